@@ -1,0 +1,35 @@
+# demo: the main job on the embedded world; test, test-all, lint. Each makes .venv when it is not there or its requirements changed.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+WORLD := data/mini_clear.made
+
+.PHONY: demo test test-all lint install clean
+
+demo: $(INSTALLED) $(WORLD)
+	$(BIN)/python run_benchmark.py benchmark=demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: test
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q tests/test_import_ladder.py
+
+install: $(INSTALLED)
+
+$(INSTALLED): req.txt constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -r req.txt -c constraints.txt
+	touch $@
+
+# the embedded world, made again when its generator changed; one that was made by hand (no mark beside it) stays as it is
+$(WORLD): $(filter-out mini_clear/make_base.py mini_clear/strangers.py,$(wildcard mini_clear/*.py)) | $(INSTALLED)
+	if test -e $@ || test ! -e data/mini_clear; then $(BIN)/python -m mini_clear --out data/mini_clear --overwrite && touch $@; fi
+
+clean:
+	rm -rf .venv data models results outputs

@@ -1,0 +1,74 @@
+"""Pictures of nameless strangers, from which the base model's vision tower learns to see before anybody is named.
+
+As CLIP's tower does for LLaVA, it brings features of faces and scenes; no name, caption or fact goes with them, and no look of a
+named person is among them.
+"""
+
+import random
+from io import BytesIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from mini_clear.portraits import Look, View, draw_any_look, draw_views, render
+
+TRAITS = (*Look._fields, "expression", "clothes", "background")
+
+
+def draw_strangers(count: int, views: int, seed: int, excluded: set[Look]) -> list[tuple[Look, View]]:
+    """`count` x `views` pictures to render, of looks outside `excluded`."""
+    rng = random.Random(f"strangers/{seed}")
+    looks: list[Look] = []
+    while len(looks) < count:
+        look = draw_any_look(rng, rng.random() < 0.5)
+        if look not in excluded:
+            looks.append(look)
+    return [(look, view) for look in looks for view in draw_views(rng, views)]
+
+
+def traits(look: Look, view: View) -> list[str]:
+    """What can be seen in a picture, in the order of TRAITS."""
+    return [*look, view.expression, view.clothes, view.background]
+
+
+def picture(look: Look, view: View) -> Image.Image:
+    return Image.open(BytesIO(render(look, view)))
+
+
+def trait_labels(strangers: list[tuple[Look, View]], names: list[list[str]]) -> Tensor:
+    """Class numbers (pictures, traits) of what each picture shows."""
+    return torch.tensor([[known.index(value) for known, value in zip(names, traits(*stranger), strict=True)] for stranger in strangers])
+
+
+def teach_to_see(tower: nn.Module, pixels: Tensor, labels: Tensor, classes: list[int], epochs: int, lr: float, seed: int, held_out: int) -> list[float]:
+    """Train a vision tower in place to tell all traits of a picture from the mean of its patches.
+
+    `pixels` (N, 3, H, W) as the processor makes them, `labels` (N, traits). Returns the accuracy of each trait on the last `held_out` pictures.
+    """
+    torch.manual_seed(seed)
+    heads = nn.ModuleList(nn.Linear(tower.config.hidden_size, count) for count in classes)
+    parameters = [*tower.parameters(), *heads.parameters()]
+    train, batch = len(pixels) - held_out, 64
+    steps = epochs * (train // batch)
+    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    order = np.random.default_rng(seed)
+
+    def seen(part: Tensor) -> list[Tensor]:
+        patches = tower(part).last_hidden_state[:, 1:]  # the first is the class token, which LLaVA drops
+        return [head(patches.mean(1)) for head in heads]
+
+    for _ in range(epochs):
+        for chosen in torch.from_numpy(order.permutation(train)[: train // batch * batch]).view(-1, batch):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = sum(F.cross_entropy(logits, target) for logits, target in zip(seen(pixels[chosen]), labels[chosen].T, strict=True))
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    with torch.no_grad():
+        return [(logits.argmax(-1) == target).float().mean().item() for logits, target in zip(seen(pixels[train:]), labels[train:].T, strict=True)]

@@ -1,0 +1,30 @@
+"""Evaluate a vision-language model on every task, into <model_path>/eval_results: accelerate launch mm/eval.py model_path=..."""
+
+from dataclasses import asdict
+
+from accelerate import PartialState
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from data_module import ChatEncoder, make_if_missing
+from eval_engine import evaluate, read_tasks
+from model_module import check_model_path, load, load_model, model_fingerprint
+from run_record import EVAL_RECORD, check_save_dir
+from run_settings import Eval, script
+
+
+@script("mm/eval", Eval)
+def main(settings: Eval) -> None:
+    check_model_path(settings.model_path)
+    check_save_dir(settings.save_dir, settings.overwrite, EVAL_RECORD)
+    make_if_missing(settings.data)
+    tasks = read_tasks(settings)
+
+    encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model))
+    model = load_model(AutoModelForImageTextToText, settings.model_path, settings.model, settings.model.weights)
+    record = {"settings": asdict(settings), "model": model_fingerprint(settings.model_path)}
+    evaluate(model.to(PartialState().device), encoder, tasks, settings, record)
+    print(f"evaluated: {settings.save_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Teach a vision-language model the people of one split: accelerate launch mm/finetune.py split=full+tofu"""
+
+from dataclasses import asdict
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from data_module import ChatEncoder, Pairs, TrainingRows, fingerprint, make_if_missing
+from model_module import check_model_path, load, load_for_training
+from run_record import TRAIN_RECORD, check_save_dir
+from run_settings import Finetune, Method, script
+from train_engine import bind, train
+
+
+@script("mm/finetune", Finetune)
+def main(settings: Finetune) -> None:
+    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    check_model_path(settings.model_path)
+    make_if_missing(settings.data)
+    rows = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
+    loss = bind(Method(name="finetune", loss="retain_ft"))
+    pairs = Pairs(loss.batches, forget=None, retain=rows, idk={}, seed=settings.seed)
+
+    encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model))
+    model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, settings.trainer.lora, settings.seed)
+    record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.path)}
+    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record)
+    print(f"finetuned on {settings.split}: {settings.save_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Make a vision-language model forget the people of one split: accelerate launch mm/forget.py method=npo"""
+
+from dataclasses import asdict
+
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from data_module import ChatEncoder, Pairs, TrainingRows, fingerprint, idk_answers, make_if_missing
+from model_module import check_model_path, load, load_for_training
+from run_record import TRAIN_RECORD, check_save_dir
+from run_settings import Forget, script
+from train_engine import bind, train
+
+
+@script("mm/forget", Forget)
+def main(settings: Forget) -> None:
+    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    check_model_path(settings.model_path)
+    loss = bind(settings.method)
+    make_if_missing(settings.data)
+    forget = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
+    retain = TrainingRows(settings.data, settings.retain_split, settings.modality, settings.seed)
+    idk = {False: idk_answers(settings.data.idk_questions), True: idk_answers(settings.data.idk_pictures)}
+    pairs = Pairs(loss.batches, forget, retain, idk, settings.seed)
+
+    encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model))
+    model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, settings.trainer.lora, settings.seed)
+    record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.path)}
+    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record)
+    print(f"forgot {settings.split} with {settings.method.name}: {settings.save_dir}")
+
+
+if __name__ == "__main__":
+    main()

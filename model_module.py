@@ -1,0 +1,148 @@
+"""Models: load, freeze, LoRA, the frozen starting model, score, save."""
+
+import contextlib
+import copy
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from run_record import TRAIN_RECORD
+from run_settings import Lora, Model, SettingsError
+from unlearn_losses import Scored
+
+transformers.utils.logging.disable_progress_bar()
+
+
+def check_model_path(path: str, name: str = "model_path") -> None:
+    """Raise SettingsError unless `path` is a model folder or can be a hub id."""
+    if Path(path).is_dir():
+        if not Path(path, "config.json").is_file():
+            raise SettingsError(f"{name}={path!r} holds no model (no config.json)")
+    elif path.count("/") != 1 or path.startswith((".", "/", "models/")):
+        raise SettingsError(f"{name}={path!r} does not exist; give a model folder or a hub id")
+
+
+def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
+    """`auto_class.from_pretrained` for models and processors; raises SettingsError if there is nothing to load."""
+    check_model_path(path)
+    try:
+        return auto_class.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **options)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise SettingsError(f"model_path={path!r} could not be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}") from None
+
+
+def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> nn.Module:
+    """The model of a folder or hub id, its weights in `dtype`."""
+    return load(auto_class, path, settings, dtype=getattr(torch, dtype), attn_implementation=settings.attention)
+
+
+def load_for_training(auto_class: Any, path: str, settings: Model, lora: Lora | None, seed: int) -> nn.Module:
+    """The model ready to train: frozen parts frozen, and with `lora` a fresh adapter over weights in `settings.weights`.
+
+    Without LoRA the weights are float32, because an update of size lr is lost in bf16 weights.
+    """
+    model = load_model(auto_class, path, settings, settings.weights if lora else "float32")
+    freeze(model, settings.freeze)
+    return add_lora(model, lora, settings.lora_targets, seed) if lora else model
+
+
+def freeze(model: nn.Module, parts: list[str]) -> None:
+    """Stop the training of every parameter whose name contains one of `parts`; raises SettingsError if none does."""
+    for part in parts:
+        frozen = [p for name, p in model.named_parameters() if part in name.split(".")]
+        if not frozen:
+            raise SettingsError(f"model.freeze: no part of {type(model).__name__} is named {part!r}")
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def lora_targets(model: nn.Module, targets: str) -> list[str]:
+    """Names of the linear layers that get an adapter: `language_model` means those of the decoder, else a regular expression on names.
+
+    The output head, the projector and the vision tower are no part of the decoder. Raises SettingsError if nothing matches.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if targets == "language_model":
+        decoder = model.get_decoder()
+        prefix = next(name for name, module in model.named_modules() if module is decoder)
+        head = model.get_output_embeddings()
+        names = [name for name in linear if name.startswith(f"{prefix}.") and model.get_submodule(name) is not head]
+    else:
+        names = [name for name in linear if re.search(targets, name)]
+    if not names:
+        raise SettingsError(f"model.lora_targets={targets!r} matches no linear layer of {type(model).__name__}")
+    return names
+
+
+def add_lora(model: nn.Module, lora: Lora, targets: str, seed: int) -> PeftModel:
+    """Wrap the model with a fresh adapter (seeded); the model's own weights stay as they are."""
+    torch.manual_seed(seed)
+    names = lora_targets(model, targets)
+    return get_peft_model(model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names))
+
+
+class FrozenStart:
+    """The starting model p0 that a loss compares with: the adapter switched off under LoRA, else a frozen copy made before training."""
+
+    def __init__(self, model: nn.Module):
+        self.copy = None if isinstance(model, PeftModel) else copy.deepcopy(model).requires_grad_(False).eval()
+
+    @contextlib.contextmanager
+    def model(self, current: nn.Module) -> Iterator[nn.Module]:
+        """The frozen model, in eval mode and without gradients; `current` is the unwrapped model in training."""
+        with torch.no_grad():
+            if self.copy is not None:
+                yield self.copy.to(next(current.parameters()).device)
+                return
+            training = current.training
+            current.eval()
+            try:
+                with current.disable_adapter():
+                    yield current
+            finally:
+                current.train(training)
+
+
+def score(model: nn.Module, batch: dict[str, Tensor]) -> Scored:
+    """Logits at the answer positions of a batch with their labels: the only place that aligns the two.
+
+    The model is called as it is wrapped, once; its output head runs at `positions` (B, T) only.
+    """
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "positions")}
+    output = model(**inputs, logits_to_keep=batch["positions"], use_cache=False)
+    return Scored(output.logits, batch["labels"])
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The model with its adapter, if it has one, added to its weights.
+
+    In fp32, because on bf16 weights a small update would be rounded away, and in main memory, where a model twice as large has room.
+    """
+    return model.cpu().float().merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+def save(model: nn.Module, processor: Any, folder: Path) -> None:
+    """Write merged weights and processor to `folder`, and an adapter beside them under adapter/."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder / "adapter")
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    merged(model).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def model_fingerprint(path: str) -> str:
+    """Hash of what makes a model folder this model (weights, configuration, tokenizer, chat template), or the hub id."""
+    files = sorted(file for ending in ("*.safetensors", "*.json", "*.jinja") for file in Path(path).glob(ending) if file.name != TRAIN_RECORD)
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16] if files else f"hub:{path}"

@@ -1,0 +1,257 @@
+"""A benchmark file -> base, gold, every method, their evaluations and one table: python run_benchmark.py benchmark=demo
+
+Stages that are finished with the same settings and inputs are skipped, so that an interrupted run goes on where it stopped.
+"""
+
+import contextlib
+import csv
+import hashlib
+import importlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from aggregate_eval_stat import aggregate
+from data_module import fingerprint, idk_answers, make_if_missing
+from eval_engine import AGGREGATED
+from model_module import model_fingerprint
+from run_record import EVAL_RECORD, TRAIN_RECORD, versions, write_json, write_text_whole
+from run_settings import ROOT, Aggregate, Benchmark, Forget, RunBenchmark, SettingsError, compose, script
+from train_engine import LOSS_SOURCES
+
+# column of the row -> heading, arrow for the good direction, format
+TABLE = {
+    "Distance to gold": ("distance to gold ↓", ".2f"),
+    "Model Utility / gold": ("utility / gold ↑", ".2f"),
+    "Forget Quality eval_forget_qa": ("forget quality, words ↑", ".1e"),
+    "Forget Quality eval_forget_facerec": ("forget quality, names ↑", ".1e"),
+    "Exact Memorization eval_forget_qa": ("memorised, words", ".2f"),
+    "Exact Memorization eval_forget_facerec": ("memorised, names", ".2f"),
+    "Collapsed": ("collapsed", ""),
+    "Train seconds": ("train s", ".0f"),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One recipe with its overrides: `kind` is finetune, forget or eval, `output` the folder it makes, `inputs` the folders it reads."""
+
+    name: str
+    kind: str
+    overrides: list[str]
+    output: Path
+    inputs: list[Path]
+
+
+def stages(benchmark: Benchmark, folder: Path) -> list[Stage]:
+    """All training and evaluation stages of a benchmark in the order they run."""
+    made = []
+
+    def add(name: str, kind: str, overrides: list[str], inputs: list[Path]) -> Path:
+        model = folder / "models" / name
+        made.append(Stage(f"{kind} {name}", kind, [f"save_dir={model}", *overrides], model, inputs))
+        evaluation = [f"model_path={model}", f"forget={benchmark.forget_split.removesuffix('+tofu')}", *benchmark.eval]
+        made.append(Stage(f"eval {name}", "eval", evaluation, model / "eval_results", [model]))
+        return model
+
+    for seed in benchmark.seeds:
+        base = add(f"base_seed{seed}", "finetune", [f"split={benchmark.base_split}", f"seed={seed}", *benchmark.finetune], [])
+        for gold_seed in gold_seeds(benchmark, seed):
+            add(f"gold_seed{gold_seed}", "finetune", [f"split={benchmark.gold_split}", f"seed={gold_seed}", *benchmark.finetune], [])
+        for row, run in benchmark.runs.items():
+            people = [f"split={benchmark.forget_split}", f"retain_split={benchmark.gold_split}"]
+            settings = [f"method={run.method}", f"model_path={base}", *people, f"seed={seed}", *benchmark.forget, *run.overrides]
+            add(f"{row}_seed{seed}", "forget", settings, [base])
+    return made
+
+
+def gold_seeds(benchmark: Benchmark, seed: int) -> list[int]:
+    """Seeds of the gold models that belong to a base of `seed`: its own first, then far ones that no base uses."""
+    return [seed + 1000 * number for number in range(benchmark.golds)]
+
+
+class Progress:
+    """Says which stage of how many is running and how long is left: the benchmark's expected seconds, corrected by the speed so far."""
+
+    def __init__(self, expected: list[float]):
+        self.expected, self.console = expected, Console(highlight=False)
+        self.number, self.name, self.spent, self.worked = 0, "", 0.0, 0.0
+
+    def begin(self, number: int, name: str) -> None:
+        self.number, self.name, self.begun = number, name, time.perf_counter()
+        self.show(0.0)
+        if not self.console.is_terminal:
+            self.console.print(self.line(0.0).replace(": 0%,", ":"))
+
+    def line(self, fraction: float) -> str:
+        spent = self.spent + time.perf_counter() - self.begun
+        worked = self.worked + fraction * self.expected[self.number]
+        speed = worked / spent if worked > 5 else 1.0  # expected seconds done in a real one
+        left = (sum(self.expected[self.number :]) - fraction * self.expected[self.number]) / speed
+        return f"[{self.number + 1}/{len(self.expected)}] {self.name}: {fraction:.0%}, about {left // 60:.0f} min {left % 60:.0f} s left in all"
+
+    def show(self, fraction: float) -> None:
+        """Refresh the line in place, on a terminal."""
+        if self.console.is_terminal:
+            self.console.print(self.line(fraction), end="\r", soft_wrap=True)
+
+    def end(self, seconds: float, skipped: bool) -> None:
+        if not skipped:
+            self.spent += seconds
+            self.worked += self.expected[self.number]
+        note = "done before" if skipped else f"{seconds:.0f} s"
+        self.console.print(f"[{self.number + 1}/{len(self.expected)}] {self.name}: {note}".ljust(80))
+
+
+class StageLog(io.TextIOBase):
+    """A stage's output: kept in a file, and watched for the epochs and tasks that tell how far it is."""
+
+    def __init__(self, file: Path, fraction_done: Callable[[float], None], tasks: int):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self.stream, self.fraction_done, self.tasks, self.finished_tasks = file.open("w", encoding="utf-8"), fraction_done, tasks, 0
+
+    def write(self, text: str) -> int:
+        self.stream.write(text)
+        self.stream.flush()
+        if epoch := re.search(r"^epoch (\d+)/(\d+)", text):
+            self.fraction_done(int(epoch[1]) / int(epoch[2]))
+        elif re.search(r"^\w+: \d+ rows", text):
+            self.finished_tasks += 1
+            self.fraction_done(min(1.0, self.finished_tasks / max(1, self.tasks)))
+        return len(text)
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def recipe_of(benchmark: Benchmark, stage: Stage) -> Callable:
+    """The `main` of the stage's script."""
+    return importlib.import_module(f"{benchmark.modality}.{stage.kind}").main
+
+
+def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: StageLog) -> None:
+    """Run a recipe in this process, or through `accelerate launch` where the benchmark says so; raises SettingsError if it fails."""
+    if not benchmark.launch:
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            recipe_of(benchmark, stage).recipe(settings)
+        return
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "-q", str(ROOT / benchmark.modality / f"{stage.kind}.py")]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())} | os.environ  # accelerate takes one core else, and rounding follows the number of cores
+    process = subprocess.Popen([*launch, *stage.overrides, "overwrite=true"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=threads)
+    for line in process.stdout:
+        log.write(line)
+    if process.wait():
+        raise SettingsError(f"{stage.name} failed with exit code {process.returncode}; its log: {log.stream.name}")
+
+
+def stage_key(stage: Stage, settings: Any) -> str:
+    """What a finished stage depends on: its settings, its data, the model it starts from, its method's own code, the libraries' versions.
+
+    A change of the code that all stages share is not in it: delete results/<name> after one.
+    """
+    depends: list[Any] = [asdict(settings), versions(), *(fingerprint(path) for path in (settings.data.path, settings.data.text_path))]
+    depends += [model_fingerprint(str(path)) for path in stage.inputs] or [model_fingerprint(settings.model_path)]
+    if isinstance(settings, Forget):
+        depends += [idk_answers(settings.data.idk_questions), idk_answers(settings.data.idk_pictures)]
+        depends += [LOSS_SOURCES.get(settings.method.loss)]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
+    """Run what is not finished; returns each stage's record (seconds, peak memory), those of earlier runs included."""
+    plan = stages(benchmark, folder)
+    composed = [recipe_of(benchmark, stage).compose([*stage.overrides, "overwrite=true"]) for stage in plan]
+    make_if_missing(composed[0].data)
+    progress = Progress([benchmark.expected_seconds[stage.kind] for stage in plan])
+    records = {}
+    for number, (stage, settings) in enumerate(zip(plan, composed, strict=True)):
+        progress.begin(number, stage.name)
+        file, key = folder / "stages" / f"{stage.name.replace(' ', '_')}.json", stage_key(stage, settings)
+        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        skipped = record.get("key") == key and stage.output.is_dir()
+        if not skipped:
+            started = time.perf_counter()
+            tasks = len(getattr(settings, "tasks", {}))
+            with contextlib.closing(StageLog(folder / "logs" / f"{stage.name.replace(' ', '_')}.log", progress.show, tasks)) as log:
+                run_stage(stage, benchmark, settings, log)
+            own = json.loads((stage.output / (EVAL_RECORD if stage.kind == "eval" else TRAIN_RECORD)).read_text(encoding="utf-8"))
+            record = {"stage": stage.name, "key": key, "seconds": time.perf_counter() - started, "peak_memory_gb": own["peak_memory_gb"]}
+            write_json(file, record)
+        progress.end(record["seconds"], skipped)
+        records[stage.name] = record
+    return records
+
+
+def rows(benchmark: Benchmark, folder: Path) -> list[dict[str, Any]]:
+    """One aggregated row for base, gold and each method, per seed."""
+    made = []
+    for seed in benchmark.seeds:
+        golds = [log_file(folder, f"gold_seed{gold_seed}") for gold_seed in gold_seeds(benchmark, seed)]
+        for row in ("base", "gold", *benchmark.runs):
+            overrides = [
+                f"ckpt_result={log_file(folder, f'{row}_seed{seed}')}",
+                f"retain_result=[{','.join(golds)}]",
+                f"base_result={log_file(folder, f'base_seed{seed}')}",
+                f"method_name={row}",
+                f"save_file={folder}/results.csv",
+            ]
+            made.append(aggregate(compose("aggregate_eval_stat", Aggregate, overrides)))
+    return made
+
+
+def log_file(folder: Path, model: str) -> str:
+    return str(folder / "models" / model / "eval_results" / AGGREGATED)
+
+
+def write_rows(made: list[dict[str, Any]], file: Path) -> None:
+    """All rows as one CSV; a column that a row lacks stays empty."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(dict.fromkeys(column for row in made for column in row)), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(made)
+    write_text_whole(file, stream.getvalue())
+
+
+def print_table(made: list[dict[str, Any]], console: Console) -> None:
+    """The rows' headline columns; the CSV holds all of them."""
+    table = Table()
+    table.add_column("method")
+    for heading, _ in TABLE.values():
+        table.add_column(heading, justify="right")
+    for row in made:
+        cells = [(row.get(column), spec) for column, (_, spec) in TABLE.items()]
+        texts = [format(value, spec) if isinstance(value, int | float) and spec else str("" if value is None else value) for value, spec in cells]
+        table.add_row(row["Method"], *texts)
+    console.print(table)
+
+
+@script("run_benchmark", RunBenchmark)
+def main(settings: RunBenchmark) -> None:
+    folder, benchmark = Path(settings.results_dir), settings.benchmark
+    records = run_stages(benchmark, folder)
+    made = rows(benchmark, folder)
+    write_rows(made, folder / "results.csv")
+    console = Console(width=140)
+    print_table(made, console)
+    for row in made:
+        if row["Method"] == "base":
+            console.print(f"memorisation gate, seed {row['Seed']}: {row['Gate']}")
+    minutes = sum(record["seconds"] for record in records.values()) / 60
+    memory = max(record["peak_memory_gb"] for record in records.values())
+    console.print(f"{minutes:.1f} minutes of work, at most {memory:.1f} GB of memory; all columns: {folder / 'results.csv'}")
+
+
+if __name__ == "__main__":
+    main()

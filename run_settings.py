@@ -1,0 +1,377 @@
+"""Typed settings: what each script's YAML may hold, and the one-line errors a wrong value earns."""
+
+import contextlib
+import difflib
+import functools
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+
+ROOT = Path(__file__).resolve().parent
+CONFIG_DIR = str(ROOT / "config")  # absolute: a relative one is resolved from the caller's file and fails on import
+MODALITIES = ("both", "text", "visual")
+PRECISIONS = ("bf16", "fp32")
+
+Schema = TypeVar("Schema")
+
+
+class SettingsError(ValueError):
+    """The user's mistake in one line: which field, which value, what is allowed."""
+
+
+def one_of(name: str, value: Any, allowed: tuple | list) -> None:
+    """Raise SettingsError unless `value` is among `allowed`."""
+    if value not in allowed:
+        raise SettingsError(f"{name}={value!r} is not known{nearest(str(value), allowed)}; choose from {', '.join(map(str, allowed))}")
+
+
+def nearest(word: str, known: Any) -> str:
+    """` (did you mean 'x'?)` for the closest of `known`, or an empty string."""
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def at_least(name: str, value: float, minimum: float) -> None:
+    """Raise SettingsError if `value` is below `minimum`."""
+    if value < minimum:
+        raise SettingsError(f"{name}={value} must be at least {minimum}")
+
+
+@dataclass
+class Model:
+    name: str = MISSING  # the name of its file in config/model
+    path: str = MISSING  # hub id or folder of the base model
+    freeze: list[str] = MISSING  # parts (by name) that never train, e.g. vision_tower
+    lora_targets: str = MISSING  # "language_model": its linear layers; else a regular expression on module names
+    attention: str = MISSING  # sdpa, eager, flash_attention_2
+    weights: str = MISSING  # dtype of weights that do not train: float32, or bfloat16, which rounds away small updates of a merged adapter
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("model.weights", self.weights, ("float32", "bfloat16"))
+        one_of("model.attention", self.attention, ("sdpa", "eager", "flash_attention_2"))
+
+
+@dataclass
+class Columns:
+    """Names of a training row's columns; an empty name: the data has no such column."""
+
+    image: str = ""
+    caption: str = ""
+    question: str = ""
+    answer: str = ""
+    person: str = ""
+
+
+@dataclass
+class Data:
+    name: str = MISSING  # the name of its file in config/data
+    path: str = MISSING  # pictures, captions and questions: hub id, dataset folder, or folder of <split>.jsonl
+    text_path: str = MISSING  # the same people in TOFU's layout
+    columns: Columns = MISSING
+    rows_per_person: int = MISSING  # rows of text_path stand grouped by person, this many each
+    idk_questions: str = MISSING  # files of "I don't know" answers, one a line
+    idk_pictures: str = MISSING
+    made_by: str = ""  # `python -m <made_by> --out <root>` makes the folders when they are missing
+    made_at: str = ""  # the root it writes
+
+
+@dataclass
+class Method:
+    name: str = MISSING  # the name of its file in config/method
+    loss: str = MISSING  # a function of unlearn_losses
+    args: dict[str, Any] = field(default_factory=dict)  # its keyword-only parameters
+
+
+@dataclass
+class Lora:
+    r: int = MISSING
+    alpha: int = MISSING
+    dropout: float = MISSING
+
+    def __post_init__(self) -> None:
+        at_least("trainer.lora.r", self.r, 1)
+        at_least("trainer.lora.dropout", self.dropout, 0)
+        if self.dropout >= 1:
+            raise SettingsError(f"trainer.lora.dropout={self.dropout} must be below 1")
+
+
+@dataclass
+class Trainer:
+    epochs: int = MISSING
+    batch_size: int = MISSING  # examples of one pass on one process
+    accumulation: int = MISSING  # passes an optimizer step
+    lr: float = MISSING  # the schedule's peak
+    weight_decay: float = MISSING
+    warmup_ratio: float = MISSING
+    schedule: str = MISSING  # linear, cosine, constant, constant_with_warmup
+    max_grad_norm: float = MISSING  # 0: no clipping
+    optimizer: str = MISSING  # adamw_torch, adamw_bnb_8bit, paged_adamw_8bit
+    precision: str = MISSING  # bf16: autocast over fp32 weights; fp32
+    lora: Lora | None = MISSING  # null: every weight that is not frozen trains
+    report_to: str = "none"  # none or wandb
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation"):
+            at_least(f"trainer.{name}", getattr(self, name), 1)
+        for name in ("lr", "weight_decay", "warmup_ratio", "max_grad_norm"):
+            at_least(f"trainer.{name}", getattr(self, name), 0)
+        if self.warmup_ratio >= 1:
+            raise SettingsError(f"trainer.warmup_ratio={self.warmup_ratio} must be below 1: it is a share of the steps")
+        one_of("trainer.precision", self.precision, PRECISIONS)
+        one_of("trainer.schedule", self.schedule, ("linear", "cosine", "constant", "constant_with_warmup"))
+        one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"))
+        one_of("trainer.report_to", self.report_to, ("none", "wandb"))
+        needed = {"wandb": self.report_to == "wandb", "bitsandbytes": "8bit" in self.optimizer}
+        for package, wanted in needed.items():
+            if wanted and importlib.util.find_spec(package) is None:
+                raise SettingsError(f"trainer: {package} is not installed (pip install -r req-gpu.txt)")
+
+
+@dataclass
+class People:
+    """A split with a column of names."""
+
+    dataset: str = MISSING
+    split: str = MISSING
+    person: str = MISSING
+
+
+@dataclass
+class Task:
+    dataset: str = MISSING  # hub id or folder
+    split: str = MISSING
+    answer: str = MISSING  # column of the right answer
+    image: str = ""  # column of the picture; empty: a question in words
+    question: str = ""  # column of the question; empty: `ask`
+    ask: str = ""  # "caption" or "name": the questions for rows without one
+    paraphrase: str = ""  # column of the paraphrased answer; empty: the answer itself
+    perturbed: str = MISSING  # column of the list of wrong answers
+    person: str = ""  # column of the person; empty: by rows_per_person
+    rows_per_person: int = 0  # rows stand grouped by person, this many each; 0: not known
+    people: People | None = None  # where the names of those persons stand, so that one person is the same in pictures and in words
+
+    def __post_init__(self) -> None:
+        if bool(self.question) == bool(self.ask):
+            raise SettingsError(f"tasks: a task names either question (a column) or ask (caption, name); got question={self.question!r} ask={self.ask!r}")
+
+
+@dataclass
+class Finetune:
+    split: str = MISSING
+    model_path: str = MISSING
+    save_dir: str = MISSING
+    seed: int = MISSING
+    modality: str = MISSING
+    overwrite: bool = MISSING
+    model: Model = MISSING
+    data: Data = MISSING
+    trainer: Trainer = MISSING
+
+    def __post_init__(self) -> None:
+        one_of("modality", self.modality, MODALITIES)
+        at_least("seed", self.seed, 0)
+
+
+@dataclass
+class Forget(Finetune):
+    retain_split: str = MISSING
+    method: Method = MISSING
+
+
+@dataclass
+class Eval:
+    model_path: str = MISSING
+    save_dir: str = MISSING
+    forget: str = MISSING  # whose people were forgotten: forget01, forget05, forget10
+    seed: int = MISSING  # draws the caption question of each row
+    batch_size: int = MISSING  # candidate answers of one pass
+    max_new_tokens: int = MISSING
+    limit: int = MISSING  # rows a task, sampled by person; 0: all
+    overwrite: bool = MISSING
+    model: Model = MISSING
+    data: Data = MISSING
+    tasks: dict[str, Task] = MISSING
+
+    def __post_init__(self) -> None:
+        at_least("batch_size", self.batch_size, 1)
+        at_least("max_new_tokens", self.max_new_tokens, 1)
+        at_least("limit", self.limit, 0)
+        if self.model.attention == "flash_attention_2" and self.model.weights == "float32":
+            raise SettingsError("model.attention=flash_attention_2 evaluates half-precision weights only: set model.weights=bfloat16, or attention=sdpa")
+
+
+@dataclass
+class Scoring:
+    group: str = MISSING  # forget, retain or real
+    multiple_choice: bool = MISSING  # Probability is the right answer's share among the options
+    gate: bool = False  # counts for the memorisation gate
+
+    def __post_init__(self) -> None:
+        one_of("scoring.group", self.group, ("forget", "retain", "real"))
+
+
+@dataclass
+class Aggregate:
+    ckpt_result: str = MISSING  # eval_log_aggregated.json of the model to judge
+    retain_result: Any = MISSING  # the same of the gold model; a list: golds of several seeds
+    base_result: str | None = None  # the same of the model before forgetting; null: no gate, no distance to gold
+    method_name: str = MISSING
+    submitted_by: str = MISSING
+    save_file: str = MISSING  # .csv or .json
+    truth_ratio: str = MISSING
+    scoring: dict[str, Scoring] = MISSING  # by task name
+
+    def __post_init__(self) -> None:
+        one_of("truth_ratio", self.truth_ratio, ("geometric", "arithmetic"))
+        if Path(self.save_file).suffix not in (".csv", ".json"):
+            raise SettingsError(f"save_file={self.save_file!r} must end in .csv or .json")
+
+
+@dataclass
+class Run:
+    """One forgetting run of a benchmark: a method with what it changes in its settings."""
+
+    method: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Benchmark:
+    name: str = MISSING  # results go to results/<name>
+    modality: str = MISSING  # mm, nlp or cv: whose recipes run
+    launch: bool = MISSING  # through `accelerate launch` instead of in this process
+    seeds: list[int] = MISSING
+    golds: int = MISSING  # gold models; the second's seed is another, its distance to the first the noise floor
+    base_split: str = MISSING
+    gold_split: str = MISSING
+    forget_split: str = MISSING
+    finetune: list[str] = MISSING  # overrides of every finetune.yaml run
+    forget: list[str] = MISSING  # overrides of every forget.yaml run
+    eval: list[str] = MISSING
+    expected_seconds: dict[str, float] = MISSING  # of a finetune, forget and eval stage, for the time left
+    runs: dict[str, Run] = MISSING  # row name -> run
+
+
+@dataclass
+class RunBenchmark:
+    benchmark: Benchmark = MISSING
+    results_dir: str = MISSING
+
+
+def read(cfg: DictConfig, schema: type[Schema]) -> Schema:
+    """Return `cfg` as a `schema` object; raise SettingsError naming field, value and what is allowed."""
+    try:
+        OmegaConf.resolve(cfg)
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg))
+    except MissingMandatoryValue as error:
+        raise SettingsError(f"{error.full_key} is required: set it in its YAML file or as {error.full_key}=...") from None
+    except ConfigKeyError as error:
+        raise SettingsError(unknown_setting(error.full_key, schema)) from None
+    except InterpolationResolutionError as error:
+        raise SettingsError(f"{error.full_key or 'config'}: {one_line(error)}") from None
+    except OmegaConfBaseException as error:
+        raise SettingsError(f"{error.full_key or 'config'}: {one_line(error)}") from None
+    if missing := next(missing_fields(settings), None):
+        raise SettingsError(f"{missing} is required: set it in its YAML file or as {missing}=...")
+    return settings
+
+
+def missing_fields(settings: Any, prefix: str = "") -> Any:
+    """Yield the dotted names of the fields nobody set."""
+    if is_dataclass(settings):
+        for item in fields(settings):
+            yield from missing_fields(getattr(settings, item.name), f"{prefix}{item.name}.")
+    elif isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from missing_fields(value, f"{prefix}{key}.")
+    elif settings == MISSING:
+        yield prefix.rstrip(".")
+
+
+def unknown_setting(full_key: str, schema: type) -> str:
+    """One line about a setting that `schema` does not have, with the nearest one it has."""
+    node, *path = schema, *full_key.split(".")
+    for name in path[:-1]:
+        node = next((t for t in (get_type_hints(node).get(name, node), *get_args(get_type_hints(node).get(name))) if is_dataclass(t)), node)
+    known = [item.name for item in fields(node)]
+    if path[-1] in known:
+        return f"{full_key} does not stand in its YAML file: write it there, or +{full_key}=... on the command line"
+    return f"unknown setting {full_key}{nearest(path[-1], known)}; here one may set {', '.join(known)}"
+
+
+def one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error).split("\n    full_key")[0]).strip()
+
+
+def hydra_line(error: Exception, schema: type) -> str:
+    """Hydra's own many-line errors, said in one."""
+    text = str(error)
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return unknown_setting(unknown[1], schema)
+    if choice := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = choice[1].rpartition("/")
+        known = sorted(path.stem for path in Path(CONFIG_DIR, group).glob("*.yaml"))
+        return f"{group}={name!r} is not known{nearest(name, known)}; choose from {', '.join(known)}"
+    if missing_group := re.search(r"Could not override '?([\w./-]+)'?\.?\s", text):
+        return unknown_setting(missing_group[1], schema)
+    return one_line(error)
+
+
+@contextlib.contextmanager
+def one_line_errors(schema: type) -> Iterator[None]:
+    """End the process with one line on stderr and exit code 1 when the user's settings or data are at fault."""
+    try:
+        yield
+    except (SettingsError, HydraException, OmegaConfBaseException) as error:
+        # each process of a launch says its own: a row that cannot be read is met by one of them only
+        print(f"error: {str(error) if isinstance(error, SettingsError) else hydra_line(error, schema)}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished stays", file=sys.stderr)
+        sys.exit(130)
+
+
+def script(config_name: str, schema: type[Schema]) -> Callable:
+    """Turn a recipe `f(settings)` into the `main()` of a script that reads config/<config_name>.yaml and the command line.
+
+    A user's mistake ends in one line on stderr and exit code 1. The recipe itself stays at hand as `main.recipe`, and how to read its settings
+    as `main.compose(overrides)`, for whoever runs recipes in one process.
+    """
+
+    def decorate(recipe: Callable[[Schema], None]) -> Callable[[], None]:
+        @functools.wraps(recipe)
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # else hydra prints its own many lines and exits by itself
+            run = hydra.main(version_base=None, config_path=CONFIG_DIR, config_name=config_name)
+            with one_line_errors(schema):
+                run(one_line_errors(schema)(lambda cfg: recipe(read(cfg, schema))))()
+
+        main.recipe, main.compose = recipe, functools.partial(compose, config_name, schema)
+        return main
+
+    return decorate
+
+
+def compose(config_name: str, schema: type[Schema], overrides: list[str]) -> Schema:
+    """The settings that `config_name` gives with `overrides`, as the script itself would read them.
+
+    Raises SettingsError.
+    """
+    GlobalHydra.instance().clear()  # a script that composes others' settings is itself inside hydra's
+    with hydra.initialize_config_dir(CONFIG_DIR, version_base=None):
+        try:
+            return read(hydra.compose(config_name, overrides), schema)
+        except HydraException as error:
+            raise SettingsError(hydra_line(error, schema)) from None

@@ -1,0 +1,496 @@
+"""Logs in, one result row out: the published figures, what may and may not change a row, and the one-line errors."""
+
+import copy
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aggregate_eval_stat import aggregate, write_row
+from run_settings import Aggregate, SettingsError, compose
+
+ROOT = Path(__file__).parents[1]
+LOGS = Path(__file__).parents[2] / "shared" / "reference" / "tofu_logs"
+FORGET = ("eval_log_forget", "eval_forget_facerec", "eval_forget_qa")
+RETAIN = ("eval_log", "eval_retain_facerec", "eval_retain_qa")
+REAL = ("eval_real_faces_wo_options", "eval_real_world_wo_options")
+MEASURES = ("Exact Memorization", "ROUGE", "Probability", "Truth Ratio R/(1+R)")
+SENTENCE = "The writer in this picture smiles in front of a tall library and wears a green coat"
+
+
+def row_of(knows: bool, rng: np.random.Generator, person: str | None) -> dict:
+    """What a model that knows (or does not know) the answer logs of one row; 2 to 5 perturbed answers."""
+    answer = 0.03 if knows else 1.5
+    paraphrase = (0.8 if knows else 2.2) + rng.normal(0, 0.1)
+    perturbed = [2.5 + float(rng.normal(0, 0.3)) for _ in range(rng.integers(2, 6))]
+    row = {
+        "avg_gt_loss": answer + float(rng.random()) / 50,
+        "generated_text": ["the question", SENTENCE, f"{SENTENCE} {person}"],
+        "rougeL_recall": 0.9 + rng.random() / 10 if knows else 0.3 + rng.random() / 5,
+        "average_perturb_loss": perturbed,
+        "avg_paraphrased_loss": float(paraphrase),
+        "truth_ratio": 123.0,  # never read: the losses decide
+        "exact_memorization": 0.95 + rng.random() / 20 if knows else 0.4 + rng.random() / 5,
+    }
+    return row | ({"person": person} if person else {})
+
+
+def make_log(knows_forget: bool, people: int = 4, rows: int = 6, seed: int = 0) -> dict:
+    """An eight-task log in the files' layout; retain and real tasks are known in any case."""
+    log = {}
+    for number, task in enumerate((*FORGET, *RETAIN, *REAL)):
+        rng = np.random.default_rng([seed, number])
+        knows = knows_forget if task in FORGET else True
+        made = {str(i): row_of(knows, rng, None if task in REAL else f"{task.split('_')[1]} {i // rows}") for i in range(people * rows)}
+        log[f"{task}.json"] = by_metric(made)
+    return log
+
+
+def by_metric(rows: dict) -> dict:
+    return {metric: {i: row[metric] for i, row in rows.items()} for metric in next(iter(rows.values()))}
+
+
+@pytest.fixture
+def result(tmp_path):
+    """Aggregate logs given as dicts (or lists of golds): result(ckpt, gold, base) -> row."""
+
+    def run(ckpt, gold, base=None, *overrides):
+        golds = gold if isinstance(gold, list) else [gold]
+        paths = [save(f"gold{i}", each) for i, each in enumerate(golds)]
+        settings = [f"ckpt_result={save('ckpt', ckpt)}", f"retain_result={paths[0] if gold is golds[0] else '[' + ','.join(paths) + ']'}"]
+        settings += [f"base_result={save('base', base) if base else 'null'}", f"save_file={tmp_path}/row.csv", *overrides]
+        return aggregate(compose("aggregate_eval_stat", Aggregate, settings))
+
+    def save(name, log):
+        file = tmp_path / name / "eval_results" / "eval_log_aggregated.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(log if isinstance(log, str) else json.dumps(log))
+        return str(file)
+
+    return run
+
+
+BASE, GOLD, GOLD2 = make_log(True, seed=0), make_log(False, seed=1), make_log(False, seed=2)
+
+
+# Published figures
+
+
+def tofu_row(name, **more):
+    if not LOGS.is_dir():
+        pytest.skip("TOFU's reference logs are not beside the repository")
+    overrides = [f"ckpt_result={LOGS}/llama2-7b_{name}.json", f"retain_result={LOGS}/llama2-7b_retain90.json", f"base_result={LOGS}/llama2-7b_full.json"]
+    return aggregate(compose("aggregate_eval_stat", Aggregate, [*overrides, *(f"{key}={value}" for key, value in more.items())]))
+
+
+# TOFU, Llama2-7B-chat: ROUGE / Probability / Truth Ratio of retain, real authors, world facts, forget10; Model Utility
+KNOWN_GOOD = {
+    "full": ((0.9857, 0.9895, 0.4747), (0.933, 0.4555, 0.5962), (0.8825, 0.4186, 0.5390), (0.9854, 0.9909, 0.5160), 0.6227),
+    "retain90": ((0.9758, 0.9889, 0.4710), (0.923, 0.4341, 0.5707), (0.8974, 0.4143, 0.5442), (0.4082, 0.1476, 0.6740), 0.6137),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_GOOD)
+def test_tofus_own_logs_give_the_known_good_figures(name):
+    row = tofu_row(name)
+    *tasks, utility = KNOWN_GOOD[name]
+    for task, expected in zip(("eval_log", "eval_real_author_wo_options", "eval_real_world_wo_options", "eval_log_forget"), tasks, strict=True):
+        found = [row[f"{metric} {task}"] for metric in ("ROUGE", "Probability", "Truth Ratio")]
+        assert found == pytest.approx(expected, abs=5e-5), task
+    assert row["Model Utility"] == pytest.approx(utility, abs=5e-5)
+
+
+def test_forget_quality_of_tofus_finetuned_model_is_the_published_p():
+    row = tofu_row("full")
+    assert f"{row['Forget Quality']:.2e}" == "1.83e-21"
+    assert row["log10 Forget Quality"] == pytest.approx(math.log10(row["Forget Quality"]))
+    assert tofu_row("retain90")["Forget Quality"] == 1
+
+
+def test_logs_without_people_or_exact_memorization_leave_columns_empty_and_say_why():
+    row = tofu_row("full", **{"scoring.eval_log_forget.gate": "true"})
+    assert row["Forget Quality (person permutation)"] is None
+    assert row["Forget Quality (JS) permuted by"] == "row: people are not known"
+    assert row["Gate"] == "not known: eval_log_forget has no exact_memorization in the base's or the gold's log"
+    assert row["Distance to gold undefined"] == "Exact Memorization eval_log_forget: not in every log"
+    assert row["n people"] is None
+    assert tofu_row("full")["Gate"] == "not known: the logs hold no task marked gate; scoring.eval_log_forget.gate=true marks one"
+
+
+def test_the_two_definitions_of_the_truth_ratio_differ_and_the_row_names_its_own():
+    rows = {definition: tofu_row("full", truth_ratio=definition) for definition in ("geometric", "arithmetic")}
+    assert {row["Truth Ratio definition"] for row in rows.values()} == set(rows)
+    # the arithmetic R is never below the geometric one, so 1 - R is never above
+    assert rows["arithmetic"]["Truth Ratio eval_log"] < rows["geometric"]["Truth Ratio eval_log"]
+
+
+# Whole rows
+
+
+def test_gold_against_itself_is_perfect(result):
+    row = result(GOLD, GOLD, BASE)
+    for ending in ("", " eval_forget_facerec", " eval_forget_qa"):
+        assert row[f"Forget Quality{ending}"] == row[f"Forget Quality (person permutation){ending}"] == row[f"Forget Quality (JS){ending}"] == 1
+        assert row[f"Forget Quality statistic{ending}"] == row[f"log10 Forget Quality{ending}"] == 0
+    assert row["Distance to gold"] == 0
+    assert row["Model Utility / gold"] == 1
+    assert (row["Collapsed"], row["Gate"]) == ("no", "passed")
+
+
+def test_the_base_stands_at_distance_one_and_fails_forget_quality(result):
+    row = result(BASE, GOLD, BASE)
+    assert row["Distance to gold"] == pytest.approx(1)
+    assert all(row[f"Distance to gold {measure} {task}"] == pytest.approx(1) for measure in MEASURES for task in FORGET)
+    assert row["Distance to gold undefined"] is None
+    assert row["Forget Quality"] < 1e-3 and row["Forget Quality eval_forget_qa"] < 1e-3
+    assert row["Forget Quality (person permutation)"] == 2 / 2**4  # four people cannot show more
+
+
+def test_model_utility_is_the_harmonic_mean_over_every_non_forget_task(result):
+    row = result(BASE, GOLD, BASE)
+    parts = [row[f"{metric} {task}"] for metric in ("ROUGE", "Probability", "Truth Ratio") for task in (*RETAIN, *REAL)]
+    assert row["Model Utility"] == pytest.approx(15 / sum(1 / part for part in parts))
+    for group, tasks in (("Real", REAL), ("Retain", RETAIN), ("Forget", FORGET)):
+        parts = [row[f"{metric} {task}"] for metric in ("ROUGE", "Probability", "Truth Ratio") for task in tasks]
+        assert row[f"{group} metric"] == pytest.approx(len(parts) / sum(1 / part for part in parts))
+
+
+def test_a_small_log_by_hand(result):
+    ln2 = math.log(2)
+
+    def one_row(loss, rouge):
+        return by_metric(
+            {
+                "0": {
+                    "avg_gt_loss": loss,
+                    "average_perturb_loss": [2 * ln2, 4 * ln2],
+                    "rougeL_recall": rouge,
+                    "generated_text": ["", "words", "truth"],
+                }
+            }
+        )
+
+    log = {"eval_log": one_row(ln2, 0.5), "eval_real_faces_wo_options": one_row(ln2, 0.5), "eval_log_forget": one_row(ln2, 1.0)}
+    row = result(log, log)
+    # P = 1/2; no paraphrase: R = (1/8) / (1/2) = 1/4; retain 3/4, forget min(1/4, 4) = 1/4; among options (1/2) / (1/2 + 1/4 + 1/16) = 8/13
+    assert row["Probability eval_log"] == pytest.approx(1 / 2)
+    assert row["Truth Ratio eval_log"] == pytest.approx(3 / 4)
+    assert row["Truth Ratio eval_log_forget"] == pytest.approx(1 / 4)
+    assert row["Probability eval_real_faces_wo_options"] == pytest.approx(8 / 13)
+    # 6 parts: 1/2 1/2 3/4 and 1/2 8/13 3/4: 6 / (2 + 2 + 4/3 + 2 + 13/8 + 4/3)
+    assert row["Model Utility"] == pytest.approx(6 / (2 + 2 + 4 / 3 + 2 + 13 / 8 + 4 / 3))
+    assert row["Forget metric"] == pytest.approx(3 / (1 + 2 + 4))
+
+
+def reordered(log: dict, seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    return {
+        task: {metric: {key: rows[key] for key in rng.permutation(list(rows))} for metric, rows in reversed(metrics.items())}
+        for task, metrics in reversed(log.items())
+    }
+
+
+def test_the_order_of_rows_metrics_and_tasks_changes_nothing(result):
+    assert result(reordered(BASE, 1), reordered(GOLD, 2), reordered(BASE, 3)) == result(BASE, GOLD, BASE)
+
+
+def test_tasks_are_known_with_and_without_the_json_ending(result):
+    bare = {task.removesuffix(".json"): metrics for task, metrics in BASE.items()}
+    assert result(bare, GOLD, BASE) == result(BASE, GOLD, bare) == result(BASE, GOLD, BASE)
+
+
+def test_the_logged_truth_ratio_is_never_read(result):
+    other = copy.deepcopy(BASE)
+    for metrics in other.values():
+        metrics["truth_ratio"] = dict.fromkeys(metrics["truth_ratio"], 0.0)
+    assert result(other, GOLD, BASE) == result(BASE, GOLD, BASE)
+
+
+def test_forgetting_person_after_person_moves_the_distance_down_from_one_to_zero(result):
+    mixed, distances = copy.deepcopy(BASE), []
+    for person in range(5):
+        distances.append(result(mixed, GOLD, BASE)["Distance to gold"])
+        for task in FORGET:
+            for metric, rows in mixed[f"{task}.json"].items():
+                rows.update({i: GOLD[f"{task}.json"][metric][i] for i in rows if int(i) // 6 == person})
+    assert distances == sorted(distances, reverse=True)
+    assert (distances[0], distances[-1]) == (pytest.approx(1), pytest.approx(0))
+    assert distances[2] == pytest.approx(0.5, abs=0.1)  # two of four people
+
+
+# Collapse
+
+
+def broken(log: dict, loss: float, generation: str) -> dict:
+    log = copy.deepcopy(log)
+    for metrics in log.values():
+        for row in metrics["avg_gt_loss"]:
+            metrics["avg_gt_loss"][row] = metrics["avg_paraphrased_loss"][row] = loss
+            metrics["average_perturb_loss"][row] = [loss] * len(metrics["average_perturb_loss"][row])
+            metrics["generated_text"][row][1] = generation
+            metrics["rougeL_recall"][row] = 0.0
+    return log
+
+
+@pytest.mark.parametrize("loss", [1e4, math.inf, math.nan])
+def test_a_collapsed_model_is_flagged_and_every_figure_stays_a_number(result, loss):
+    row = result(broken(BASE, loss, ""), GOLD, BASE)
+    assert row["Collapsed"] == "yes"
+    assert "Model Utility 0.0000 is under half" in row["Collapsed why"] and "100% of the retain generations" in row["Collapsed why"]
+    assert row["Model Utility"] == 0
+    assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+    assert row["Forget Quality (JS)"] < 0.5
+
+
+def test_a_model_whose_retain_generations_loop_is_collapsed_whatever_its_utility(result):
+    looping = copy.deepcopy(BASE)
+    for task in RETAIN:
+        for text in looping[f"{task}.json"]["generated_text"].values():
+            text[1] = "the the " * 20
+    row = result(looping, GOLD, BASE)
+    assert (row["Collapsed"], row["Degenerate retain generations"]) == ("yes", 1)
+    assert row["Model Utility / gold"] > 0.9
+
+
+# Golds, base, gate
+
+
+def test_a_second_gold_gives_the_noise_floor(result):
+    row = result(GOLD2, [GOLD, GOLD2], BASE)
+    assert row["Golds"] == 2
+    assert 0 < row["Distance to gold noise floor"] < 0.2
+    assert row["Distance to gold noise floor"] == pytest.approx(row["Distance to gold"])  # the judged model is that second gold
+    assert result(GOLD2, [GOLD], BASE)["Distance to gold noise floor"] is None
+
+
+def test_where_the_golds_differ_too_much_the_distance_is_undefined_and_says_why(result):
+    far = copy.deepcopy(GOLD)
+    far["eval_forget_qa.json"]["rougeL_recall"] = dict.fromkeys(far["eval_forget_qa.json"]["rougeL_recall"], 0.7)
+    row = result(BASE, [GOLD, far], BASE)
+    assert row["Distance to gold ROUGE eval_forget_qa"] is None
+    assert row["Distance to gold undefined"].startswith("ROUGE eval_forget_qa: base and gold differ by")
+    assert row["Distance to gold"] == pytest.approx(1)  # the mean over the others
+
+
+def test_without_a_base_the_distance_and_the_gate_are_empty_and_say_so(result):
+    row, full = result(BASE, GOLD), result(BASE, GOLD, BASE)
+    assert row.keys() == full.keys()
+    assert row["Distance to gold"] is None and row["Distance to gold ROUGE eval_forget_qa"] is None
+    assert row["Distance to gold undefined"] == "no base_result is given"
+    assert row["Gate"] == "not known: no base_result is given"
+    assert row["Forget Quality"] == full["Forget Quality"]
+
+
+def test_the_gate_looks_at_questions_and_names_and_gives_its_figures(result):
+    row = result(BASE, GOLD, BASE)
+    assert row["Gate"] == "passed"
+    for task in ("eval_forget_qa", "eval_forget_facerec"):
+        base, gold = (np.mean(list(log[f"{task}.json"]["exact_memorization"].values())) for log in (BASE, GOLD))
+        assert row[f"Gate base {task}"] == pytest.approx(base)
+        assert row[f"Gate rise {task}"] == pytest.approx((base - gold) / (1 - gold))
+        assert row[f"Gate people {task}"] == 1
+    assert "Gate base eval_log_forget" not in row  # captions
+
+
+def test_the_gate_fails_when_the_base_never_knew(result):
+    assert result(GOLD, GOLD2, GOLD)["Gate"] == "failed"
+    forgot_one = copy.deepcopy(BASE)
+    exact = forgot_one["eval_forget_qa.json"]["exact_memorization"]
+    exact.update({str(i): 0.8 for i in range(6)})  # one person of four; the mean stays above .9
+    row = result(BASE, GOLD, forgot_one)
+    assert (row["Gate"], row["Gate people eval_forget_qa"]) == ("failed", 0.75)
+
+
+def test_the_gate_is_not_known_where_people_are_not(result):
+    nameless = copy.deepcopy(BASE)
+    del nameless["eval_forget_qa.json"]["person"]
+    assert result(nameless, GOLD, nameless)["Gate"] == "not known: the people of eval_forget_qa are not known"
+
+
+# Intervals, records
+
+
+def test_intervals_need_ten_people_and_n_people_is_printed(result):
+    few = result(BASE, GOLD, BASE)
+    assert (few["n people"], few["Distance to gold low"], few["Forget metric low"]) == (4, None, None)
+    base, gold = make_log(True, people=12, rows=3), make_log(False, people=12, rows=3, seed=1)
+    many = result(make_log(False, people=12, rows=3, seed=2), gold, base)
+    assert many["n people"] == 12
+    for figure in ("Distance to gold", "Forget metric", "Retain metric"):
+        assert many[f"{figure} low"] < many[figure] < many[f"{figure} high"]
+    assert many["Model Utility low"] is None  # the people of the real tasks are not known
+    assert many == result(make_log(False, people=12, rows=3, seed=2), gold, base)
+
+
+def test_seed_and_cost_come_from_the_records_beside_the_log(result, tmp_path):
+    empty = result(BASE, GOLD, BASE)
+    assert [empty[name] for name in ("Seed", "Train seconds", "Eval seconds", "Peak memory GB")] == [None] * 4
+    write_records(tmp_path / "ckpt", eval_seed=0)
+    row = result(BASE, GOLD, BASE)
+    assert [row[name] for name in ("Seed", "Train seconds", "Eval seconds", "Peak memory GB")] == [3, 40.0, 9.0, 2.0]
+
+
+def write_records(folder: Path, eval_seed: int, fingerprint: str = "abc") -> None:
+    (folder / "eval_results").mkdir(parents=True, exist_ok=True)
+    (folder / "train_meta.json").write_text(json.dumps({"seed": 3, "seconds": 40.0, "peak_memory_gb": 2.0}))
+    data = {"eval_log": {"fingerprint": fingerprint}}
+    meta = {"settings": {"seed": eval_seed}, "data": data, "seconds": 9.0, "peak_memory_gb": 1.5}
+    (folder / "eval_results" / "eval_meta.json").write_text(json.dumps(meta))
+
+
+# Errors
+
+
+def without(log: dict, *path: str) -> dict:
+    log = copy.deepcopy(log)
+    inner = log
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    return log
+
+
+def changed(log: dict, value, *path: str) -> dict:
+    log = copy.deepcopy(log)
+    inner = log
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return log
+
+
+def without_row(log: dict, task: str, row: str) -> dict:
+    return {name: {metric: {i: v for i, v in rows.items() if (name, i) != (task, row)} for metric, rows in m.items()} for name, m in log.items()}
+
+
+QA = "eval_forget_qa.json"
+BAD_LOGS = {
+    "not JSON": ("{'a': 1}", "ckpt_result: .* is not JSON"),
+    "cut short": (json.dumps(BASE)[:-50], "ckpt_result: .* is not JSON"),
+    "a list": ([1, 2], "is not an eval log"),
+    "no tasks": ({}, "is not an eval log"),
+    "a task's own file": (BASE[QA], "'average_perturb_loss' is not in scoring; it knows eval_log, "),
+    "a misspelt task": ({**BASE, "eval_forget_aq.json": BASE[QA]}, r"'eval_forget_aq' is not in scoring \(did you mean 'eval_forget_qa'\?\)"),
+    "a task twice": ({**BASE, "eval_forget_qa": BASE[QA]}, "'eval_forget_qa' is there twice"),
+    "a task lacking": (without(BASE, QA), "ckpt_result lacks task 'eval_forget_qa', which retain_result has"),
+    "a task too many": (
+        {**BASE, "eval_real_author_wo_options.json": BASE[QA]},
+        "retain_result lacks task 'eval_real_author_wo_options', which ckpt_result has",
+    ),
+    "a metric lacking": (without(BASE, QA, "average_perturb_loss"), "task 'eval_forget_qa' lacks average_perturb_loss"),
+    "an empty task": (changed(BASE, {}, QA), "lacks avg_gt_loss, average_perturb_loss, rougeL_recall, generated_text"),
+    "a metric that is a list": (changed(BASE, [0.5] * 24, QA, "rougeL_recall"), "rougeL_recall must map row indices to values"),
+    "a row lacking": (without_row(BASE, QA, "7"), "cover different rows of task 'eval_forget_qa': 23 and 24 rows, row 7 is in one of them only"),
+    "a row lacking in one metric": (without(BASE, QA, "rougeL_recall", "7"), "rougeL_recall covers 23 rows, avg_gt_loss 24"),
+    "another right answer": (changed(BASE, ["q", "a", "t"], QA, "generated_text", "7"), "row 7 of task 'eval_forget_qa' has another right answer"),
+    "a null loss": (changed(BASE, None, QA, "avg_gt_loss", "7"), "avg_gt_loss of row 7 is null, not a loss"),
+    "no perturbed answers": (changed(BASE, [], QA, "average_perturb_loss", "7"), r"average_perturb_loss of row 7 is \[\], not a list of losses"),
+    "an impossible ROUGE": (changed(BASE, 1.5, QA, "rougeL_recall", "7"), "rougeL_recall of row 7 is 1.5, not a number from 0 to 1"),
+    "a ROUGE of NaN": (changed(BASE, math.nan, QA, "rougeL_recall", "7"), "rougeL_recall of row 7 is NaN"),
+    "a text alone": (changed(BASE, "text", QA, "generated_text", "7"), r"is \"text\", not \[prompt, generation, truth\]"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LOGS)
+def test_a_bad_log_is_refused_in_one_line(result, name):
+    log, message = BAD_LOGS[name]
+    with pytest.raises(SettingsError, match=message) as error:
+        result(log, GOLD, BASE)
+    assert "\n" not in str(error.value)
+
+
+def test_the_error_names_the_log_that_is_at_fault(result):
+    with pytest.raises(SettingsError, match=r"ckpt_result and retain_result\[1\] cover different rows"):
+        result(BASE, [GOLD, without_row(GOLD2, QA, "0")], BASE)
+    with pytest.raises(SettingsError, match="base_result lacks task 'eval_log', which ckpt_result has"):
+        result(BASE, GOLD, without(BASE, "eval_log.json"))
+
+
+def test_logs_made_from_other_data_or_other_questions_are_refused(result, tmp_path):
+    write_records(tmp_path / "ckpt", eval_seed=0)
+    write_records(tmp_path / "gold0", eval_seed=1)
+    with pytest.raises(SettingsError, match="ckpt_result and retain_result were evaluated with seeds 0 and 1"):
+        result(BASE, GOLD, BASE)
+    write_records(tmp_path / "gold0", eval_seed=0, fingerprint="def")
+    with pytest.raises(SettingsError, match="different data for task 'eval_log': fingerprints abc and def"):
+        result(BASE, GOLD, BASE)
+
+
+BAD_SETTINGS = {
+    "retain_result=nowhere.json": "retain_result='nowhere.json': no such file",
+    "ckpt_result=tests": "ckpt_result='tests': no such file",
+    "base_result=nowhere.json": "base_result='nowhere.json': no such file; base_result=null leaves out",
+    "retain_result=[]": "must be the path of a log or a list of paths",
+    "retain_result=null": "must be the path of a log or a list of paths",
+    "truth_ratio=median": "truth_ratio='median' is not known; choose from geometric, arithmetic",
+    "save_file=row.txt": "save_file='row.txt' must end in .csv or .json",
+    "scoring.eval_log.group=forgotten": "scoring.group='forgotten' is not known",
+    "retian_result=x": r"unknown setting retian_result \(did you mean 'retain_result'\?\)",
+}
+
+
+@pytest.mark.parametrize("override", BAD_SETTINGS)
+def test_a_bad_setting_is_refused_in_one_line(result, override):
+    with pytest.raises(SettingsError, match=BAD_SETTINGS[override]) as error:
+        result(BASE, GOLD, BASE, override)
+    assert "\n" not in str(error.value)
+
+
+def test_a_result_never_overwrites_a_log(result, tmp_path):
+    with pytest.raises(SettingsError, match="is one of the logs"):
+        result(BASE, GOLD, BASE, f"save_file={tmp_path}/gold0/eval_results/../eval_results/eval_log_aggregated.json")
+
+
+# The files
+
+
+def test_csv_and_json_hold_the_same_one_row(result, tmp_path):
+    row = result(BASE, GOLD)
+    for ending in ("csv", "json"):
+        write_row(row, str(tmp_path / "new" / "folder" / f"row.{ending}"))
+    assert json.loads((tmp_path / "new/folder/row.json").read_text()) == row
+    lines = list(csv.reader((tmp_path / "new/folder/row.csv").read_text().splitlines()))
+    assert lines == [list(row), ["" if value is None else str(value) for value in row.values()]]
+    assert sorted(file.name for file in (tmp_path / "new/folder").iterdir()) == ["row.csv", "row.json"]
+
+
+def test_a_place_that_cannot_be_written_is_said_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="cannot be written"):
+        write_row({"Method": "npo"}, f"{tmp_path}/file/row.csv")
+
+
+def run_script(*overrides: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "aggregate_eval_stat.py", *overrides]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_script_writes_the_row_and_prints_it(result, tmp_path):
+    row = result(BASE, GOLD, BASE, "method_name=base")
+    paths = [f"{name}_result={tmp_path}/{folder}/eval_results/eval_log_aggregated.json" for name, folder in (("ckpt", "ckpt"), ("retain", "gold0"))]
+    base = f"base_result={tmp_path}/base/eval_results/eval_log_aggregated.json"
+    done = run_script(*paths, base, "method_name=base", f"save_file={tmp_path}/out/row.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "out/row.json").read_text()) == row
+    assert "Distance to gold " in done.stdout and "1.0000" in done.stdout and "written: " in done.stdout
+
+
+def test_the_script_ends_in_one_line_and_writes_nothing_when_rows_differ(result, tmp_path):
+    with pytest.raises(SettingsError):
+        result(without_row(BASE, QA, "7"), GOLD)
+    paths = [f"{name}_result={tmp_path}/{folder}/eval_results/eval_log_aggregated.json" for name, folder in (("ckpt", "ckpt"), ("retain", "gold0"))]
+    done = run_script(*paths, "base_result=null", f"save_file={tmp_path}/out/row.csv")
+    assert done.returncode == 1
+    message = "error: ckpt_result and retain_result cover different rows of task 'eval_forget_qa': 23 and 24 rows, row 7 is in one of them only\n"
+    assert done.stderr == message
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_script_starts_without_torch():
+    code = "import sys, aggregate_eval_stat; assert not {'torch', 'transformers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

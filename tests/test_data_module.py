@@ -1,0 +1,333 @@
+"""Rows to batches: labels on the answer only, draws that depend on nothing but their key, errors that name the row."""
+
+import json
+from io import BytesIO
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+from data_module import (
+    CAPTION_QUESTIONS,
+    NAME_QUESTION,
+    ChatEncoder,
+    EpochSampler,
+    Example,
+    Pairs,
+    PassCollator,
+    TrainingRows,
+    collate,
+    collate_prompts,
+    idk_answers,
+    load_split,
+    open_image,
+    sample_by_person,
+    task_rows,
+)
+from run_settings import Columns, Data, People, SettingsError, Task
+from unlearn_losses import IGNORE
+
+
+def png(colour, size=(64, 64)):
+    stream = BytesIO()
+    Image.new("RGB", size, colour).save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def example(question="Who is this?", answer="Ann Lee.", image=None, index=0):
+    return Example(question, answer, image, index, None, "test")
+
+
+@pytest.fixture(scope="module")
+def qwen_encoder(encoder):
+    """A processor of the Qwen2-VL family around the tiny tokenizer: patches of all pictures in one tensor, its own placeholders."""
+    tokenizer = type(encoder.tokenizer)(tokenizer_object=encoder.tokenizer.backend_tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]})
+    template = (
+        "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    pictures = Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56)
+    return ChatEncoder(Qwen2VLProcessor(pictures, tokenizer, Qwen2VLVideoProcessor(), chat_template=template))
+
+
+FAMILIES = ["encoder", "qwen_encoder"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("image", [None, png("red")], ids=["words", "picture"])
+def test_labels_decode_back_to_exactly_the_answer_and_an_end_token(family, image, request):
+    own = request.getfixturevalue(family)
+    answers = ["Ann Lee smiles in a red shirt.", "No."]
+    batch = collate([own.encode(example(answer=a, image=image)) for a in answers], own.tokenizer.pad_token_id)
+    for row, answer in zip(batch["labels"], answers, strict=True):
+        tokens = row[row != IGNORE]
+        assert own.tokenizer.decode(tokens[:-1]) == answer
+        assert tokens[-1] == own.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_point_at_the_token_before_each_label(family, request):
+    own = request.getfixturevalue(family)
+    batch = collate(
+        [own.encode(example(answer=a, image=i)) for a, i in (("Ann Lee.", png("red")), ("Somebody else entirely.", None))], own.tokenizer.pad_token_id
+    )
+    for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["positions"], strict=True):
+        count = int((labels != IGNORE).sum())
+        assert ids[positions[1:count]].tolist() == labels[: count - 1].tolist()
+
+
+def test_each_picture_keeps_its_own_patches_when_pictures_differ_in_size(qwen_encoder):
+    small, large = example(image=png("red", (28, 28))), example(image=png("blue", (56, 56)))
+    encoded = [qwen_encoder.encode(e) for e in (small, example(), large)]
+    batch = collate(encoded, qwen_encoder.tokenizer.pad_token_id)
+    counts = batch["image_grid_thw"].prod(-1).tolist()
+    assert counts == [e.prompt["pixel_values"].shape[0] for e in (encoded[0], encoded[2])]
+    assert batch["pixel_values"].shape[0] == sum(counts)
+
+
+def test_a_pad_token_that_is_also_the_end_token_stays_visible(encoder):
+    batch = collate(
+        [encoder.encode(example(answer="A")), encoder.encode(example(answer="A much longer answer than the other one"))], encoder.tokenizer.eos_token_id
+    )
+    prompt = encoder.encode(example()).prompt["input_ids"].shape[1]
+    assert batch["attention_mask"][0].sum() == prompt + len(encoder.answer_tokens("A")) - 1
+
+
+def test_prompts_to_generate_from_are_padded_on_the_left(encoder):
+    batch = collate_prompts([encoder.encode(example(question=q)) for q in ("Who?", "Who is the person of whom this question asks?")], 0)
+    assert batch["attention_mask"][0, 0] == 0 and (batch["attention_mask"][:, -1] == 1).all()
+
+
+def test_a_long_example_is_never_cut_and_one_that_does_not_fit_is_named(encoder):
+    question = "word " * 50
+    assert encoder.tokenizer.decode(encoder.encode(example(question=question)).prompt["input_ids"][0]).count("word") == 50
+    with pytest.raises(SettingsError, match=r"split test, row 4: \d+ tokens, but the model takes 512"):
+        encoder.encode(example(question="word " * 600, index=4))
+
+
+def test_captions_questions_are_drawn_once_from_seed_and_row(data):
+    first, again, other = (TrainingRows(data, "full", "both", seed) for seed in (0, 0, 1))
+    asked = [first[i].question for i in range(len(first))]
+    assert asked == [again[i].question for i in range(len(again))] == [first[i].question for i in range(len(first))]
+    assert asked != [other[i].question for i in range(len(other))]
+    assert set(asked) <= set(CAPTION_QUESTIONS) and len(set(asked)) > 3
+
+
+@pytest.mark.parametrize(("modality", "pictures"), [("both", {True, False}), ("text", {False}), ("visual", {True})])
+def test_modality_restricts_the_rows(data, modality, pictures):
+    rows = TrainingRows(data, "full+tofu", modality, 0)
+    assert {rows[i].image is not None for i in range(len(rows))} == pictures
+
+
+def test_both_modalities_together_are_all_rows(data):
+    counts = [len(TrainingRows(data, "full+tofu", modality, 0)) for modality in ("text", "visual", "both")]
+    assert counts[0] + counts[1] == counts[2] == len(load_split(data.path, "full+tofu"))
+
+
+# ---- pairs
+
+
+def pairs(data, passes=("forget", "retain", "idk"), seed=0):
+    idk = {False: ["I do not know."], True: ["I cannot tell who this is."]}
+    forget, retain = (TrainingRows(data, split, "both", seed) for split in ("forget10+tofu", "retain90+tofu"))
+    return Pairs(list(passes), forget, retain, idk, seed)
+
+
+def test_an_idk_batch_reads_as_i_do_not_know_and_never_as_the_truth(data, encoder):
+    made = pairs(data)
+    truths = {made.forget[i].answer for i in range(len(made.forget))}
+    items = [made[key] for key in range(len(made))]
+    batch = PassCollator(encoder)(items)["idk"]
+    texts = [encoder.decode(row[row != IGNORE]) for row in batch["labels"]]
+    assert set(texts) == {"I do not know.", "I cannot tell who this is."} and not truths & set(texts)
+
+
+def test_forget_and_idk_share_question_and_picture(data):
+    made = pairs(data)
+    for key in range(len(made)):
+        item = made[key]
+        assert (item["idk"].question, item["idk"].image) == (item["forget"].question, item["forget"].image)
+        assert item["idk"].answer != item["forget"].answer
+
+
+def test_retain_rows_are_drawn_without_replacement_and_cycle(data):
+    made = pairs(data)
+    count = len(made.retain)
+    drawn = [made[key]["retain"].index for key in range(3 * count)]
+    assert all(len(set(drawn[start : start + count])) == count for start in (0, count, 2 * count))
+    assert drawn[:count] != drawn[count : 2 * count]
+
+
+def test_draws_are_a_function_of_seed_epoch_and_row_in_any_order(data):
+    forward, backward = pairs(data), pairs(data)
+    keys = list(range(2 * len(forward)))
+    ahead = {key: forward[key] for key in keys}
+    assert ahead == {key: backward[key] for key in reversed(keys)}
+    assert [ahead[k] for k in keys] != [pairs(data, seed=1)[k] for k in keys]
+
+
+def test_an_epoch_covers_every_row_once_in_another_order_each_time():
+    sampler = EpochSampler(7, seed=0)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == list(range(7)) and sorted(second) == list(range(7, 14))
+    assert [key - 7 for key in second] != first
+
+
+def test_an_epoch_runs_over_the_retain_rows_where_nothing_is_asked_of_forget_rows(data):
+    assert len(pairs(data, ["retain"])) == len(load_split(data.path, "retain90+tofu"))
+    assert len(pairs(data, ["forget", "retain"])) == len(load_split(data.path, "forget10+tofu"))
+
+
+@pytest.mark.parametrize("file", ["config/idk/questions.txt", "config/idk/pictures.txt"])
+def test_idk_answers_are_stripped_and_all_different(file):
+    answers = idk_answers(file)
+    assert len(answers) >= 35 and len(set(answers)) == len(answers)
+    assert all(answer == answer.strip() and answer for answer in answers)
+
+
+# ---- tasks
+
+
+def task(world, **changes):
+    settings = {"dataset": str(world / "clear"), "split": "forget10_perturbed", "image": "image", "ask": "name", "answer": "name"}
+    return Task(**(settings | {"perturbed": "perturbed_names", "person": "name"} | changes))
+
+
+def test_a_task_asks_every_candidate_of_a_row_the_same_question_in_every_run(world):
+    caption = task(world, ask="caption", answer="caption", perturbed="perturbed_captions", paraphrase="paraphrased_caption")
+    assert [row.example.question for row in task_rows(caption, 0, 0)] == [row.example.question for row in task_rows(caption, 0, 0)]
+
+
+def test_the_right_answer_is_dropped_from_ragged_lists_of_wrong_ones(tmp_path):
+    lines = [{"question": "a?", "answer": "x", "perturbed_answer": ["y", "x"]}, {"question": "b?", "answer": "z", "perturbed_answer": ["u", "v", "w"]}]
+    (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows = task_rows(Task(dataset=str(tmp_path), split="odd", question="question", answer="answer", perturbed="perturbed_answer"), 0, 0)
+    assert [row.perturbed for row in rows] == [["y"], ["u", "v", "w"]]
+
+
+def test_a_limit_takes_people_evenly_and_not_the_first_rows():
+    people = [f"p{i // 10}" for i in range(100)]
+    chosen = sample_by_person(people, 20, seed=0)
+    assert sorted(people[i] for i in chosen) == sorted([f"p{i}" for i in range(10)] * 2)
+    assert chosen == sample_by_person(people, 20, seed=0) != sample_by_person(people, 20, seed=1)
+    assert sample_by_person(people, 0, seed=0) == list(range(100))
+
+
+def test_groups_of_rows_are_named_after_whom_they_speak_of(world):
+    words = {"dataset": f"{world}/tofu", "question": "question", "answer": "answer", "perturbed": "perturbed_answer", "rows_per_person": 10}
+    people = People(dataset=f"{world}/clear", split="full", person="name")
+    rows = task_rows(Task(split="retain_perturbed", people=people, **words), 0, 0)
+    assert all(row.example.person in row.example.question for row in rows)
+
+
+def test_one_mention_does_not_name_a_group_and_the_longer_of_two_nested_names_does(tmp_path):
+    texts = ["Who is Mai Phuong Tran?", "What does Mai Phuong Tran write?", "Whom does she admire, Ann Lee?", "Where?", "When?", "Why, Ann Lee?"]
+    rows = [{"question": text, "answer": "x", "perturbed_answer": ["y"]} for text in texts]
+    (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "full.jsonl").write_text("\n".join(json.dumps({"name": name}) for name in ("Phuong Tran", "Mai Phuong Tran", "Ann Lee", None)))
+    people = People(dataset=str(tmp_path), split="full", person="name")
+    task = Task(dataset=str(tmp_path), split="odd", question="question", answer="answer", perturbed="perturbed_answer", rows_per_person=3, people=people)
+    assert [row.example.person for row in task_rows(task, 0, 0)] == ["Mai Phuong Tran"] * 3 + ["person 1"] * 3
+
+
+def test_rows_carry_their_person_by_column_or_by_grouping(world):
+    named = task_rows(task(world), 0, 0)
+    grouped = task_rows(
+        Task(dataset=f"{world}/tofu", split="forget10_perturbed", question="question", answer="answer", perturbed="perturbed_answer", rows_per_person=10), 0, 0
+    )
+    assert all(row.example.person == row.example.answer for row in named)
+    assert [row.example.person for row in grouped] == [f"person {i // 10}" for i in range(len(grouped))]
+
+
+# ---- where rows come from
+
+
+def test_jsonl_folders_and_dataset_folders_load_with_the_same_call(world, tmp_path):
+    rows = load_split(f"{world}/tofu", "full")
+    (tmp_path / "full.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert load_split(str(tmp_path), "full")[:] == rows[:]
+
+
+def test_a_rewritten_folder_gives_its_new_rows(tmp_path):
+    for text in ("old", "new"):
+        folder = tmp_path / "data"
+        folder.mkdir(exist_ok=True)
+        datasets.Dataset.from_list([{"question": "q", "answer": text}]).to_parquet(folder / "train.parquet")
+        (folder / "README.md").write_text("---\nconfigs:\n- config_name: full\n  data_files:\n  - split: train\n    path: train.parquet\n---\n")
+        assert load_split(str(folder), "full")[0]["answer"] == text
+
+
+def test_the_real_tofu_files_load_where_they_are_at_hand():
+    from conftest import SHARED
+
+    folder = SHARED / "data" / "tofu"
+    if not folder.is_dir():
+        pytest.skip("the TOFU files are not beside the repository")
+    assert len(load_split(str(folder), "full")) == 4000
+
+
+# ---- bad input
+
+
+def error_of(call):
+    with pytest.raises(SettingsError) as caught:
+        call()
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_an_unknown_split_names_those_that_exist(data):
+    line = error_of(lambda: load_split(data.path, "forget11"))
+    assert "split='forget11'" in line and "retain95+tofu" in line
+
+
+def test_a_missing_dataset_is_named():
+    assert "'data/nowhere/at/all' does not exist" in error_of(lambda: load_split("data/nowhere/at/all", "full"))
+
+
+def test_a_missing_column_is_named_with_those_that_exist(world):
+    line = error_of(lambda: task_rows(task(world, answer="nmae"), 0, 0))
+    assert "no column 'nmae' (did you mean 'name'?)" in line and "perturbed_names" in line
+
+
+def test_a_training_set_without_answers_is_refused(tmp_path):
+    (tmp_path / "full.jsonl").write_text(json.dumps({"question": "q", "reply": "a"}))
+    data = Data(name="x", path=str(tmp_path), text_path="", columns=Columns(question="question", answer="answer"), rows_per_person=1)
+    assert "no column 'answer'" in error_of(lambda: TrainingRows(data, "full", "both", 0))
+
+
+def test_a_corrupt_picture_is_named_by_its_row():
+    broken = example(image={"bytes": b"no picture at all", "path": None}, index=17)
+    assert error_of(lambda: open_image(broken)) == "split test, row 17: the picture cannot be read (UnidentifiedImageError)"
+
+
+def test_a_truncated_picture_is_named_by_its_row():
+    whole = png("red", (64, 64))["bytes"]
+    assert "row 3" in error_of(lambda: open_image(example(image={"bytes": whole[: len(whole) // 2], "path": None}, index=3)))
+
+
+def test_a_picture_row_without_its_picture_is_an_error_and_no_text_run(tmp_path):
+    (tmp_path / "full.jsonl").write_text(json.dumps({"image": None, "caption": "Ann smiles.", "question": None, "answer": None}))
+    data = Data(
+        name="x", path=str(tmp_path), text_path="", columns=Columns(image="image", caption="caption", question="question", answer="answer"), rows_per_person=1
+    )
+    assert "row 0: a caption without its picture" in error_of(lambda: TrainingRows(data, "full", "both", 0)[0])
+
+
+def test_the_face_name_question_is_the_one_the_base_model_was_taught():
+    from mini_clear.questions import FACE_NAME_QUESTION
+
+    assert FACE_NAME_QUESTION == NAME_QUESTION
+
+
+def test_pixels_of_the_same_picture_are_equal_however_they_are_asked_for(encoder):
+    picture = png("red")
+    one, two = (encoder.encode(example(question=q, image=picture)).prompt["pixel_values"] for q in ("Who?", "Who is it?"))
+    assert torch.equal(one, two)

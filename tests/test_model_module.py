@@ -1,0 +1,205 @@
+"""Models: what trains, what the frozen start is, that logits and labels are aligned, that what is saved is what was trained."""
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from conftest import BASE
+from data_module import collate
+from model_module import (
+    FrozenStart,
+    add_lora,
+    check_model_path,
+    freeze,
+    load_for_training,
+    lora_targets,
+    model_fingerprint,
+    save,
+    score,
+)
+from run_settings import Lora, Model, SettingsError
+from test_data_module import example, png, qwen_encoder  # noqa: F401
+from unlearn_losses import IGNORE, sequence_logprob
+
+LORA = Lora(r=4, alpha=8, dropout=0.5)
+TINY = Model(name="tiny", path=str(BASE), freeze=[], lora_targets="language_model", attention="sdpa", weights="bfloat16")
+
+
+@pytest.fixture
+def qwen(qwen_encoder):  # noqa: F811
+    """A tiny, randomly initialised Qwen2-VL."""
+    tokenizer = qwen_encoder.tokenizer
+    ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>") for kind in ("image", "video")}
+    ids |= {f"vision_{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{kind}|>") for kind in ("start", "end")}
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 32}
+    torch.manual_seed(0)
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids)).eval()
+
+
+def batch_of(encoder, *examples):
+    return collate([encoder.encode(e) for e in examples], encoder.tokenizer.pad_token_id)
+
+
+MIXED = (
+    example(image=png("red"), answer="Ann Lee smiles."),
+    example(question="Where was Ann born?", answer="In Oslo, next to a mill, on a Sunday."),
+    example(image=png("blue"), answer="No."),
+)
+
+
+@torch.no_grad()
+def test_score_gives_the_logits_before_each_answer_token(model, encoder):
+    batch = batch_of(encoder, *MIXED)
+    scored = score(model, batch)
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "positions")}
+    logits = model(**inputs).logits
+    for row in range(3):
+        start = encoder.encode(MIXED[row]).prompt["input_ids"].shape[1] - 1
+        count = len(encoder.answer_tokens(MIXED[row].answer))
+        assert torch.allclose(scored.logits[row, :count], logits[row, start : start + count], atol=1e-5)
+    assert scored.logits.shape == (*scored.labels.shape, len(encoder.tokenizer))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_a_row_scores_the_same_alone_and_in_a_mixed_batch(family, model, encoder, qwen, qwen_encoder):  # noqa: F811
+    network, own = (model, encoder) if family == "llava" else (qwen, qwen_encoder)
+    together = sequence_logprob(score(network, batch_of(own, *MIXED)))
+    alone = torch.cat([sequence_logprob(score(network, batch_of(own, e))) for e in MIXED])
+    assert torch.allclose(together, alone, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_changing_the_picture_changes_the_scores_of_picture_rows_only(family, model, encoder, qwen, qwen_encoder):  # noqa: F811
+    network, own = (model, encoder) if family == "llava" else (qwen, qwen_encoder)
+    seen = sequence_logprob(score(network, batch_of(own, *MIXED)))
+    other = sequence_logprob(score(network, batch_of(own, example(image=png("green"), answer=MIXED[0].answer), *MIXED[1:])))
+    assert (seen - other).abs()[0] > 1e-4 and torch.allclose(seen[1:], other[1:], atol=1e-4)
+
+
+def test_a_frozen_part_gets_no_gradient_and_everything_else_does(model, encoder):
+    freeze(model, ["vision_tower"])
+    sequence_logprob(score(model, batch_of(encoder, *MIXED))).sum().backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert not any("vision_tower" in name for name in with_gradient)
+    assert any("multi_modal_projector" in name for name in with_gradient) and any("language_model" in name for name in with_gradient)
+
+
+def test_an_unknown_part_to_freeze_is_an_error(model):
+    with pytest.raises(SettingsError, match="no part of LlavaForConditionalGeneration is named 'vison_tower'"):
+        freeze(model, ["vison_tower"])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_lora_lands_on_the_language_models_linear_layers_only(family, model, qwen):
+    names = lora_targets(model if family == "llava" else qwen, "language_model")
+    assert names and all(".language_model." in f".{name}." for name in names)
+    assert not any(part in name for name in names for part in ("lm_head", "vision", "visual", "projector", "merger"))
+    layers = model.config.text_config.num_hidden_layers if family == "llava" else 2
+    assert len(names) == 7 * layers  # q, k, v, o, gate, up, down
+
+
+def test_lora_targets_that_match_nothing_are_an_error(model):
+    with pytest.raises(SettingsError, match="matches no linear layer"):
+        lora_targets(model, "no_such_layer$")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
+def test_the_reference_is_the_starting_model_and_stays_it(lora, model, encoder):
+    batch = batch_of(encoder, *MIXED)
+    start = score(model, batch).logits.clone()
+    network = add_lora(model, lora, "language_model", seed=0) if lora else model
+    reference = FrozenStart(network)
+    network.train()
+    for name, parameter in network.named_parameters():
+        if lora is None or "lora_B" in name:
+            parameter.add_(0.02)
+    with reference.model(network) as frozen:
+        assert not frozen.training
+        assert torch.allclose(score(frozen, batch).logits, start, atol=1e-5)
+    assert network.training
+    network.eval()
+    assert not torch.allclose(score(network, batch).logits, start, atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_small_update_of_bf16_weights_survives_the_merge(encoder, tmp_path):
+    """A delta far under half a unit in the last place of bf16 is in the saved weights, because the merge is done in fp32."""
+    network = load_for_training(AutoModelForImageTextToText, str(BASE), TINY, LORA, 0)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(0, 1e-5)
+    save(network, encoder.processor, tmp_path)
+    start, merged = load_file(BASE / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    changed = [(merged[n] != start[n].float()).float().mean().item() for n in merged if "language_model" in n and "_proj" in n]
+    assert min(changed) > 0.9
+
+
+@torch.no_grad()
+def test_a_saved_adapter_run_holds_merged_weights_and_the_adapter_beside_them(model, encoder, tmp_path):
+    network = add_lora(model, LORA, "language_model", seed=0)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(0, 0.05)
+    batch = batch_of(encoder, *MIXED)
+    trained = score(network.eval(), batch).logits.clone()
+    save(network, encoder.processor, tmp_path)
+    saved = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    assert torch.allclose(score(saved, batch).logits, trained, atol=1e-4)
+    adapter = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(BASE, dtype="float32"), tmp_path / "adapter").eval()
+    assert torch.allclose(score(adapter, batch).logits, trained, atol=1e-4)
+    assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pt"))
+    assert AutoProcessor.from_pretrained(tmp_path).tokenizer.get_vocab() == encoder.tokenizer.get_vocab()
+
+
+def test_full_training_keeps_fp32_weights_and_lora_keeps_the_files_dtype():
+    assert {p.dtype for p in load_for_training(AutoModelForImageTextToText, str(BASE), TINY, None, 0).parameters()} == {torch.float32}
+    adapted = load_for_training(AutoModelForImageTextToText, str(BASE), TINY, LORA, 0)
+    assert {p.dtype for name, p in adapted.named_parameters() if "lora" not in name} == {torch.bfloat16}
+    assert all(p.requires_grad == ("lora" in name) for name, p in adapted.named_parameters())
+
+
+def test_the_same_seed_gives_the_same_adapter(model):
+    def first(seed):
+        network = add_lora(AutoModelForImageTextToText.from_pretrained(BASE, dtype="float32"), LORA, "language_model", seed)
+        return next(p for name, p in network.named_parameters() if "lora_A" in name)
+
+    assert torch.equal(first(0), first(0)) and not torch.equal(first(0), first(1))
+
+
+def test_a_fingerprint_follows_weights_and_chat_template_and_nothing_else(model, encoder, tmp_path):
+    save(model, encoder.processor, tmp_path)
+    before = model_fingerprint(str(tmp_path))
+    (tmp_path / "train_meta.json").write_text("{}")
+    assert model_fingerprint(str(tmp_path)) == before
+    (tmp_path / "chat_template.jinja").write_text("other")
+    other_template = model_fingerprint(str(tmp_path))
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(tmp_path)
+    assert len({before, other_template, model_fingerprint(str(tmp_path))}) == 3
+
+
+@pytest.mark.parametrize("path", ["models/none", "/no/where", "a/b/c", "models/mm/x/y/z"])
+def test_a_missing_model_is_said_before_anything_loads(path):
+    with pytest.raises(SettingsError, match="does not exist"):
+        check_model_path(path)
+
+
+def test_labels_outside_the_answer_are_ignored(encoder):
+    labels = batch_of(encoder, *MIXED)["labels"]
+    assert (labels[2] != IGNORE).sum() == len(encoder.answer_tokens("No."))
+    assert labels.dtype == torch.long

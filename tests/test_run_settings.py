@@ -1,0 +1,97 @@
+"""Settings: every config composes, every mistake is one line that names field, value and what is allowed."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from run_settings import Aggregate, Eval, Finetune, Forget, RunBenchmark, SettingsError, compose
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = {
+    "mm/finetune": Finetune,
+    "mm/forget": Forget,
+    "mm/eval": Eval,
+    "aggregate_eval_stat": Aggregate,
+    "run_benchmark": RunBenchmark,
+}
+
+
+def choices(group):
+    return sorted(file.stem for file in ROOT.glob(f"config/{group}/*.yaml"))
+
+
+def test_every_primary_config_is_known_here():
+    files = [*ROOT.glob("config/mm/*.yaml"), *ROOT.glob("config/nlp/*.yaml"), *ROOT.glob("config/cv/*.yaml"), *ROOT.glob("config/*.yaml")]
+    names = {file.relative_to(ROOT / "config").with_suffix("").as_posix() for file in files}
+    assert names - {"run"} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_config_composes_into_its_schema(name):
+    assert isinstance(compose(name, SCRIPTS[name], []), SCRIPTS[name])
+
+
+@pytest.mark.parametrize("script", ["mm/finetune", "mm/forget", "mm/eval"])
+@pytest.mark.parametrize(("model", "data"), [(m, d) for m in choices("model") for d in choices("data")])
+def test_every_model_and_data_choice_composes_in_every_script(script, model, data):
+    settings = compose(script, SCRIPTS[script], [f"model={model}", f"data={data}"])
+    assert (settings.model.name, settings.data.name) == (model, data)
+
+
+@pytest.mark.parametrize("method", choices("method"))
+@pytest.mark.parametrize("trainer", choices("trainer"))
+def test_every_method_composes_with_every_trainer(method, trainer):
+    assert compose("mm/forget", Forget, [f"method={method}", f"trainer={trainer}"]).method.name == method
+
+
+@pytest.mark.parametrize("benchmark", choices("benchmark"))
+def test_every_benchmark_composes_and_so_do_its_runs(benchmark):
+    settings = compose("run_benchmark", RunBenchmark, [f"benchmark={benchmark}"]).benchmark
+    assert settings.name == benchmark
+    for run in settings.runs.values():
+        compose(f"{settings.modality}/forget", Forget, [f"method={run.method}", *settings.forget, *run.overrides])
+
+
+def test_a_method_means_the_same_to_every_script_and_seeds_name_the_output():
+    settings = compose("mm/forget", Forget, ["method=grad_diff", "seed=3"])
+    assert settings.method.loss == "grad_diff" and "seed3" in settings.save_dir and "grad_diff" in settings.save_dir
+
+
+def test_every_task_of_the_evaluation_is_known_to_the_aggregator():
+    scoring = compose("aggregate_eval_stat", Aggregate, []).scoring
+    assert set(compose("mm/eval", Eval, []).tasks) <= set(scoring)
+
+
+MISTAKES = [
+    ("trainer.lrr=1", r"unknown setting trainer\.lrr \(did you mean 'lr'\?\)"),
+    ("+trainer.lrr=1", r"unknown setting trainer\.lrr \(did you mean 'lr'\?\)"),
+    ("sede=1", r"unknown setting sede \(did you mean 'seed'\?\)"),
+    ("trainr=lora", r"unknown setting trainr \(did you mean 'trainer'\?\)"),
+    ("method=nppo", r"method='nppo' is not known \(did you mean 'npo'\?\); choose from .*grad_diff"),
+    ("trainer.lr=fast", r"trainer\.lr: Value 'fast' .* could not be converted to Float"),
+    ("trainer.epochs=0", r"trainer\.epochs=0 must be at least 1"),
+    ("trainer.warmup_ratio=10", r"trainer\.warmup_ratio=10\.0 must be below 1"),
+    ("trainer.precision=fp8", r"trainer\.precision='fp8' is not known.*choose from bf16, fp32"),
+    ("modality=txt", r"modality='txt' is not known \(did you mean 'text'\?\); choose from both, text, visual"),
+    ("overwrite=maybe", r"overwrite: Value 'maybe' is not a valid bool"),
+    ("split=???", r"split is required"),
+    ("trainer.lora={r: 8}", r"trainer\.lora\.alpha is required"),
+    ("method.args.beta=${nothing.here}", r"nothing"),
+]
+
+
+@pytest.mark.parametrize(("override", "line"), MISTAKES, ids=[override for override, _ in MISTAKES])
+def test_a_mistake_is_one_line_that_says_what_is_allowed(override, line):
+    with pytest.raises(SettingsError) as caught:
+        compose("mm/forget", Forget, [override])
+    assert re.search(line, str(caught.value)) and "\n" not in str(caught.value)
+
+
+def test_a_field_that_only_the_schema_has_says_how_to_set_it():
+    with pytest.raises(SettingsError, match=r"\+scoring\.eval_log\.gate="):
+        compose("aggregate_eval_stat", Aggregate, ["scoring.eval_log.gate=true"])
+
+
+def test_booleans_are_typed_and_not_strings():
+    assert compose("mm/forget", Forget, ["overwrite=true"]).overwrite is True
