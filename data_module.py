@@ -18,11 +18,11 @@ from typing import Any
 
 import datasets
 import torch
-from accelerate import PartialState
 from natsort import natsorted
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from run_record import processes
 from run_settings import ROOT, Data, SettingsError, Task, nearest
 from unlearn_losses import IGNORE
 
@@ -81,7 +81,7 @@ def draw(*key: Any) -> random.Random:
 
 def make_if_missing(data: Data) -> None:
     """Run `python -m <made_by>` once, on the main process, when the folder it writes is not there."""
-    with PartialState().local_main_process_first():
+    with processes().local_main_process_first():
         if not data.made_by or Path(data.made_at).exists():
             return
         if subprocess.run([sys.executable, "-m", data.made_by, "--out", data.made_at]).returncode:

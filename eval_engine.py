@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
 from data_module import Example, TaskRow, collate, collate_prompts, fingerprint, task_rows
 from eval_metrics import multiple_choice_probability, rouge_recall, truth_ratio
 from model_module import score
-from run_record import EVAL_RECORD, peak_memory_gb, say_line, start_of_peak, versions, write_json, written_whole
+from run_record import EVAL_RECORD, peak_memory_gb, processes, say_line, start_of_peak, versions, write_json, written_whole
 from run_settings import Eval, Task
 from unlearn_losses import IGNORE, token_nll
 
@@ -155,7 +154,7 @@ def evaluate(
 
     Several processes share the rows of each task; the first writes.
     """
-    state = PartialState()
+    state = processes()
     start_of_peak()
     started, logs, seconds = time.perf_counter(), {}, {}
     model.eval()
@@ -165,8 +164,7 @@ def evaluate(
         parts = gather_object([evaluate_rows(model, encoder, own, settings.batch_size, settings.max_new_tokens)])
         logs[f"{name}.json"] = by_metric({index: row for part in parts for index, row in part.items()})
         seconds[name] = time.perf_counter() - begun
-        if state.is_main_process:
-            say(f"{name}: {len(rows)} rows, {seconds[name]:.1f} s")
+        say(f"{name}: {len(rows)} rows, {seconds[name]:.1f} s")
     if state.is_main_process:
         with written_whole(Path(settings.save_dir)) as aside:
             for name, log in logs.items():

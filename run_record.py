@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from run_settings import SettingsError
 
 TRAIN_RECORD, EVAL_RECORD = "train_meta.json", "eval_meta.json"
+
+
+def processes() -> PartialState:
+    """The processes of this launch. Without a GPU the library joins them only when told so; else each would take itself for the only one."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def check_save_dir(folder: str, overwrite: bool, record: str) -> None:
@@ -87,5 +93,6 @@ def versions() -> dict[str, str]:
 
 
 def say_line(line: str) -> None:
-    """Print a line of progress at once, also into a pipe."""
-    print(line, flush=True)
+    """Print a line of progress at once, also into a pipe; of several processes only the first speaks."""
+    if processes().is_main_process:
+        print(line, flush=True)

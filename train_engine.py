@@ -120,8 +120,6 @@ class Progress(TrainerCallback):
             self.losses.append((state.global_step, logs["loss"]))
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not state.is_world_process_zero:
-            return
         last = f", loss {self.losses[-1][1]:.4f}" if self.losses else ""
         self.describe(f"epoch {round(state.epoch)}/{args.num_train_epochs:g}{last}, {time.perf_counter() - self.started:.0f} s")
 

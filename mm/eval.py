@@ -2,13 +2,12 @@
 
 from dataclasses import asdict
 
-from accelerate import PartialState
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data_module import ChatEncoder, make_if_missing
 from eval_engine import evaluate, read_tasks
 from model_module import check_model_path, load, load_model, model_fingerprint
-from run_record import EVAL_RECORD, check_save_dir
+from run_record import EVAL_RECORD, check_save_dir, processes, say_line
 from run_settings import Eval, script
 
 
@@ -22,8 +21,8 @@ def main(settings: Eval) -> None:
     encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model))
     model = load_model(AutoModelForImageTextToText, settings.model_path, settings.model, settings.model.weights)
     record = {"settings": asdict(settings), "model": model_fingerprint(settings.model_path)}
-    evaluate(model.to(PartialState().device), encoder, tasks, settings, record)
-    print(f"evaluated: {settings.save_dir}")
+    evaluate(model.to(processes().device), encoder, tasks, settings, record)
+    say_line(f"evaluated: {settings.save_dir}")
 
 
 if __name__ == "__main__":

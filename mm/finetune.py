@@ -6,7 +6,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data_module import ChatEncoder, Pairs, TrainingRows, fingerprint, make_if_missing
 from model_module import check_model_path, load, load_for_training
-from run_record import TRAIN_RECORD, check_save_dir
+from run_record import TRAIN_RECORD, check_save_dir, say_line
 from run_settings import Finetune, Method, script
 from train_engine import bind, train
 
@@ -24,7 +24,7 @@ def main(settings: Finetune) -> None:
     model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, settings.trainer.lora, settings.seed)
     record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.path)}
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record)
-    print(f"finetuned on {settings.split}: {settings.save_dir}")
+    say_line(f"finetuned on {settings.split}: {settings.save_dir}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data_module import ChatEncoder, Pairs, TrainingRows, fingerprint, idk_answers, make_if_missing
 from model_module import check_model_path, load, load_for_training
-from run_record import TRAIN_RECORD, check_save_dir
+from run_record import TRAIN_RECORD, check_save_dir, say_line
 from run_settings import Forget, script
 from train_engine import bind, train
 
@@ -26,7 +26,7 @@ def main(settings: Forget) -> None:
     model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, settings.trainer.lora, settings.seed)
     record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.path)}
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record)
-    print(f"forgot {settings.split} with {settings.method.name}: {settings.save_dir}")
+    say_line(f"forgot {settings.split} with {settings.method.name}: {settings.save_dir}")
 
 
 if __name__ == "__main__":

@@ -66,12 +66,10 @@ def test_two_processes_evaluate_to_the_same_log_as_one(world_overrides, tmp_path
     common = ["mm/eval.py", f"model_path={BASE}", *world_overrides, "max_new_tokens=8"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     for count in (1, 2):
-        subprocess.run(
-            [*torchrun, str(count), *common, f"save_dir={tmp_path}/{count}"],
-            check=True,
-            cwd=ROOT,
-            env={**ENVIRONMENT, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )
+        command = [*torchrun, str(count), *common, f"save_dir={tmp_path}/{count}"]
+        environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        assert done.stdout.count("eval_log: ") == done.stdout.count("evaluated: ") == 1  # processes that do not know each other speak twice
     one, two = (json.loads((tmp_path / str(count) / "eval_log_aggregated.json").read_text()) for count in (1, 2))
     for task, metrics in one.items():
         assert {m: list(rows) for m, rows in metrics.items()} == {m: list(rows) for m, rows in two[task].items()}

@@ -155,8 +155,8 @@ DDP = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
-from accelerate import PartialState
-PartialState(cpu=True)
+from run_record import processes
+assert processes().num_processes == int(sys.argv[3])
 from conftest import BASE
 from data_module import ChatEncoder
 from run_settings import Columns, Data
@@ -182,9 +182,9 @@ train_engine.train(network, bound, few, encoder, settings, 0, sys.argv[2], {{}},
 def test_two_processes_train_like_one_with_the_same_global_batch(data, world, tmp_path):
     script = tmp_path / "ddp.py"
     script.write_text(DDP.format(root=str(ROOT), world=str(world)))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), "2", str(tmp_path / "two")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), "2", str(tmp_path / "two"), "2"]
     subprocess.run(torchrun, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
-    subprocess.run([sys.executable, str(script), "4", str(tmp_path / "one")], check=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    subprocess.run([sys.executable, str(script), "4", str(tmp_path / "one"), "1"], check=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     start, one, two = (load_file(folder / "model.safetensors") for folder in (BASE, tmp_path / "one", tmp_path / "two"))
     # a mean over all weights, because Adam turns the rounding of a gradient near zero into a whole step of that one weight
     apart = sum((one[n] - two[n]).abs().sum().item() for n in one)
