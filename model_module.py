@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from run_record import TRAIN_RECORD
-from run_settings import Lora, Model, SettingsError
-from unlearn_losses import Scored
+from run_settings import Activations, Lora, Model, SettingsError
+from unlearn_losses import IGNORE, Scored
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -44,13 +45,15 @@ def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> nn.Mo
     return load(auto_class, path, settings, dtype=getattr(torch, dtype), attn_implementation=settings.attention)
 
 
-def load_for_training(auto_class: Any, path: str, settings: Model, lora: Lora | None, seed: int) -> nn.Module:
+def load_for_training(auto_class: Any, path: str, settings: Model, lora: Lora | None, seed: int, activations: Activations | None = None) -> nn.Module:
     """The model ready to train: frozen parts frozen, and with `lora` a fresh adapter over weights in `settings.weights`.
 
-    Without LoRA the weights are float32, because an update of size lr is lost in bf16 weights.
+    Without LoRA the weights are float32, because an update of size lr is lost in bf16 weights. With `activations` it ends at their layer.
     """
     model = load_model(auto_class, path, settings, settings.weights if lora else "float32")
     freeze(model, settings.freeze)
+    if activations:
+        cut(model, activations)
     return add_lora(model, lora, settings.lora_targets, seed) if lora else model
 
 
@@ -64,12 +67,41 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
+def cut(model: nn.Module, activations: Activations) -> None:
+    """End the model at a decoder layer: its "logits" are that layer's output (B, T, H), before the final norm; only the named layers train.
+
+    What is cut off is neither computed nor trained, so that no process waits for its gradient; `whole` puts it back. Raises SettingsError.
+    """
+    decoder = model.get_decoder()
+    layers, norm = decoder.layers, next(name for name, child in decoder.named_children() if "norm" in type(child).__name__.lower())
+    if activations.layer >= len(layers):
+        raise SettingsError(f"method.activations.layer={activations.layer}: {type(model).__name__} has layers 0 to {len(layers) - 1}")
+    model.requires_grad_(False)
+    for number in activations.trained:
+        layers[number].requires_grad_(True)
+    head = model.get_output_embeddings()
+    head_parent, head_name = next((parent, name) for parent in model.modules() for name, child in parent.named_children() if child is head)
+    model.cut_off = [(decoder, "layers", layers), (decoder, norm, getattr(decoder, norm)), (head_parent, head_name, head)]
+    decoder.layers = layers[: activations.layer + 1]
+    setattr(decoder, norm, nn.Identity())
+    setattr(head_parent, head_name, nn.Identity())
+
+
+def whole(model: nn.Module) -> nn.Module:
+    """The model with what `cut` took off put back."""
+    start = model.get_base_model() if isinstance(model, PeftModel) else model
+    for parent, name, part in start.__dict__.pop("cut_off", []):
+        setattr(parent, name, part)
+    return model
+
+
 def lora_targets(model: nn.Module, targets: str) -> list[str]:
     """Names of the linear layers that get an adapter: `language_model` means those of the decoder, else a regular expression on names.
 
-    The output head, the projector and the vision tower are no part of the decoder. Raises SettingsError if nothing matches.
+    The output head, the projector and the vision tower are no part of the decoder; a frozen layer gets no adapter. Raises SettingsError if
+    nothing matches.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.weight.requires_grad]
     if targets == "language_model":
         decoder = model.get_decoder()
         prefix = next(name for name, module in model.named_modules() if module is decoder)
@@ -90,10 +122,13 @@ def add_lora(model: nn.Module, lora: Lora, targets: str, seed: int) -> PeftModel
 
 
 class FrozenStart:
-    """The starting model p0 that a loss compares with: the adapter switched off under LoRA, else a frozen copy made before training."""
+    """The starting model p0 that a loss compares with: the adapter switched off under LoRA, else a frozen copy in `dtype` made before training."""
 
-    def __init__(self, model: nn.Module):
-        self.copy = None if isinstance(model, PeftModel) else copy.deepcopy(model).requires_grad_(False).eval()
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        parts = model.__dict__.pop("cut_off", None)  # else what is not computed would be copied too
+        self.copy = None if isinstance(model, PeftModel) else copy.deepcopy(model).requires_grad_(False).to(dtype).eval()
+        if parts:
+            model.cut_off = parts
 
     @contextlib.contextmanager
     def model(self, current: nn.Module) -> Iterator[nn.Module]:
@@ -116,9 +151,49 @@ def score(model: nn.Module, batch: dict[str, Tensor]) -> Scored:
 
     The model is called as it is wrapped, once; its output head runs at `positions` (B, T) only.
     """
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "positions")}
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "positions", "pictured", "keys", "sizes")}
     output = model(**inputs, logits_to_keep=batch["positions"], use_cache=False)
-    return Scored(output.logits, batch["labels"])
+    return Scored(output.logits, batch["labels"], batch.get("pictured"))
+
+
+def score_passes(model: nn.Module, batches: dict[str, dict[str, Tensor]]) -> dict[str, Scored]:
+    """`score` for batches named by their passes ("forget+retain"), each pass apart again."""
+    scored = {}
+    for names, batch in batches.items():
+        together = score(model, batch)
+        parts = zip(*(value.split(batch["sizes"].tolist()) for value in together), strict=True)
+        scored |= {name: trimmed(Scored(*part)) for name, part in zip(names.split("+"), parts, strict=True)}
+    return scored
+
+
+def trimmed(batch: Scored) -> Scored:
+    """Without the positions that pad every row: a pass has the same shape whichever passes shared its batch."""
+    longest = int((batch.labels != IGNORE).sum(-1).max())
+    return Scored(batch.logits[:, :longest], batch.labels[:, :longest], batch.pictured)
+
+
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def l1_norm(model: nn.Module) -> Tensor:
+    """Sum of absolute values of the trained weights; under LoRA of the update they make together, scale * B A, never of A and B apart."""
+    if not isinstance(model, PeftModel):
+        return sum(parameter.abs().sum() for parameter in trained_weights(model).values())
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return sum(layer.get_delta_weight(name).abs().sum() for layer in layers for name in layer.active_adapters)
+
+
+@torch.no_grad()
+def subtract_update(model: nn.Module, start: dict[str, Tensor], scale: float) -> None:
+    """theta0 - scale * (theta - theta0) in place (SKU's task vector): under LoRA the update is B A; else `start` holds theta0 by name."""
+    for name, parameter in trained_weights(model).items():
+        if isinstance(model, PeftModel):
+            if ".lora_B." in name:
+                parameter.mul_(-scale)
+        else:
+            first = start[name].to(parameter.device)
+            parameter.copy_(first - scale * (parameter - first))
 
 
 def merged(model: nn.Module) -> nn.Module:
@@ -131,6 +206,7 @@ def merged(model: nn.Module) -> nn.Module:
 
 def save(model: nn.Module, processor: Any, folder: Path) -> None:
     """Write merged weights and processor to `folder`, and an adapter beside them under adapter/."""
+    model = whole(model)
     if isinstance(model, PeftModel):
         model.save_pretrained(folder / "adapter")
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty model card

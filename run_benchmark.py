@@ -180,26 +180,43 @@ def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
         progress.begin(number, stage.name)
         file, key = folder / "stages" / f"{stage.name.replace(' ', '_')}.json", stage_key(stage, settings)
         record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        skipped = record.get("key") == key and stage.output.is_dir()
+        failed = next((records[f"forget {path.name}"].get("failed") for path in stage.inputs if f"forget {path.name}" in records), None)
+        if failed:  # nothing to evaluate
+            progress.end(0.0, skipped=True)
+            records[stage.name] = {"seconds": 0.0, "peak_memory_gb": 0.0, "failed": failed}
+            continue
+        skipped = record.get("key") == key and (stage.output.is_dir() or "failed" in record)
         if not skipped:
-            started = time.perf_counter()
-            tasks = len(getattr(settings, "tasks", {}))
-            with contextlib.closing(StageLog(folder / "logs" / f"{stage.name.replace(' ', '_')}.log", progress.show, tasks)) as log:
-                run_stage(stage, benchmark, settings, log)
-            own = json.loads((stage.output / (EVAL_RECORD if stage.kind == "eval" else TRAIN_RECORD)).read_text(encoding="utf-8"))
-            record = {"stage": stage.name, "key": key, "seconds": time.perf_counter() - started, "peak_memory_gb": own["peak_memory_gb"]}
+            record = {"stage": stage.name, "key": key, **measured(stage, benchmark, settings, folder, progress)}
             write_json(file, record)
         progress.end(record["seconds"], skipped)
         records[stage.name] = record
     return records
 
 
-def rows(benchmark: Benchmark, folder: Path) -> list[dict[str, Any]]:
-    """One aggregated row for base, gold and each method, per seed."""
+def measured(stage: Stage, benchmark: Benchmark, settings: Any, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Run a stage: its seconds and peak memory, and for a method that fails (a loss that diverges) why: the others go on."""
+    started, tasks = time.perf_counter(), len(getattr(settings, "tasks", {}))
+    with contextlib.closing(StageLog(folder / "logs" / f"{stage.name.replace(' ', '_')}.log", progress.show, tasks)) as log:
+        try:
+            run_stage(stage, benchmark, settings, log)
+        except SettingsError as error:
+            if stage.kind != "forget":
+                raise
+            return {"seconds": time.perf_counter() - started, "peak_memory_gb": 0.0, "failed": str(error)}
+    own = json.loads((stage.output / (EVAL_RECORD if stage.kind == "eval" else TRAIN_RECORD)).read_text(encoding="utf-8"))
+    return {"seconds": time.perf_counter() - started, "peak_memory_gb": own["peak_memory_gb"]}
+
+
+def rows(benchmark: Benchmark, folder: Path, records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One aggregated row for base, gold and each method, per seed; of a method that failed, why."""
     made = []
     for seed in benchmark.seeds:
         golds = [log_file(folder, f"gold_seed{gold_seed}") for gold_seed in gold_seeds(benchmark, seed)]
         for row in ("base", "gold", *benchmark.runs):
+            if failed := records.get(f"forget {row}_seed{seed}", {}).get("failed"):
+                made.append({"Method": row, "Seed": seed, "Failed": failed})
+                continue
             overrides = [
                 f"ckpt_result={log_file(folder, f'{row}_seed{seed}')}",
                 f"retain_result=[{','.join(golds)}]",
@@ -241,13 +258,15 @@ def print_table(made: list[dict[str, Any]], console: Console) -> None:
 def main(settings: RunBenchmark) -> None:
     folder, benchmark = Path(settings.results_dir), settings.benchmark
     records = run_stages(benchmark, folder)
-    made = rows(benchmark, folder)
+    made = rows(benchmark, folder, records)
     write_rows(made, folder / "results.csv")
     console = Console(width=140)
     print_table(made, console)
     for row in made:
         if row["Method"] == "base":
             console.print(f"memorisation gate, seed {row['Seed']}: {row['Gate']}")
+        if "Failed" in row:
+            console.print(f"{row['Method']}, seed {row['Seed']}, failed: {row['Failed']}")
     minutes = sum(record["seconds"] for record in records.values()) / 60
     memory = max(record["peak_memory_gb"] for record in records.values())
     console.print(f"{minutes:.1f} minutes of work, at most {memory:.1f} GB of memory; all columns: {folder / 'results.csv'}")

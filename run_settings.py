@@ -48,6 +48,18 @@ def at_least(name: str, value: float, minimum: float) -> None:
         raise SettingsError(f"{name}={value} must be at least {minimum}")
 
 
+def share_of(name: str, value: float) -> None:
+    """Raise SettingsError unless `value` is above 0 and at most 1."""
+    if not 0 < value <= 1:
+        raise SettingsError(f"{name}={value} must be above 0 and at most 1")
+
+
+def cuda_is_there() -> bool:
+    import torch  # here, because the aggregator reads settings without it
+
+    return torch.cuda.is_available()
+
+
 @dataclass
 class Model:
     name: str = MISSING  # the name of its file in config/model
@@ -88,10 +100,61 @@ class Data:
 
 
 @dataclass
+class Mask:
+    """Before training: only the weights with the largest gradients move (SalUn)."""
+
+    loss: str = MISSING  # whose gradient, over all forget rows
+    share: float = MISSING  # of the trained weights, the ones that move
+
+    def __post_init__(self) -> None:
+        share_of("method.mask.share", self.share)
+
+
+@dataclass
+class Activations:
+    """The model ends at a layer: the loss gets hidden states, and nothing above is computed (RMU)."""
+
+    layer: int = MISSING  # decoder layer, from 0, whose output the loss gets
+    trained: list[int] = MISSING  # the decoder layers that train
+
+    def __post_init__(self) -> None:
+        at_least("method.activations.layer", self.layer, 0)
+        if not self.trained or not set(self.trained) <= set(range(self.layer + 1)):
+            raise SettingsError(f"method.activations.trained={self.trained} must name layers between 0 and layer={self.layer}")
+
+
+@dataclass
+class Multiplier:
+    """During training: a multiplier of the retain constraint, moved after each optimizer step (PDU)."""
+
+    start: float = MISSING
+    rate: float = MISSING
+    target: float = MISSING  # of the retain answers' NLL, in nats
+    warmup_epochs: int = MISSING  # it stays at `start` so long
+
+
+@dataclass
+class TaskVector:
+    """After training: what was learned is subtracted from the start (SKU)."""
+
+    scale: float = MISSING
+
+
+@dataclass
 class Method:
     name: str = MISSING  # the name of its file in config/method
     loss: str = MISSING  # a function of unlearn_losses
     args: dict[str, Any] = field(default_factory=dict)  # its keyword-only parameters
+    retain: str = "nll"  # the retain term: nll or kl
+    other_answers: int = 1  # answers a row in the passes `unrelated` and `shuffled`
+    mask: Mask | None = None
+    activations: Activations | None = None
+    multiplier: Multiplier | None = None
+    task_vector: TaskVector | None = None
+
+    def __post_init__(self) -> None:
+        one_of("method.retain", self.retain, ("nll", "kl"))
+        at_least("method.other_answers", self.other_answers, 1)
 
 
 @dataclass
@@ -120,12 +183,13 @@ class Trainer:
     optimizer: str = MISSING  # adamw_torch, adamw_bnb_8bit, paged_adamw_8bit
     precision: str = MISSING  # bf16: autocast over fp32 weights; fp32
     lora: Lora | None = MISSING  # null: every weight that is not frozen trains
+    l1: float = 0.0  # weight of the sum of absolute weights; with LoRA of the merged update
     report_to: str = "none"  # none or wandb
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation"):
             at_least(f"trainer.{name}", getattr(self, name), 1)
-        for name in ("lr", "weight_decay", "warmup_ratio", "max_grad_norm"):
+        for name in ("lr", "weight_decay", "warmup_ratio", "max_grad_norm", "l1"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
         if self.warmup_ratio >= 1:
             raise SettingsError(f"trainer.warmup_ratio={self.warmup_ratio} must be below 1: it is a share of the steps")
@@ -137,6 +201,8 @@ class Trainer:
         for package, wanted in needed.items():
             if wanted and importlib.util.find_spec(package) is None:
                 raise SettingsError(f"trainer: {package} is not installed (pip install -r req-gpu.txt)")
+        if "8bit" in self.optimizer and not cuda_is_there():
+            raise SettingsError(f"trainer.optimizer={self.optimizer} needs a CUDA GPU, and this machine has none; adamw_torch runs anywhere")
 
 
 @dataclass
@@ -188,6 +254,15 @@ class Finetune:
 class Forget(Finetune):
     retain_split: str = MISSING
     method: Method = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method.mask and self.trainer.lora:
+            raise SettingsError(f"method={self.method.name} masks the model's own weights: set trainer.lora=null")
+        if self.method.mask and self.trainer.weight_decay:
+            raise SettingsError(
+                f"trainer.weight_decay={self.trainer.weight_decay} would move the weights that method={self.method.name} holds still: set it to 0"
+            )
 
 
 @dataclass

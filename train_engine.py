@@ -1,6 +1,7 @@
 """The one training loop: a loss bound to its passes, run over pairs by the Hugging Face trainer on accelerate."""
 
 import inspect
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -11,45 +12,76 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainingArguments
 
 import unlearn_losses
-from data_module import EpochSampler, PassCollator
-from model_module import FrozenStart, save, score
+from data_module import EpochSampler, PassCollator, answer_key, collate
+from model_module import FrozenStart, l1_norm, save, score, score_passes, subtract_update, trained_weights
 from run_record import TRAIN_RECORD, peak_memory_gb, say_line, start_of_peak, versions, write_json, written_whole
-from run_settings import Method, SettingsError, Trainer, nearest
+from run_settings import Mask, Method, SettingsError, Trainer, nearest
+from unlearn_losses import Anchored, Hidden, multiplier_step, nll, sequence_logprob
 
-PASSES = ("forget", "retain", "idk")
+PASSES = ("forget", "retain", "idk", "unrelated", "shuffled")
+STATE = ("epoch", "step", "multiplier", "target")  # keyword-only parameters that the engine fills in
 
 
 @dataclass(frozen=True)
 class BoundLoss:
-    """A loss with its hyperparameters: `loss(**{pass: Scored})`; `ref_` passes are scored by the frozen starting model."""
+    """A method's loss with its hyperparameters, and what it needs by the names of its parameters.
 
+    `ref_` passes are scored by the frozen starting model; those that also end in `_logprob` are log-probabilities, computed once for the run.
+    """
+
+    method: Method
     loss: Callable[..., Tensor]
     passes: list[str]
 
     @property
-    def batches(self) -> list[str]:
-        """The batches to draw: the passes without `ref_`, each once."""
-        return list(dict.fromkeys(name.removeprefix("ref_") for name in self.passes))
+    def trained(self) -> list[str]:
+        return [name for name in self.passes if not name.startswith("ref_")]
 
     @property
-    def needs_reference(self) -> bool:
-        return any(name.startswith("ref_") for name in self.passes)
+    def cached(self) -> list[str]:
+        return [base_pass(name) for name in self.passes if name.endswith("_logprob")]
+
+    @property
+    def frozen(self) -> list[str]:
+        return [base_pass(name) for name in self.passes if name.startswith("ref_") and not name.endswith("_logprob")]
+
+    @property
+    def batches(self) -> list[str]:
+        """The batches to draw: the passes without `ref_` and `_logprob`, each once."""
+        return list(dict.fromkeys(map(base_pass, self.passes)))
+
+    def __call__(self, passes: dict[str, Any], **state: float) -> Tensor:
+        """The loss of scored passes by name; `state`: what STATE names."""
+        passes = dict.fromkeys(positional(self.loss.func)) | passes
+        if "ref_retain" in self.passes and "ref_retain" not in positional(self.loss.func):
+            passes["retain"] = Anchored(passes["retain"], passes.pop("ref_retain"))
+        wanted = inspect.signature(self.loss.func).parameters
+        if any(wanted[name].annotation is Hidden for name in passes):
+            passes = {name: Hidden(*scored) for name, scored in passes.items()}
+        return self.loss(**passes, **{name: value for name, value in state.items() if name in wanted})
+
+
+def base_pass(name: str) -> str:
+    return name.removeprefix("ref_").removesuffix("_logprob")
 
 
 def known_losses() -> dict[str, Callable[..., Tensor]]:
     """The functions of unlearn_losses whose positional parameters are all passes."""
     functions = {n: f for n, f in vars(unlearn_losses).items() if inspect.isfunction(f) and f.__module__ == "unlearn_losses"}
-    return {n: f for n, f in functions.items() if (passes := positional(f)) and {p.removeprefix("ref_") for p in passes} <= set(PASSES)}
+    return {n: f for n, f in functions.items() if (passes := positional(f)) and set(map(base_pass, passes)) <= set(PASSES)}
 
 
 def positional(loss: Callable) -> list[str]:
     return [p.name for p in inspect.signature(loss).parameters.values() if p.kind is not p.KEYWORD_ONLY]
 
+
+VANISHING = 1e-5  # a first gradient below this norm is rounding: nothing will move
 
 # taken at the start: read later, it would be the text of a file that was edited while the old code ran
 LOSS_SOURCES = {name: inspect.getsource(loss) for name, loss in known_losses().items()}
@@ -58,29 +90,47 @@ LOSS_SOURCES = {name: inspect.getsource(loss) for name, loss in known_losses().i
 def bind(method: Method) -> BoundLoss:
     """Look up a method's loss and give it its hyperparameters.
 
-    Raises SettingsError for an unknown loss and for hyperparameters that are not exactly the loss's own.
+    Raises SettingsError for an unknown loss, for hyperparameters that are not exactly the loss's own, and for steps that do not fit it.
     """
     losses = known_losses()
     if method.loss not in losses:
         raise SettingsError(f"method.loss={method.loss!r} is not in unlearn_losses.py{nearest(method.loss, losses)}; choose from {', '.join(losses)}")
     loss = losses[method.loss]
-    wanted = [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = inspect.signature(loss).parameters
+    wanted = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in STATE]
     if unknown := sorted(set(method.args) - set(wanted)):
         raise SettingsError(f"method.args.{unknown[0]} is not a hyperparameter of {method.loss}{nearest(unknown[0], wanted)}; it has {wanted}")
     if missing := [name for name in wanted if name not in method.args]:
         raise SettingsError(f"method.args.{missing[0]} is required by {method.loss}; it has {wanted}")
     for name, value in method.args.items():
-        if inspect.signature(loss).parameters[name].annotation is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if parameters[name].annotation in (float, int) and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise SettingsError(f"method.args.{name}={value!r} must be a number")
-    return BoundLoss(partial(loss, **method.args), positional(loss))
+    passes = positional(loss)
+    for step, given, asked in (
+        ("activations", method.activations, parameters[passes[0]].annotation is Hidden),
+        ("multiplier", method.multiplier, "multiplier" in parameters),
+    ):
+        if asked != (given is not None):
+            raise SettingsError(f"method.{step}: {method.loss} {'needs it' if asked else 'has no use for it'}")
+    if method.retain == "kl" and "retain_weight" not in wanted:
+        raise SettingsError(f"method.retain=kl: {method.loss} has no retain term to change")
+    if method.args.get("retain_weight") == 0:  # a pass that counts for nothing is not run
+        passes.remove("retain")
+    elif method.retain == "kl":
+        passes.append("ref_retain")
+    return BoundLoss(method, partial(loss, **method.args), passes)
 
 
 class LossTrainer(transformers.Trainer):
     """Hugging Face's trainer with a bound loss in place of the model's own."""
 
-    def __init__(self, bound: BoundLoss, reference: FrozenStart | None, seed: int, **options: Any):
+    def __init__(self, bound: BoundLoss, reference: FrozenStart | None, seed: int, l1: float, **options: Any):
         super().__init__(**options)
-        self.bound, self.reference, self.draw_seed = bound, reference, seed
+        self.bound, self.reference, self.draw_seed, self.l1 = bound, reference, seed, l1
+        self.start_logprobs: dict[int, float] = {}  # by answer_key
+        self.epoch = 0  # of the step being taken
+        self.multiplier = bound.method.multiplier.start if bound.method.multiplier else 0.0
+        self.constraints: list[Tensor] = []  # retain NLL of each pass since the last optimizer step
         # super().__init__ overwrites the class attribute; left true, the loss is not divided by the accumulation steps
         self.model_accepts_loss_kwargs = False
 
@@ -97,16 +147,100 @@ class LossTrainer(transformers.Trainer):
         return 0  # the library's estimate looks for one flat batch; cost is measured in seconds instead
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
-        scored = {name: score(model, inputs[name]) for name in self.bound.passes if not name.startswith("ref_")}
-        if self.reference is not None:
-            # the library puts autocast into the forward of the model it trains only; the reference must be computed as that one is
-            with self.reference.model(self.accelerator.unwrap_model(model)) as frozen, self.accelerator.autocast():
-                scored |= {name: score(frozen, inputs[name.removeprefix("ref_")]) for name in self.bound.passes if name.startswith("ref_")}
-        loss = self.bound.loss(**scored)
+        scored = score_passes(model, inputs["trained"])
+        passes = {name: scored[name] for name in self.bound.trained} | self.reference_passes(model, inputs)
+        self.epoch = int(self.state.epoch + 1e-6)  # the library's is a float that reaches 1 by small steps
+        state = {"epoch": self.epoch, "step": self.state.global_step, "multiplier": self.multiplier}
+        if self.bound.method.multiplier:
+            state["target"] = self.bound.method.multiplier.target
+            self.constraints.append(nll(scored["retain"]).detach())
+        loss = self.bound(passes, **state)
+        if self.l1:
+            loss = loss + self.l1 * l1_norm(self.accelerator.unwrap_model(model))
+        if not torch.isfinite(loss):
+            raise SettingsError(self.divergence(loss, passes))
         if isinstance(model, DistributedDataParallel):
             # a batch without pictures leaves the vision tower without a gradient, which DDP waits for: give it a zero one
             loss = loss + 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
         return loss
+
+    def reference_passes(self, model: nn.Module, inputs: dict) -> dict[str, Any]:
+        """What the frozen start says of the batch: log-probabilities from the cache, distributions or hidden states from its own pass."""
+        passes: dict[str, Any] = {}
+        if self.bound.frozen:
+            groups = inputs["frozen"] or {names: batch for names, batch in inputs["trained"].items() if set(names.split("+")) <= set(self.bound.frozen)}
+            # the library puts autocast into the forward of the model it trains only; the reference must be computed as that one is
+            with self.reference.model(self.accelerator.unwrap_model(model)) as frozen, self.accelerator.autocast():
+                scored = score_passes(frozen, groups)
+            passes = {f"ref_{name}": scored[name] for name in self.bound.frozen}
+        for name in self.bound.cached:
+            names, batch = next((names, batch) for names, batch in inputs["trained"].items() if name in names.split("+"))
+            keys = batch["keys"].split(batch["sizes"].tolist())[names.split("+").index(name)]
+            passes[f"ref_{name}_logprob"] = torch.tensor([self.start_logprobs[key] for key in keys.tolist()], device=keys.device)
+        return passes
+
+    def divergence(self, loss: Tensor, passes: dict[str, Any]) -> str:
+        """One line on a loss that is NaN or infinite: method, step, and which pass it comes from."""
+        broken = [name for name, value in passes.items() if not torch.isfinite(value if isinstance(value, Tensor) else value.logits).all()]
+        term = f"the logits of its {broken[0]} pass are not finite" if broken else "its passes are finite, the loss made of them is not"
+        where = f"method {self.bound.method.name}, step {self.state.global_step}: the loss is {loss.item()}; {term}"
+        return f"{where}. Nothing was written; a lower trainer.lr or weight may hold it"
+
+    def keep_start_logprobs(self, pairs: Any, encoder: Any) -> None:
+        """Score, once and as the start does, every answer whose log-probability under p0 the loss will ask for; processes share the work."""
+        own = pairs.of(self.bound.cached)
+        wanted = {answer_key(e): e for key in range(len(own) * math.ceil(self.args.num_train_epochs)) for es in own[key].values() for e in es}
+        wanted = sorted(wanted.items(), key=lambda item: (item[1].image is not None, len(item[1].question) + len(item[1].answer)))
+        shared, logprobs = wanted[self.args.process_index :: self.args.world_size], []
+        self.model.eval()
+        for start in range(0, len(shared), self.args.per_device_train_batch_size):
+            batch = collate([encoder.encode(e) for _, e in shared[start : start + self.args.per_device_train_batch_size]], encoder.tokenizer.pad_token_id)
+            with torch.no_grad(), self.accelerator.autocast():
+                scored = score(self.model, {name: value.to(self.args.device) for name, value in batch.items()})
+            logprobs += sequence_logprob(scored).tolist()
+        self.start_logprobs = dict(gather_object([(key, value) for (key, _), value in zip(shared, logprobs, strict=True)]))
+
+    def hold_all_but(self, mask: Mask, pairs: Any, encoder: Any) -> None:
+        """Let only the share of the weights move whose gradient of `mask.loss` over all forget rows is largest."""
+        bound = bind(Method(name="mask", loss=mask.loss))
+        collator, own = PassCollator(encoder, bound.trained, []), pairs.of(bound.batches)
+        self.model.eval()
+        size = self.args.per_device_train_batch_size
+        for start in range(0, len(own), size):
+            items = [own[key] for key in range(start, min(start + size, len(own)))]
+            batches = self._prepare_inputs(collator(items))["trained"]
+            with self.accelerator.autocast():
+                (bound(score_passes(self.model, batches), epoch=0, step=0) * len(items)).backward()
+        weights = trained_weights(self.model)
+        gradients = {name: weights[name].grad.abs() if weights[name].grad is not None else torch.zeros_like(weights[name]) for name in weights}
+        least = smallest_of_largest(list(gradients.values()), mask.share)
+        for name, weight in weights.items():
+            weight.grad = None
+            weight.register_hook((gradients[name] >= least).to(weight.dtype).mul)
+
+    def move_multiplier(self) -> None:
+        """After an optimizer step: the multiplier follows the retain NLL of that step, of all processes, once the warm-up is over."""
+        settings, constraint = self.bound.method.multiplier, torch.stack(self.constraints).mean()
+        self.constraints.clear()
+        if self.epoch >= settings.warmup_epochs:
+            measured = self.accelerator.reduce(constraint, "mean").item()
+            self.multiplier = multiplier_step(self.multiplier, measured, rate=settings.rate, target=settings.target)
+
+
+def smallest_of_largest(values: list[Tensor], share: float) -> float:
+    """The value that `share` of all entries reach."""
+    flat = torch.cat([value.flatten() for value in values])
+    return flat.kthvalue(flat.numel() - max(1, round(share * flat.numel())) + 1).values.item()
+
+
+class Multiplier(TrainerCallback):
+    """Moves the multiplier of a method that has one after each optimizer step."""
+
+    def __init__(self, trainer: LossTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.move_multiplier()
 
 
 class Progress(TrainerCallback):
@@ -114,10 +248,13 @@ class Progress(TrainerCallback):
 
     def __init__(self, describe: Callable[[str], None]):
         self.describe, self.losses, self.started = describe, [], time.perf_counter()
+        self.first_gradient: float | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self.losses.append((state.global_step, logs["loss"]))
+            if self.first_gradient is None:
+                self.first_gradient = logs.get("grad_norm")
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         last = f", loss {self.losses[-1][1]:.4f}" if self.losses else ""
@@ -146,6 +283,7 @@ def training_arguments(trainer: Trainer, seed: int, scratch: str) -> TrainingArg
         logging_steps=1,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # processes may take different numbers of passes a step, and nothing trains a buffer
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_nan_inf_filter=False,  # else a diverged loss is recorded as 0
     )
@@ -175,25 +313,41 @@ def train(
     start_of_peak()
     transformers.set_seed(seed)
     progress = Progress(say)
-    reference = FrozenStart(model) if bound.needs_reference else None
+    method = bound.method
+    reference = FrozenStart(model, torch.bfloat16 if settings.precision == "bf16" else torch.float32) if bound.frozen else None
+    start = {name: weight.detach().clone() for name, weight in trained_weights(model).items()} if method.task_vector and not settings.lora else {}
     with tempfile.TemporaryDirectory() as scratch:  # the library makes its output folder at once; ours must not appear before it is whole
         trainer = LossTrainer(
             bound,
             reference,
             seed,
+            settings.l1,
             model=model,
             args=training_arguments(settings, seed, scratch),
             train_dataset=pairs,
-            data_collator=PassCollator(encoder),
+            data_collator=PassCollator(encoder, bound.trained, bound.frozen),
             callbacks=[progress],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         started = time.perf_counter()
+        if bound.cached:
+            trainer.keep_start_logprobs(pairs, encoder)
+        if method.mask:
+            trainer.hold_all_but(method.mask, pairs, encoder)
+        if method.multiplier:
+            trainer.add_callback(Multiplier(trainer))
         trainer.train()
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        if method.task_vector:
+            subtract_update(trained, start, method.task_vector.scale)
         seconds = time.perf_counter() - started
+    if progress.first_gradient is not None and progress.first_gradient < VANISHING:
+        say(f"the first step's gradient had norm {progress.first_gradient:.1e}: {method.name} may have moved nothing")
     if trainer.is_world_process_zero():
         with written_whole(Path(save_dir)) as aside:
-            save(trainer.accelerator.unwrap_model(trainer.model), encoder.processor, aside)
+            save(trained, encoder.processor, aside)
             cost = {"seconds": seconds, "steps": trainer.state.global_step, "peak_memory_gb": peak_memory_gb(), "loss": progress.losses}
+            if method.multiplier:
+                cost["multiplier"] = trainer.multiplier
             write_json(aside / TRAIN_RECORD, {"seed": seed, **record, **cost, "versions": versions()})
     trainer.accelerator.wait_for_everyone()

@@ -20,10 +20,11 @@ def main(settings: Forget) -> None:
     forget = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
     retain = TrainingRows(settings.data, settings.retain_split, settings.modality, settings.seed)
     idk = {False: idk_answers(settings.data.idk_questions), True: idk_answers(settings.data.idk_pictures)}
-    pairs = Pairs(loss.batches, forget, retain, idk, settings.seed)
+    pairs = Pairs(loss.batches, forget, retain, idk, settings.seed, settings.method.other_answers)
 
     encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model))
-    model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, settings.trainer.lora, settings.seed)
+    lora, activations = settings.trainer.lora, settings.method.activations
+    model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, lora, settings.seed, activations)
     record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.path)}
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record)
     say_line(f"forgot {settings.split} with {settings.method.name}: {settings.save_dir}")

@@ -1,6 +1,7 @@
 """Rows to batches: labels on the answer only, draws that depend on nothing but their key, errors that name the row."""
 
 import json
+from dataclasses import replace
 from io import BytesIO
 
 import datasets
@@ -19,6 +20,7 @@ from data_module import (
     Pairs,
     PassCollator,
     TrainingRows,
+    answer_key,
     collate,
     collate_prompts,
     idk_answers,
@@ -141,7 +143,7 @@ def test_an_idk_batch_reads_as_i_do_not_know_and_never_as_the_truth(data, encode
     made = pairs(data)
     truths = {made.forget[i].answer for i in range(len(made.forget))}
     items = [made[key] for key in range(len(made))]
-    batch = PassCollator(encoder)(items)["idk"]
+    batch = PassCollator(encoder, ["idk"], [])(items)["trained"]["idk"]
     texts = [encoder.decode(row[row != IGNORE]) for row in batch["labels"]]
     assert set(texts) == {"I do not know.", "I cannot tell who this is."} and not truths & set(texts)
 
@@ -149,7 +151,7 @@ def test_an_idk_batch_reads_as_i_do_not_know_and_never_as_the_truth(data, encode
 def test_forget_and_idk_share_question_and_picture(data):
     made = pairs(data)
     for key in range(len(made)):
-        item = made[key]
+        item = {name: examples[0] for name, examples in made[key].items()}
         assert (item["idk"].question, item["idk"].image) == (item["forget"].question, item["forget"].image)
         assert item["idk"].answer != item["forget"].answer
 
@@ -157,9 +159,35 @@ def test_forget_and_idk_share_question_and_picture(data):
 def test_retain_rows_are_drawn_without_replacement_and_cycle(data):
     made = pairs(data)
     count = len(made.retain)
-    drawn = [made[key]["retain"].index for key in range(3 * count)]
+    drawn = [made[key]["retain"][0].index for key in range(3 * count)]
     assert all(len(set(drawn[start : start + count])) == count for start in (0, count, 2 * count))
     assert drawn[:count] != drawn[count : 2 * count]
+
+
+def test_unrelated_answers_are_of_retain_people_and_shuffled_ones_of_other_forget_rows(data):
+    made = Pairs(["unrelated", "shuffled"], *(TrainingRows(data, s, "both", 0) for s in ("forget10+tofu", "retain90+tofu")), {}, 0, other_answers=3)
+    forget, retain = ({rows[i].answer for i in range(len(rows))} for rows in (made.forget, made.retain))
+    for key in range(len(made)):
+        own = made.forget[key]
+        for name, answers in (("unrelated", retain), ("shuffled", forget)):
+            assert len(made[key][name]) == 3
+            for example in made[key][name]:
+                assert example.question == own.question and example.answer in answers and example.answer != own.answer
+
+
+def test_passes_of_like_length_share_a_batch_and_others_do_not(data, encoder):
+    made = pairs(data)
+    texts = [key for key in range(len(made)) if made.forget[key].image is None][:4]
+    items = [made[key] for key in texts]
+    for item in items:
+        item["retain"] = item["forget"]
+    groups = PassCollator(encoder, ["forget", "retain"], ["forget"])(items)
+    assert list(groups["trained"]) == ["forget+retain"] and list(groups["frozen"]) == ["forget"]
+    assert groups["trained"]["forget+retain"]["sizes"].tolist() == [4, 4]
+    assert groups["trained"]["forget+retain"]["keys"].tolist() == [answer_key(item[name][0]) for name in ("forget", "retain") for item in items]
+    for item in items:
+        item["retain"] = [replace(item["forget"][0], question="word " * 60)]
+    assert list(PassCollator(encoder, ["forget", "retain"], [])(items)["trained"]) == ["forget", "retain"]
 
 
 def test_draws_are_a_function_of_seed_epoch_and_row_in_any_order(data):

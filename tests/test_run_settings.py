@@ -40,9 +40,29 @@ def test_every_model_and_data_choice_composes_in_every_script(script, model, dat
 
 
 @pytest.mark.parametrize("method", choices("method"))
+def test_every_method_composes(method):
+    held = ["trainer.weight_decay=0"] if method == "salun" else []
+    assert compose("mm/forget", Forget, [f"method={method}", *held]).method.name == method
+
+
 @pytest.mark.parametrize("trainer", choices("trainer"))
-def test_every_method_composes_with_every_trainer(method, trainer):
-    assert compose("mm/forget", Forget, [f"method={method}", f"trainer={trainer}"]).method.name == method
+def test_every_trainer_composes(trainer):
+    assert compose("mm/forget", Forget, [f"trainer={trainer}"]).method.name == "npo"
+
+
+def test_a_mask_is_refused_with_an_adapter_and_with_weight_decay():
+    with pytest.raises(SettingsError, match=r"method=salun masks the model's own weights: set trainer.lora=null"):
+        compose("mm/forget", Forget, ["method=salun", "trainer=lora"])
+    with pytest.raises(SettingsError, match=r"trainer.weight_decay=0.01 would move"):
+        compose("mm/forget", Forget, ["method=salun"])
+
+
+def test_an_optimizer_that_needs_cuda_says_so_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("run_settings.cuda_is_there", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    for optimizer in ("adamw_bnb_8bit", "paged_adamw_8bit"):
+        with pytest.raises(SettingsError, match=f"trainer.optimizer={optimizer} needs a CUDA GPU, and this machine has none"):
+            compose("mm/forget", Forget, [f"trainer.optimizer={optimizer}"])
 
 
 @pytest.mark.parametrize("benchmark", choices("benchmark"))

@@ -9,9 +9,38 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import unlearn_losses
-from run_settings import Method, SettingsError
-from train_engine import bind, known_losses
-from unlearn_losses import IGNORE, Scored, grad_ascent, grad_diff, idk, nll, npo, retain_ft, sequence_logprob
+from run_settings import Activations, Method, SettingsError
+from train_engine import base_pass, bind, known_losses
+from unlearn_losses import (
+    IGNORE,
+    Hidden,
+    Scored,
+    ceu,
+    dpo,
+    entropy,
+    grad_ascent,
+    grad_diff,
+    grad_diff_entropy,
+    grad_diff_kl,
+    idk,
+    kl,
+    kl_from_start,
+    llmu,
+    multiplier_step,
+    nll,
+    npo,
+    pdu,
+    retain_ft,
+    rmu,
+    satimp,
+    scrub,
+    sequence_logprob,
+    simnpo,
+    sku,
+    undial,
+    unit_direction,
+    wga,
+)
 
 METHODS = sorted(Path(__file__).parents[1].glob("config/method/*.yaml"))
 
@@ -27,7 +56,7 @@ def answers(*rows):
 
 
 def method(path):
-    return bind(Method(**OmegaConf.to_container(OmegaConf.load(path))))
+    return bind(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Method), OmegaConf.load(path))))
 
 
 def random_scored(rows=3, positions=4, seed=0, vocabulary=5):
@@ -38,8 +67,21 @@ def random_scored(rows=3, positions=4, seed=0, vocabulary=5):
     return Scored(torch.randn(rows, positions, vocabulary, generator=source), labels)
 
 
-def passes_of(bound, seed=0):
-    return {name: random_scored(seed=seed + number) for number, name in enumerate(bound.passes)}
+def passes_of(bound, rows=3):
+    """Random passes of the shapes a batch has: a `ref_` pass has the labels of its own pass; log-probabilities are (B,)."""
+    passes = {name: random_scored(rows, seed=number) for number, name in enumerate(bound.batches)}
+    for number, name in enumerate(name for name in bound.passes if name.startswith("ref_")):
+        start = random_scored(rows, seed=100 + number)._replace(labels=passes[base_pass(name)].labels)
+        passes[name] = sequence_logprob(start) if name.endswith("_logprob") else start
+    return {name: passes[name] for name in bound.passes}
+
+
+def loss_of(bound, passes):
+    return bound(passes, epoch=0, step=0, multiplier=2.0, target=0.3)
+
+
+def change(passes, how):
+    return {name: how(value) if isinstance(value, Scored) else value for name, value in passes.items()}
 
 
 def test_sequence_logprob_adds_the_tokens_log_probabilities():
@@ -73,18 +115,18 @@ def test_idk_is_the_nll_of_the_refusal_plus_that_of_the_retain_answers():
 def test_npo_at_the_reference_is_two_log_two_over_beta():
     # log ratio 0, sigmoid(0) = 1/2
     same = answers([0.25, 0.5])
-    assert npo(same, same, answers([0.5]), beta=0.5, retain_weight=0.0).item() == pytest.approx(2 / 0.5 * math.log(2))
+    assert npo(same, sequence_logprob(same), answers([0.5]), beta=0.5, retain_weight=0.0).item() == pytest.approx(2 / 0.5 * math.log(2))
 
 
 def test_npo_by_hand_away_from_the_reference():
     # r = log(1/8) - log(1/2) = -2 log 2; sigmoid(-1 * r) = 4 / (4 + 1) = 0.8; -(2/1) log 0.8 + 1 * log 2
-    value = npo(answers([0.125]), answers([0.5]), answers([0.5]), beta=1.0, retain_weight=1.0).item()
+    value = npo(answers([0.125]), sequence_logprob(answers([0.5])), answers([0.5]), beta=1.0, retain_weight=1.0).item()
     assert value == pytest.approx(-2 * math.log(0.8) + math.log(2))
 
 
 def test_npo_uses_the_whole_answers_log_probability_not_its_mean():
     # two tokens at 1/4 against 1/2 each: r = -2 log 2 as a sum (the mean would be -log 2)
-    value = npo(answers([0.25, 0.25]), answers([0.5, 0.5]), answers([0.5]), beta=1.0, retain_weight=0.0).item()
+    value = npo(answers([0.25, 0.25]), sequence_logprob(answers([0.5, 0.5])), answers([0.5]), beta=1.0, retain_weight=0.0).item()
     assert value == pytest.approx(-2 * math.log(0.8))
 
 
@@ -108,8 +150,8 @@ def test_a_method_file_names_itself_and_a_loss_with_all_its_hyperparameters(path
 def test_ignored_positions_do_not_count(path):
     bound = method(path)
     passes = passes_of(bound)
-    noisy = {n: Scored(torch.where((s.labels == IGNORE)[..., None], 100 * torch.randn_like(s.logits), s.logits), s.labels) for n, s in passes.items()}
-    assert bound.loss(**noisy).item() == pytest.approx(bound.loss(**passes).item(), rel=1e-5)
+    noisy = change(passes, lambda s: Scored(torch.where((s.labels == IGNORE)[..., None], 100 * torch.randn_like(s.logits), s.logits), s.labels))
+    assert loss_of(bound, noisy).item() == pytest.approx(loss_of(bound, passes).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
@@ -123,42 +165,224 @@ def test_the_padding_side_does_not_matter(path):
         parts = ((logits, scored.logits), (labels, scored.labels)) if left else ((scored.logits, logits), (scored.labels, labels))
         return Scored(*(torch.cat(part, 1) for part in parts))
 
-    left = bound.loss(**{n: pad(s, True) for n, s in passes.items()})
-    right = bound.loss(**{n: pad(s, False) for n, s in passes.items()})
+    left, right = (loss_of(bound, change(passes, lambda s, side=side: pad(s, side))) for side in (True, False))
     assert left.item() == pytest.approx(right.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
 def test_the_mean_over_small_batches_is_the_loss_of_the_large_one(path):
     bound = method(path)
-    passes = {name: random_scored(rows=4, seed=n) for n, name in enumerate(bound.passes)}
-    halves = [bound.loss(**{n: Scored(s.logits[part], s.labels[part]) for n, s in passes.items()}) for part in (slice(0, 2), slice(2, 4))]
-    assert torch.stack(halves).mean().item() == pytest.approx(bound.loss(**passes).item(), rel=1e-5)
-
-
-DIRECTIONS = {"retain_ft": None, "grad_ascent": "down", "grad_diff": "down", "npo": "down", "idk": "idk up"}
+    passes = passes_of(bound, rows=4)
+    cut = [{n: Scored(v.logits[part], v.labels[part]) if isinstance(v, Scored) else v[part] for n, v in passes.items()} for part in (slice(0, 2), slice(2, 4))]
+    assert torch.stack([loss_of(bound, half) for half in cut]).mean().item() == pytest.approx(loss_of(bound, passes).item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
-def test_a_small_step_moves_the_memorised_answers_in_the_methods_direction(path):
-    """Start from memorised forget rows at p != p0; a step lowers log p(forget), or raises log p(idk), or raises log p(retain) where that is all."""
-    bound, direction = method(path), DIRECTIONS[path.stem]
+def test_ignored_positions_get_no_gradient_and_answers_get_a_finite_one(path):
+    bound = method(path)
     passes = passes_of(bound)
-    if "forget" in passes:
-        passes["forget"].logits.scatter_add_(2, passes["forget"].labels.clamp(min=0)[..., None], torch.full((3, 4, 1), 3.0))
-    watched = {"down": "forget", "idk up": "idk", None: "retain"}[direction]
-    logits = passes[watched].logits.requires_grad_()
-    before = sequence_logprob(passes[watched])
-    bound.loss(**passes).backward()
-    after = sequence_logprob(Scored(logits.detach() - 1e-2 * logits.grad, passes[watched].labels))
-    moved = (after - before.detach())[unlearn_losses.answer_lengths(passes[watched]) > 0]
-    assert (moved < 0).all() if direction == "down" else (moved > 0).all()
+    watched = [value for name, value in passes.items() if isinstance(value, Scored) and not name.startswith("ref_")]
+    for scored in watched:
+        scored.logits.requires_grad_()
+    loss_of(bound, passes).backward()
+    for scored in watched:
+        ignored = scored.labels == IGNORE
+        assert scored.logits.grad.isfinite().all() and scored.logits.grad[ignored].abs().sum() == 0 and scored.logits.grad[~ignored].abs().sum() > 0
+
+
+def right_answers(passes, name):
+    return sequence_logprob(passes[name]).sum()
+
+
+# what a small step on the scored passes must raise (+1) or lower (-1), measured on which pass
+DIRECTIONS = {
+    **{name: [(-1, "forget", right_answers)] for name in ("grad_ascent", "grad_diff", "npo", "simnpo", "kl", "undial", "wga", "satimp", "ceu")},
+    "retain_ft": [(+1, "retain", right_answers)],
+    "idk": [(+1, "idk", right_answers), (+1, "retain", right_answers)],
+    "salun": [(+1, "idk", right_answers)],
+    "dpo": [(+1, "idk", right_answers), (-1, "forget", right_answers)],
+    "llmu": [(-1, "forget", right_answers), (+1, "unrelated", right_answers)],
+    "sku": [(+1, "forget", right_answers), (+1, "shuffled", right_answers)],  # what is learned, to be subtracted
+    "grad_diff_entropy": [(+1, "forget", lambda passes, name: unlearn_losses.entropy(passes[name]))],
+    "grad_diff_kl": [(+1, "forget", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes[f"ref_{name}"]))],
+    "scrub": [(+1, "forget", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes[f"ref_{name}"]))],
+    "rmu": [(-1, "forget", lambda passes, name: (passes[name].logits - 6.5 * unit_direction(5, 0))[passes[name].labels != IGNORE].norm())],
+    "pdu": [(-1, "forget", lambda passes, name: (passes[name].logits.amax(-1) - passes[name].logits.mean(-1))[passes[name].labels != IGNORE].sum())],
+}
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
+def test_a_small_step_moves_memorised_answers_in_the_methods_own_direction(path):
+    """Start from memorised forget rows at p != p0 and step down the loss's gradient."""
+    bound = method(path)
+    for sign, name, measure in DIRECTIONS[path.stem]:
+        passes = passes_of(bound)
+        if "forget" in passes:
+            passes["forget"].logits.scatter_add_(2, unlearn_losses.right_token(passes["forget"]), torch.full((3, 4, 1), 3.0))
+        logits = passes[name].logits.requires_grad_()
+        loss_of(bound, passes).backward()
+        before = measure(passes, name)
+        # a thousandth of the gradient's size, because rmu's and a sum's gradients differ by orders
+        stepped = logits.detach() - 1e-3 * logits.grad / logits.grad.norm()
+        after = measure(passes | {name: passes[name]._replace(logits=stepped)}, name)
+        assert sign * (after - before).item() > 0
+
+
+# ---- hand numbers of the other methods, in a vocabulary of two
+
+
+def test_entropy_is_that_of_the_distribution_not_of_the_label():
+    # H(.25) = .25 log 4 + .75 log 4/3; with H(.5) = log 2 the mean over the two positions
+    expected = (math.log(2) + 0.25 * math.log(4) + 0.75 * math.log(4 / 3)) / 2
+    assert entropy(answers([0.5, 0.25])).item() == pytest.approx(expected)
+    value = grad_diff_entropy(answers([0.5, 0.25]), answers([0.5]), beta=2.0, retain_weight=3.0)
+    assert value.item() == pytest.approx(-2 * expected + 3 * math.log(2))
+
+
+KL_HALF_QUARTER = 0.5 * math.log(4 / 3)  # KL(.5 || .25) = .5 log(.5/.25) + .5 log(.5/.75) = .5 log(4/3)
+
+
+def test_kl_runs_from_the_start_to_the_model():
+    assert kl_from_start(answers([0.25]), answers([0.5])).item() == pytest.approx(KL_HALF_QUARTER)
+
+
+def test_kl_equals_a_loop_over_answer_positions():
+    now, start = random_scored(seed=1), random_scored(seed=2)
+    means = []
+    for b in range(3):
+        each = []
+        for t in range(4):
+            if now.labels[b, t] != IGNORE:
+                p, p0 = now.logits[b, t].softmax(-1).tolist(), start.logits[b, t].softmax(-1).tolist()
+                each.append(sum(q * math.log(q / r) for q, r in zip(p0, p, strict=True)))
+        means.append(sum(each) / len(each))
+    assert kl_from_start(now, start).item() == pytest.approx(sum(means) / 3, rel=1e-5)
+
+
+def test_kl_minimization_and_grad_diff_kl_by_hand():
+    # -log 4 + KL; and -2 KL + 3 log 2
+    assert kl(answers([0.25]), answers([0.25]), answers([0.5])).item() == pytest.approx(-math.log(4) + KL_HALF_QUARTER)
+    value = grad_diff_kl(answers([0.25]), answers([0.5]), answers([0.5]), beta=2.0, retain_weight=3.0)
+    assert value.item() == pytest.approx(-2 * KL_HALF_QUARTER + 3 * math.log(2))
+
+
+def test_dpo_prefers_the_refusal_over_the_truth_each_against_the_start():
+    # r(idk) = log(.5/.25) = log 2, r(forget) = log(.25/.5) = -log 2: sigmoid(2 log 2) = .8; + 1 * log 2 + 2 * log 4
+    start = [sequence_logprob(answers([p])) for p in (0.5, 0.25)]
+    value = dpo(answers([0.25]), start[0], answers([0.5]), start[1], answers([0.25]), beta=1.0, task_weight=1.0, retain_weight=2.0)
+    assert value.item() == pytest.approx(-math.log(0.8) + 5 * math.log(2))
+
+
+def test_dpos_preference_is_the_published_sigmoid_loss_of_chosen_and_rejected():
+    parts = [random_scored(seed=n) for n in range(5)]
+    chosen, chosen0, rejected, rejected0 = (sequence_logprob(part) for part in parts[:4])
+    # Rafailov et al. (2023), equation 7: -E log sigmoid(beta log pi(y_w)/ref(y_w) - beta log pi(y_l)/ref(y_l))
+    published = -torch.log(1 / (1 + torch.exp(-(0.3 * (chosen - chosen0) - 0.3 * (rejected - rejected0))))).mean()
+    value = dpo(parts[2], rejected0, parts[0], chosen0, parts[4], beta=0.3, task_weight=0.0, retain_weight=0.0)
+    assert value.item() == pytest.approx(published.item(), rel=1e-5)
+
+
+def test_simnpo_by_hand():
+    # mean log p = -2 log 2; sigmoid(2 log 2 - log 2) = 2/3; -(2/1) log(2/3)
+    value = simnpo(answers([0.25, 0.25]), answers([0.5]), beta=1.0, gamma=math.log(2), retain_weight=0.0)
+    assert value.item() == pytest.approx(-2 * math.log(2 / 3))
+
+
+def test_scrub_adds_its_terms_or_alternates_between_them_in_its_first_epochs():
+    forget, start, retain = answers([0.25]), answers([0.5]), answers([0.25])
+    away, keep = -KL_HALF_QUARTER, 2 * KL_HALF_QUARTER + 3 * math.log(4)
+
+    def value(**state):
+        return scrub(forget, start, retain, start, alpha=2.0, gamma=3.0, **state).item()
+
+    assert value(max_epochs=0, epoch=0, step=0) == pytest.approx(away + keep)
+    assert [value(max_epochs=1, epoch=0, step=step) for step in (0, 1)] == pytest.approx([away, keep])
+    assert value(max_epochs=1, epoch=1, step=2) == pytest.approx(keep)
+
+
+def test_llmu_and_sku_by_hand():
+    forget, other, retain, start = answers([0.25]), answers([0.5]), answers([0.25]), answers([0.5])
+    # -.5 log 4 + 2 log 2 + 3 KL; and .5 log 4 + 2 log 2 - 3 KL
+    value = llmu(forget, other, retain, start, forget_weight=0.5, unrelated_weight=2.0, kl_weight=3.0)
+    assert value.item() == pytest.approx(math.log(2) + 3 * KL_HALF_QUARTER)
+    value = sku(forget, other, retain, start, forget_weight=0.5, shuffled_weight=2.0, kl_weight=3.0)
+    assert value.item() == pytest.approx(3 * math.log(2) - 3 * KL_HALF_QUARTER)
+
+
+def test_rmu_by_hand():
+    # one answer token, h = u + (3, 1): against 1 * u the mean over two features is (9 + 1) / 2; retain moved by (2, 0): 4 / 2
+    u, label = unit_direction(2, 0), torch.zeros(1, 1, dtype=torch.long)
+    forget, retain, start = (Hidden((u + torch.tensor(d)).view(1, 1, 2), label) for d in ((3.0, 1.0), (2.0, 0.0), (0.0, 0.0)))
+    assert rmu(forget, retain, start, c=1.0, alpha=0.5, direction_seed=0).item() == pytest.approx(5 + 0.5 * 2)
+
+
+def test_rmus_direction_is_one_fixed_unit_vector_of_no_negative_features():
+    one, again, other = unit_direction(64, 0), unit_direction(64, 0), unit_direction(64, 1)
+    assert torch.equal(one, again) and not torch.equal(one, other) and one.norm().item() == pytest.approx(1) and (one >= 0).all()
+
+
+def test_undial_by_hand():
+    # a start of .5 with log 3 taken from the true token: (1/4, 3/4); against p = (.5, .5) that is log 2, against itself its entropy
+    start = answers([0.5])
+    assert undial(answers([0.5]), start, answers([0.5]), gamma=math.log(3), retain_weight=1.0).item() == pytest.approx(2 * math.log(2))
+    own = undial(answers([0.25]), start, answers([0.5]), gamma=math.log(3), retain_weight=0.0).item()
+    assert own == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))
+
+
+def test_wga_and_satimp_weigh_tokens_by_confidence_and_let_no_gradient_through_the_weight():
+    # -(1/4)^2 log 4; and -(1/4)(3/4)^2 log 4
+    assert wga(answers([0.25]), answers([0.5]), a=2.0, retain_weight=0.0).item() == pytest.approx(-(0.25**2) * math.log(4))
+    assert satimp(answers([0.25]), answers([0.5]), b1=1.0, b2=2.0, retain_weight=0.0).item() == pytest.approx(-0.25 * 0.75**2 * math.log(4))
+    forget = answers([0.25])
+    wga(Scored(forget.logits.requires_grad_(), forget.labels), answers([0.5]), a=2.0, retain_weight=0.0).backward()
+    # the gradient of the log-likelihood on the right token's logit is 1 - p, here times the weight
+    assert forget.logits.grad[0, 0, 0].item() == pytest.approx(0.25**2 * 0.75)
+
+
+def test_ceu_by_hand():
+    # three tokens at (1/2, 1/4, 1/4), the first is true: target (0, 1/2, 1/2), cross-entropy log 4
+    scored = Scored(torch.tensor([[[0.5, 0.25, 0.25]]]).log(), torch.zeros(1, 1, dtype=torch.long))
+    assert ceu(scored).item() == pytest.approx(math.log(4))
+
+
+def test_pdu_by_hand():
+    # logits (2, 0): max - mean = 1, squared 1; + 2 * (log 2 - .5)
+    forget = Scored(torch.tensor([[[2.0, 0.0]]]), torch.zeros(1, 1, dtype=torch.long))
+    assert pdu(forget, answers([0.5]), multiplier=2.0, target=0.5).item() == pytest.approx(1 + 2 * (math.log(2) - 0.5))
+
+
+def test_the_multiplier_never_falls_below_zero():
+    # 1 + 2 * (.75 - .5) = 1.5; 1 + 2 * (0 - .75) < 0
+    assert multiplier_step(1.0, 0.75, rate=2.0, target=0.5) == pytest.approx(1.5)
+    assert multiplier_step(1.0, 0.0, rate=2.0, target=0.75) == 0
+
+
+def test_a_retain_term_by_kl_takes_the_place_of_the_nll():
+    bound = bind(Method("npo", "npo", {"beta": 1.0, "retain_weight": 2.0}, retain="kl"))
+    same = answers([0.25])
+    passes = {"forget": same, "ref_forget_logprob": sequence_logprob(same), "retain": answers([0.25]), "ref_retain": answers([0.5])}
+    assert bound.frozen == ["retain"] and bound(passes).item() == pytest.approx(2 * math.log(2) + 2 * KL_HALF_QUARTER)
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [
+        (Method("rmu", "rmu", {"c": 1.0, "alpha": 1.0, "direction_seed": 0}), "method.activations: rmu needs it"),
+        (Method("npo", "npo", {"beta": 1.0, "retain_weight": 1.0}, activations=Activations(1, [1])), "method.activations: npo has no use for it"),
+        (Method("pdu", "pdu"), "method.multiplier: pdu needs it"),
+        (Method("kl", "kl", retain="kl"), "method.retain=kl: kl has no retain term to change"),
+    ],
+)
+def test_a_step_that_does_not_fit_the_loss_is_refused(method, line):
+    with pytest.raises(SettingsError, match=line):
+        bind(method)
 
 
 def test_passes_and_reference_follow_from_the_parameters():
     bound = bind(Method(name="npo", loss="npo", args={"beta": 0.1, "retain_weight": 1.0}))
-    assert bound.passes == ["forget", "ref_forget", "retain"] and bound.batches == ["forget", "retain"] and bound.needs_reference
-    assert not bind(Method(name="grad_ascent", loss="grad_ascent")).needs_reference
+    assert bound.passes == ["forget", "ref_forget_logprob", "retain"] and bound.batches == bound.trained == ["forget", "retain"]
+    assert bound.cached == ["forget"] and bound.frozen == []
+    assert bind(Method(name="kl", loss="kl")).frozen == ["retain"] and not bind(Method(name="grad_ascent", loss="grad_ascent")).frozen
 
 
 def test_every_loss_has_a_method_file():
@@ -167,7 +391,7 @@ def test_every_loss_has_a_method_file():
 
 def test_one_loss_serves_a_language_model_and_a_classifier():
     classifier = Scored(torch.randn(3, 1, 7), torch.randint(7, (3, 1)))
-    assert npo(classifier, classifier, classifier, beta=0.1, retain_weight=1.0).shape == ()
+    assert npo(classifier, sequence_logprob(classifier), classifier, beta=0.1, retain_weight=1.0).shape == ()
 
 
 @pytest.mark.parametrize(

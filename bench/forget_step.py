@@ -1,0 +1,172 @@
+"""Time of a forgetting step and its peak memory above the weights: the suite's way beside the plain one, for npo and kl.
+
+The plain way is what published code does: a second copy of the model scores every step, each pass is a forward of its own, and the logits of all
+positions are held in fp32. Ours: cached log-probabilities (npo) or the adapter switched off (kl with LoRA), logits at answer positions only, one
+forward for forget and retain. Both train all weights (npo, kl) or a LoRA adapter (kl_lora), with AdamW in fp32, on the same batches of words.
+Sizes: (a) the tiny model's decoder; (b) a randomly initialised Llama of about 100 M parameters, half of them in its vocabulary of 150,000.
+"""
+
+import argparse
+import copy
+import ctypes
+import gc
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data_module import Encoded, collate
+from model_module import FrozenStart, add_lora, score, score_passes
+from run_settings import Lora
+from unlearn_losses import IGNORE, Scored, kl, npo, sequence_logprob
+
+SIZES = {
+    "tiny": {"vocab_size": 2000, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "100m": {"vocab_size": 150_000, "hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 25, "num_attention_heads": 8},
+}
+ROWS, PROMPT, ANSWER = 4, 48, 24  # of each pass; tokens
+
+
+def make_model(size: str) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES[size], tie_word_embeddings=True, max_position_embeddings=256)).train()
+
+
+def examples(vocabulary: int, seed: int) -> list[Encoded]:
+    source = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, vocabulary, (ROWS, PROMPT + ANSWER), generator=source)
+    return [Encoded({"input_ids": row[None, :PROMPT]}, row[PROMPT:].tolist()) for row in ids]
+
+
+def batches(vocabulary: int) -> dict[str, dict]:
+    """The forget and the retain batch apart, and both as one."""
+    forget, retain = examples(vocabulary, 1), examples(vocabulary, 2)
+    joint = collate([*forget, *retain], 0) | {"sizes": torch.tensor([ROWS, ROWS]), "pictured": torch.zeros(2 * ROWS, dtype=torch.bool)}
+    return {"forget": collate(forget, 0), "retain": collate(retain, 0), "forget+retain": joint}
+
+
+def plain_scored(model: torch.nn.Module, batch: dict) -> Scored:
+    """All positions' logits in fp32, labels -100 outside the answer, shifted by one."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits.float()
+    labels = torch.full(batch["input_ids"].shape, IGNORE)
+    labels.scatter_(1, batch["positions"], batch["labels"])
+    return Scored(logits, labels)
+
+
+class PlainStep:
+    def __init__(self, method: str, model: torch.nn.Module, made: dict[str, dict]):
+        self.method, self.model, self.made = method, model, made
+        self.copy = copy.deepcopy(model).requires_grad_(False).eval()
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+
+    def __call__(self) -> float:
+        forget, retain = (plain_scored(self.model, self.made[name]) for name in ("forget", "retain"))
+        with torch.no_grad():
+            start = plain_scored(self.copy, self.made["forget" if self.method == "npo" else "retain"])
+        arguments = (forget, sequence_logprob(start), retain) if self.method == "npo" else (forget, retain, start)
+        loss = npo(*arguments, beta=0.1, retain_weight=1.0) if self.method == "npo" else kl(*arguments)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+class OurStep:
+    def __init__(self, method: str, model: torch.nn.Module, made: dict[str, dict]):
+        self.method, self.model, self.made = method, model, made
+        if method == "npo":
+            with torch.no_grad():
+                self.start = sequence_logprob(score(model.eval(), made["forget"]))
+            model.train()
+        else:
+            self.reference = FrozenStart(model, torch.bfloat16)
+        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+
+    def __call__(self) -> float:
+        scored = score_passes(self.model, {"forget+retain": self.made["forget+retain"]})
+        if self.method == "npo":
+            loss = npo(scored["forget"], self.start, scored["retain"], beta=0.1, retain_weight=1.0)
+        else:
+            with self.reference.model(self.model) as frozen:
+                start = score(frozen, self.made["retain"])
+            loss = kl(scored["forget"], scored["retain"], start)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+class Peak:
+    """Most resident memory of this process while the block runs, in GB, read every 2 ms."""
+
+    def __enter__(self) -> "Peak":
+        self.most, self.over = 0.0, threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def watch(self) -> None:
+        while not self.over.wait(0.002):
+            self.most = max(self.most, resident_gb())
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+
+def resident_gb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e9
+
+
+def measure(size: str, method: str, lora: bool, repeats: int) -> dict[str, float]:
+    """Median seconds of the steps after the first, one way after the other, each with its own model; most memory above that model's weights."""
+    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    memory: dict[str, float] = {}
+    losses: dict[str, float] = {}
+    made = batches(SIZES[size]["vocab_size"])
+    for way, step_class in (("plain", PlainStep), ("ours", OurStep)):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what the other way freed must not count as free room of this one
+        before = resident_gb()
+        model = make_model(size)
+        weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
+        if lora:
+            model = add_lora(model, Lora(r=8, alpha=32, dropout=0.0), "language_model", 0).train()
+        with Peak() as peak:
+            step = step_class(method, model, made)
+            for number in range(repeats):
+                begun = time.perf_counter()
+                loss = step()
+                losses.setdefault(way, loss)
+                if number:  # the first step allocates the optimizer's state
+                    seconds[way].append(time.perf_counter() - begun)
+        memory[way] = peak.most - before - weights
+        del step, model
+    assert abs(losses["plain"] - losses["ours"]) < 2e-2 * max(1.0, abs(losses["plain"])), losses
+    return {
+        **{f"{way}_seconds": statistics.median(values) for way, values in seconds.items()},
+        **{f"{way}_gb": value for way, value in memory.items()},
+        "time_ratio": statistics.median(seconds["ours"]) / statistics.median(seconds["plain"]),
+        "memory_ratio": memory["ours"] / memory["plain"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=6)
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    arguments = parser.parse_args()
+    for size in arguments.sizes:
+        ending = "" if size == "100m" else f"_{size}"
+        for name, method, lora in (("npo", "npo", False), ("kl", "kl", False), ("kl_lora", "kl", True)):
+            for figure, value in measure(size, method, lora, arguments.repeats).items():
+                print(f"{name}_{figure}{ending} {value:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
