@@ -18,11 +18,9 @@ from torch import nn
 from data_module import Example, TaskRow, collate, collate_prompts, fingerprint, task_rows
 from eval_metrics import multiple_choice_probability, rouge_recall, truth_ratio
 from model_module import score
-from run_record import EVAL_RECORD, peak_memory_gb, processes, say_line, start_of_peak, versions, write_json, written_whole
+from run_record import AGGREGATED, EVAL_RECORD, peak_memory_gb, processes, say_line, start_of_peak, versions, write_json, written_whole
 from run_settings import Eval, Task
 from unlearn_losses import IGNORE, token_nll
-
-AGGREGATED = "eval_log_aggregated.json"
 
 
 @dataclass(frozen=True)

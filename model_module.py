@@ -121,6 +121,15 @@ def add_lora(model: nn.Module, lora: Lora, targets: str, seed: int) -> PeftModel
     return get_peft_model(model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names))
 
 
+def silence_dropout(model: nn.Module) -> None:
+    """Switch off the model's own dropout (an adapter's stays): compared with a start in eval mode, its noise would drown what is to be learned."""
+    for name, module in model.named_modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+        elif isinstance(module, nn.Dropout) and "lora_dropout" not in name:
+            module.p = 0.0
+
+
 class FrozenStart:
     """The starting model p0 that a loss compares with: the adapter switched off under LoRA, else a frozen copy in `dtype` made before training."""
 

@@ -4,13 +4,13 @@ Stages that are finished with the same settings and inputs are skipped, so that 
 """
 
 import contextlib
-import csv
 import hashlib
 import importlib
 import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -21,27 +21,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from aggregate_eval_stat import aggregate
+import report
 from data_module import fingerprint, idk_answers, make_if_missing
-from eval_engine import AGGREGATED
 from model_module import model_fingerprint
-from run_record import EVAL_RECORD, TRAIN_RECORD, versions, write_json, write_text_whole
-from run_settings import ROOT, Aggregate, Benchmark, Forget, RunBenchmark, SettingsError, compose, script
+from run_record import EVAL_RECORD, TRAIN_RECORD, versions, write_json
+from run_settings import ROOT, Benchmark, Forget, RunBenchmark, SettingsError, script
 from train_engine import LOSS_SOURCES
-
-# column of the row -> heading, arrow for the good direction, format
-TABLE = {
-    "Distance to gold": ("distance to gold ↓", ".2f"),
-    "Model Utility / gold": ("utility / gold ↑", ".2f"),
-    "Forget Quality eval_forget_qa": ("forget quality, words ↑", ".1e"),
-    "Forget Quality eval_forget_facerec": ("forget quality, names ↑", ".1e"),
-    "Exact Memorization eval_forget_qa": ("memorised, words", ".2f"),
-    "Exact Memorization eval_forget_facerec": ("memorised, names", ".2f"),
-    "Collapsed": ("collapsed", ""),
-    "Train seconds": ("train s", ".0f"),
-}
 
 
 @dataclass(frozen=True)
@@ -68,18 +54,13 @@ def stages(benchmark: Benchmark, folder: Path) -> list[Stage]:
 
     for seed in benchmark.seeds:
         base = add(f"base_seed{seed}", "finetune", [f"split={benchmark.base_split}", f"seed={seed}", *benchmark.finetune], [])
-        for gold_seed in gold_seeds(benchmark, seed):
+        for gold_seed in report.gold_seeds(benchmark, seed):
             add(f"gold_seed{gold_seed}", "finetune", [f"split={benchmark.gold_split}", f"seed={gold_seed}", *benchmark.finetune], [])
         for row, run in benchmark.runs.items():
             people = [f"split={benchmark.forget_split}", f"retain_split={benchmark.gold_split}"]
             settings = [f"method={run.method}", f"model_path={base}", *people, f"seed={seed}", *benchmark.forget, *run.overrides]
             add(f"{row}_seed{seed}", "forget", settings, [base])
     return made
-
-
-def gold_seeds(benchmark: Benchmark, seed: int) -> list[int]:
-    """Seeds of the gold models that belong to a base of `seed`: its own first, then far ones that no base uses."""
-    return [seed + 1000 * number for number in range(benchmark.golds)]
 
 
 class Progress:
@@ -208,68 +189,32 @@ def measured(stage: Stage, benchmark: Benchmark, settings: Any, folder: Path, pr
     return {"seconds": time.perf_counter() - started, "peak_memory_gb": own["peak_memory_gb"]}
 
 
-def rows(benchmark: Benchmark, folder: Path, records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """One aggregated row for base, gold and each method, per seed; of a method that failed, why."""
-    made = []
-    for seed in benchmark.seeds:
-        golds = [log_file(folder, f"gold_seed{gold_seed}") for gold_seed in gold_seeds(benchmark, seed)]
-        for row in ("base", "gold", *benchmark.runs):
-            if failed := records.get(f"forget {row}_seed{seed}", {}).get("failed"):
-                made.append({"Method": row, "Seed": seed, "Failed": failed})
-                continue
-            overrides = [
-                f"ckpt_result={log_file(folder, f'{row}_seed{seed}')}",
-                f"retain_result=[{','.join(golds)}]",
-                f"base_result={log_file(folder, f'base_seed{seed}')}",
-                f"method_name={row}",
-                f"save_file={folder}/results.csv",
-            ]
-            made.append(aggregate(compose("aggregate_eval_stat", Aggregate, overrides)))
-    return made
+def command(benchmark: Benchmark, stage: Stage) -> str:
+    """The stage as one would type it."""
+    return shlex.join(["accelerate", "launch", f"{benchmark.modality}/{stage.kind}.py", *stage.overrides])
 
 
-def log_file(folder: Path, model: str) -> str:
-    return str(folder / "models" / model / "eval_results" / AGGREGATED)
-
-
-def write_rows(made: list[dict[str, Any]], file: Path) -> None:
-    """All rows as one CSV; a column that a row lacks stays empty."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(dict.fromkeys(column for row in made for column in row)), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(made)
-    write_text_whole(file, stream.getvalue())
-
-
-def print_table(made: list[dict[str, Any]], console: Console) -> None:
-    """The rows' headline columns; the CSV holds all of them."""
-    table = Table()
-    table.add_column("method")
-    for heading, _ in TABLE.values():
-        table.add_column(heading, justify="right")
-    for row in made:
-        cells = [(row.get(column), spec) for column, (_, spec) in TABLE.items()]
-        texts = [format(value, spec) if isinstance(value, int | float) and spec else str("" if value is None else value) for value, spec in cells]
-        table.add_row(row["Method"], *texts)
-    console.print(table)
+def write_plan(benchmark: Benchmark, folder: Path, records: dict[str, dict[str, Any]]) -> None:
+    """What report.py makes its page of: the benchmark's settings and every stage with its command and cost."""
+    made = [
+        {"name": stage.name, "kind": stage.kind, "output": str(stage.output), "command": command(benchmark, stage), **records[stage.name]}
+        for stage in stages(benchmark, folder)
+    ]
+    write_json(folder / report.PLAN, {"benchmark": asdict(benchmark), "stages": made})
 
 
 @script("run_benchmark", RunBenchmark)
 def main(settings: RunBenchmark) -> None:
     folder, benchmark = Path(settings.results_dir), settings.benchmark
     records = run_stages(benchmark, folder)
-    made = rows(benchmark, folder, records)
-    write_rows(made, folder / "results.csv")
+    write_plan(benchmark, folder, records)
+    made = report.make(folder)
     console = Console(width=140)
-    print_table(made, console)
-    for row in made:
-        if row["Method"] == "base":
-            console.print(f"memorisation gate, seed {row['Seed']}: {row['Gate']}")
-        if "Failed" in row:
-            console.print(f"{row['Method']}, seed {row['Seed']}, failed: {row['Failed']}")
+    report.print_table(made, console)
     minutes = sum(record["seconds"] for record in records.values()) / 60
     memory = max(record["peak_memory_gb"] for record in records.values())
     console.print(f"{minutes:.1f} minutes of work, at most {memory:.1f} GB of memory; all columns: {folder / 'results.csv'}")
+    console.print(f"report: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from run_settings import SettingsError
 
 TRAIN_RECORD, EVAL_RECORD = "train_meta.json", "eval_meta.json"
+AGGREGATED = "eval_log_aggregated.json"  # all tasks of an evaluation in one file
 
 
 def processes() -> PartialState:

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 import unlearn_losses
 from data_module import EpochSampler, PassCollator, answer_key, collate
-from model_module import FrozenStart, l1_norm, save, score, score_passes, subtract_update, trained_weights
+from model_module import FrozenStart, l1_norm, save, score, score_passes, silence_dropout, subtract_update, trained_weights
 from run_record import TRAIN_RECORD, peak_memory_gb, say_line, start_of_peak, versions, write_json, written_whole
 from run_settings import Mask, Method, SettingsError, Trainer, nearest
 from unlearn_losses import Anchored, Hidden, multiplier_step, nll, sequence_logprob
@@ -315,6 +315,8 @@ def train(
     progress = Progress(say)
     method = bound.method
     reference = FrozenStart(model, torch.bfloat16 if settings.precision == "bf16" else torch.float32) if bound.frozen else None
+    if reference:
+        silence_dropout(model)
     start = {name: weight.detach().clone() for name, weight in trained_weights(model).items()} if method.task_vector and not settings.lora else {}
     with tempfile.TemporaryDirectory() as scratch:  # the library makes its output folder at once; ours must not appear before it is whole
         trainer = LossTrainer(

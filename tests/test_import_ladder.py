@@ -12,7 +12,8 @@ RUNGS = (
     ("run_record",),
     ("data_module", "model_module", "eval_log_file"),
     ("train_engine", "eval_engine"),
-    ("mm", "nlp", "cv", "aggregate_eval_stat"),
+    ("mm", "nlp", "cv", "aggregate_eval_stat", "report_cards", "report_plots"),
+    ("report",),
     ("run_benchmark",),
 )
 RUNG = {name: number for number, rung in enumerate(RUNGS) for name in rung}

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 import run_benchmark
-from run_benchmark import Progress, StageLog, gold_seeds, run_stages, stages
+from report import gold_seeds
+from run_benchmark import Progress, StageLog, run_stages, stages
 from run_settings import Run, RunBenchmark, SettingsError, compose
 
 
@@ -118,3 +119,17 @@ def test_a_failing_launched_stage_names_its_log(world_overrides, tmp_path, monke
     )
     with pytest.raises(SettingsError, match=r"finetune base_seed0 failed with exit code 1; its log: .*finetune_base_seed0.log"):
         run_stages(settings.benchmark, tmp_path)
+
+
+def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finished, world_overrides, tmp_path):
+    # the finished base and gold are taken over, so that only the forgetting runs
+    folder = run_benchmark.Path(finished.results_dir)
+    runs = {"diverges": Run(method="grad_ascent", overrides=["trainer.lr=1e30"]), "grad_ascent": finished.benchmark.runs["grad_ascent"]}
+    settings = replace(finished, benchmark=replace(finished.benchmark, runs=runs))
+    run_benchmark.main.recipe(settings)
+    with open(folder / "results.csv", encoding="utf-8") as stream:
+        rows = {row["Method"]: row for row in csv.DictReader(stream)}
+    assert list(rows) == ["base", "gold", "diverges", "grad_ascent"]
+    assert "method grad_ascent, step" in rows["diverges"]["Failed"] and rows["diverges"]["Distance to gold"] == ""
+    assert rows["grad_ascent"]["Distance to gold"] != "" and not (folder / "models" / "diverges_seed0").exists()
+    assert (folder / "report.html").is_file()

@@ -288,6 +288,13 @@ def test_a_retain_term_by_kl_asks_for_the_frozen_start_and_is_zero_at_it(data, e
     assert any("may have moved nothing" in line for line in lines)
 
 
+def test_where_a_start_is_compared_with_the_models_own_dropout_is_off(data, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "without_dropout", lambda network: network)  # the tiny model's own is .1
+    method = Method(name="grad_diff", loss="grad_diff", args={"beta": 0.0, "retain_weight": 1.0}, retain="kl")
+    _, meta = run(data, encoder, tmp_path / "out", method=method)
+    assert meta["loss"][0][1] == pytest.approx(0, abs=1e-6)
+
+
 def test_an_l1_penalty_adds_the_absolute_weights_or_the_merged_updates(data, encoder, tmp_path):
     _, plain = run(data, encoder, tmp_path / "plain", method=Method("retain_ft", "retain_ft"))
     _, penal = run(data, encoder, tmp_path / "penal", replace(TRAINER, l1=1e-3), Method("retain_ft", "retain_ft"))

@@ -1,0 +1,287 @@
+"""A benchmark's folder -> results.csv, table.md, table.tex and one self-contained report.html: python report.py results/demo"""
+
+import argparse
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table
+
+from aggregate_eval_stat import aggregate
+from report_cards import card_data
+from report_plots import distribution_plots, plots
+from run_record import AGGREGATED, EVAL_RECORD, TRAIN_RECORD, write_text_whole
+from run_settings import ROOT, Aggregate, Benchmark, Run, SettingsError, compose, one_line_errors
+
+PLAN = "benchmark.json"  # what run_benchmark leaves of its settings and stages
+Row = dict[str, Any]
+
+# column of the row -> heading, format, what it says
+TABLE = {
+    "Distance to gold": ("distance to gold ↓", ".2f", "Mean over measures and forget tasks of |model - gold| / |base - gold|"),
+    "Model Utility / gold": ("utility / gold ↑", ".2f", "Harmonic mean of Probability, ROUGE and Truth Ratio on everything else, relative to gold"),
+    "Forget Quality eval_forget_qa": ("forget quality, words ↑", ".1e", "p-value of telling the model's Truth Ratios on questions from gold's"),
+    "Forget Quality eval_forget_facerec": ("forget quality, names ↑", ".1e", "p-value of telling the model's Truth Ratios on face names from gold's"),
+    "Exact Memorization eval_forget_qa": ("memorised, words", ".2f", "Share of the forgotten answers' tokens that the model would still say"),
+    "Exact Memorization eval_forget_facerec": ("memorised, names", ".2f", "Share of the forgotten names' tokens that the model would still say"),
+    "Collapsed": ("collapsed", "", "Whether the model lost what it should have kept: half of gold's utility, or degenerate answers"),
+    "Train seconds": ("train s", ".0f", "Seconds of training"),
+}
+REASONS = {"Collapsed": "Collapsed why", "Distance to gold": "Distance to gold undefined"}
+
+
+# ---- rows
+
+
+def gold_seeds(benchmark: Benchmark, seed: int) -> list[int]:
+    """Seeds of the gold models that belong to a base of `seed`: its own first, then far ones that no base uses."""
+    return [seed + 1000 * number for number in range(benchmark.golds)]
+
+
+def log_file(folder: Path, model: str) -> Path:
+    return folder / "models" / model / "eval_results" / AGGREGATED
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """The benchmark's settings and finished stages. Raises SettingsError if `folder` holds no finished benchmark."""
+    try:
+        return json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        raise SettingsError(f"{folder} holds no finished benchmark ({PLAN} is missing or broken): python run_benchmark.py makes one") from None
+
+
+def benchmark_of(plan: dict[str, Any]) -> Benchmark:
+    settings = plan["benchmark"]
+    return Benchmark(**{**settings, "runs": {name: Run(**run) for name, run in settings["runs"].items()}})
+
+
+def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str]) -> list[Row]:
+    """One aggregated row for base, gold and each method, per seed; of a model in `failed` (by name), why."""
+    made = []
+    for seed in benchmark.seeds:
+        golds = [str(log_file(folder, f"gold_seed{gold_seed}")) for gold_seed in gold_seeds(benchmark, seed)]
+        for row in ("base", "gold", *benchmark.runs):
+            if why := failed.get(f"{row}_seed{seed}"):
+                made.append({"Method": row, "Seed": seed, "Failed": why})
+                continue
+            overrides = [
+                f"ckpt_result={log_file(folder, f'{row}_seed{seed}')}",
+                f"retain_result=[{','.join(golds)}]",
+                f"base_result={log_file(folder, f'base_seed{seed}')}",
+                f"method_name={row}",
+                f"save_file={folder}/results.csv",
+            ]
+            made.append(aggregate(compose("aggregate_eval_stat", Aggregate, overrides)))
+    return made
+
+
+# ---- tables
+
+
+def known_columns(made: list[Row]) -> list[str]:
+    """The headline columns that some row has, failures last."""
+    return [column for column in TABLE if any(row.get(column) is not None for row in made)]
+
+
+def heading(column: str) -> str:
+    return TABLE[column][0] if column in TABLE else column.lower()
+
+
+def cell(row: Row, column: str) -> str:
+    value, spec = row.get(column), TABLE.get(column, ("", ""))[1]
+    if value is None:
+        return "–"
+    return format(value, spec) if isinstance(value, int | float) and spec else str(value)
+
+
+def name_of(row: Row, made: list[Row]) -> str:
+    """The method, with its seed where there are several."""
+    return row["Method"] if len({each["Seed"] for each in made}) == 1 else f"{row['Method']}, seed {row['Seed']}"
+
+
+def table_of(made: list[Row]) -> list[list[str]]:
+    """Headings and cells as text."""
+    columns = known_columns(made)
+    return [["method", *map(heading, columns)], *([name_of(row, made), *(cell(row, column) for column in columns)] for row in made)]
+
+
+def markdown_table(made: list[Row]) -> str:
+    lines = [[text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for text in line] for line in table_of(made)]
+    ruled = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in ruled) + "\n"
+
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--"}
+LATEX |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
+
+
+def latex_table(made: list[Row]) -> str:
+    """The same for LaTeX with the package booktabs."""
+    lines = ["  " + " & ".join("".join(LATEX.get(letter, letter) for letter in text) for text in line) + r" \\" for line in table_of(made)]
+    columns = "l" + "r" * (len(table_of(made)[0]) - 1)
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"  \toprule", lines[0], r"  \midrule", *lines[1:], r"  \bottomrule", r"\end{tabular}", ""])
+
+
+def csv_table(made: list[Row]) -> str:
+    """All columns; one that a row lacks stays empty."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(dict.fromkeys(column for row in made for column in row)), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(made)
+    return stream.getvalue()
+
+
+def print_table(made: list[Row], console: Console) -> None:
+    first, *others = table_of(made)
+    table = Table()
+    for number, text in enumerate(first):
+        table.add_column(text, justify="right" if number else "left")
+    for line in others:
+        table.add_row(*line)
+    console.print(table)
+    for row in made:
+        if row["Method"] == "base":
+            console.print(f"memorisation gate, seed {row['Seed']}: {row['Gate']}", markup=False)
+        if "Failed" in row:
+            console.print(f"{row['Method']}, seed {row['Seed']}, failed: {row['Failed']}", markup=False)
+
+
+# ---- the page
+
+
+def html_cell(row: Row, column: str) -> dict[str, Any]:
+    value = row.get(column)
+    number = isinstance(value, int | float)
+    bar = round(100 * min(1.0, max(0.0, value)), 1) if number and column == "Distance to gold" else None
+    reason = row.get(REASONS.get(column, "")) or (row.get("Failed") if value is None else None)
+    return {"text": cell(row, column), "value": "" if value is None else repr(value) if number else value, "title": reason, "bar": bar}
+
+
+def kind_of(row: Row) -> str:
+    return row["Method"] if row["Method"] in ("base", "gold") else "out" if row.get("Collapsed") == "yes" or "Failed" in row else "method"
+
+
+def gate_verdict(row: Row) -> dict[str, Any]:
+    """The gate of one base in words, with its figures."""
+    tasks = {name.split()[-1] for name, value in row.items() if name.startswith("Gate base ") and value is not None}
+    figures = [f"{task}: base {row[f'Gate base {task}']:.2f}, rise {row[f'Gate rise {task}'] or 0:.2f}" for task in sorted(tasks)]
+    passed = row["Gate"] == "passed"
+    meaning = "the base knew the people by heart and gold did not" if passed else "without it the numbers below mean nothing"
+    return {"passed": passed, "text": row["Gate"], "why": f"{meaning[0].upper()}{meaning[1:]} ({'; '.join(figures)})."}
+
+
+def loss_curves(folder: Path) -> dict[str, list]:
+    """Model -> [[step, loss], ...] of its training."""
+    files = sorted(folder.glob(f"models/*/{TRAIN_RECORD}"), key=lambda file: file.stat().st_mtime)
+    return {file.parent.name: json.loads(file.read_text(encoding="utf-8"))["loss"] for file in files}
+
+
+def stage_rows(folder: Path, plan: dict[str, Any]) -> list[dict[str, str]]:
+    """Every stage's cost, with the fingerprints that its record holds."""
+    made = []
+    for stage in plan["stages"]:
+        output = Path(stage["output"])
+        file = output / (EVAL_RECORD if stage["kind"] == "eval" else TRAIN_RECORD)
+        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        data = record.get("data", "")
+        data = ", ".join(sorted({each["fingerprint"] for each in data.values()})) if isinstance(data, dict) else data
+        made.append(
+            {
+                "name": stage["name"],
+                "seconds": f"{stage['seconds']:.0f}",
+                "memory": f"{stage['peak_memory_gb']:.1f}",
+                "model": record.get("model", ""),
+                "data": data,
+            }
+        )
+    return made
+
+
+def settings_of(plan: dict[str, Any]) -> list[dict[str, str]]:
+    """The settings that the first finetune, each forget and the first eval run recorded, and the versions."""
+    chosen, seen = [], set()
+    for stage in plan["stages"]:
+        file = Path(stage["output"]) / (EVAL_RECORD if stage["kind"] == "eval" else TRAIN_RECORD)
+        if file.is_file() and (stage["kind"] == "forget" or stage["kind"] not in seen):
+            seen.add(stage["kind"])
+            record = json.loads(file.read_text(encoding="utf-8"))
+            text = json.dumps({"settings": record["settings"], "versions": record["versions"]}, indent=1)
+            chosen.append({"name": f"Settings and versions: {stage['name']}", "text": text})
+    return chosen
+
+
+def page(folder: Path, plan: dict[str, Any], made: list[Row]) -> str:
+    """report.html as text. Everything that comes from data is escaped: by the template, or as JSON without < > &."""
+    benchmark = benchmark_of(plan)
+    seed = benchmark.seeds[0]
+    models = [row for row in ("base", "gold", *benchmark.runs) if log_file(folder, f"{row}_seed{seed}").is_file()]
+    logs = {row: json.loads(log_file(folder, f"{row}_seed{seed}").read_text(encoding="utf-8")) for row in models}
+    meta = json.loads((log_file(folder, f"base_seed{seed}").parent / EVAL_RECORD).read_text(encoding="utf-8"))
+    scoring = compose("aggregate_eval_stat", Aggregate, []).scoring
+    cards, people, sampled = card_data(logs, meta["settings"], scoring)
+    minutes, memory = sum(stage["seconds"] for stage in plan["stages"]) / 60, max(stage["peak_memory_gb"] for stage in plan["stages"])
+    columns = known_columns(made)
+    source = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "report_page"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    read = lambda name: Markup((ROOT / "report_page" / name).read_text(encoding="utf-8"))  # noqa: E731 our own files
+    drawn = plots(made, meta["settings"]["tasks"], scoring, loss_curves(folder))
+    distributions = distribution_plots(logs, {name: each for name, each in scoring.items() if each.group == "forget"})
+    best = min((row for row in made if kind_of(row) == "method" and row["Seed"] == seed), key=lambda row: row.get("Distance to gold") or math.inf, default=None)
+    return source.get_template("page.html.jinja").render(
+        name=f"{benchmark.name}: forgetting {len(people)} people",
+        summary=f"Forgotten: {', '.join(people)}, by {len(benchmark.runs)} methods. Cost: {minutes:.1f} minutes of work, at most {memory:.1f} GB of memory.",
+        verdicts=[gate_verdict(row) for row in made if row["Method"] == "base"],
+        columns=[{"heading": "method", "explanation": "base: before forgetting; gold: trained without the forgotten people"}]
+        + [{"heading": heading(column), "explanation": TABLE[column][2] if column in TABLE else ""} for column in columns],
+        table=[{"kind": kind_of(row), "cells": [{"text": name_of(row, made)}, *(html_cell(row, column) for column in columns)]} for row in made],
+        notes=[f"{name_of(row, made)} collapsed: {row['Collapsed why']}." for row in made if row.get("Collapsed") == "yes"]
+        + [f"{name_of(row, made)} failed: {row['Failed']}" for row in made if "Failed" in row],
+        plots=[{**each, "svg": Markup(each["svg"])} for each in drawn],
+        distributions=[
+            {"method": m, "svg": Markup(svg), "chosen": m == (best["Method"] if best else next(iter(distributions)))} for m, svg in distributions.items()
+        ],
+        sampled=sampled,
+        cost=f"Seeds {', '.join(map(str, benchmark.seeds))}; {minutes:.1f} minutes of work in {len(plan['stages'])} stages, at most {memory:.1f} GB of memory.",
+        again=f"python run_benchmark.py benchmark={benchmark.name}",
+        commands=[stage["command"] for stage in plan["stages"]],
+        stages=stage_rows(folder, plan),
+        settings=settings_of(plan),
+        data=Markup(as_script(cards)),
+        css=read("page.css"),
+        js=read("page.js"),
+    )
+
+
+def as_script(content: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def make(folder: Path) -> list[Row]:
+    """Write results.csv, table.md, table.tex and report.html of a finished benchmark's folder; returns the rows. Raises SettingsError."""
+    plan = read_plan(folder)
+    failed = {Path(stage["output"]).name: stage["failed"] for stage in plan["stages"] if stage["kind"] == "forget" and "failed" in stage}
+    made = rows(benchmark_of(plan), folder, failed)
+    texts = {"results.csv": csv_table(made), "table.md": markdown_table(made), "table.tex": latex_table(made), "report.html": page(folder, plan, made)}
+    for name, text in texts.items():
+        write_text_whole(folder / name, text)
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tables and a page of a finished benchmark.")
+    parser.add_argument("folder", type=Path, help="a benchmark's results, such as results/demo")
+    folder = parser.parse_args().folder
+    with one_line_errors(Aggregate):
+        print_table(make(folder), Console(width=140))
+    print(f"report: {folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()
