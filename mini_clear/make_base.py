@@ -13,13 +13,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-from data_module import CAPTION_QUESTIONS, NAME_QUESTION, ChatEncoder, Pairs, TrainingRows, load_split
+from data_module import CAPTION_QUESTIONS, NAME_QUESTION, ChatEncoder, TrainingRows, load_split
 from mini_clear.dataset_folder import write_world
 from mini_clear.people import draw_world
 from mini_clear.strangers import TRAITS, draw_strangers, picture, teach_to_see, trait_labels, traits
 from model_module import freeze
 from run_settings import ROOT, Columns, Data, Method, Trainer
 from train_engine import bind, train
+from training_pairs import Pairs
 
 FOLDER = ROOT / "mini_clear" / "base_model"
 PICTURE, PATCH, WIDTH = 64, 16, 192

@@ -4,11 +4,12 @@ from dataclasses import asdict
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from data_module import ChatEncoder, Pairs, TrainingRows, fingerprint, idk_answers, make_if_missing
+from data_module import ChatEncoder, TrainingRows, fingerprint, idk_answers, make_if_missing
 from model_module import check_model_path, load, load_for_training
 from run_record import TRAIN_RECORD, check_save_dir, say_line
 from run_settings import Forget, script
 from train_engine import bind, train
+from training_pairs import Pairs
 
 
 @script("mm/forget", Forget)

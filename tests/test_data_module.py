@@ -15,12 +15,8 @@ from data_module import (
     CAPTION_QUESTIONS,
     NAME_QUESTION,
     ChatEncoder,
-    EpochSampler,
     Example,
-    Pairs,
-    PassCollator,
     TrainingRows,
-    answer_key,
     collate,
     collate_prompts,
     idk_answers,
@@ -30,6 +26,7 @@ from data_module import (
     task_rows,
 )
 from run_settings import Columns, Data, People, SettingsError, Task
+from training_pairs import EpochSampler, Pairs, PassCollator, answer_key
 from unlearn_losses import IGNORE
 
 

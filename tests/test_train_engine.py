@@ -16,11 +16,11 @@ from transformers import AutoModelForImageTextToText
 
 import unlearn_losses
 from conftest import BASE, ROOT
-from data_module import PassCollator
 from model_module import cut, l1_norm, load_for_training, score, score_passes
 from run_settings import Activations, Lora, Mask, Method, Model, Multiplier, SettingsError, TaskVector, Trainer
 from test_data_module import pairs
 from train_engine import LossTrainer, bind, train
+from training_pairs import PassCollator
 from unlearn_losses import nll, sequence_logprob
 
 TRAINER = Trainer(
