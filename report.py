@@ -247,7 +247,7 @@ def page(folder: Path, plan: dict[str, Any], made: list[Row]) -> str:
         ],
         sampled=sampled,
         cost=f"Seeds {', '.join(map(str, benchmark.seeds))}; {minutes:.1f} minutes of work in {len(plan['stages'])} stages, at most {memory:.1f} GB of memory.",
-        again=f"python run_benchmark.py benchmark={benchmark.name}",
+        again=plan["command"],
         commands=[stage["command"] for stage in plan["stages"]],
         stages=stage_rows(folder, plan),
         settings=settings_of(plan),

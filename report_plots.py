@@ -31,10 +31,11 @@ LEAST_LOG10 = -20.0  # below, forget quality is drawn at the edge
 Row = dict[str, Any]
 
 
-def svg_of(figure: Figure) -> str:
-    """The figure as an <svg> element, the same bytes each time; ids are made unique, because a page holds many."""
+def svg_of(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element, the same bytes each time; its ids depend on its name, because a page holds many, some hidden."""
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    with plt.rc_context({"svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     plt.close(figure)
     text = stream.getvalue()
     return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", text[text.index("<svg") :], count=1)
@@ -63,7 +64,7 @@ def plots(rows: list[Row], tasks: dict[str, dict], scoring: dict[str, Scoring], 
         ),
     ]
     drawn = [(title, caption, figure) for title, caption, figure in made if figure is not None]
-    return [{"title": title, "caption": caption, "wide": figure.get_figwidth() > 10, "svg": svg_of(figure)} for title, caption, figure in drawn]
+    return [{"title": title, "caption": caption, "wide": figure.get_figwidth() > 10, "svg": svg_of(figure, title)} for title, caption, figure in drawn]
 
 
 def draw_points(axes: Axes, points: list[tuple[Row, float, float]]) -> None:
@@ -167,5 +168,5 @@ def distribution_plots(logs: dict[str, dict], forget: dict[str, Scoring]) -> dic
         grid[0, 0].set_ylabel("share of rows")
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 1.1))
         figure.tight_layout()
-        made[method] = svg_of(figure)
+        made[method] = svg_of(figure, method)
     return made

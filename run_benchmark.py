@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 import report
@@ -194,20 +195,22 @@ def command(benchmark: Benchmark, stage: Stage) -> str:
     return shlex.join(["accelerate", "launch", f"{benchmark.modality}/{stage.kind}.py", *stage.overrides])
 
 
-def write_plan(benchmark: Benchmark, folder: Path, records: dict[str, dict[str, Any]]) -> None:
+def write_plan(benchmark: Benchmark, folder: Path, records: dict[str, dict[str, Any]], typed: list[str]) -> None:
     """What report.py makes its page of: the benchmark's settings and every stage with its command and cost."""
     made = [
         {"name": stage.name, "kind": stage.kind, "output": str(stage.output), "command": command(benchmark, stage), **records[stage.name]}
         for stage in stages(benchmark, folder)
     ]
-    write_json(folder / report.PLAN, {"benchmark": asdict(benchmark), "stages": made})
+    again = shlex.join(["python", "run_benchmark.py", *typed])
+    write_json(folder / report.PLAN, {"benchmark": asdict(benchmark), "command": again, "stages": made})
 
 
 @script("run_benchmark", RunBenchmark)
 def main(settings: RunBenchmark) -> None:
     folder, benchmark = Path(settings.results_dir), settings.benchmark
+    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [f"benchmark={benchmark.name}"]
     records = run_stages(benchmark, folder)
-    write_plan(benchmark, folder, records)
+    write_plan(benchmark, folder, records, typed)
     made = report.make(folder)
     console = Console(width=140)
     report.print_table(made, console)

@@ -101,7 +101,9 @@ def folder(world, tmp_path_factory):
             }
         )
     stages.append({**stages[-1], "name": "forget broken_seed0", "output": str(results / "models/broken_seed0"), "failed": "the loss is nan & more"})
-    report.write_text_whole(results / report.PLAN, json.dumps({"benchmark": asdict(replace(plan, runs=runs)), "stages": stages}))
+    report.write_text_whole(
+        results / report.PLAN, json.dumps({"benchmark": asdict(replace(plan, runs=runs)), "command": "python run_benchmark.py seeds=0", "stages": stages})
+    )
     report.make(results)
     return results
 
