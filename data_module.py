@@ -183,6 +183,12 @@ class TrainingRows:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @functools.cached_property
+    def answers(self) -> list[str]:
+        """The answer of each row, read without its picture."""
+        columns = [list(self.rows[self.has[name]]) for name in ("caption", "answer") if name in self.has]
+        return [next(column[i] for column in columns if column[i]) for i in self.indices]
+
     def __getitem__(self, position: int) -> Example:
         index = self.indices[position]
         row = self.rows[index]

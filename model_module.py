@@ -14,10 +14,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from run_record import TRAIN_RECORD
 from run_settings import Activations, Lora, Model, SettingsError
-from unlearn_losses import IGNORE, Scored
+from unlearn_losses import Scored
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -76,9 +77,10 @@ def cut(model: nn.Module, activations: Activations) -> None:
     layers, norm = decoder.layers, next(name for name, child in decoder.named_children() if "norm" in type(child).__name__.lower())
     if activations.layer >= len(layers):
         raise SettingsError(f"method.activations.layer={activations.layer}: {type(model).__name__} has layers 0 to {len(layers) - 1}")
+    training = {id(parameter) for parameter in trained_weights(model).values()}  # what `freeze` has stopped stays so
     model.requires_grad_(False)
-    for number in activations.trained:
-        layers[number].requires_grad_(True)
+    for parameter in (p for number in activations.trained for p in layers[number].parameters()):
+        parameter.requires_grad_(id(parameter) in training)
     head = model.get_output_embeddings()
     head_parent, head_name = next((parent, name) for parent in model.modules() for name, child in parent.named_children() if child is head)
     model.cut_off = [(decoder, "layers", layers), (decoder, norm, getattr(decoder, norm)), (head_parent, head_name, head)]
@@ -90,8 +92,9 @@ def cut(model: nn.Module, activations: Activations) -> None:
 def whole(model: nn.Module) -> nn.Module:
     """The model with what `cut` took off put back."""
     start = model.get_base_model() if isinstance(model, PeftModel) else model
+    device = next(start.parameters()).device  # the parts cut off did not move with the model
     for parent, name, part in start.__dict__.pop("cut_off", []):
-        setattr(parent, name, part)
+        setattr(parent, name, part.to(device))
     return model
 
 
@@ -131,13 +134,25 @@ def silence_dropout(model: nn.Module) -> None:
 
 
 class FrozenStart:
-    """The starting model p0 that a loss compares with: the adapter switched off under LoRA, else a frozen copy in `dtype` made before training."""
+    """The starting model p0 that a loss compares with: the adapter switched off under LoRA, else a frozen copy made before training.
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype):
+    Where training is in bf16, autocast rounds the weights of linear layers and convolutions at each use: the copy holds those in bf16, which
+    gives the same numbers to the bit in half the memory. Everything else, and a head that is also the embedding, stays as it is.
+    """
+
+    def __init__(self, model: nn.Module, precision: str):
+        self.copy = None
+        if isinstance(model, PeftModel):
+            return
         parts = model.__dict__.pop("cut_off", None)  # else what is not computed would be copied too
-        self.copy = None if isinstance(model, PeftModel) else copy.deepcopy(model).requires_grad_(False).to(dtype).eval()
+        self.copy = copy.deepcopy(model).requires_grad_(False).eval()
         if parts:
             model.cut_off = parts
+        if precision == "bf16":
+            embeddings = {id(module.weight) for module in self.copy.modules() if isinstance(module, nn.Embedding)}
+            for module in self.copy.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d) and id(module.weight) not in embeddings:
+                    module.to(torch.bfloat16)
 
     @contextlib.contextmanager
     def model(self, current: nn.Module) -> Iterator[nn.Module]:
@@ -160,25 +175,19 @@ def score(model: nn.Module, batch: dict[str, Tensor]) -> Scored:
 
     The model is called as it is wrapped, once; its output head runs at `positions` (B, T) only.
     """
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "positions", "pictured", "keys", "sizes")}
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", "positions", "pictured", "keys", "sizes", "longest")}
     output = model(**inputs, logits_to_keep=batch["positions"], use_cache=False)
     return Scored(output.logits, batch["labels"], batch.get("pictured"))
 
 
 def score_passes(model: nn.Module, batches: dict[str, dict[str, Tensor]]) -> dict[str, Scored]:
-    """`score` for batches named by their passes ("forget+retain"), each pass apart again."""
+    """`score` for batches named by their passes ("forget+retain"), each pass apart again and as wide as its own longest answer."""
     scored = {}
     for names, batch in batches.items():
-        together = score(model, batch)
-        parts = zip(*(value.split(batch["sizes"].tolist()) for value in together), strict=True)
-        scored |= {name: trimmed(Scored(*part)) for name, part in zip(names.split("+"), parts, strict=True)}
+        parts = zip(*(value.split(batch["sizes"]) for value in score(model, batch)), strict=True)
+        for name, (logits, labels, pictured), longest in zip(names.split("+"), parts, batch["longest"], strict=True):
+            scored[name] = Scored(logits[:, :longest], labels[:, :longest], pictured)
     return scored
-
-
-def trimmed(batch: Scored) -> Scored:
-    """Without the positions that pad every row: a pass has the same shape whichever passes shared its batch."""
-    longest = int((batch.labels != IGNORE).sum(-1).max())
-    return Scored(batch.logits[:, :longest], batch.labels[:, :longest], batch.pictured)
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -189,8 +198,9 @@ def l1_norm(model: nn.Module) -> Tensor:
     """Sum of absolute values of the trained weights; under LoRA of the update they make together, scale * B A, never of A and B apart."""
     if not isinstance(model, PeftModel):
         return sum(parameter.abs().sum() for parameter in trained_weights(model).values())
-    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
-    return sum(layer.get_delta_weight(name).abs().sum() for layer in layers for name in layer.active_adapters)
+    layers = [(module, name) for module in model.modules() if isinstance(module, LoraLayer) for name in module.active_adapters]
+    # recomputed in the backward pass: kept for it, the updates of all layers together are as large as the model
+    return sum(checkpoint(lambda layer, name: layer.get_delta_weight(name).abs().sum(), *each, use_reentrant=False) for each in layers)
 
 
 @torch.no_grad()

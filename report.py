@@ -4,7 +4,6 @@ import argparse
 import csv
 import io
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from aggregate_eval_stat import aggregate
 from report_cards import card_data
 from report_plots import distribution_plots, plots
 from run_record import AGGREGATED, EVAL_RECORD, TRAIN_RECORD, write_text_whole
-from run_settings import ROOT, Aggregate, Benchmark, Run, SettingsError, compose, one_line_errors
+from run_settings import ROOT, Aggregate, Benchmark, Run, Scoring, SettingsError, compose, one_line_errors
 
 PLAN = "benchmark.json"  # what run_benchmark leaves of its settings and stages
 Row = dict[str, Any]
@@ -85,16 +84,12 @@ def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str]) -> list[Row
 
 
 def known_columns(made: list[Row]) -> list[str]:
-    """The headline columns that some row has, failures last."""
+    """The headline columns that some row has."""
     return [column for column in TABLE if any(row.get(column) is not None for row in made)]
 
 
-def heading(column: str) -> str:
-    return TABLE[column][0] if column in TABLE else column.lower()
-
-
 def cell(row: Row, column: str) -> str:
-    value, spec = row.get(column), TABLE.get(column, ("", ""))[1]
+    value, spec = row.get(column), TABLE[column][1]
     if value is None:
         return "–"
     return format(value, spec) if isinstance(value, int | float) and spec else str(value)
@@ -108,7 +103,7 @@ def name_of(row: Row, made: list[Row]) -> str:
 def table_of(made: list[Row]) -> list[list[str]]:
     """Headings and cells as text."""
     columns = known_columns(made)
-    return [["method", *map(heading, columns)], *([name_of(row, made), *(cell(row, column) for column in columns)] for row in made)]
+    return [["method", *(TABLE[column][0] for column in columns)], *([name_of(row, made), *(cell(row, column) for column in columns)] for row in made)]
 
 
 def markdown_table(made: list[Row]) -> str:
@@ -176,41 +171,26 @@ def gate_verdict(row: Row) -> dict[str, Any]:
     return {"passed": passed, "text": row["Gate"], "why": f"{meaning[0].upper()}{meaning[1:]} ({'; '.join(figures)})."}
 
 
-def loss_curves(folder: Path) -> dict[str, list]:
-    """Model -> [[step, loss], ...] of its training."""
-    files = sorted(folder.glob(f"models/*/{TRAIN_RECORD}"), key=lambda file: file.stat().st_mtime)
-    return {file.parent.name: json.loads(file.read_text(encoding="utf-8"))["loss"] for file in files}
+def record_of(stage: dict[str, Any]) -> dict[str, Any]:
+    """What a stage left beside its result; nothing if it failed: what lies there then is of an earlier run."""
+    file = Path(stage["output"]) / (EVAL_RECORD if stage["kind"] == "eval" else TRAIN_RECORD)
+    return json.loads(file.read_text(encoding="utf-8")) if "failed" not in stage else {}
 
 
-def stage_rows(folder: Path, plan: dict[str, Any]) -> list[dict[str, str]]:
-    """Every stage's cost, with the fingerprints that its record holds."""
-    made = []
-    for stage in plan["stages"]:
-        output = Path(stage["output"])
-        file = output / (EVAL_RECORD if stage["kind"] == "eval" else TRAIN_RECORD)
-        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        data = record.get("data", "")
-        data = ", ".join(sorted({each["fingerprint"] for each in data.values()})) if isinstance(data, dict) else data
-        made.append(
-            {
-                "name": stage["name"],
-                "seconds": f"{stage['seconds']:.0f}",
-                "memory": f"{stage['peak_memory_gb']:.1f}",
-                "model": record.get("model", ""),
-                "data": data,
-            }
-        )
-    return made
+def stage_row(stage: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
+    """A stage's cost, with the fingerprints that its record holds."""
+    data = record.get("data", "")
+    data = ", ".join(sorted({each["fingerprint"] for each in data.values()})) if isinstance(data, dict) else data
+    cost = {"seconds": f"{stage['seconds']:.0f}", "memory": f"{stage['peak_memory_gb']:.1f}"}
+    return {"name": stage["name"], **cost, "model": record.get("model", ""), "data": data}
 
 
-def settings_of(plan: dict[str, Any]) -> list[dict[str, str]]:
+def settings_of(stages: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, str]]:
     """The settings that the first finetune, each forget and the first eval run recorded, and the versions."""
     chosen, seen = [], set()
-    for stage in plan["stages"]:
-        file = Path(stage["output"]) / (EVAL_RECORD if stage["kind"] == "eval" else TRAIN_RECORD)
-        if file.is_file() and (stage["kind"] == "forget" or stage["kind"] not in seen):
+    for stage, record in stages:
+        if record and (stage["kind"] == "forget" or stage["kind"] not in seen):
             seen.add(stage["kind"])
-            record = json.loads(file.read_text(encoding="utf-8"))
             text = json.dumps({"settings": record["settings"], "versions": record["versions"]}, indent=1)
             chosen.append({"name": f"Settings and versions: {stage['name']}", "text": text})
     return chosen
@@ -219,42 +199,58 @@ def settings_of(plan: dict[str, Any]) -> list[dict[str, str]]:
 def page(folder: Path, plan: dict[str, Any], made: list[Row]) -> str:
     """report.html as text. Everything that comes from data is escaped: by the template, or as JSON without < > &."""
     benchmark = benchmark_of(plan)
-    seed = benchmark.seeds[0]
-    models = [row for row in ("base", "gold", *benchmark.runs) if log_file(folder, f"{row}_seed{seed}").is_file()]
-    logs = {row: json.loads(log_file(folder, f"{row}_seed{seed}").read_text(encoding="utf-8")) for row in models}
-    meta = json.loads((log_file(folder, f"base_seed{seed}").parent / EVAL_RECORD).read_text(encoding="utf-8"))
+    first = [row for row in made if row["Seed"] == benchmark.seeds[0]]
+    files = {row["Method"]: log_file(folder, f"{row['Method']}_seed{row['Seed']}") for row in first if "Failed" not in row}
+    logs = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
+    settings = json.loads((files["base"].parent / EVAL_RECORD).read_text(encoding="utf-8"))["settings"]
     scoring = compose("aggregate_eval_stat", Aggregate, []).scoring
-    cards, people, sampled = card_data(logs, meta["settings"], scoring)
-    minutes, memory = sum(stage["seconds"] for stage in plan["stages"]) / 60, max(stage["peak_memory_gb"] for stage in plan["stages"])
-    columns = known_columns(made)
+    stages = [(stage, record_of(stage)) for stage in plan["stages"]]
+    cards, people, sampled = card_data(logs, settings, scoring)
+    minutes, memory = sum(stage["seconds"] for stage, _ in stages) / 60, max(stage["peak_memory_gb"] for stage, _ in stages)
+    cost = f"{minutes:.1f} minutes of work in {len(stages)} stages, at most {memory:.1f} GB of memory"
+    losses = {stage["name"].split()[-1]: record["loss"] for stage, record in stages if "loss" in record}
     source = jinja2.Environment(loader=jinja2.FileSystemLoader(ROOT / "report_page"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    read = lambda name: Markup((ROOT / "report_page" / name).read_text(encoding="utf-8"))  # noqa: E731 our own files
-    drawn = plots(made, meta["settings"]["tasks"], scoring, loss_curves(folder))
-    distributions = distribution_plots(logs, {name: each for name, each in scoring.items() if each.group == "forget"})
-    best = min((row for row in made if kind_of(row) == "method" and row["Seed"] == seed), key=lambda row: row.get("Distance to gold") or math.inf, default=None)
     return source.get_template("page.html.jinja").render(
         name=f"{benchmark.name}: forgetting {len(people)} people",
-        summary=f"Forgotten: {', '.join(people)}, by {len(benchmark.runs)} methods. Cost: {minutes:.1f} minutes of work, at most {memory:.1f} GB of memory.",
+        summary=f"Forgotten: {', '.join(people)}, by {len(benchmark.runs)} methods. Cost: {cost}.",
         verdicts=[gate_verdict(row) for row in made if row["Method"] == "base"],
-        columns=[{"heading": "method", "explanation": "base: before forgetting; gold: trained without the forgotten people"}]
-        + [{"heading": heading(column), "explanation": TABLE[column][2] if column in TABLE else ""} for column in columns],
-        table=[{"kind": kind_of(row), "cells": [{"text": name_of(row, made)}, *(html_cell(row, column) for column in columns)]} for row in made],
-        notes=[f"{name_of(row, made)} collapsed: {row['Collapsed why']}." for row in made if row.get("Collapsed") == "yes"]
-        + [f"{name_of(row, made)} failed: {row['Failed']}" for row in made if "Failed" in row],
-        plots=[{**each, "svg": Markup(each["svg"])} for each in drawn],
-        distributions=[
-            {"method": m, "svg": Markup(svg), "chosen": m == (best["Method"] if best else next(iter(distributions)))} for m, svg in distributions.items()
-        ],
+        **html_table(made),
+        plots=[{**each, "svg": Markup(each["svg"])} for each in plots(made, settings["tasks"], scoring, losses)],
+        distributions=distributions(logs, scoring, first),
         sampled=sampled,
-        cost=f"Seeds {', '.join(map(str, benchmark.seeds))}; {minutes:.1f} minutes of work in {len(plan['stages'])} stages, at most {memory:.1f} GB of memory.",
+        cost=f"Seeds {', '.join(map(str, benchmark.seeds))}; {cost}.",
         again=plan["command"],
-        commands=[stage["command"] for stage in plan["stages"]],
-        stages=stage_rows(folder, plan),
-        settings=settings_of(plan),
+        commands=[stage["command"] for stage, _ in stages],
+        stages=[stage_row(*each) for each in stages],
+        settings=settings_of(stages),
         data=Markup(as_script(cards)),
-        css=read("page.css"),
-        js=read("page.js"),
+        css=own_file("page.css"),
+        js=own_file("page.js"),
     )
+
+
+def own_file(name: str) -> Markup:
+    return Markup((ROOT / "report_page" / name).read_text(encoding="utf-8"))
+
+
+def html_table(made: list[Row]) -> dict[str, Any]:
+    """The table's columns and rows, and a note on each that collapsed or failed."""
+    columns = known_columns(made)
+    headings = [{"heading": TABLE[column][0], "explanation": TABLE[column][2]} for column in columns]
+    collapsed = [f"{name_of(row, made)} collapsed: {row['Collapsed why']}." for row in made if row.get("Collapsed") == "yes"]
+    return {
+        "columns": [{"heading": "method", "explanation": "base: before forgetting; gold: trained without the forgotten people"}, *headings],
+        "table": [{"kind": kind_of(row), "cells": [{"text": name_of(row, made)}, *(html_cell(row, column) for column in columns)]} for row in made],
+        "notes": collapsed + [f"{name_of(row, made)} failed: {row['Failed']}" for row in made if "Failed" in row],
+    }
+
+
+def distributions(logs: dict[str, dict], scoring: dict[str, Scoring], rows: list[Row]) -> list[dict[str, Any]]:
+    """The Truth Ratio plots by method; the one nearest to gold is shown first."""
+    drawn = distribution_plots(logs, {name: each for name, each in scoring.items() if each.group == "forget"})
+    ranked = {row["Method"]: row["Distance to gold"] for row in rows if kind_of(row) == "method" and row["Distance to gold"] is not None}
+    chosen = min(ranked, key=ranked.get) if ranked else next(iter(drawn), None)
+    return [{"method": method, "svg": Markup(svg), "chosen": method == chosen} for method, svg in drawn.items()]
 
 
 def as_script(content: Any) -> str:

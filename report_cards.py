@@ -21,14 +21,12 @@ def card_data(logs: dict[str, dict], settings: dict[str, Any], scoring: dict[str
 
     `logs`: model -> aggregated log; `settings`: those of the evaluation, which name each task's data.
     """
-    images: dict[str, str] = {}
+    images: dict[str, tuple[int, str]] = {}  # by content: number and data URL
     rows, forgotten, left_out = [], {}, 0
-    tasks = {name.removesuffix(".json"): log for name, log in next(iter(logs.values())).items()}
+    tasks = [name.removesuffix(".json") for name in next(iter(logs.values()))]
     for name in sorted(tasks, key=lambda name: (scoring[name].group != "forget", scoring[name].group != "retain")):
         group = scoring[name].group
-        people = settings["tasks"][name].get("people")
-        task = Task(**{**settings["tasks"][name], "people": People(**people) if people else None})
-        every = task_rows(task, settings["seed"], settings["limit"])
+        every = task_rows(task_of(settings["tasks"][name]), settings["seed"], settings["limit"])
         kept = every if group == "forget" else rows_of_some_people(every)
         kept = kept[: max(0, MOST_ROWS - len(rows))]
         left_out += len(every) - len(kept)
@@ -36,8 +34,13 @@ def card_data(logs: dict[str, dict], settings: dict[str, Any], scoring: dict[str
         rows += [card(row, name, group, {model: log[f"{name}.json"] for model, log in logs.items()}, images) for row in kept]
     sentence = "Every row of the forgotten people"
     sentence += f"; of the others {SAMPLED_PEOPLE} people a task, drawn at random ({left_out} rows are not shown)." if left_out else " and of the others."
-    data = {"rows": rows, "models": list(logs), "anchors": [name for name in ("base", "gold") if name in logs], "images": list(images.values())}
+    data = {"rows": rows, "models": list(logs), "anchors": [name for name in ("base", "gold") if name in logs], "images": [url for _, url in images.values()]}
     return data, sorted(forgotten), sentence
+
+
+def task_of(recorded: dict[str, Any]) -> Task:
+    """A task from the settings that an evaluation recorded."""
+    return Task(**{**recorded, "people": People(**recorded["people"]) if recorded.get("people") else None})
 
 
 def rows_of_some_people(rows: list[TaskRow]) -> list[TaskRow]:
@@ -48,7 +51,7 @@ def rows_of_some_people(rows: list[TaskRow]) -> list[TaskRow]:
     return [row for row in rows if (row.example.person or "") in chosen]
 
 
-def card(row: TaskRow, task: str, group: str, logs: dict[str, dict], images: dict[str, str]) -> dict[str, Any]:
+def card(row: TaskRow, task: str, group: str, logs: dict[str, dict], images: dict[str, tuple[int, str]]) -> dict[str, Any]:
     """One row: who, what, the truth, and each model's answer in parts [same as the truth, text]; its picture is a number among `images`."""
     example = row.example
     key = str(example.index)
@@ -56,8 +59,8 @@ def card(row: TaskRow, task: str, group: str, logs: dict[str, dict], images: dic
     if example.image is not None:
         content = hashlib.sha256(example.image["bytes"] or str(example.image["path"]).encode()).hexdigest()
         if content not in images:
-            images[content] = thumbnail(example)
-        number = list(images).index(content)
+            images[content] = len(images), thumbnail(example)
+        number = images[content][0]
     answers = {model: compared(log["generated_text"][key][1], example.answer) for model, log in logs.items()}
     shown = {"forget": "forgotten", "retain": "retained", "real": "real world"}[group]
     who = example.person or "nobody in particular"

@@ -18,7 +18,6 @@ from run_settings import Scoring
 
 plt.rcParams |= {
     "svg.fonttype": "none",
-    "svg.hashsalt": "report",
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,

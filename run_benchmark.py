@@ -28,7 +28,7 @@ from data_module import fingerprint, idk_answers, make_if_missing
 from model_module import model_fingerprint
 from run_record import EVAL_RECORD, TRAIN_RECORD, versions, write_json
 from run_settings import ROOT, Benchmark, Forget, RunBenchmark, SettingsError, script
-from train_engine import LOSS_SOURCES
+from train_engine import method_source
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,12 @@ def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: StageLog) 
     launch = [sys.executable, "-m", "accelerate.commands.launch", "-q", str(ROOT / benchmark.modality / f"{stage.kind}.py")]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())} | os.environ  # accelerate takes one core else, and rounding follows the number of cores
     process = subprocess.Popen([*launch, *stage.overrides, "overwrite=true"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=threads)
+    why = ""
     for line in process.stdout:
         log.write(line)
+        why = f": {line.removeprefix('error: ').strip()}" if line.startswith("error: ") else why
     if process.wait():
-        raise SettingsError(f"{stage.name} failed with exit code {process.returncode}; its log: {log.stream.name}")
+        raise SettingsError(f"{stage.name} failed with exit code {process.returncode}{why}; its log: {log.stream.name}")
 
 
 def stage_key(stage: Stage, settings: Any) -> str:
@@ -147,7 +149,7 @@ def stage_key(stage: Stage, settings: Any) -> str:
     depends += [model_fingerprint(str(path)) for path in stage.inputs] or [model_fingerprint(settings.model_path)]
     if isinstance(settings, Forget):
         depends += [idk_answers(settings.data.idk_questions), idk_answers(settings.data.idk_pictures)]
-        depends += [LOSS_SOURCES.get(settings.method.loss)]
+        depends += method_source(settings.method)
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -167,7 +169,7 @@ def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
             progress.end(0.0, skipped=True)
             records[stage.name] = {"seconds": 0.0, "peak_memory_gb": 0.0, "failed": failed}
             continue
-        skipped = record.get("key") == key and (stage.output.is_dir() or "failed" in record)
+        skipped = record.get("key") == key and stage.output.is_dir() and "failed" not in record  # what failed is tried again
         if not skipped:
             record = {"stage": stage.name, "key": key, **measured(stage, benchmark, settings, folder, progress)}
             write_json(file, record)
@@ -177,7 +179,7 @@ def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def measured(stage: Stage, benchmark: Benchmark, settings: Any, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Run a stage: its seconds and peak memory, and for a method that fails (a loss that diverges) why: the others go on."""
+    """Run a stage: its seconds and peak memory, and for a method that fails why: the others go on."""
     started, tasks = time.perf_counter(), len(getattr(settings, "tasks", {}))
     with contextlib.closing(StageLog(folder / "logs" / f"{stage.name.replace(' ', '_')}.log", progress.show, tasks)) as log:
         try:

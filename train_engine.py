@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import transformers
@@ -21,7 +21,7 @@ import unlearn_losses
 from data_module import collate
 from model_module import FrozenStart, l1_norm, save, score, score_passes, silence_dropout, subtract_update, trained_weights
 from run_record import TRAIN_RECORD, peak_memory_gb, say_line, start_of_peak, versions, write_json, written_whole
-from run_settings import Mask, Method, SettingsError, Trainer, nearest
+from run_settings import Mask, Method, SettingsError, Trainer, nearest, one_of
 from training_pairs import EpochSampler, PassCollator, answer_key
 from unlearn_losses import Anchored, Hidden, multiplier_step, nll, sequence_logprob
 
@@ -82,10 +82,29 @@ def positional(loss: Callable) -> list[str]:
     return [p.name for p in inspect.signature(loss).parameters.values() if p.kind is not p.KEYWORD_ONLY]
 
 
-VANISHING = 1e-5  # a first gradient below this norm is rounding: nothing will move
+VANISHING = 1e-5  # a first gradient below this norm is rounding
+
+
+def source_with_helpers(loss: Callable) -> str:
+    """The code that a loss runs: its own, and that of every function of unlearn_losses it calls, and they call."""
+    own = {n: f for n, f in vars(unlearn_losses).items() if inspect.isfunction(f) and f.__module__ == "unlearn_losses"}
+    found, waiting = {}, [loss]
+    while waiting:
+        function = waiting.pop()
+        if function.__name__ not in found:
+            found[function.__name__] = inspect.getsource(function)
+            waiting += [own[name] for name in function.__code__.co_names if name in own]
+    return "\n".join(found[name] for name in sorted(found))
+
 
 # taken at the start: read later, it would be the text of a file that was edited while the old code ran
-LOSS_SOURCES = {name: inspect.getsource(loss) for name, loss in known_losses().items()}
+LOSS_SOURCES = {function.__name__: source_with_helpers(function) for function in (*known_losses().values(), multiplier_step)}
+
+
+def method_source(method: Method) -> list[str]:
+    """The code that is this method's own: of its loss, its mask's loss and its multiplier."""
+    names = [method.loss, *([method.mask.loss] if method.mask else []), *(["multiplier_step"] if method.multiplier else [])]
+    return [LOSS_SOURCES[name] for name in names if name in LOSS_SOURCES]
 
 
 def bind(method: Method) -> BoundLoss:
@@ -113,6 +132,8 @@ def bind(method: Method) -> BoundLoss:
     ):
         if asked != (given is not None):
             raise SettingsError(f"method.{step}: {method.loss} {'needs it' if asked else 'has no use for it'}")
+    if method.mask:
+        one_of("method.mask.loss", method.mask.loss, [n for n, f in losses.items() if list(inspect.signature(f).parameters) == ["forget"]])
     if method.retain == "kl" and "retain_weight" not in wanted:
         raise SettingsError(f"method.retain=kl: {method.loss} has no retain term to change")
     if method.args.get("retain_weight") == 0:  # a pass that counts for nothing is not run
@@ -156,10 +177,14 @@ class LossTrainer(transformers.Trainer):
             state["target"] = self.bound.method.multiplier.target
             self.constraints.append(nll(scored["retain"]).detach())
         loss = self.bound(passes, **state)
-        if self.l1:
-            loss = loss + self.l1 * l1_norm(self.accelerator.unwrap_model(model))
         if not torch.isfinite(loss):
-            raise SettingsError(self.divergence(loss, passes))
+            broken = [name for name, value in passes.items() if not torch.isfinite(value if isinstance(value, Tensor) else value.logits).all()]
+            self.stop(f"the loss is {loss.item()}", f"the logits of its {broken[0]} pass are not finite" if broken else "made of finite passes")
+        if self.l1:
+            penalty = self.l1 * l1_norm(self.accelerator.unwrap_model(model))
+            if not torch.isfinite(penalty):
+                self.stop(f"the loss is {penalty.item()}", "its trainer.l1 penalty is not finite")
+            loss = loss + penalty
         if isinstance(model, DistributedDataParallel):
             # a batch without pictures leaves the vision tower without a gradient, which DDP waits for: give it a zero one
             loss = loss + 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
@@ -176,16 +201,16 @@ class LossTrainer(transformers.Trainer):
             passes = {f"ref_{name}": scored[name] for name in self.bound.frozen}
         for name in self.bound.cached:
             names, batch = next((names, batch) for names, batch in inputs["trained"].items() if name in names.split("+"))
-            keys = batch["keys"].split(batch["sizes"].tolist())[names.split("+").index(name)]
-            passes[f"ref_{name}_logprob"] = torch.tensor([self.start_logprobs[key] for key in keys.tolist()], device=keys.device)
+            place = names.split("+").index(name)
+            start = sum(batch["sizes"][:place])
+            keys = batch["keys"][start : start + batch["sizes"][place]]
+            passes[f"ref_{name}_logprob"] = torch.tensor([self.start_logprobs[key] for key in keys], device=batch["labels"].device)
         return passes
 
-    def divergence(self, loss: Tensor, passes: dict[str, Any]) -> str:
-        """One line on a loss that is NaN or infinite: method, step, and which pass it comes from."""
-        broken = [name for name, value in passes.items() if not torch.isfinite(value if isinstance(value, Tensor) else value.logits).all()]
-        term = f"the logits of its {broken[0]} pass are not finite" if broken else "its passes are finite, the loss made of them is not"
-        where = f"method {self.bound.method.name}, step {self.state.global_step}: the loss is {loss.item()}; {term}"
-        return f"{where}. Nothing was written; a lower trainer.lr or weight may hold it"
+    def stop(self, what: str, term: str) -> NoReturn:
+        """End a run that diverged, with one line on method, step and term."""
+        where = f"method {self.bound.method.name}, step {self.state.global_step}: {what}; {term}"
+        raise SettingsError(f"{where}. Nothing was written; a lower trainer.lr or weight may hold it")
 
     def keep_start_logprobs(self, pairs: Any, encoder: Any) -> None:
         """Score, once and as the start does, every answer whose log-probability under p0 the loss will ask for; processes share the work."""
@@ -203,7 +228,7 @@ class LossTrainer(transformers.Trainer):
 
     def hold_all_but(self, mask: Mask, pairs: Any, encoder: Any) -> None:
         """Let only the share of the weights move whose gradient of `mask.loss` over all forget rows is largest."""
-        bound = bind(Method(name="mask", loss=mask.loss))
+        bound = bind(Method(name=mask.loss, loss=mask.loss))
         collator, own = PassCollator(encoder, bound.trained, []), pairs.of(bound.batches)
         self.model.eval()
         size = self.args.per_device_train_batch_size
@@ -212,12 +237,11 @@ class LossTrainer(transformers.Trainer):
             batches = self._prepare_inputs(collator(items))["trained"]
             with self.accelerator.autocast():
                 (bound(score_passes(self.model, batches), epoch=0, step=0) * len(items)).backward()
-        weights = trained_weights(self.model)
-        gradients = {name: weights[name].grad.abs() if weights[name].grad is not None else torch.zeros_like(weights[name]) for name in weights}
-        least = smallest_of_largest(list(gradients.values()), mask.share)
-        for name, weight in weights.items():
+        weights = list(trained_weights(self.model).values())
+        sizes = [torch.zeros_like(weight) if weight.grad is None else weight.grad.abs_() for weight in weights]
+        for weight, moves in zip(weights, largest(sizes, mask.share), strict=True):
             weight.grad = None
-            weight.register_hook((gradients[name] >= least).to(weight.dtype).mul)
+            weight.register_hook(partial(torch.mul, moves))
 
     def move_multiplier(self) -> None:
         """After an optimizer step: the multiplier follows the retain NLL of that step, of all processes, once the warm-up is over."""
@@ -228,10 +252,11 @@ class LossTrainer(transformers.Trainer):
             self.multiplier = multiplier_step(self.multiplier, measured, rate=settings.rate, target=settings.target)
 
 
-def smallest_of_largest(values: list[Tensor], share: float) -> float:
-    """The value that `share` of all entries reach."""
+def largest(values: list[Tensor], share: float) -> list[Tensor]:
+    """Where the `share` of all entries stands that is largest, as bool masks; an entry of 0 is never among them."""
     flat = torch.cat([value.flatten() for value in values])
-    return flat.kthvalue(flat.numel() - max(1, round(share * flat.numel())) + 1).values.item()
+    least = flat.kthvalue(flat.numel() - max(1, round(share * flat.numel())) + 1).values
+    return [(value >= least) & (value > 0) for value in values]
 
 
 class Multiplier(TrainerCallback):
@@ -315,8 +340,8 @@ def train(
     transformers.set_seed(seed)
     progress = Progress(say)
     method = bound.method
-    reference = FrozenStart(model, torch.bfloat16 if settings.precision == "bf16" else torch.float32) if bound.frozen else None
-    if reference:
+    reference = FrozenStart(model, settings.precision) if bound.frozen else None
+    if bound.frozen or bound.cached:
         silence_dropout(model)
     start = {name: weight.detach().clone() for name, weight in trained_weights(model).items()} if method.task_vector and not settings.lora else {}
     with tempfile.TemporaryDirectory() as scratch:  # the library makes its output folder at once; ours must not appear before it is whole
@@ -341,11 +366,13 @@ def train(
             trainer.add_callback(Multiplier(trainer))
         trainer.train()
         trained = trainer.accelerator.unwrap_model(trainer.model)
+        if not all(torch.isfinite(weight).all() for weight in trained_weights(trained).values()):
+            trainer.stop("the weights are not finite", "the last step's update")
         if method.task_vector:
             subtract_update(trained, start, method.task_vector.scale)
         seconds = time.perf_counter() - started
     if progress.first_gradient is not None and progress.first_gradient < VANISHING:
-        say(f"the first step's gradient had norm {progress.first_gradient:.1e}: {method.name} may have moved nothing")
+        say(f"the first step's gradient vanished (norm {progress.first_gradient:.1e}): where it starts {method.name} has no direction, what moved is rounding")
     if trainer.is_world_process_zero():
         with written_whole(Path(save_dir)) as aside:
             save(trained, encoder.processor, aside)

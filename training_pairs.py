@@ -1,6 +1,6 @@
 """What a method asks for: forget rows with retain rows and other answers, drawn by seed, as batches named by their passes.
 
-Shapes: B examples of a pass. A batch is data_module's with `keys`, `pictured` (B,) and `sizes` beside it.
+Shapes: B examples of a pass. A batch is data_module's with `pictured` (B,) and lists of whole numbers beside it: `keys`, `sizes`, `longest`.
 """
 
 import functools
@@ -28,8 +28,9 @@ class Pairs:
     def __init__(self, passes: list[str], forget: Any, retain: Any, idk: dict[bool, list[str]], seed: int, other_answers: int = 1):
         self.passes, self.forget, self.retain, self.idk, self.seed, self.other_answers = passes, forget, retain, idk, seed, other_answers
         self.leading = retain if set(passes) == {"retain"} else forget
-        if "shuffled" in passes and len({forget[i].answer for i in range(len(forget))}) < 2:
-            raise SettingsError("the method asks for answers of other forget rows, but all forget rows have the same answer")
+        for name, rows, whose in (("shuffled", forget, "other forget rows"), ("unrelated", retain, "retain rows")):
+            if name in passes and len(set(rows.answers)) < 2:
+                raise SettingsError(f"the method asks for answers of {whose}, but these all have the same answer")
 
     def of(self, passes: list[str]) -> "Pairs":
         """The same draws for other passes."""
@@ -65,7 +66,7 @@ class Pairs:
         """`example` with answers drawn from `rows`, none of them its own."""
         made: list[Example] = []
         while len(made) < self.other_answers:
-            answer = rows[source.randrange(len(rows))].answer
+            answer = source.choice(rows.answers)
             made += [replace(example, answer=answer)] if answer != example.answer else []
         return made
 
@@ -103,7 +104,8 @@ class PassCollator:
     """What a method asks for, pass by pass: a list of {pass: [Example]} becomes {"trained": {passes: batch}, "frozen": {passes: batch}}.
 
     Passes whose examples are of like length go through the model in one batch, named "forget+retain": its `sizes` say how many rows belong to
-    each, `keys` (B,) are the rows' `answer_key`. "frozen" holds the passes of the starting model, if it scores others than the trained one does.
+    each and `longest` how long its longest answer is, `keys` are the rows' `answer_key`: lists, so that nobody waits for a GPU to read them.
+    "frozen" holds the passes of the starting model, if it scores others than the trained one does.
     """
 
     def __init__(self, encoder: ChatEncoder, trained: list[str], frozen: list[str]):
@@ -131,7 +133,8 @@ class PassCollator:
         rows = [example for name in names for example in examples[name]]
         about = {
             "keys": [answer_key(row) for row in rows],
-            "pictured": [row.image is not None for row in rows],
             "sizes": [len(encoded[name]) for name in names],
+            "longest": [max(len(e.answer) for e in encoded[name]) for name in names],
+            "pictured": torch.tensor([row.image is not None for row in rows]),
         }
-        return batch | {name: torch.tensor(values) for name, values in about.items()}
+        return batch | about

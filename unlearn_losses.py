@@ -198,10 +198,10 @@ def scrub(
     In the first `max_epochs` epochs steps alternate between -KL_F and alpha * KL_R + gamma * NLL(R), later ones take the second alone;
     max_epochs 0 is CLEAR's plain sum of the three in every step.
     """
-    keep = alpha * kl_from_start(retain, ref_retain) + gamma * nll(retain)
-    if max_epochs == 0:
-        return -kl_from_start(forget, ref_forget) + keep
-    return -kl_from_start(forget, ref_forget) if epoch < max_epochs and step % 2 == 0 else keep
+    alternating = epoch < max_epochs
+    leave = -kl_from_start(forget, ref_forget) if max_epochs == 0 or (alternating and step % 2 == 0) else 0.0
+    stay = alpha * kl_from_start(retain, ref_retain) + gamma * nll(retain) if not (alternating and step % 2 == 0) else 0.0
+    return leave + stay
 
 
 def llmu(forget: Scored, unrelated: Scored, retain: Scored, ref_retain: Scored, *, forget_weight: float, unrelated_weight: float, kl_weight: float) -> Tensor:

@@ -46,7 +46,7 @@ def examples(vocabulary: int, seed: int) -> list[Encoded]:
 def batches(vocabulary: int) -> dict[str, dict]:
     """The forget and the retain batch apart, and both as one."""
     forget, retain = examples(vocabulary, 1), examples(vocabulary, 2)
-    joint = collate([*forget, *retain], 0) | {"sizes": torch.tensor([ROWS, ROWS]), "pictured": torch.zeros(2 * ROWS, dtype=torch.bool)}
+    joint = collate([*forget, *retain], 0) | {"sizes": [ROWS, ROWS], "longest": [ANSWER, ANSWER], "pictured": torch.zeros(2 * ROWS, dtype=torch.bool)}
     return {"forget": collate(forget, 0), "retain": collate(retain, 0), "forget+retain": joint}
 
 
@@ -84,7 +84,7 @@ class OurStep:
                 self.start = sequence_logprob(score(model.eval(), made["forget"]))
             model.train()
         else:
-            self.reference = FrozenStart(model, torch.bfloat16)
+            self.reference = FrozenStart(model, "fp32")
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
 
     def __call__(self) -> float:

@@ -180,8 +180,8 @@ def test_passes_of_like_length_share_a_batch_and_others_do_not(data, encoder):
         item["retain"] = item["forget"]
     groups = PassCollator(encoder, ["forget", "retain"], ["forget"])(items)
     assert list(groups["trained"]) == ["forget+retain"] and list(groups["frozen"]) == ["forget"]
-    assert groups["trained"]["forget+retain"]["sizes"].tolist() == [4, 4]
-    assert groups["trained"]["forget+retain"]["keys"].tolist() == [answer_key(item[name][0]) for name in ("forget", "retain") for item in items]
+    assert groups["trained"]["forget+retain"]["sizes"] == [4, 4]
+    assert groups["trained"]["forget+retain"]["keys"] == [answer_key(item[name][0]) for name in ("forget", "retain") for item in items]
     for item in items:
         item["retain"] = [replace(item["forget"][0], question="word " * 60)]
     assert list(PassCollator(encoder, ["forget", "retain"], [])(items)["trained"]) == ["forget", "retain"]

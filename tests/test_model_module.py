@@ -122,7 +122,7 @@ def test_the_reference_is_the_starting_model_and_stays_it(lora, model, encoder):
     batch = batch_of(encoder, *MIXED)
     start = score(model, batch).logits.clone()
     network = add_lora(model, lora, "language_model", seed=0) if lora else model
-    reference = FrozenStart(network, torch.float32)
+    reference = FrozenStart(network, "fp32")
     network.train()
     for name, parameter in network.named_parameters():
         if lora is None or "lora_B" in name:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -109,9 +110,7 @@ def folder(world, tmp_path_factory):
 
 
 def rows_of(task):
-    task = dict(task)
-    people = task.pop("people", None)
-    return report_cards.task_rows(report_cards.Task(**task, people=report_cards.People(**people) if people else None), 0, 0)
+    return report_cards.task_rows(report_cards.task_of(task), 0, 0)
 
 
 def test_the_tables_hold_one_row_a_model_and_failures_say_why(folder):
@@ -148,9 +147,10 @@ def test_the_page_is_the_same_bytes_each_time_and_small(folder):
 
 
 def test_a_failed_gate_is_said_and_marked(folder):
-    row = next(row for row in report.make(folder) if row["Method"] == "base")
-    assert report.gate_verdict({**row, "Gate": "failed"})["passed"] is False
-    assert report.gate_verdict({**row, "Gate": "passed"})["passed"] is True
+    made = report.make(folder)
+    for verdict, look in (("failed", "bad"), ("passed", "good")):
+        html = report.page(folder, report.read_plan(folder), [row | ({"Gate": verdict} if "Gate" in row else {}) for row in made])
+        assert f'<p class="verdict {look}"><strong>Memorisation gate: {verdict}.' in html
 
 
 def test_distances_are_averaged_over_pictures_and_words_apart():
@@ -163,7 +163,7 @@ def test_the_commands_on_the_page_give_the_settings_that_ran():
 
     benchmark: Benchmark = compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark
     for stage in stages(benchmark, Path("results/demo")):
-        typed = __import__("shlex").split(command(benchmark, stage))
+        typed = shlex.split(command(benchmark, stage))
         assert typed[:3] == ["accelerate", "launch", f"mm/{stage.kind}.py"] and (ROOT / typed[2]).is_file()
         recipe = recipe_of(benchmark, stage)
         assert recipe.compose(typed[3:]) == recipe.compose(stage.overrides)

@@ -112,17 +112,16 @@ def test_launched_stages_give_the_same_rows_as_stages_in_one_process(finished, w
     assert [row["Method"] for row in launched] == ["base", "gold", "grad_ascent"]
 
 
-def test_a_failing_launched_stage_names_its_log(world_overrides, tmp_path, monkeypatch):
+def test_a_failing_launched_stage_names_its_log_and_gives_the_scripts_own_line(world_overrides, tmp_path, monkeypatch):
     settings = benchmark(world_overrides, tmp_path, launch=True)
     monkeypatch.setattr(
         run_benchmark.subprocess, "Popen", lambda *_, **__: type("P", (), {"stdout": iter(["error: no\n"]), "wait": lambda self: 1, "returncode": 1})()
     )
-    with pytest.raises(SettingsError, match=r"finetune base_seed0 failed with exit code 1; its log: .*finetune_base_seed0.log"):
+    with pytest.raises(SettingsError, match=r"finetune base_seed0 failed with exit code 1: no; its log: .*finetune_base_seed0.log"):
         run_stages(settings.benchmark, tmp_path)
 
 
-def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finished, world_overrides, tmp_path):
-    # the finished base and gold are taken over, so that only the forgetting runs
+def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finished, monkeypatch):
     folder = run_benchmark.Path(finished.results_dir)
     runs = {"diverges": Run(method="grad_ascent", overrides=["trainer.lr=1e30"]), "grad_ascent": finished.benchmark.runs["grad_ascent"]}
     settings = replace(finished, benchmark=replace(finished.benchmark, runs=runs))
@@ -133,3 +132,8 @@ def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finis
     assert "method grad_ascent, step" in rows["diverges"]["Failed"] and rows["diverges"]["Distance to gold"] == ""
     assert rows["grad_ascent"]["Distance to gold"] != "" and not (folder / "models" / "diverges_seed0").exists()
     assert (folder / "report.html").is_file()
+    ran = []
+    original = run_benchmark.run_stage
+    monkeypatch.setattr(run_benchmark, "run_stage", lambda stage, *rest: (ran.append(stage.name), original(stage, *rest)))
+    run_stages(settings.benchmark, folder)
+    assert ran == ["forget diverges_seed0"]  # what failed is tried again, and nothing else
