@@ -193,8 +193,8 @@ def measured(stage: Stage, benchmark: Benchmark, settings: Any, folder: Path, pr
 
 
 def command(benchmark: Benchmark, stage: Stage) -> str:
-    """The stage as one would type it."""
-    return shlex.join(["accelerate", "launch", f"{benchmark.modality}/{stage.kind}.py", *stage.overrides])
+    """The stage as one would type it to run it again."""
+    return shlex.join(["accelerate", "launch", f"{benchmark.modality}/{stage.kind}.py", *stage.overrides, "overwrite=true"])
 
 
 def write_plan(benchmark: Benchmark, folder: Path, records: dict[str, dict[str, Any]], typed: list[str]) -> None:

@@ -146,6 +146,25 @@ def test_the_page_is_the_same_bytes_each_time_and_small(folder):
     assert (folder / "report.html").read_bytes() == first and len(first) < 3_000_000
 
 
+@pytest.mark.parametrize(("seeds", "runs"), [([0, 1], {"npo": {"method": "npo", "overrides": []}}), ([0], {})])
+def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, runs, folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    shutil.copytree(copy / "models", tmp_path / "again")
+    for model in (tmp_path / "again").iterdir():
+        meta = json.loads((model / "train_meta.json").read_text())
+        (model / "train_meta.json").write_text(json.dumps({**meta, "seed": 1}))
+        shutil.move(model, copy / "models" / model.name.replace("seed0", "seed1"))
+    plan = report.read_plan(copy)
+    plan["benchmark"] |= {"seeds": seeds, "runs": runs}
+    plan["stages"] = [stage for stage in plan["stages"] if "failed" not in stage]
+    (copy / report.PLAN).write_text(json.dumps(plan))
+    made = report.make(copy)
+    assert [(row["Method"], row["Seed"]) for row in made] == [(name, seed) for seed in seeds for name in ("base", "gold", *runs)]
+    html = (copy / "report.html").read_text()
+    assert ("npo, seed 1" in html) == (len(seeds) == 2) and html.count("Memorisation gate:") == len(seeds)
+
+
 def test_a_failed_gate_is_said_and_marked(folder):
     made = report.make(folder)
     for verdict, look in (("failed", "bad"), ("passed", "good")):
@@ -166,7 +185,7 @@ def test_the_commands_on_the_page_give_the_settings_that_ran():
         typed = shlex.split(command(benchmark, stage))
         assert typed[:3] == ["accelerate", "launch", f"mm/{stage.kind}.py"] and (ROOT / typed[2]).is_file()
         recipe = recipe_of(benchmark, stage)
-        assert recipe.compose(typed[3:]) == recipe.compose(stage.overrides)
+        assert recipe.compose(typed[3:]) == recipe.compose([*stage.overrides, "overwrite=true"])
 
 
 @pytest.mark.parametrize("broken", ["missing", "torn", "lost log"])
