@@ -6,6 +6,7 @@ Columns that cannot be filled stay empty and another column says why; every row 
 import csv
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from run_settings import Aggregate, Scoring, SettingsError, script
 
 PUBLISHED = "eval_log_forget"  # its Forget Quality is the column that papers print
 MEASURES = ("Exact Memorization", "ROUGE", "Probability", "Truth Ratio R/(1+R)")  # of the distance to gold
+ATTACK_FPR = 0.01
 INTERVALS = ("Model Utility", "Real metric", "Retain metric", "Forget metric", "Distance to gold")
 
 Row = dict[str, Any]
@@ -33,7 +35,9 @@ class TaskScores:
     ratio: np.ndarray  # R itself, above 0
     exact: np.ndarray | None
     extraction: np.ndarray | None
-    degenerate: np.ndarray
+    degenerate: np.ndarray  # of the generations: empty or mostly repeating itself
+    empty: np.ndarray
+    repetition: np.ndarray  # share of repeated n-grams
     people: list[str] | None
 
     @property
@@ -70,12 +74,13 @@ def aggregate(settings: Aggregate) -> Row:
     ckpt, base, golds = read_logs(settings)
     model, gold, *others = (score_log(log, settings) for log in (ckpt, *golds))
     start = score_log(base, settings) if base else None
-    tasks = {name: settings.scoring[name] for name in ckpt.tasks}
+    tasks = {name: settings.scoring[name] for name in model}
     row = {"Method": settings.method_name, "Submitted By": settings.submitted_by, **run_columns(ckpt)}
     row |= utility_columns(model, gold, tasks)
     row |= forget_quality_columns(model, gold, tasks)
     row |= distance_columns(model, gold, start, others, tasks)
     row |= gate_columns(start, gold, tasks)
+    row |= membership_columns(ckpt, golds[0], settings.scoring)
     row |= interval_columns(model, gold, start, others, tasks)
     row |= task_columns(model)
     return row | {"Truth Ratio definition": settings.truth_ratio, "ROUGE definition": "ROUGE-L recall, stemmed", "Golds": len(golds)}
@@ -92,9 +97,9 @@ def read_logs(settings: Aggregate) -> tuple[EvalLog, EvalLog | None, list[EvalLo
         if not Path(settings.base_result).is_file():
             raise SettingsError(f"base_result={settings.base_result!r}: no such file; base_result=null leaves out the gate and the distance to gold")
         named["base_result"] = settings.base_result
-    known = list(settings.scoring)
-    ckpt = read_eval_log("ckpt_result", settings.ckpt_result, known)
-    logs = {name: read_eval_log(name, path, known) for name, path in named.items()}
+    known, holdout = list(settings.scoring), names_of(settings.scoring, "holdout")
+    ckpt = read_eval_log("ckpt_result", settings.ckpt_result, known, holdout)
+    logs = {name: read_eval_log(name, path, known, holdout) for name, path in named.items()}
     for log in logs.values():
         check_same_rows(ckpt, log)
     inputs = [settings.ckpt_result, *named.values()]
@@ -105,7 +110,9 @@ def read_logs(settings: Aggregate) -> tuple[EvalLog, EvalLog | None, list[EvalLo
 
 
 def score_log(log: EvalLog, settings: Aggregate) -> Scores:
-    return {name: score_task(task, settings.scoring[name], settings.truth_ratio) for name, task in log.tasks.items()}
+    """Scores of every task but the holdout ones, which nobody was meant to learn or forget."""
+    scored = {name: settings.scoring[name] for name in log.tasks if settings.scoring[name].group != "holdout"}
+    return {name: score_task(log.tasks[name], scoring, settings.truth_ratio) for name, scoring in scored.items()}
 
 
 def score_task(log: TaskLog, scoring: Scoring, definition: str) -> TaskScores:
@@ -124,6 +131,8 @@ def score_task(log: TaskLog, scoring: Scoring, definition: str) -> TaskScores:
         exact=log.exact_memorization,
         extraction=log.extraction_strength,
         degenerate=np.array([metrics.is_degenerate(text) for text in log.generations]),
+        empty=np.array([metrics.is_empty(text) for text in log.generations]),
+        repetition=np.array([metrics.repetition(text) for text in log.generations]),
         people=log.people,
     )
 
@@ -152,8 +161,8 @@ def utility_columns(model: Scores, gold: Scores, tasks: dict[str, Scoring]) -> R
     """Model Utility, alone and against gold's, the three group metrics, and whether the model collapsed."""
     others = names_of(tasks, "retain", "real")
     utility, gold_utility = group_metric(model, others), group_metric(gold, others)
-    retain = [model[name].degenerate for name in names_of(tasks, "retain")]
-    degenerate = float(np.concatenate(retain).mean()) if retain else None
+    texts = generation_columns(model, tasks)
+    degenerate = texts["Degenerate retain generations"]
     reasons = []
     if utility is not None and utility < gold_utility / 2:
         reasons.append(f"Model Utility {utility:.4f} is under half of gold's {gold_utility:.4f}")
@@ -164,8 +173,51 @@ def utility_columns(model: Scores, gold: Scores, tasks: dict[str, Scoring]) -> R
         "Model Utility / gold": utility / gold_utility if gold_utility else None,
         "Collapsed": "yes" if reasons else "no",
         "Collapsed why": "; ".join(reasons) or None,
-        "Degenerate retain generations": degenerate,
+        **texts,
         **{f"{group.title()} metric": group_metric(model, names_of(tasks, group)) for group in ("real", "retain", "forget")},
+    }
+
+
+def generation_columns(model: Scores, tasks: dict[str, Scoring]) -> Row:
+    """Degenerate and empty shares and mean repetition of the generations, for what is kept and for what is forgotten."""
+    row: Row = {}
+    for group in ("retain", "forget"):
+        for measure in ("degenerate", "empty", "repetition"):
+            values = [getattr(model[name], measure) for name in names_of(tasks, group)]
+            row[f"{measure.title()} {group} generations"] = float(np.concatenate(values).mean()) if values else None
+    return row
+
+
+def membership_columns(model: EvalLog, gold: EvalLog, scoring: dict[str, Scoring]) -> Row:
+    """How well attacks tell the forgotten rows from rows that nobody was trained on; empty where a log has no such rows, and why."""
+    row: Row = {}
+    for holdout in names_of(scoring, "holdout"):
+        members = scoring[holdout].members
+        if holdout not in model.tasks or members not in model.tasks:
+            continue
+        of_model, of_gold = (attack_scores(log.tasks[members], log.tasks[holdout]) for log in (model, gold))
+        resolved = len(model.tasks[holdout].rows) >= 10 / ATTACK_FPR
+        row["Membership TPR undefined"] = None if resolved else f"{len(model.tasks[holdout].rows)} holdout rows; at least {10 / ATTACK_FPR:.0f} resolve it"
+        for attack, pair in of_model.items():
+            auc, gold_auc = (None if each is None else metrics.membership_auc(*each) for each in (pair, of_gold[attack]))
+            row[f"Membership AUC {attack} {members}"] = auc
+            row[f"Membership TPR at 1% FPR {attack} {members}"] = None if pair is None else metrics.membership_tpr(*pair, ATTACK_FPR)
+            row[f"Privacy leakage {attack} {members}"] = None if auc is None or gold_auc is None else metrics.privacy_leakage(auc, gold_auc)
+    return row
+
+
+def attack_scores(members: TaskLog, others: TaskLog) -> dict[str, tuple[np.ndarray, np.ndarray] | None]:
+    """Attack -> scores of members and of others, larger for what looks known; None where the logs do not hold what it needs."""
+
+    def pair(score: Callable[[TaskLog], np.ndarray | None]) -> tuple[np.ndarray, np.ndarray] | None:
+        scores = score(members), score(others)
+        return None if any(each is None for each in scores) else scores
+
+    return {
+        "loss": pair(lambda log: -log.losses),
+        "zlib": pair(lambda log: None if log.zlib_bytes is None else -log.losses / log.zlib_bytes),
+        "min-k": pair(lambda log: log.min_k),
+        "min-k++": pair(lambda log: log.min_k_plus_plus),
     }
 
 

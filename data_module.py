@@ -209,15 +209,32 @@ def row_to_example(row: dict, has: dict[str, str], index: int, split: str, seed:
     return Example(question, answer, image, index, cell.get("person"), split)
 
 
-def task_rows(task: Task, seed: int, limit: int) -> list[TaskRow]:
-    """The rows of an evaluation task in file order; `limit` > 0 keeps that many, shared evenly among the people and drawn from the seed.
+def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_share: float = 0.0) -> list[TaskRow]:
+    """The rows of an evaluation task in file order: of all people or of one fold of them.
+
+    `limit` > 0 keeps that many, shared evenly among the people and drawn from the seed.
 
     Raises SettingsError for an unknown split, a missing column, or a row without picture, question or answer.
     """
     rows = load_split(task.dataset, task.split)
     need_columns(rows, task.dataset, task.split, [n for n in (task.image, task.question, task.answer, task.paraphrase, task.perturbed, task.person) if n])
     people = people_of(task, rows)
-    return [read_task_row(task, rows[i], i, people[i], seed) for i in sample_by_person(people, limit, seed)]
+    chosen = rows_of_fold(people, fold, validation_share, seed)
+    if not chosen:
+        raise SettingsError(f"fold={fold} leaves no row of {task.dataset}, split {task.split}: validation_share={validation_share}")
+    sampled = [chosen[i] for i in sample_by_person([people[i] for i in chosen], limit, seed)]
+    return [read_task_row(task, rows[i], i, people[i], seed) for i in sampled]
+
+
+def rows_of_fold(people: list[str | None], fold: str, validation_share: float, seed: int) -> list[int]:
+    """Row numbers of a fold, ascending: `validation` has the share of the people, at least one; `test` the others.
+
+    People are taken in an order drawn for each by name, so that tasks about the same people divide them alike; rows without one stand for themselves.
+    """
+    who = [str(i) if person is None else person for i, person in enumerate(people)]
+    ordered = sorted(set(who), key=lambda name: draw(seed, "fold", name).random())
+    validation = set(ordered[: max(1, round(validation_share * len(ordered)))])
+    return [i for i, name in enumerate(who) if fold == "all" or (name in validation) == (fold == "validation")]
 
 
 def people_of(task: Task, rows: datasets.Dataset) -> list[str | None]:
@@ -265,8 +282,8 @@ def read_task_row(task: Task, row: dict, index: int, person: str | None, seed: i
     if not task.image:
         columns.pop("image")
     example = replace(row_to_example(row, columns, index, task.split, seed), person=person)
-    wrong = [answer for answer in row[task.perturbed] if answer != example.answer]  # some lists hold the right answer too
-    if not wrong:
+    wrong = [answer for answer in row[task.perturbed] if answer != example.answer] if task.perturbed else []  # some lists hold the right answer too
+    if task.perturbed and not wrong:
         raise SettingsError(f"{task.dataset}, split {task.split}, row {index}: no wrong answer in column {task.perturbed!r}")
     return TaskRow(example, row[task.paraphrase] if task.paraphrase else None, wrong)
 

@@ -5,7 +5,7 @@ A log is {task file name: {metric: {row index: value}}}; our own add exact memor
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from run_settings import SettingsError, nearest
 
-REQUIRED = ("avg_gt_loss", "average_perturb_loss", "rougeL_recall", "generated_text")
+REQUIRED = ("avg_gt_loss", "rougeL_recall", "generated_text")
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,15 @@ class TaskLog:
     rows: list[str]  # indices
     losses: np.ndarray  # (n,), of the right answer, nats a token; NaN and infinity are let through
     paraphrase_losses: np.ndarray  # (n,), the right answer's own where the task has no paraphrase
-    perturbed_losses: list[list[float]]  # n lists of any lengths
+    perturbed_losses: list[list[float]] | None  # n lists of any lengths; None: a task without wrong answers
     rouge: np.ndarray  # (n,), ROUGE-L recall as logged
     generations: list[str]
     truths: list[str]
     exact_memorization: np.ndarray | None  # (n,); None: not logged
     extraction_strength: np.ndarray | None
+    min_k: np.ndarray | None  # (n,), nats
+    min_k_plus_plus: np.ndarray | None  # (n,)
+    zlib_bytes: np.ndarray | None  # (n,), of the right answer
     people: list[str] | None  # None: not known for every row
 
 
@@ -41,8 +44,8 @@ class EvalLog:
     train_meta: dict[str, Any]  # train_meta.json of the model whose eval_results hold the log
 
 
-def read_eval_log(name: str, path: str, known_tasks: list[str]) -> EvalLog:
-    """Read the log that setting `name` points to, and what stands beside it.
+def read_eval_log(name: str, path: str, known_tasks: list[str], without_wrong: Collection[str] = ()) -> EvalLog:
+    """Read the log that setting `name` points to, and what stands beside it; tasks `without_wrong` need no wrong answers.
 
     Raises SettingsError for a missing file, one that is not JSON or not a log, a task that is not among `known_tasks`, missing metrics or
     rows, and values that are no numbers.
@@ -60,7 +63,7 @@ def read_eval_log(name: str, path: str, known_tasks: list[str]) -> EvalLog:
             raise SettingsError(f"{name}: task {task!r} is not in scoring{nearest(task, known_tasks)}; it knows {', '.join(known_tasks)}")
         if task in tasks:
             raise SettingsError(f"{name}: task {task!r} is there twice, with and without .json")
-        tasks[task] = read_task(f"{name}: task {task!r}", content[key])
+        tasks[task] = read_task(f"{name}: task {task!r}", content[key], wrong=task not in without_wrong)
     metas = (file.parent / "eval_meta.json", file.parent.parent / "train_meta.json")
     return EvalLog(name, tasks, *(read_json(name, meta) if meta.is_file() else {} for meta in metas))
 
@@ -73,11 +76,11 @@ def read_json(name: str, file: Path) -> Any:
         raise SettingsError(f"{name}: {str(file)!r} is not JSON ({reason})") from None
 
 
-def read_task(where: str, metrics: dict[str, Any]) -> TaskLog:
-    """One task's metrics as a TaskLog; `where` begins each message of a SettingsError."""
+def read_task(where: str, metrics: dict[str, Any], wrong: bool) -> TaskLog:
+    """One task's metrics as a TaskLog, with its `wrong` answers' losses; `where` begins each message of a SettingsError."""
     if strange := next((metric for metric, by_row in metrics.items() if not isinstance(by_row, dict)), None):
         raise SettingsError(f"{where}: {strange} must map row indices to values")
-    if missing := [metric for metric in REQUIRED if not metrics.get(metric)]:
+    if missing := [metric for metric in (*REQUIRED, *(["average_perturb_loss"] if wrong else [])) if not metrics.get(metric)]:
         raise SettingsError(f"{where} lacks {', '.join(missing)}")
     rows = sorted(metrics["avg_gt_loss"])
 
@@ -104,12 +107,15 @@ def read_task(where: str, metrics: dict[str, Any]) -> TaskLog:
         rows=rows,
         losses=losses,
         paraphrase_losses=losses if paraphrase_losses is None else paraphrase_losses,
-        perturbed_losses=column("average_perturb_loss", loss_list, "a list of losses with at least one"),
+        perturbed_losses=column("average_perturb_loss", loss_list, "a list of losses with at least one") if wrong else None,
         rouge=numbers("rougeL_recall", share, "a number from 0 to 1"),
         generations=[text[1] for text in texts],
         truths=[text[2] for text in texts],
         exact_memorization=numbers("exact_memorization", share, "a number from 0 to 1"),
         extraction_strength=numbers("extraction_strength", share, "a number from 0 to 1"),
+        min_k=numbers("min_k", loss, "a log-probability"),
+        min_k_plus_plus=numbers("min_k_plus_plus", loss, "a number"),
+        zlib_bytes=numbers("zlib_bytes", loss, "a number of bytes"),
         people=[str(people[row]) for row in rows] if all(people.get(row) is not None for row in rows) else None,
     )
 
@@ -156,7 +162,7 @@ def check_same_source(a: EvalLog, b: EvalLog) -> None:
     seeds = [log.meta.get("settings", {}).get("seed") for log in (a, b)]
     if None not in seeds and seeds[0] != seeds[1]:
         raise SettingsError(f"{a.name} and {b.name} were evaluated with seeds {seeds[0]} and {seeds[1]}: their rows have different questions")
-    for name in ("max_new_tokens", "limit"):
+    for name in ("max_new_tokens", "limit", "fold"):
         values = [log.meta.get("settings", {}).get(name) for log in (a, b)]
         if None not in values and values[0] != values[1]:
             raise SettingsError(f"{a.name} and {b.name} were evaluated with {name} {values[0]} and {values[1]}")

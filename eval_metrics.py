@@ -5,6 +5,7 @@ Sources: TOFU (https://arxiv.org/abs/2401.06121), CLEAR (https://arxiv.org/abs/2
 """
 
 import itertools
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,13 +13,14 @@ from functools import cache
 import numpy as np
 from rouge_score import rouge_scorer
 from scipy.special import gammaln, logsumexp, rel_entr
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, rankdata
 
 LOG_RATIO_LIMIT = 700.0  # R and 1/R both stay finite in float64
 BINS = 21
 DRAWS = 4096  # permutations; up to 12 people are enumerated instead
 MIN_PEOPLE = 10  # a bootstrap over fewer people says nothing
 REPEAT_LENGTH = 10  # characters of the n-grams that betray a looping generation
+MIN_K = 0.4  # share of the tokens that Min-K% and Min-K%++ look at (MUSE, OpenUnlearning)
 GATE_MEMORIZED, GATE_RISE, GATE_PEOPLE = 0.9, 0.6, 0.9
 TOLERANCE = 1e-9  # of comparisons with a threshold: a mean of rounded values may miss it by an ulp
 
@@ -210,17 +212,91 @@ def distance_to_gold(measure: float, base: float, gold: float, other_golds: Sequ
 
 
 def is_degenerate(generation: str) -> bool:
-    """Whether a generation is empty (no letter or digit) or mostly repeats itself.
+    """Whether a generation is empty or mostly repeats itself: more than half of its n-grams have stood in it before."""
+    return is_empty(generation) or repetition(generation) > 0.5
 
-    It repeats itself when more than half of its 10-character n-grams have stood in it before (1 - unique/all, seq-rep-n of
-    Welleck et al., https://arxiv.org/abs/1908.04319). Characters, not words: a looping model need not write spaces.
-    A text of length L that loops with period p is caught from L > 2p + 9 on.
+
+def is_empty(generation: str) -> bool:
+    """Whether a generation holds no letter or digit."""
+    return not any(map(str.isalnum, generation))
+
+
+def repetition(generation: str) -> float:
+    """Share of a generation's 10-character n-grams that have stood in it before: 1 - unique/all, seq-rep-n of Welleck et al.
+
+    (https://arxiv.org/abs/1908.04319). Characters, not words: a looping model need not write spaces. A text of length L that loops with
+    period p has more than half from L > 2p + 9 on. 0 for a text shorter than one n-gram.
     """
     text = " ".join(generation.split())
-    if not any(map(str.isalnum, text)):
-        return True
     grams = [text[i : i + REPEAT_LENGTH] for i in range(len(text) - REPEAT_LENGTH + 1)]
-    return bool(grams) and 1 - len(set(grams)) / len(grams) > 0.5
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+# ---- per-token figures of one answer
+
+
+def exact_memorization(correct: Sequence[bool]) -> float:
+    """Share of an answer's tokens whose argmax under teacher forcing is right; `correct` has the end-of-sequence last, which does not count."""
+    return sum(correct[:-1]) / max(1, len(correct) - 1)
+
+
+def extraction_strength(correct: Sequence[bool]) -> float:
+    """1 - k/n with k the shortest prefix after which every token is right to the end (Carlini et al., https://arxiv.org/abs/2012.07805).
+
+    0 when the last one is wrong; the end-of-sequence does not count.
+    """
+    words = correct[:-1]
+    prefix = next((i + 1 for i in reversed(range(len(words))) if not words[i]), 0)
+    return 1 - prefix / max(1, len(words))
+
+
+def min_k(losses: Sequence[float]) -> float:
+    """Mean log-probability, in nats, of the 40 % least likely tokens, at least one (Min-K%, https://arxiv.org/abs/2310.16789)."""
+    return _mean_of_lowest(-as_losses(losses))
+
+
+def min_k_plus_plus(losses: Sequence[float], expected: Sequence[float], spread: Sequence[float]) -> float:
+    """Mean over the 40 % lowest tokens of (log p - mean) / standard deviation, both over the vocabulary (Min-K%++, https://arxiv.org/abs/2404.02936).
+
+    Has no unit. A distribution without spread (uniform) gives 0 for its token.
+    """
+    away, spread = -as_losses(losses) - np.asarray(expected, dtype=float), np.asarray(spread, dtype=float)
+    return _mean_of_lowest(np.divide(away, spread, out=np.zeros_like(away), where=spread > TOLERANCE))
+
+
+def _mean_of_lowest(values: np.ndarray) -> float:
+    return float(np.sort(values)[: max(1, int(MIN_K * values.size))].mean())
+
+
+def zlib_bytes(text: str) -> int:
+    """Bytes of the compressed text, its entropy in the eyes of zlib (Carlini et al., https://arxiv.org/abs/2012.07805)."""
+    return len(zlib.compress(text.encode()))
+
+
+# ---- membership inference
+
+
+def membership_auc(members: np.ndarray, others: np.ndarray) -> float:
+    """Chance that a member's score is above another's, ties half: the area under the ROC curve. Scores: larger for members; NaN counts as lowest."""
+    scores = np.nan_to_num(np.concatenate([members, others]), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    above = rankdata(scores)[: len(members)].sum() - len(members) * (len(members) + 1) / 2
+    return float(above / (len(members) * len(others)))
+
+
+def membership_tpr(members: np.ndarray, others: np.ndarray, fpr: float) -> float | None:
+    """Share of the members above the threshold that at most `fpr` of the others pass; None with fewer than 10/fpr others: not resolvable."""
+    if len(others) < 10 / fpr:
+        return None
+    threshold = np.sort(others)[::-1][int(fpr * len(others) + TOLERANCE)]
+    return float(np.mean(members > threshold))
+
+
+def privacy_leakage(auc: float, gold_auc: float) -> float | None:
+    """PrivLeak of MUSE (https://arxiv.org/abs/2407.06460): (a - a_gold) / a_gold with a = 1 - AUC, the chance that a holdout row looks more familiar.
+
+    0: like gold; below 0: the forgotten rows are still recognised; above 0: they stand out as unusually strange. None where gold's AUC is 1.
+    """
+    return ((1 - auc) - (1 - gold_auc)) / (1 - gold_auc) if gold_auc < 1 else None
 
 
 @dataclass(frozen=True)

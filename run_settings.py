@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent
 CONFIG_DIR = str(ROOT / "config")  # absolute: a relative one is resolved from the caller's file and fails on import
 MODALITIES = ("both", "text", "visual")
 PRECISIONS = ("bf16", "fp32")
+FOLDS = ("all", "validation", "test")
 
 Schema = TypeVar("Schema")
 
@@ -93,6 +94,7 @@ class Data:
     text_path: str = MISSING  # the same people in TOFU's layout
     columns: Columns = MISSING
     rows_per_person: int = MISSING  # rows of text_path stand grouped by person, this many each
+    holdout_split: str = MISSING  # split of text_path about people whom no model was trained on
     idk_questions: str = MISSING  # files of "I don't know" answers, one a line
     idk_pictures: str = MISSING
     made_by: str = ""  # `python -m <made_by> --out <root>` makes the folders when they are missing
@@ -223,7 +225,7 @@ class Task:
     question: str = ""  # column of the question; empty: `ask`
     ask: str = ""  # "caption" or "name": the questions for rows without one
     paraphrase: str = ""  # column of the paraphrased answer; empty: the answer itself
-    perturbed: str = MISSING  # column of the list of wrong answers
+    perturbed: str = ""  # column of the list of wrong answers; empty: the answer alone is scored (rows that nobody was trained on)
     person: str = ""  # column of the person; empty: by rows_per_person
     rows_per_person: int = 0  # rows stand grouped by person, this many each; 0: not known
     people: People | None = None  # where the names of those persons stand, so that one person is the same in pictures and in words
@@ -231,6 +233,30 @@ class Task:
     def __post_init__(self) -> None:
         if bool(self.question) == bool(self.ask):
             raise SettingsError(f"tasks: a task names either question (a column) or ask (caption, name); got question={self.question!r} ask={self.ask!r}")
+
+
+@dataclass
+class Asked:
+    """What every evaluation says of its rows and passes."""
+
+    batch_size: int = MISSING  # candidate answers of one pass
+    max_new_tokens: int = MISSING
+    limit: int = MISSING  # rows a task, sampled by person; 0: all
+    validation_share: float = MISSING  # of the people (rows, where people are not known) that make the validation fold
+    tasks: dict[str, Task] = MISSING
+
+    def __post_init__(self) -> None:
+        at_least("batch_size", self.batch_size, 1)
+        at_least("max_new_tokens", self.max_new_tokens, 1)
+        at_least("limit", self.limit, 0)
+        share_of("validation_share", self.validation_share)
+
+
+@dataclass
+class EpochEval(Asked):
+    """Evaluation of the validation fold at the end of every epoch."""
+
+    gold_result: str | None = None  # eval_log_aggregated.json of the gold model; null: a finetuning's best epoch is the one of the lowest loss
 
 
 @dataclass
@@ -244,6 +270,8 @@ class Finetune:
     model: Model = MISSING
     data: Data = MISSING
     trainer: Trainer = MISSING
+    forget: str = ""  # whose forgetting epoch_eval measures
+    epoch_eval: EpochEval | None = None
 
     def __post_init__(self) -> None:
         one_of("modality", self.modality, MODALITIES)
@@ -263,26 +291,24 @@ class Forget(Finetune):
             raise SettingsError(
                 f"trainer.weight_decay={self.trainer.weight_decay} would move the weights that method={self.method.name} holds still: set it to 0"
             )
+        if self.epoch_eval and (self.method.activations or self.method.task_vector):
+            raise SettingsError(f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave epoch_eval out")
 
 
 @dataclass
-class Eval:
+class Eval(Asked):
     model_path: str = MISSING
     save_dir: str = MISSING
     forget: str = MISSING  # whose people were forgotten: forget01, forget05, forget10
     seed: int = MISSING  # draws the caption question of each row
-    batch_size: int = MISSING  # candidate answers of one pass
-    max_new_tokens: int = MISSING
-    limit: int = MISSING  # rows a task, sampled by person; 0: all
+    fold: str = MISSING  # all, validation or test (what validation leaves)
     overwrite: bool = MISSING
     model: Model = MISSING
     data: Data = MISSING
-    tasks: dict[str, Task] = MISSING
 
     def __post_init__(self) -> None:
-        at_least("batch_size", self.batch_size, 1)
-        at_least("max_new_tokens", self.max_new_tokens, 1)
-        at_least("limit", self.limit, 0)
+        super().__post_init__()
+        one_of("fold", self.fold, FOLDS)
         if self.model.attention == "flash_attention_2" and self.model.weights == "float32":
             raise SettingsError("model.attention=flash_attention_2 evaluates half-precision weights only: set model.weights=bfloat16, or attention=sdpa")
 
@@ -292,9 +318,12 @@ class Scoring:
     group: str = MISSING  # forget, retain or real
     multiple_choice: bool = MISSING  # Probability is the right answer's share among the options
     gate: bool = False  # counts for the memorisation gate
+    members: str = ""  # of a holdout task: the forget task whose rows a membership attack tells from its own
 
     def __post_init__(self) -> None:
-        one_of("scoring.group", self.group, ("forget", "retain", "real"))
+        one_of("scoring.group", self.group, ("forget", "retain", "real", "holdout"))
+        if bool(self.members) != (self.group == "holdout"):
+            raise SettingsError(f"scoring: a holdout task, and no other, names its members; got group={self.group} members={self.members!r}")
 
 
 @dataclass

@@ -269,6 +269,29 @@ class Multiplier(TrainerCallback):
         self.trainer.move_multiplier()
 
 
+class EachEpoch(TrainerCallback):
+    """Has the model judged at the end of every epoch, as it would be saved: in eval mode and without the trainer's autocast."""
+
+    def __init__(self, trainer: LossTrainer, judge: Callable[[nn.Module], dict], say: Callable[[str], None]):
+        self.trainer, self.judge, self.say = trainer, judge, say
+        self.results: list[dict[str, dict[str, float]]] = []
+        self.seconds = 0.0
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        started, model = time.perf_counter(), self.trainer.accelerator.unwrap_model(self.trainer.model)
+        wrapped = model.__dict__.pop("forward", None)  # the trainer's, with autocast; the class's own is below it
+        model.eval()
+        try:
+            self.results.append(self.judge(model))
+        finally:
+            model.train()
+            if wrapped:
+                model.forward = wrapped
+        self.seconds += time.perf_counter() - started
+        shown = ", ".join(f"{task} {means['Exact Memorization']:.2f}" for task, means in self.results[-1].items())
+        self.say(f"  exact memorization on the validation fold: {shown}")
+
+
 class Progress(TrainerCallback):
     """A line an epoch, in plain text, and the loss of every step for the curve."""
 
@@ -329,11 +352,13 @@ def train(
     seed: int,
     save_dir: str,
     record: dict[str, Any],
+    each_epoch: Any = None,
     say: Callable[[str], None] = say_line,
 ) -> None:
     """Train `model` in place on `pairs` and write it to `save_dir`, whole or not at all, with train_meta.json beside the weights.
 
-    `record` is what else to say of the run (settings, fingerprints). The loss is a mean over examples; where an epoch's last step has fewer
+    `record` is what else to say of the run (settings, fingerprints). `each_epoch(model)` judges the model at the end of every epoch, and
+    `each_epoch.best(judged)` says which was best; both go to the record. The loss is a mean over examples; where an epoch's last step has fewer
     examples than the others, or micro-batches of different size, those examples weigh more (as in the library).
     """
     start_of_peak()
@@ -364,13 +389,16 @@ def train(
             trainer.hold_all_but(method.mask, pairs, encoder)
         if method.multiplier:
             trainer.add_callback(Multiplier(trainer))
+        judged = EachEpoch(trainer, each_epoch, say)
+        if each_epoch:
+            trainer.add_callback(judged)
         trainer.train()
         trained = trainer.accelerator.unwrap_model(trainer.model)
         if not all(torch.isfinite(weight).all() for weight in trained_weights(trained).values()):
             trainer.stop("the weights are not finite", "the last step's update")
         if method.task_vector:
             subtract_update(trained, start, method.task_vector.scale)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - judged.seconds
     if progress.first_gradient is not None and progress.first_gradient < VANISHING:
         say(f"the first step's gradient vanished (norm {progress.first_gradient:.1e}): where it starts {method.name} has no direction, what moved is rounding")
     if trainer.is_world_process_zero():
@@ -379,5 +407,7 @@ def train(
             cost = {"seconds": seconds, "steps": trainer.state.global_step, "peak_memory_gb": peak_memory_gb(), "loss": progress.losses}
             if method.multiplier:
                 cost["multiplier"] = trainer.multiplier
+            if each_epoch:
+                cost |= {"epochs": judged.results, "best_epoch": each_epoch.best(judged.results), "epoch_eval_seconds": judged.seconds}
             write_json(aside / TRAIN_RECORD, {"seed": seed, **record, **cost, "versions": versions()})
     trainer.accelerator.wait_for_everyone()

@@ -16,7 +16,7 @@ def main(settings: Eval) -> None:
     check_model_path(settings.model_path)
     check_save_dir(settings.save_dir, settings.overwrite, EVAL_RECORD)
     make_if_missing(settings.data)
-    tasks = read_tasks(settings)
+    tasks = read_tasks(settings, settings.seed, settings.fold)
 
     encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model))
     model = load_model(AutoModelForImageTextToText, settings.model_path, settings.model, settings.model.weights)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data_module import ChatEncoder, TrainingRows, fingerprint, make_if_missing
+from eval_engine import EpochEvaluation, read_tasks
 from model_module import check_model_path, load, load_for_training
 from run_record import TRAIN_RECORD, check_save_dir, say_line
 from run_settings import Finetune, Method, script
@@ -20,11 +21,13 @@ def main(settings: Finetune) -> None:
     rows = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
     loss = bind(Method(name="finetune", loss="retain_ft"))
     pairs = Pairs(loss.batches, forget=None, retain=rows, idk={}, seed=settings.seed)
+    tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
 
     encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model))
     model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, settings.trainer.lora, settings.seed)
+    each_epoch = EpochEvaluation(tasks, encoder, settings.epoch_eval, forgetting=False) if tasks else None
     record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.path)}
-    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record)
+    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)
     say_line(f"finetuned on {settings.split}: {settings.save_dir}")
 
 

@@ -448,3 +448,65 @@ def test_rows_of_one_person_widen_the_interval():
     by_person, by_row = [str(i) for i in np.repeat(range(20), 20)], [str(i) for i in range(400)]
     widths = [np.diff(metrics.interval(metrics.bootstrap_means(values, people, metrics.bootstrap_counts(people))))[0] for people in (by_person, by_row)]
     assert widths[0] > 3 * widths[1]  # sqrt(20) = 4.5 in the limit
+
+
+# ---- per-token figures
+
+
+@pytest.mark.parametrize(
+    ("correct", "memorized", "strength"),
+    [
+        # the last flag is the end-of-sequence token, which does not count
+        ([True, True, True, True, False], 1.0, 1.0),
+        ([False, True, True, True, True], 3 / 4, 3 / 4),
+        ([True, True, False, True, True], 3 / 4, 1 / 4),
+        ([True, True, True, False, True], 3 / 4, 0.0),
+        ([False, False, False, False, True], 0.0, 0.0),
+    ],
+)
+def test_memorization_and_extraction_strength_by_hand(correct, memorized, strength):
+    assert (metrics.exact_memorization(correct), metrics.extraction_strength(correct)) == (memorized, strength)
+
+
+def test_min_k_is_the_mean_of_the_least_likely_tokens_by_hand():
+    # five tokens, 40 % of them are two: the losses 4 and 3, whose log-probabilities are -4 and -3
+    assert metrics.min_k([0.5, 4.0, 1.0, 3.0, 0.0]) == -3.5
+    assert metrics.min_k([2.0, 1.0]) == -2.0  # at least one token
+
+
+def test_min_k_plus_plus_measures_each_token_against_its_vocabulary_by_hand():
+    # (log p - mean) / deviation: (-1 - -2) / .5 = 2, (-4 - -2) / 1 = -2, (-3 - -3) / 2 = 0; 40 % of three is one token: the lowest
+    assert metrics.min_k_plus_plus([1.0, 4.0, 3.0], [-2.0, -2.0, -3.0], [0.5, 1.0, 2.0]) == -2.0
+    assert metrics.min_k_plus_plus([1.0], [-1.0], [0.0]) == 0.0  # uniform over the vocabulary: no deviation
+
+
+def test_membership_auc_equals_scipys_mann_whitney_and_counts_ties_half():
+    from scipy.stats import mannwhitneyu
+
+    source = np.random.default_rng(0)
+    members, others = source.normal(0.5, 1, 40).round(1), source.normal(0, 1, 60).round(1)
+    assert metrics.membership_auc(members, others) == pytest.approx(mannwhitneyu(members, others).statistic / (40 * 60))
+    assert metrics.membership_auc(np.ones(3), np.ones(5)) == 0.5
+    assert metrics.membership_auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
+    assert metrics.membership_auc(np.array([np.nan]), np.array([0.0])) == 0.0  # a broken model recognises nothing
+
+
+def test_the_tpr_at_a_low_fpr_is_read_off_the_others_and_needs_ten_of_them_beyond_it():
+    others = np.arange(1000.0)
+    # 1 % of 1000 is ten: the threshold is the eleventh largest, 989, which ten others pass
+    assert metrics.membership_tpr(np.array([989.0, 989.5, 2000.0, 0.0]), others, 0.01) == 0.5
+    assert metrics.membership_tpr(np.array([1.0]), others[:999], 0.01) is None
+
+
+def test_privacy_leakage_has_muses_sign():
+    assert metrics.privacy_leakage(0.5, 0.5) == 0.0
+    assert metrics.privacy_leakage(1.0, 0.5) == -1.0  # every forgotten row still recognised
+    assert metrics.privacy_leakage(0.25, 0.5) == 0.5
+    assert metrics.privacy_leakage(0.5, 1.0) is None
+
+
+def test_repetition_is_the_share_of_ten_letter_pieces_seen_before():
+    # 24 letters of period 2 have 15 pieces, two of them different: 1 - 2/15
+    assert metrics.repetition("ab" * 12) == pytest.approx(13 / 15)
+    assert metrics.repetition("short") == 0.0 and metrics.repetition("the quick brown fox jumps") == 0.0
+    assert metrics.is_empty(" ... ") and not metrics.is_empty("a")

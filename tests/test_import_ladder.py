@@ -11,7 +11,7 @@ RUNGS = (
     ("run_settings", "unlearn_losses", "eval_metrics"),
     ("run_record",),
     ("data_module", "model_module", "eval_log_file"),
-    ("training_pairs",),
+    ("training_pairs", "answer_scoring"),
     ("train_engine", "eval_engine"),
     ("mm", "nlp", "cv", "aggregate_eval_stat", "report_cards", "report_plots"),
     ("report",),
