@@ -60,8 +60,8 @@ def score_prompts(
 ) -> list[PromptScore]:
     """Score all answers of each prompt and continue it greedily by at most `max_new_tokens`; results in the order of `prompts`.
 
-    `batch_size` answers go through the model at once. `shared=False`, and any model that cannot share a prompt (which is said), means the plain
-    way: a forward for each answer, and the library's generation.
+    At most `batch_size` prompts, and then as many answers, go through the model at once. `shared=False`, and any model that cannot share a
+    prompt (which is said), means the plain way: a forward for each answer, and the library's generation.
     """
     results: list[PromptScore | None] = [None] * len(prompts)
     why = unshareable(model) if shared else None
@@ -82,19 +82,14 @@ def score_prompts(
 
 
 def prompt_batches(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of prompts of like length and kind that have at most `batch_size` answers together.
+    """Numbers of at most `batch_size` prompts of like length; words and pictures apart, or words would be padded to the length of a picture.
 
     Length is judged by letters: encoding all at once would hold every picture in memory.
     """
-    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].example.image is not None, len(prompts[i].example.question)))
-    batch: list[int] = []
-    for i in order:
-        if batch and sum(len(prompts[j].answers) for j in [*batch, i]) > batch_size:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+    for pictured in (False, True):
+        numbers = [i for i, prompt in enumerate(prompts) if (prompt.example.image is not None) == pictured]
+        numbers.sort(key=lambda i: len(prompts[i].example.question))
+        yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
 
 
 # ---- one pass over the prompts
@@ -208,12 +203,13 @@ def score_shared(model: nn.Module, encoder: Any, prompts: list[Prompt], batch_si
     answers = [[encoder.encode(replace(prompt.example, answer=answer)).answer for answer in prompt.answers] for prompt in prompts]
     with torch.no_grad():
         shared = SharedPrompts(model, {name: value.to(device) for name, value in batch.items()})
-        longest = max(max_new_tokens, *(sum(map(len, group[:batch_size])) for group in answers))
+        each_round = max(1, batch_size // len(prompts))  # answers behind one prompt in one pass
+        longest = max(max_new_tokens, *(sum(map(len, group[start : start + each_round])) for group in answers for start in range(0, len(group), each_round)))
         if shared.room is not None and shared.room < longest:
             return None
         scores: list[list[AnswerScore]] = [[] for _ in prompts]
-        for start in range(0, max(map(len, answers)), batch_size):  # more than once only for a prompt with more answers than a batch
-            for row, each in enumerate(shared.score([group[start : start + batch_size] for group in answers])):
+        for start in range(0, max(map(len, answers)), each_round):
+            for row, each in enumerate(shared.score([group[start : start + each_round] for group in answers])):
                 scores[row] += each
         texts = shared.generate(max_new_tokens, tokenizer.eos_token_id)
     by_answer = [dict(zip(prompt.answers, own, strict=True)) for prompt, own in zip(prompts, scores, strict=True)]

@@ -8,11 +8,8 @@ Sizes: (a) the tiny model's decoder; (b) a randomly initialised Llama of about 1
 
 import argparse
 import copy
-import ctypes
-import gc
 import statistics
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.peak_memory import Peak, free_memory, resident_gb
 from data_module import Encoded, collate
 from model_module import FrozenStart, add_lora, score, score_passes
 from run_settings import Lora
@@ -101,28 +99,6 @@ class OurStep:
         return loss.item()
 
 
-class Peak:
-    """Most resident memory of this process while the block runs, in GB, read every 2 ms."""
-
-    def __enter__(self) -> "Peak":
-        self.most, self.over = 0.0, threading.Event()
-        self.thread = threading.Thread(target=self.watch)
-        self.thread.start()
-        return self
-
-    def watch(self) -> None:
-        while not self.over.wait(0.002):
-            self.most = max(self.most, resident_gb())
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
-
-
-def resident_gb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e9
-
-
 def measure(size: str, method: str, lora: bool, repeats: int) -> dict[str, float]:
     """Median seconds of the steps after the first, one way after the other, each with its own model; most memory above that model's weights."""
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
@@ -130,8 +106,7 @@ def measure(size: str, method: str, lora: bool, repeats: int) -> dict[str, float
     losses: dict[str, float] = {}
     made = batches(SIZES[size]["vocab_size"])
     for way, step_class in (("plain", PlainStep), ("ours", OurStep)):
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # what the other way freed must not count as free room of this one
+        free_memory()  # what the other way freed must not count as free room of this one
         before = resident_gb()
         model = make_model(size)
         weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9

@@ -8,8 +8,8 @@ import torch
 
 from answer_scoring import Prompt, score_prompts
 from data_module import TaskRow, task_rows
-from eval_engine import AGGREGATED, evaluate, evaluate_rows, read_tasks
-from run_settings import Eval, SettingsError, compose
+from eval_engine import AGGREGATED, EpochEvaluation, evaluate, evaluate_rows, measures, read_tasks
+from run_settings import Eval, Forget, SettingsError, compose
 from test_data_module import example, png, task
 
 TOFU_METRICS = {
@@ -108,6 +108,12 @@ def test_a_picture_row_without_its_picture_is_an_error_and_no_question_in_words(
         task_rows(task(world, split="real_faces", answer="answer", perturbed="options", person=""), 0, 0)
 
 
+def settings_for(world_overrides, folder, *more):
+    from conftest import BASE
+
+    return compose("mm/eval", Eval, [*world_overrides, f"model_path={BASE}", f"save_dir={folder}", "max_new_tokens=8", *more])
+
+
 @pytest.fixture(scope="module")
 def log_folder(world_overrides, encoder, tmp_path_factory):
     from transformers import AutoModelForImageTextToText
@@ -115,7 +121,7 @@ def log_folder(world_overrides, encoder, tmp_path_factory):
     from conftest import BASE
 
     folder = tmp_path_factory.mktemp("eval") / "eval_results"
-    settings = compose("mm/eval", Eval, [*world_overrides, f"model_path={BASE}", f"save_dir={folder}", "max_new_tokens=8"])
+    settings = settings_for(world_overrides, folder)
     evaluate(
         AutoModelForImageTextToText.from_pretrained(BASE, dtype="float32"),
         encoder,
@@ -173,3 +179,179 @@ def test_tasks_that_do_not_fit_their_data_are_an_error_before_any_weights_load(w
     settings = compose("mm/eval", Eval, [*world_overrides, "forget=forget07", f"save_dir={tmp_path}/out"])
     with pytest.raises(SettingsError, match="split='forget07_perturbed'"):
         read_tasks(settings, 0, "all")
+
+
+# ---- finished tasks
+
+
+FEW = ["limit=2", "max_new_tokens=2"]
+
+
+class Killed(BaseException):
+    """Ends a run at once, as a signal would."""
+
+
+def run_eval(model, encoder, settings, fingerprint="base"):
+    said = []
+    evaluate(model, encoder, read_tasks(settings, settings.seed, settings.fold), settings, {"model": fingerprint}, said.append)
+    return said
+
+
+def files_of(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "eval_meta.json"}  # whose seconds differ
+
+
+def test_a_run_killed_in_any_task_goes_on_and_ends_with_the_same_bytes(model, encoder, world_overrides, tmp_path, monkeypatch):
+    import eval_engine
+
+    run_eval(model, encoder, settings_for(world_overrides, tmp_path / "whole", *FEW))
+    settings = settings_for(world_overrides, tmp_path / "out", *FEW)
+    original, begun = eval_engine.write_task, []
+
+    def dies(place, name, *rest):
+        begun.append(name)
+        if len(begun) % 2:  # every second task's results are never written
+            raise Killed
+        original(place, name, *rest)
+
+    monkeypatch.setattr(eval_engine, "write_task", dies)
+    deaths = 0
+    while not (tmp_path / "out").exists():
+        try:
+            said = run_eval(model, encoder, settings)
+        except Killed:
+            deaths += 1
+            assert not (tmp_path / "out").exists()
+    assert deaths >= len(settings.tasks) - 1 and sum("done before" in line for line in said) == len(settings.tasks) - 1
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert not (tmp_path / "out.tasks").exists()
+
+
+def test_overwriting_computes_only_what_depends_on_the_change(model, encoder, world_overrides, tmp_path):
+    def computed(fingerprint="base", *more):
+        said = run_eval(model, encoder, settings_for(world_overrides, tmp_path / "out", *FEW, *more), fingerprint)
+        return {line.split(":")[0] for line in said if "done before" not in line}
+
+    every = computed()
+    assert len(every) == 9
+    assert computed() == set()
+    assert computed("base", "tasks.eval_forget_qa.paraphrase=''") == {"eval_forget_qa"}
+    assert computed("other", "tasks.eval_forget_qa.paraphrase=''") == every
+    assert computed("other", "seed=1") == every
+    assert computed("other", "seed=1", "limit=3") == every
+
+
+def test_a_tasks_key_follows_the_data_files(world_overrides, world, tmp_path):
+    import shutil
+
+    from eval_engine import task_key
+
+    shutil.copytree(world, tmp_path / "world")
+    overrides = [*world_overrides, f"data.text_path={tmp_path}/world/tofu"]
+    settings = settings_for(overrides, tmp_path / "out")
+    keys = {name: task_key(name, settings, "base", "cpu") for name in settings.tasks}
+    (tmp_path / "world" / "tofu" / "README.md").write_text("other")
+    again = {name: task_key(name, settings, "base", "cpu") for name in settings.tasks}
+    assert {name for name in keys if keys[name] != again[name]} == {"eval_retain_qa", "eval_forget_qa", "eval_holdout_qa"}
+
+
+def test_the_parquet_beside_the_log_holds_every_tokens_loss_so_that_metrics_need_no_model(log_folder):
+    from pyarrow import parquet
+
+    import eval_metrics
+
+    log = json.loads((log_folder / "eval_forget_qa.json").read_text())
+    table = parquet.read_table(log_folder / "eval_forget_qa.parquet").to_pylist()
+    for index, loss in log["avg_gt_loss"].items():
+        answers = [row for row in table if str(row["row"]) == index]
+        (truth,) = (row for row in answers if "truth" in row["roles"])
+        assert sum(truth["losses"]) / len(truth["losses"]) == pytest.approx(loss, rel=1e-5) and truth["answer"] == log["generated_text"][index][2]
+        assert eval_metrics.min_k_plus_plus(truth["losses"], truth["expected_logprob"], truth["logprob_spread"]) == pytest.approx(
+            log["min_k_plus_plus"][index], rel=1e-4
+        )
+        wrong = [sum(row["losses"]) / len(row["losses"]) for row in answers if "perturbed" in row["roles"]]
+        assert sorted(wrong) == pytest.approx(sorted(set(log["average_perturb_loss"][index])), rel=1e-5)
+
+
+def test_permuting_the_rows_of_a_task_changes_nothing(model, encoder, world):
+    rows = task_rows(task(world, split="forget10_perturbed", answer="name", perturbed="perturbed_names", person="name"), 0, 0)
+    one, other = (evaluate_rows(model, encoder, given, 3, 4).rows for given in (rows, rows[::-1]))
+    for index, row in one.items():
+        assert row["generated_text"] == other[index]["generated_text"]
+        assert row["avg_gt_loss"] == pytest.approx(other[index]["avg_gt_loss"], abs=1e-5)
+
+
+# ---- folds and epochs
+
+
+def test_the_validation_and_the_test_fold_part_the_people_and_not_their_rows(world):
+    asked = task(world, split="retain_perturbed", answer="name", perturbed="perturbed_names", person="name")
+    folds = {fold: task_rows(asked, 0, 0, fold, 0.25) for fold in ("all", "validation", "test")}
+    people = {fold: {row.example.person for row in rows} for fold, rows in folds.items()}
+    assert not people["validation"] & people["test"] and people["validation"] | people["test"] == people["all"]
+    assert len(people["validation"]) == round(0.25 * len(people["all"]))
+    assert len(folds["validation"]) + len(folds["test"]) == len(folds["all"])
+
+
+def test_two_tasks_about_the_same_people_part_them_alike():
+    from data_module import rows_of_fold
+
+    names = [f"person {i}" for i in range(8)]
+    rows = {tuple(order): [order[i] for i in rows_of_fold(order, "validation", 0.25, 0)] for order in (names, names[::-1])}
+    assert set(rows[tuple(names)]) == set(rows[tuple(names[::-1])]) and len(rows[tuple(names)]) == 2
+    assert rows_of_fold([None] * 8, "validation", 0.25, 0) != [] and len(rows_of_fold([None] * 8, "test", 0.25, 0)) == 6
+
+
+def epoch_settings(world_overrides, *more):
+    return compose("mm/forget", Forget, [*world_overrides, "epoch_eval=mm", "epoch_eval.limit=2", "epoch_eval.max_new_tokens=2", *more]).epoch_eval
+
+
+def test_the_best_epoch_is_the_one_nearest_to_gold(encoder, world_overrides, log_folder, model):
+    settings = epoch_settings(world_overrides, f"epoch_eval.gold_result={log_folder}/eval_log_aggregated.json", "epoch_eval.max_new_tokens=8")
+    judge = EpochEvaluation(read_tasks(settings, 0, "validation"), encoder, settings, forgetting=True)
+    as_gold = judge(model)  # the log is the same model's
+    for name, means in as_gold.items():
+        assert means == pytest.approx(judge.gold[name], abs=1e-4)
+    away = {name: {measure: value + 0.1 for measure, value in means.items()} for name, means in as_gold.items()}
+    best = judge.best([away, as_gold, away])
+    assert best["epoch"] == 2 and best["badness"] == pytest.approx([0.1, 0, 0.1], abs=1e-4)
+
+
+def test_without_gold_a_finetuning_takes_the_lowest_loss_and_a_forgetting_says_it_cannot_know(encoder, world_overrides):
+    settings = epoch_settings(world_overrides)
+    tasks = read_tasks(settings, 0, "validation")
+    epochs = [{name: {"loss": loss} for name in tasks} for loss in (2.0, 1.0, 3.0)]
+    assert EpochEvaluation(tasks, encoder, settings, forgetting=False).best(epochs)["epoch"] == 2
+    best = EpochEvaluation(tasks, encoder, settings, forgetting=True).best(epochs)
+    assert best["epoch"] is None and "gold_result" in best["rule"]
+
+
+def test_a_gold_log_that_lacks_rows_is_named(encoder, world_overrides, log_folder, tmp_path):
+    log = json.loads((log_folder / AGGREGATED).read_text())
+    log["eval_log.json"]["exact_memorization"].clear()
+    (tmp_path / "gold.json").write_text(json.dumps(log))
+    settings = epoch_settings(world_overrides, f"epoch_eval.gold_result={tmp_path}/gold.json")
+    with pytest.raises(SettingsError, match=r"lacks row .* of task 'eval_log'"):
+        EpochEvaluation(read_tasks(settings, 0, "validation"), encoder, settings, forgetting=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_model_in_memory_after_the_last_epoch_scores_as_its_saved_checkpoint(encoder, world_overrides, tmp_path, monkeypatch, precision):
+    import mm.eval
+    import mm.finetune
+    from test_scripts import QUICK, start
+
+    common = [*QUICK, *world_overrides, f"trainer.precision={precision}", "trainer.lora=null", "split=forget10+tofu", "trainer.epochs=2"]
+    epochs = ["epoch_eval=mm", "epoch_eval.limit=4", "epoch_eval.max_new_tokens=4", "epoch_eval.validation_share=0.5"]
+    assert start(mm.finetune, [f"save_dir={tmp_path}/watched", *common, *epochs], monkeypatch) == 0
+    assert start(mm.finetune, [f"save_dir={tmp_path}/alone", *common], monkeypatch) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("watched", "alone")]
+    assert weights[0] == weights[1]  # looking changes nothing
+    meta = json.loads((tmp_path / "watched" / "train_meta.json").read_text())
+    assert len(meta["epochs"]) == 2 and meta["epochs"][0] != meta["epochs"][1] and meta["best_epoch"]["epoch"] in (1, 2)
+    evaluation = [f"model_path={tmp_path}/watched", "limit=4", "max_new_tokens=4", "validation_share=0.5", "fold=validation", *world_overrides]
+    assert start(mm.eval, evaluation, monkeypatch) == 0
+    log = json.loads((tmp_path / "watched" / "eval_results" / AGGREGATED).read_text())
+    for name, means in meta["epochs"][-1].items():
+        rows = {index: {metric: column[index] for metric, column in log[f"{name}.json"].items()} for index in log[f"{name}.json"]["avg_gt_loss"]}
+        assert measures(rows) == pytest.approx(means, abs=1e-6)
