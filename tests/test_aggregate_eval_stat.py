@@ -494,3 +494,47 @@ def test_the_script_ends_in_one_line_and_writes_nothing_when_rows_differ(result,
 def test_the_script_starts_without_torch():
     code = "import sys, aggregate_eval_stat; assert not {'torch', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def with_holdout(log, forget_losses, holdout_losses):
+    """`log` with a holdout task, and the losses of its rows and of the forgotten ones."""
+    log = copy.deepcopy(log)
+    rows = {str(i): {"avg_gt_loss": loss, "generated_text": ["q", "a", "t"], "rougeL_recall": 0.5} for i, loss in enumerate(holdout_losses)}
+    log["eval_holdout_qa.json"] = by_metric(rows)
+    forget = log["eval_forget_qa.json"]
+    forget["avg_gt_loss"] = dict(zip(forget["avg_gt_loss"], forget_losses, strict=True))
+    for task, count in (("eval_holdout_qa.json", len(holdout_losses)), ("eval_forget_qa.json", len(forget_losses))):
+        log[task]["zlib_bytes"] = {str(i): 50 for i in range(count)}
+        log[task]["min_k"] = {row: -2 * loss for row, loss in log[task]["avg_gt_loss"].items()}
+    return log
+
+
+def test_membership_is_measured_against_rows_nobody_was_trained_on_and_leakage_against_gold(result):
+    rows, strangers = np.linspace(1, 2, 24), np.linspace(1, 2, 10)
+    gold = with_holdout(make_log(False), rows, strangers)
+    base = with_holdout(make_log(True), rows - 1, strangers)  # every forgotten row looks better known
+    row = result(base, gold, base)
+    assert row["Membership AUC loss eval_forget_qa"] == row["Membership AUC zlib eval_forget_qa"] == row["Membership AUC min-k eval_forget_qa"] > 0.99
+    assert row["Privacy leakage min-k eval_forget_qa"] < -0.98
+    assert row["Membership AUC min-k++ eval_forget_qa"] is None  # not in these logs
+    assert row["Membership TPR at 1% FPR loss eval_forget_qa"] is None and "10 holdout rows" in row["Membership TPR undefined"]
+    of_gold = result(gold, gold, base)
+    assert of_gold["Membership AUC loss eval_forget_qa"] == pytest.approx(0.5, abs=0.02) and of_gold["Privacy leakage loss eval_forget_qa"] == 0
+    without = result(make_log(True), make_log(False), make_log(True))
+    assert without["Model Utility"] == row["Model Utility"]  # holdout rows are in no other figure
+    assert not any("Membership" in name for name in without)
+
+
+def test_one_constant_answer_is_a_collapse_and_no_forgetting(result):
+    """A model that answers every question alike, with the same probability for right and wrong answers."""
+    constant = make_log(True)
+    for metrics in constant.values():
+        for row in metrics["avg_gt_loss"]:
+            metrics["generated_text"][row][1] = "the the the the the the the the the the the the"
+            metrics["avg_gt_loss"][row] = metrics["avg_paraphrased_loss"][row] = 6.0
+            metrics["average_perturb_loss"][row] = [6.0] * len(metrics["average_perturb_loss"][row])
+            metrics["rougeL_recall"][row] = 0.05
+            metrics["exact_memorization"][row] = 0.05
+    row = result(constant, make_log(False), make_log(True))
+    assert row["Collapsed"] == "yes" and "degenerate" in row["Collapsed why"] and "utility" in row["Collapsed why"].lower()
+    assert row["Degenerate forget generations"] == 1.0 and row["Empty retain generations"] == 0.0 and row["Repetition retain generations"] > 0.5
