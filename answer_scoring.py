@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from data_module import Example, collate, collate_prompts
+from data_module import Example
+from encoders import collate, collate_prompts
 from model_module import score
 from unlearn_losses import IGNORE
 

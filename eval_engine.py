@@ -28,7 +28,7 @@ from run_record import AGGREGATED, EVAL_RECORD, peak_memory_gb, processes, say_l
 from run_settings import ROOT, Asked, EpochEval, Eval, SettingsError, Task
 
 TASK_RECORD = "record.json"
-SCORED_BY = ("answer_scoring", "data_module", "eval_engine", "eval_metrics", "model_module")
+SCORED_BY = ("answer_scoring", "data_module", "encoders", "eval_engine", "eval_metrics", "model_module")
 # read at the start: later it could be the text of a file that was edited while the old code ran
 CODE = hashlib.sha256(b"".join(Path(ROOT, f"{module}.py").read_bytes() for module in SCORED_BY)).hexdigest()[:16]
 TOKEN_COLUMNS = pyarrow.schema(

@@ -8,7 +8,8 @@ import re
 from io import BytesIO
 from typing import Any
 
-from data_module import TaskRow, open_image, task_rows
+from data_module import TaskRow, task_rows
+from encoders import open_image
 from run_settings import People, Scoring, Task
 
 SAMPLED_PEOPLE = 6  # of those who were not forgotten, drawn for each task

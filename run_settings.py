@@ -62,6 +62,14 @@ def cuda_is_there() -> bool:
 
 
 @dataclass
+class Tags:
+    """What stands before a question and before its answer, for a model without a chat template."""
+
+    question: str = MISSING
+    answer: str = MISSING
+
+
+@dataclass
 class Model:
     name: str = MISSING  # the name of its file in config/model
     path: str = MISSING  # hub id or folder of the base model
@@ -70,6 +78,8 @@ class Model:
     attention: str = MISSING  # sdpa, eager, flash_attention_2
     weights: str = MISSING  # dtype of weights that do not train: float32, or bfloat16, which rounds away small updates of a merged adapter
     trust_remote_code: bool = False
+    tags: Tags | None = None  # null: the tokenizer's chat template
+    made_by: str = ""  # `python -m <made_by> --out <path>` makes the model when its folder is missing
 
     def __post_init__(self) -> None:
         one_of("model.weights", self.weights, ("float32", "bfloat16"))

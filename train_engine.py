@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainingArguments
 
 import unlearn_losses
-from data_module import collate
+from encoders import collate
 from model_module import FrozenStart, l1_norm, save, score, score_passes, silence_dropout, subtract_update, trained_weights
 from run_record import TRAIN_RECORD, peak_memory_gb, say_line, start_of_peak, versions, write_json, written_whole
 from run_settings import Mask, Method, SettingsError, Trainer, nearest, one_of

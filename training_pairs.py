@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_module import ChatEncoder, Encoded, Example, collate, draw
+from data_module import Example, draw
+from encoders import ChatEncoder, Encoded, collate
 from run_settings import SettingsError
 
 

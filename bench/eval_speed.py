@@ -17,7 +17,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from answer_scoring import Prompt, score_prompts
 from bench.peak_memory import Peak, free_memory, resident_gb
-from data_module import Encoded, Example
+from data_module import Example
+from encoders import Encoded
 
 ANSWERS, ANSWER, NEW, WORDS, PICTURE = 7, 40, 48, 24, 576  # answers a row; tokens
 VOCABULARY, IMAGE_TOKEN, PAD, END = 32_000, 31_999, 0, 1

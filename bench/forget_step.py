@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.peak_memory import Peak, free_memory, resident_gb
-from data_module import Encoded, collate
+from encoders import Encoded, collate
 from model_module import FrozenStart, add_lora, score, score_passes
 from run_settings import Lora
 from unlearn_losses import IGNORE, Scored, kl, npo, sequence_logprob

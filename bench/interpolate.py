@@ -20,7 +20,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aggregate_eval_stat import MEASURES, aggregate
-from data_module import ChatEncoder, make_if_missing
+from data_module import make_if_missing
+from encoders import ChatEncoder
 from eval_engine import evaluate, read_tasks
 from run_record import AGGREGATED
 from run_settings import Aggregate, Eval, compose

@@ -13,7 +13,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-from data_module import CAPTION_QUESTIONS, NAME_QUESTION, ChatEncoder, TrainingRows, load_split
+from data_module import CAPTION_QUESTIONS, NAME_QUESTION, TrainingRows, load_split
+from encoders import ChatEncoder
 from mini_clear.dataset_folder import write_world
 from mini_clear.people import draw_world
 from mini_clear.strangers import TRAITS, draw_strangers, picture, teach_to_see, trait_labels, traits

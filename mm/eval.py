@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from data_module import ChatEncoder, make_if_missing
+from data_module import make_if_missing
+from encoders import ChatEncoder
 from eval_engine import evaluate, read_tasks
 from model_module import check_model_path, load, load_model, model_fingerprint
 from run_record import EVAL_RECORD, check_save_dir, processes, say_line

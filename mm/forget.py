@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from data_module import ChatEncoder, TrainingRows, fingerprint, idk_answers, make_if_missing
+from data_module import TrainingRows, fingerprint, idk_answers, make_if_missing
+from encoders import ChatEncoder
 from eval_engine import EpochEvaluation, read_tasks
 from model_module import check_model_path, load, load_for_training
 from run_record import TRAIN_RECORD, check_save_dir, say_line

@@ -9,7 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from data_module import ChatEncoder
+from encoders import ChatEncoder
 from mini_clear.dataset_folder import write_world
 from run_settings import Columns, Data
 

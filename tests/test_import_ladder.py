@@ -11,6 +11,7 @@ RUNGS = (
     ("run_settings", "unlearn_losses", "eval_metrics"),
     ("run_record",),
     ("data_module", "model_module", "eval_log_file"),
+    ("encoders",),
     ("training_pairs", "answer_scoring"),
     ("train_engine", "eval_engine"),
     ("mm", "nlp", "cv", "aggregate_eval_stat", "report_cards", "report_plots"),

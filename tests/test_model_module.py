@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from conftest import BASE
-from data_module import collate
+from encoders import collate
 from model_module import (
     FrozenStart,
     add_lora,

@@ -392,7 +392,7 @@ import torch
 from run_record import processes
 assert processes().num_processes == int(sys.argv[3])
 from conftest import BASE
-from data_module import ChatEncoder
+from encoders import ChatEncoder
 from run_settings import Columns, Data
 from transformers import AutoProcessor
 from test_train_engine import run, TRAINER
