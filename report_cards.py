@@ -15,6 +15,7 @@ from run_settings import People, Scoring, Task
 SAMPLED_PEOPLE = 6  # of those who were not forgotten, drawn for each task
 MOST_ROWS = 1500  # of all tasks together; the forgotten people's come first
 PICTURE = 128  # pixels of the longer side
+SHOWN = {"forget": "forgotten", "retain": "retained", "real": "real world", "holdout": "never met"}
 
 
 def card_data(logs: dict[str, dict], settings: dict[str, Any], scoring: dict[str, Scoring]) -> tuple[dict[str, Any], list[str], str]:
@@ -27,7 +28,7 @@ def card_data(logs: dict[str, dict], settings: dict[str, Any], scoring: dict[str
     tasks = [name.removesuffix(".json") for name in next(iter(logs.values()))]
     for name in sorted(tasks, key=lambda name: (scoring[name].group != "forget", scoring[name].group != "retain")):
         group = scoring[name].group
-        every = task_rows(task_of(settings["tasks"][name]), settings["seed"], settings["limit"])
+        every = task_rows(task_of(settings["tasks"][name]), *(settings[setting] for setting in ("seed", "limit", "fold", "validation_share")))
         kept = every if group == "forget" else rows_of_some_people(every)
         kept = kept[: max(0, MOST_ROWS - len(rows))]
         left_out += len(every) - len(kept)
@@ -63,9 +64,8 @@ def card(row: TaskRow, task: str, group: str, logs: dict[str, dict], images: dic
             images[content] = len(images), thumbnail(example)
         number = images[content][0]
     answers = {model: compared(log["generated_text"][key][1], example.answer) for model, log in logs.items()}
-    shown = {"forget": "forgotten", "retain": "retained", "real": "real world"}[group]
     who = example.person or "nobody in particular"
-    return {"person": who, "task": task, "group": shown, "question": example.question, "truth": example.answer, "image": number, "answers": answers}
+    return {"person": who, "task": task, "group": SHOWN[group], "question": example.question, "truth": example.answer, "image": number, "answers": answers}
 
 
 def compared(answer: str, truth: str) -> list[list]:

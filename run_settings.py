@@ -23,6 +23,7 @@ CONFIG_DIR = str(ROOT / "config")  # absolute: a relative one is resolved from t
 MODALITIES = ("both", "text", "visual")
 PRECISIONS = ("bf16", "fp32")
 FOLDS = ("all", "validation", "test")
+GROUPS = ("forget", "retain", "real", "holdout")  # whom a task is about; holdout: people that no model was trained on
 
 Schema = TypeVar("Schema")
 
@@ -331,7 +332,7 @@ class Scoring:
     members: str = ""  # of a holdout task: the forget task whose rows a membership attack tells from its own
 
     def __post_init__(self) -> None:
-        one_of("scoring.group", self.group, ("forget", "retain", "real", "holdout"))
+        one_of("scoring.group", self.group, GROUPS)
         if bool(self.members) != (self.group == "holdout"):
             raise SettingsError(f"scoring: a holdout task, and no other, names its members; got group={self.group} members={self.members!r}")
 

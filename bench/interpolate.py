@@ -15,7 +15,6 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,17 +33,15 @@ def rows_between(base: Path, gold: Path, points: int) -> list[dict]:
     settings = compose("mm/eval", Eval, [f"model_path={base}"])
     make_if_missing(settings.data)
     tasks, encoder = read_tasks(settings, settings.seed, "all"), ChatEncoder(AutoProcessor.from_pretrained(base))
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype="float32")
-    start, end = (load_file(folder / "model.safetensors") for folder in (base, gold))
+    model, start, end = (AutoModelForImageTextToText.from_pretrained(folder, dtype="float32") for folder in (base, base, gold))
     with TemporaryDirectory() as scratch:
         logs = []
         for share in np.linspace(0, 1, points):
-            model.load_state_dict({name: torch.lerp(start[name].float(), end[name].float(), float(share)) for name in start}, strict=False)
-            model.tie_weights()
-            folder = Path(scratch, f"{share:.3f}")
-            evaluate(
-                model, encoder, tasks, replace(settings, save_dir=str(folder)), {"model": f"{share:.3f} of the way from {base} to {gold}"}, lambda line: None
-            )
+            with torch.no_grad():
+                for weight, first, last in zip(model.parameters(), start.parameters(), end.parameters(), strict=True):
+                    weight.copy_(torch.lerp(first, last, float(share)))
+            folder, place = Path(scratch, f"{share:.3f}"), f"{share:.3f} of the way from {base} to {gold}"
+            evaluate(model, encoder, tasks, replace(settings, save_dir=str(folder)), {"model": place}, lambda line: None)
             logs.append(folder / AGGREGATED)
         common = [f"base_result={logs[0]}", f"retain_result={logs[-1]}", f"save_file={scratch}/row.csv"]
         return [aggregate(compose("aggregate_eval_stat", Aggregate, [f"ckpt_result={log}", *common])) for log in logs]

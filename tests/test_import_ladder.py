@@ -49,7 +49,15 @@ def test_losses_import_torch_only():
 
 
 def test_metrics_import_numpy_scipy_and_rouge_only():
-    assert imports(ROOT / "eval_metrics.py") - {"numpy", "scipy", "rouge_score"} <= {"math", "typing", "collections", "dataclasses", "functools", "itertools", "zlib"}
+    assert imports(ROOT / "eval_metrics.py") - {"numpy", "scipy", "rouge_score"} <= {
+        "math",
+        "typing",
+        "collections",
+        "dataclasses",
+        "functools",
+        "itertools",
+        "zlib",
+    }
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

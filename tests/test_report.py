@@ -15,7 +15,7 @@ import report
 import report_cards
 import report_plots
 from conftest import BASE, ROOT
-from run_settings import Benchmark, Run, RunBenchmark, compose
+from run_settings import GROUPS, Benchmark, Run, RunBenchmark, compose
 
 EVIL = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "100 % of A & B | C_d"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -111,6 +111,10 @@ def folder(world, tmp_path_factory):
 
 def rows_of(task):
     return report_cards.task_rows(report_cards.task_of(task), 0, 0)
+
+
+def test_every_group_of_tasks_has_its_word_on_the_page():
+    assert tuple(report_cards.SHOWN) == GROUPS
 
 
 def test_the_tables_hold_one_row_a_model_and_failures_say_why(folder):
