@@ -7,19 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import datasets
-import torch
 from natsort import natsorted
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from run_record import processes
-from run_settings import ROOT, Data, SettingsError, Task, nearest
-from unlearn_losses import IGNORE
+from run_settings import ROOT, Data, Model, SettingsError, Task, nearest
 
 datasets.disable_progress_bars()  # a bar a split drowns the lines that matter
 
@@ -68,11 +63,21 @@ def draw(*key: Any) -> random.Random:
 
 def make_if_missing(data: Data) -> None:
     """Run `python -m <made_by>` once, on the main process, when the folder it writes is not there."""
+    if data.made_by:
+        run_maker("data.made_by", data.made_by, data.made_at)
+
+
+def make_model_if_missing(model: Model, path: str) -> None:
+    """The same for a base model that `path` names and that is made by a module instead of downloaded."""
+    if model.made_by and path == model.path:
+        run_maker("model.made_by", model.made_by, path)
+
+
+def run_maker(setting: str, module: str, folder: str) -> None:
+    """Run `python -m <module> --out <folder>` on the main process, when the folder is not there. Raises SettingsError if it fails."""
     with processes().local_main_process_first():
-        if not data.made_by or Path(data.made_at).exists():
-            return
-        if subprocess.run([sys.executable, "-m", data.made_by, "--out", data.made_at]).returncode:
-            raise SettingsError(f"data.made_by: python -m {data.made_by} --out {data.made_at} failed; its own line stands above")
+        if not Path(folder).exists() and subprocess.run([sys.executable, "-m", module, "--out", folder]).returncode:
+            raise SettingsError(f"{setting}: python -m {module} --out {folder} failed; its own line stands above")
 
 
 @functools.cache
@@ -227,7 +232,7 @@ def rows_of_fold(people: list[str | None], fold: str, validation_share: float, s
 def people_of(task: Task, rows: datasets.Dataset) -> list[str | None]:
     """The person of each row: named by a column, or implied by the grouping of the rows, or not known.
 
-    A group of rows is about whoever of `task.people` most of its rows name (the longest name where several are in each other); else "person <group>".
+    A group of rows is about whoever of `task.people` most of its rows name (the longest name where several are in each other); else "person <group> of <split>".
     """
     if task.person:
         return list(rows[task.person])
@@ -245,7 +250,7 @@ def people_of(task: Task, rows: datasets.Dataset) -> list[str | None]:
         hits = {name: sum(name in text for text in group) for name in names}
         name = max(hits, key=lambda name: (hits[name], len(name), name), default="")
         named_by_most = name and 2 * hits[name] >= len(group)
-        people += [name if named_by_most else f"person {start // task.rows_per_person}"] * len(group)
+        people += [name if named_by_most else f"person {start // task.rows_per_person} of {task.split}"] * len(group)
     return people
 
 

@@ -29,9 +29,12 @@ TABLE = {
     "Forget Quality eval_forget_facerec": ("forget quality, names ↑", ".1e", "p-value of telling the model's Truth Ratios on face names from gold's"),
     "Exact Memorization eval_forget_qa": ("memorised, words", ".2f", "Share of the forgotten answers' tokens that the model would still say"),
     "Exact Memorization eval_forget_facerec": ("memorised, names", ".2f", "Share of the forgotten names' tokens that the model would still say"),
+    "Forget Quality": ("forget quality ↑", ".1e", "p-value of telling the model's Truth Ratios on questions from gold's"),
+    "Exact Memorization eval_log_forget": ("memorised", ".2f", "Share of the forgotten answers' tokens that the model would still say"),
     "Collapsed": ("collapsed", "", "Whether the model lost what it should have kept: half of gold's utility, or degenerate answers"),
     "Train seconds": ("train s", ".0f", "Seconds of training"),
 }
+TEXT_ONLY = ("Forget Quality", "Exact Memorization eval_log_forget")  # captions in the multimodal track, where questions in words stand beside them
 REASONS = {"Collapsed": "Collapsed why", "Distance to gold": "Distance to gold undefined"}
 
 
@@ -73,6 +76,7 @@ def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str]) -> list[Row
                 f"ckpt_result={log_file(folder, f'{row}_seed{seed}')}",
                 f"retain_result=[{','.join(golds)}]",
                 f"base_result={log_file(folder, f'base_seed{seed}')}",
+                f"scoring={benchmark.modality}",
                 f"method_name={row}",
                 f"save_file={folder}/results.csv",
             ]
@@ -85,7 +89,8 @@ def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str]) -> list[Row
 
 def known_columns(made: list[Row]) -> list[str]:
     """The headline columns that some row has."""
-    return [column for column in TABLE if any(row.get(column) is not None for row in made)]
+    known = [column for column in TABLE if any(row.get(column) is not None for row in made)]
+    return [column for column in known if column not in TEXT_ONLY or "Forget Quality eval_forget_qa" not in known]
 
 
 def cell(row: Row, column: str) -> str:
@@ -203,7 +208,7 @@ def page(folder: Path, plan: dict[str, Any], made: list[Row]) -> str:
     files = {row["Method"]: log_file(folder, f"{row['Method']}_seed{row['Seed']}") for row in first if "Failed" not in row}
     logs = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
     settings = json.loads((files["base"].parent / EVAL_RECORD).read_text(encoding="utf-8"))["settings"]
-    scoring = compose("aggregate_eval_stat", Aggregate, []).scoring
+    scoring = compose("aggregate_eval_stat", Aggregate, [f"scoring={benchmark.modality}"]).scoring
     stages = [(stage, record_of(stage)) for stage in plan["stages"]]
     cards, people, sampled = card_data(logs, settings, scoring)
     minutes, memory = sum(stage["seconds"] for stage, _ in stages) / 60, max(stage["peak_memory_gb"] for stage, _ in stages)

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from encoders import ChatEncoder
 from mini_clear.dataset_folder import write_world
+from mini_clear.text_base import write_text_base
 from run_settings import Columns, Data
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +37,14 @@ def data(world):
 @pytest.fixture(scope="session")
 def encoder():
     return ChatEncoder(AutoProcessor.from_pretrained(BASE))
+
+
+@pytest.fixture(scope="session")
+def text_base(tmp_path_factory):
+    """The tiny language model's folder."""
+    folder = tmp_path_factory.mktemp("text_base") / "tiny-llama"
+    write_text_base(folder)
+    return folder
 
 
 @pytest.fixture

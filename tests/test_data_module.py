@@ -11,20 +11,8 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from data_module import (
-    CAPTION_QUESTIONS,
-    NAME_QUESTION,
-    ChatEncoder,
-    Example,
-    TrainingRows,
-    collate,
-    collate_prompts,
-    idk_answers,
-    load_split,
-    open_image,
-    sample_by_person,
-    task_rows,
-)
+from data_module import CAPTION_QUESTIONS, NAME_QUESTION, Example, TrainingRows, idk_answers, load_split, sample_by_person, task_rows
+from encoders import ChatEncoder, collate, collate_prompts, open_image
 from run_settings import Columns, Data, People, SettingsError, Task
 from training_pairs import EpochSampler, Pairs, PassCollator, answer_key
 from unlearn_losses import IGNORE
@@ -258,7 +246,7 @@ def test_one_mention_does_not_name_a_group_and_the_longer_of_two_nested_names_do
     (tmp_path / "full.jsonl").write_text("\n".join(json.dumps({"name": name}) for name in ("Phuong Tran", "Mai Phuong Tran", "Ann Lee", None)))
     people = People(dataset=str(tmp_path), split="full", person="name")
     task = Task(dataset=str(tmp_path), split="odd", question="question", answer="answer", perturbed="perturbed_answer", rows_per_person=3, people=people)
-    assert [row.example.person for row in task_rows(task, 0, 0)] == ["Mai Phuong Tran"] * 3 + ["person 1"] * 3
+    assert [row.example.person for row in task_rows(task, 0, 0)] == ["Mai Phuong Tran"] * 3 + ["person 1 of odd"] * 3
 
 
 def test_rows_carry_their_person_by_column_or_by_grouping(world):

@@ -1,0 +1,41 @@
+"""The tiny language model: the language half of the tiny vision-language model, under a chat template of words alone.
+
+`python -m mini_clear.text_base --out models/tiny-llama`; it knows what its other half's base has read about the "real" people.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaForCausalLM
+
+from mini_clear.make_base import FOLDER
+from run_record import written_whole
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}<user>{{ message['content'] }}"
+    "{% else %}<assistant>{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def write_text_base(folder: Path) -> None:
+    """Write model and tokenizer to `folder`, whole or not at all."""
+    both = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.float32)
+    model = LlamaForCausalLM(both.config.text_config)
+    model.model.load_state_dict(both.model.language_model.state_dict())
+    model.tie_weights()
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    with written_whole(folder) as aside:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m mini_clear.text_base", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    write_text_base(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

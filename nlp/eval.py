@@ -1,0 +1,31 @@
+"""Evaluate a language model on every task, into <model_path>/eval_results: accelerate launch nlp/eval.py model_path=..."""
+
+from dataclasses import asdict
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_module import make_if_missing, make_model_if_missing
+from encoders import TextEncoder
+from eval_engine import evaluate, read_tasks
+from model_module import check_model_path, load, load_model, model_fingerprint
+from run_record import EVAL_RECORD, check_save_dir, processes, say_line
+from run_settings import Eval, script
+
+
+@script("nlp/eval", Eval)
+def main(settings: Eval) -> None:
+    make_model_if_missing(settings.model, settings.model_path)
+    check_model_path(settings.model_path)
+    check_save_dir(settings.save_dir, settings.overwrite, EVAL_RECORD)
+    make_if_missing(settings.data)
+    tasks = read_tasks(settings, settings.seed, settings.fold)
+
+    encoder = TextEncoder(load(AutoTokenizer, settings.model_path, settings.model), settings.model.tags)
+    model = load_model(AutoModelForCausalLM, settings.model_path, settings.model, settings.model.weights)
+    record = {"settings": asdict(settings), "model": model_fingerprint(settings.model_path)}
+    evaluate(model.to(processes().device), encoder, tasks, settings, record)
+    say_line(f"evaluated: {settings.save_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Teach a language model the people of one split: accelerate launch nlp/finetune.py split=full"""
+
+from dataclasses import asdict
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_module import TrainingRows, fingerprint, make_if_missing, make_model_if_missing
+from encoders import TextEncoder
+from eval_engine import EpochEvaluation, read_tasks
+from model_module import check_model_path, load, load_for_training
+from run_record import TRAIN_RECORD, check_save_dir, say_line
+from run_settings import Finetune, Method, script
+from train_engine import bind, train
+from training_pairs import Pairs
+
+
+@script("nlp/finetune", Finetune)
+def main(settings: Finetune) -> None:
+    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    make_model_if_missing(settings.model, settings.model_path)
+    check_model_path(settings.model_path)
+    make_if_missing(settings.data)
+    rows = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
+    loss = bind(Method(name="finetune", loss="retain_ft"))
+    pairs = Pairs(loss.batches, forget=None, retain=rows, idk={}, seed=settings.seed)
+    tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
+
+    encoder = TextEncoder(load(AutoTokenizer, settings.model_path, settings.model), settings.model.tags)
+    model = load_for_training(AutoModelForCausalLM, settings.model_path, settings.model, settings.trainer.lora, settings.seed)
+    each_epoch = EpochEvaluation(tasks, encoder, settings.epoch_eval, forgetting=False) if tasks else None
+    record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.path)}
+    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)
+    say_line(f"finetuned on {settings.split}: {settings.save_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Make a language model forget the people of one split: accelerate launch nlp/forget.py method=npo"""
+
+from dataclasses import asdict
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from data_module import TrainingRows, fingerprint, idk_answers, make_if_missing, make_model_if_missing
+from encoders import TextEncoder
+from eval_engine import EpochEvaluation, read_tasks
+from model_module import check_model_path, load, load_for_training
+from run_record import TRAIN_RECORD, check_save_dir, say_line
+from run_settings import Forget, script
+from train_engine import bind, train
+from training_pairs import Pairs
+
+
+@script("nlp/forget", Forget)
+def main(settings: Forget) -> None:
+    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    make_model_if_missing(settings.model, settings.model_path)
+    check_model_path(settings.model_path)
+    loss = bind(settings.method)
+    make_if_missing(settings.data)
+    forget = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
+    retain = TrainingRows(settings.data, settings.retain_split, settings.modality, settings.seed)
+    idk = {False: idk_answers(settings.data.idk_questions), True: idk_answers(settings.data.idk_pictures)}
+    pairs = Pairs(loss.batches, forget, retain, idk, settings.seed, settings.method.other_answers)
+    tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
+
+    encoder = TextEncoder(load(AutoTokenizer, settings.model_path, settings.model), settings.model.tags)
+    lora, activations = settings.trainer.lora, settings.method.activations
+    model = load_for_training(AutoModelForCausalLM, settings.model_path, settings.model, lora, settings.seed, activations)
+    each_epoch = EpochEvaluation(tasks, encoder, settings.epoch_eval, forgetting=True) if tasks else None
+    record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.path)}
+    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)
+    say_line(f"forgot {settings.split} with {settings.method.name}: {settings.save_dir}")
+
+
+if __name__ == "__main__":
+    main()
