@@ -24,6 +24,7 @@ Row = dict[str, Any]
 # column of the row -> heading, format, what it says
 TABLE = {
     "Distance to gold": ("distance to gold ↓", ".2f", "Mean over measures and forget tasks of |model - gold| / |base - gold|"),
+    "Distance to gold noise floor": ("noise floor", ".2f", "Distance to gold of a second gold model of another seed"),
     "Model Utility / gold": ("utility / gold ↑", ".2f", "Harmonic mean of Probability, ROUGE and Truth Ratio on everything else, relative to gold"),
     "Forget Quality eval_forget_qa": ("forget quality, words ↑", ".1e", "p-value of telling the model's Truth Ratios on questions from gold's"),
     "Forget Quality eval_forget_facerec": ("forget quality, names ↑", ".1e", "p-value of telling the model's Truth Ratios on face names from gold's"),
