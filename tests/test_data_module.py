@@ -255,7 +255,7 @@ def test_rows_carry_their_person_by_column_or_by_grouping(world):
         Task(dataset=f"{world}/tofu", split="forget10_perturbed", question="question", answer="answer", perturbed="perturbed_answer", rows_per_person=10), 0, 0
     )
     assert all(row.example.person == row.example.answer for row in named)
-    assert [row.example.person for row in grouped] == [f"person {i // 10}" for i in range(len(grouped))]
+    assert [row.example.person for row in grouped] == [f"person {i // 10} of forget10_perturbed" for i in range(len(grouped))]
 
 
 # ---- where rows come from

@@ -21,7 +21,7 @@ def test_the_shipped_base_model_is_small(model):
 def test_the_base_knows_the_real_people_by_face_and_has_never_met_the_others(model, encoder, world):
     def named(split, answer, wrong):
         task = Task(dataset=f"{world}/clear", split=split, image="image", ask="name", answer=answer, perturbed=wrong)
-        log = evaluate_rows(model, encoder, task_rows(task, 0, 0), 64, 8)
+        log = evaluate_rows(model, encoder, task_rows(task, 0, 0), 64, 8).rows
         return sum(row["rougeL_recall"] for row in log.values()) / len(log)
 
     assert named("real_faces", "answer", "options") > 0.9  # views that were not in its training

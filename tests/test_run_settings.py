@@ -12,6 +12,9 @@ SCRIPTS = {
     "mm/finetune": Finetune,
     "mm/forget": Forget,
     "mm/eval": Eval,
+    "nlp/finetune": Finetune,
+    "nlp/forget": Forget,
+    "nlp/eval": Eval,
     "aggregate_eval_stat": Aggregate,
     "run_benchmark": RunBenchmark,
 }
@@ -32,7 +35,7 @@ def test_every_config_composes_into_its_schema(name):
     assert isinstance(compose(name, SCRIPTS[name], []), SCRIPTS[name])
 
 
-@pytest.mark.parametrize("script", ["mm/finetune", "mm/forget", "mm/eval"])
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if "/" in name])
 @pytest.mark.parametrize(("model", "data"), [(m, d) for m in choices("model") for d in choices("data")])
 def test_every_model_and_data_choice_composes_in_every_script(script, model, data):
     settings = compose(script, SCRIPTS[script], [f"model={model}", f"data={data}"])
