@@ -232,7 +232,8 @@ def rows_of_fold(people: list[str | None], fold: str, validation_share: float, s
 def people_of(task: Task, rows: datasets.Dataset) -> list[str | None]:
     """The person of each row: named by a column, or implied by the grouping of the rows, or not known.
 
-    A group of rows is about whoever of `task.people` most of its rows name (the longest name where several are in each other); else "person <group> of <split>".
+    A group of rows is about whoever of `task.people` most of its rows name (the longest name where several are in each other);
+    else "person <group> of <split>".
     """
     if task.person:
         return list(rows[task.person])
