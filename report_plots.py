@@ -37,7 +37,8 @@ def svg_of(figure: Figure, name: str) -> str:
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     plt.close(figure)
     text = stream.getvalue()
-    return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", text[text.index("<svg") :], count=1)
+    most = f' style="max-width: {125 * figure.get_figwidth():.0f}px"'  # it fills its column, but a small plot is not blown up
+    return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', most, text[text.index("<svg") :], count=1)
 
 
 def plots(rows: list[Row], tasks: dict[str, dict], scoring: dict[str, Scoring], losses: dict[str, list]) -> list[dict[str, Any]]:
