@@ -175,6 +175,11 @@ class TrainingRows:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def in_words(self) -> list[int]:
+        """Positions of the rows without a picture."""
+        pictures = list(self.picture_rows())
+        return [position for position, i in enumerate(self.indices) if not pictures[i]]
+
     @functools.cached_property
     def answers(self) -> list[str]:
         """The answer of each row, read without its picture."""

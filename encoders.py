@@ -19,6 +19,10 @@ from run_settings import SettingsError, Tags
 from unlearn_losses import IGNORE
 
 
+class TooLong(SettingsError):
+    """An example that does not fit."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """An example in the model's terms: `prompt` as the processor made it (batch of one), `answer` its tokens, end-of-sequence last."""
@@ -40,12 +44,13 @@ class ChatEncoder:
     """Examples as a chat: the processor's template with the question (and picture) as the user's turn, the answer as the model's.
 
     The answer's tokens are appended to the prompt's, so that labels follow from lengths and never from looking for the answer in the text.
-    Encoded prompts are kept (up to `keep_bytes`), because training and scoring meet each of them many times. Nothing is ever cut: an example
-    longer than the tokenizer's `model_max_length` is an error.
+    Encoded prompts are kept (up to `keep_bytes`), because training and scoring meet each of them many times. An example longer than
+    `max_length` tokens (0: what the tokenizer says its model takes) is an error, or with `truncate` loses the end of its answer; a prompt is never cut.
     """
 
-    def __init__(self, processor: Any, keep_bytes: int = 512 * 2**20):
+    def __init__(self, processor: Any, max_length: int = 0, truncate: bool = False, keep_bytes: int = 512 * 2**20):
         self.processor, self.tokenizer, self.room = processor, getattr(processor, "tokenizer", processor), keep_bytes
+        self.max_length, self.truncate = min(max_length or self.tokenizer.model_max_length, self.tokenizer.model_max_length), truncate
         self.kept: dict[tuple, dict[str, Tensor]] = {}
         if self.tokenizer.pad_token_id is None:
             raise SettingsError(f"the tokenizer of {self.tokenizer.name_or_path} has no pad token")
@@ -73,13 +78,12 @@ class ChatEncoder:
             self.room -= sum(value.nbytes for value in prompt.values())
             if self.room > 0:
                 self.kept[example.question, picture] = prompt
-        encoded = Encoded(prompt, self.answer_tokens(example.answer))
-        length = prompt["input_ids"].shape[1] + len(encoded.answer)
-        if len(encoded.answer) == 1:
+        answer, asked = self.answer_tokens(example.answer), prompt["input_ids"].shape[1]
+        if len(answer) == 1:
             raise SettingsError(f"split {example.split}, row {example.index}: no token is left of the answer {example.answer!r}")
-        if length > self.tokenizer.model_max_length:
-            raise SettingsError(f"split {example.split}, row {example.index}: {length} tokens, but the model takes {self.tokenizer.model_max_length}")
-        return encoded
+        if asked + len(answer) > self.max_length and not (self.truncate and asked < self.max_length):
+            raise TooLong(f"split {example.split}, row {example.index}: {asked + len(answer)} tokens, but the model takes {self.max_length}")
+        return Encoded(prompt, answer[: self.max_length - asked])
 
     def decode(self, tokens: Tensor) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
@@ -92,10 +96,10 @@ class TextEncoder(ChatEncoder):
     is not its end-of-sequence.
     """
 
-    def __init__(self, tokenizer: Any, tags: Tags | None, keep_bytes: int = 512 * 2**20):
+    def __init__(self, tokenizer: Any, tags: Tags | None, max_length: int = 0, truncate: bool = False):
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = padding_for(tokenizer)
-        super().__init__(tokenizer, keep_bytes)
+        super().__init__(tokenizer, max_length, truncate)
         self.tags = tags
         if tags is None and not tokenizer.chat_template:
             raise SettingsError(f"model.tags is required: {tokenizer.name_or_path} has no chat template, so name what stands before question and answer")
@@ -115,6 +119,21 @@ class TextEncoder(ChatEncoder):
             tokens = tokens[:-1]  # some tokenizers end every text; the answer is still to come
         ids = torch.tensor([tokens])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def check_lengths(encoder: ChatEncoder, rows: Any) -> None:
+    """Raise SettingsError with the number of rows that are too long and the first of them, before any weights load.
+
+    Picture rows are not opened for it: one that does not fit is named when training meets it.
+    """
+    long: list[str] = []
+    for example in (rows[i] for i in rows.in_words()):
+        try:
+            encoder.encode(example)
+        except TooLong as error:
+            long.append(str(error))
+    if long:
+        raise SettingsError(f"{len(long)} of {len(rows)} rows are too long, the first: {long[0]}; max_length= allows more, truncate=true cuts their answers")
 
 
 def padding_for(tokenizer: Any) -> str:

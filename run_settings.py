@@ -281,11 +281,14 @@ class Finetune:
     model: Model = MISSING
     data: Data = MISSING
     trainer: Trainer = MISSING
+    max_length: int = 0  # tokens of question and answer; 0: what the tokenizer says
+    truncate: bool = False  # cut the answers of longer rows instead of refusing them
     forget: str = ""  # whose forgetting epoch_eval measures
     epoch_eval: EpochEval | None = None
 
     def __post_init__(self) -> None:
         one_of("modality", self.modality, MODALITIES)
+        at_least("max_length", self.max_length, 0)
         at_least("seed", self.seed, 0)
 
 

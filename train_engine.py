@@ -153,6 +153,8 @@ class LossTrainer(transformers.Trainer):
         self.epoch = 0  # of the step being taken
         self.multiplier = bound.method.multiplier.start if bound.method.multiplier else 0.0
         self.constraints: list[Tensor] = []  # retain NLL of each pass since the last optimizer step
+        self.tokens: Tensor | float = 0.0  # of the trained passes, on this process; kept where the batches are, so that nobody waits to count
+        self.places = 0  # the same with padding
         # super().__init__ overwrites the class attribute; left true, the loss is not divided by the accumulation steps
         self.model_accepts_loss_kwargs = False
 
@@ -170,6 +172,9 @@ class LossTrainer(transformers.Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
         scored = score_passes(model, inputs["trained"])
+        for batch in inputs["trained"].values():
+            self.tokens = self.tokens + batch["attention_mask"].sum()
+            self.places += batch["attention_mask"].numel()
         passes = {name: scored[name] for name in self.bound.trained} | self.reference_passes(model, inputs)
         self.epoch = int(self.state.epoch + 1e-6)  # the library's is a float that reaches 1 by small steps
         state = {"epoch": self.epoch, "step": self.state.global_step, "multiplier": self.multiplier}
@@ -401,10 +406,14 @@ def train(
         seconds = time.perf_counter() - started - judged.seconds
     if progress.first_gradient is not None and progress.first_gradient < VANISHING:
         say(f"the first step's gradient vanished (norm {progress.first_gradient:.1e}): where it starts {method.name} has no direction, what moved is rounding")
+    tokens = sum(gather_object([float(trainer.tokens)]))
+    padding = 1 - float(trainer.tokens) / max(1, trainer.places)
+    say(f"{tokens / seconds:.0f} tokens a second, {padding:.0%} of all places padding")
     if trainer.is_world_process_zero():
         with written_whole(Path(save_dir)) as aside:
             save(trained, encoder.processor, aside)
             cost = {"seconds": seconds, "steps": trainer.state.global_step, "peak_memory_gb": peak_memory_gb(), "loss": progress.losses}
+            cost |= {"tokens_per_second": tokens / seconds, "padding": padding}
             if method.multiplier:
                 cost["multiplier"] = trainer.multiplier
             if each_epoch:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data_module import TrainingRows, fingerprint, make_if_missing
-from encoders import ChatEncoder
+from encoders import ChatEncoder, check_lengths
 from eval_engine import EpochEvaluation, read_tasks
 from model_module import check_model_path, load, load_for_training
 from run_record import TRAIN_RECORD, check_save_dir, say_line
@@ -24,9 +24,10 @@ def main(settings: Finetune) -> None:
     pairs = Pairs(loss.batches, forget=None, retain=rows, idk={}, seed=settings.seed)
     tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
 
-    encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model))
+    encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model), settings.max_length, settings.truncate)
+    check_lengths(encoder, rows)
+    each_epoch = EpochEvaluation(tasks, ChatEncoder(encoder.processor), settings.epoch_eval, forgetting=False) if tasks else None
     model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, settings.trainer.lora, settings.seed)
-    each_epoch = EpochEvaluation(tasks, encoder, settings.epoch_eval, forgetting=False) if tasks else None
     record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.path)}
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)
     say_line(f"finetuned on {settings.split}: {settings.save_dir}")

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data_module import TrainingRows, fingerprint, idk_answers, make_if_missing
-from encoders import ChatEncoder
+from encoders import ChatEncoder, check_lengths
 from eval_engine import EpochEvaluation, read_tasks
 from model_module import check_model_path, load, load_for_training
 from run_record import TRAIN_RECORD, check_save_dir, say_line
@@ -26,10 +26,12 @@ def main(settings: Forget) -> None:
     pairs = Pairs(loss.batches, forget, retain, idk, settings.seed, settings.method.other_answers)
     tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
 
-    encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model))
+    encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model), settings.max_length, settings.truncate)
+    check_lengths(encoder, forget)
+    check_lengths(encoder, retain)
+    each_epoch = EpochEvaluation(tasks, ChatEncoder(encoder.processor), settings.epoch_eval, forgetting=True) if tasks else None
     lora, activations = settings.trainer.lora, settings.method.activations
     model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, lora, settings.seed, activations)
-    each_epoch = EpochEvaluation(tasks, encoder, settings.epoch_eval, forgetting=True) if tasks else None
     record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.path)}
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)
     say_line(f"forgot {settings.split} with {settings.method.name}: {settings.save_dir}")

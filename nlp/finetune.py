@@ -5,7 +5,7 @@ from dataclasses import asdict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_module import TrainingRows, fingerprint, make_if_missing, make_model_if_missing
-from encoders import TextEncoder
+from encoders import TextEncoder, check_lengths
 from eval_engine import EpochEvaluation, read_tasks
 from model_module import check_model_path, load, load_for_training
 from run_record import TRAIN_RECORD, check_save_dir, say_line
@@ -25,9 +25,10 @@ def main(settings: Finetune) -> None:
     pairs = Pairs(loss.batches, forget=None, retain=rows, idk={}, seed=settings.seed)
     tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
 
-    encoder = TextEncoder(load(AutoTokenizer, settings.model_path, settings.model), settings.model.tags)
+    encoder = TextEncoder(load(AutoTokenizer, settings.model_path, settings.model), settings.model.tags, settings.max_length, settings.truncate)
+    check_lengths(encoder, rows)
+    each_epoch = EpochEvaluation(tasks, TextEncoder(encoder.processor, settings.model.tags), settings.epoch_eval, forgetting=False) if tasks else None
     model = load_for_training(AutoModelForCausalLM, settings.model_path, settings.model, settings.trainer.lora, settings.seed)
-    each_epoch = EpochEvaluation(tasks, encoder, settings.epoch_eval, forgetting=False) if tasks else None
     record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.path)}
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)
     say_line(f"finetuned on {settings.split}: {settings.save_dir}")

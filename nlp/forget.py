@@ -5,7 +5,7 @@ from dataclasses import asdict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_module import TrainingRows, fingerprint, idk_answers, make_if_missing, make_model_if_missing
-from encoders import TextEncoder
+from encoders import TextEncoder, check_lengths
 from eval_engine import EpochEvaluation, read_tasks
 from model_module import check_model_path, load, load_for_training
 from run_record import TRAIN_RECORD, check_save_dir, say_line
@@ -27,10 +27,12 @@ def main(settings: Forget) -> None:
     pairs = Pairs(loss.batches, forget, retain, idk, settings.seed, settings.method.other_answers)
     tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
 
-    encoder = TextEncoder(load(AutoTokenizer, settings.model_path, settings.model), settings.model.tags)
+    encoder = TextEncoder(load(AutoTokenizer, settings.model_path, settings.model), settings.model.tags, settings.max_length, settings.truncate)
+    check_lengths(encoder, forget)
+    check_lengths(encoder, retain)
+    each_epoch = EpochEvaluation(tasks, TextEncoder(encoder.processor, settings.model.tags), settings.epoch_eval, forgetting=True) if tasks else None
     lora, activations = settings.trainer.lora, settings.method.activations
     model = load_for_training(AutoModelForCausalLM, settings.model_path, settings.model, lora, settings.seed, activations)
-    each_epoch = EpochEvaluation(tasks, encoder, settings.epoch_eval, forgetting=True) if tasks else None
     record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.path)}
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)
     say_line(f"forgot {settings.split} with {settings.method.name}: {settings.save_dir}")

@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from encoders import TextEncoder, collate, padding_for
+from encoders import TextEncoder, check_lengths, collate, padding_for
 from run_settings import SettingsError, Tags
 from test_data_module import example
 from unlearn_losses import IGNORE
@@ -73,3 +73,29 @@ def test_an_answer_without_a_token_names_its_row(tokenizer, monkeypatch):
     monkeypatch.setattr(encoder, "answer_tokens", lambda answer: [tokenizer.eos_token_id])
     with pytest.raises(SettingsError, match="split test, row 7: no token is left of the answer"):
         encoder.encode(example("Who?", "x", index=7))
+
+
+class Rows(list):
+    def in_words(self):
+        return range(len(self))
+
+
+def test_rows_that_are_too_long_are_counted_and_the_first_is_named_before_anything_trains(tokenizer):
+    rows = Rows([example("Who?", "Ann."), example("Who?", "Ann Lee of Oslo. " * 9, index=4), example("Who?", "Bob Ray of Rome. " * 9, index=5)])
+    with pytest.raises(SettingsError, match=r"2 of 3 rows are too long, the first: split test, row 4: \d+ tokens, but the model takes 24; .*truncate=true"):
+        check_lengths(TextEncoder(tokenizer, None, max_length=24), rows)
+    check_lengths(TextEncoder(tokenizer, None), rows)  # the model takes 512
+
+
+def test_truncating_cuts_the_answers_end_and_never_the_question(tokenizer):
+    long, question = "Ann Lee of Oslo. " * 9, example("Who?", "x")
+    encoder = TextEncoder(tokenizer, None, max_length=24, truncate=True)
+    encoded = encoder.encode(example("Who?", long))
+    asked = encoder.encode(question).prompt["input_ids"].shape[1]
+    assert len(encoded.answer) == 24 - asked and encoded.answer == encoder.answer_tokens(long)[: 24 - asked]
+    with pytest.raises(SettingsError, match="24"):
+        encoder.encode(example("Who is that? " * 20, "x"))  # a question alone that does not fit
+
+
+def test_a_setting_of_the_length_beyond_the_models_own_changes_nothing(tokenizer):
+    assert TextEncoder(tokenizer, None, max_length=10**6).max_length == tokenizer.model_max_length == 512

@@ -1,0 +1,108 @@
+"""Time of the suite's training beside a plain PyTorch loop that does the same forward and backward passes on the same batches.
+
+The model has SmolLM2-135M's shape with random weights, under LoRA r 8; each step takes 8 rows of about 38 tokens. Both ways take the same number of optimizer
+steps in one process, turn by turn; ours is timed inside `train`, from the first step to the last (loading and saving apart), as its record says.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train_engine
+from data_module import Example
+from encoders import Encoded
+from model_module import add_lora, score
+from run_settings import Lora, Method, Trainer
+from training_pairs import EpochSampler, Pairs, PassCollator
+from unlearn_losses import retain_ft
+
+SHAPE = {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+ROWS, PROMPT, ANSWER, PAD, END = 8, 14, 24, 0, 2
+LORA = Lora(r=8, alpha=32, dropout=0.0)
+
+
+class RandomRows(list):
+    """Examples whose question and answer are seeds of random tokens."""
+
+    answers = ("0", "1")
+
+
+class RandomEncoder:
+    def __init__(self):
+        self.tokenizer = SimpleNamespace(pad_token_id=PAD, eos_token_id=END)
+
+    def encode(self, example: Example) -> Encoded:
+        source = torch.Generator().manual_seed(example.index)
+        ids = torch.randint(5, SHAPE["vocab_size"], (PROMPT + ANSWER - 1,), generator=source)
+        return Encoded({"input_ids": ids[None, :PROMPT]}, [*ids[PROMPT:].tolist(), END])
+
+
+def make_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return add_lora(LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True, max_position_embeddings=256)), LORA, "language_model", 0)
+
+
+def settings() -> Trainer:
+    optimizer = {"lr": 1e-4, "weight_decay": 0.0, "warmup_ratio": 0.0, "schedule": "constant", "max_grad_norm": 1.0, "optimizer": "adamw_torch"}
+    return Trainer(epochs=1, batch_size=ROWS, accumulation=1, precision="fp32", lora=LORA, **optimizer)
+
+
+def ours(pairs: Pairs) -> float:
+    """Seconds of `train`'s steps."""
+    seconds = []
+    original, train_engine.save = train_engine.save, lambda model, processor, folder: None
+    write, train_engine.write_json = train_engine.write_json, lambda file, record: seconds.append(record["seconds"])
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            encoder = RandomEncoder()
+            encoder.processor = None
+            bound = train_engine.bind(Method(name="finetune", loss="retain_ft"))
+            train_engine.train(make_model(), bound, pairs, encoder, settings(), 0, f"{scratch}/out", {}, None, lambda line: None)
+    finally:
+        train_engine.save, train_engine.write_json = original, write
+    return seconds[0]
+
+
+def plain(pairs: Pairs) -> float:
+    """Seconds of a loop: batch, forward, backward, clip, step; the loss of every step is read, as a log does."""
+    model, collator = make_model().train(), PassCollator(RandomEncoder(), ["retain"], [])
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.0)
+    keys = list(EpochSampler(len(pairs), 0))
+    started = time.perf_counter()
+    for start in range(0, len(keys), ROWS):
+        batch = collator([pairs[key] for key in keys[start : start + ROWS]])["trained"]["retain"]
+        loss = retain_ft(score(model, batch))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    asked = parser.parse_args()
+    rows = RandomRows(Example(str(i), str(i), None, i, None, "bench") for i in range(asked.steps * ROWS))
+    pairs = Pairs(["retain"], None, rows, {}, 0)
+    taken = {way: [] for way in (plain, ours)}
+    for way in [plain, ours] * asked.repeats:
+        taken[way].append(way(pairs))
+    for way, seconds in taken.items():
+        print(f"{way.__name__}_seconds_per_step {statistics.median(seconds) / asked.steps:.3f}")
+    print(f"overhead_ratio {statistics.median(taken[ours]) / statistics.median(taken[plain]):.3f}")
+
+
+if __name__ == "__main__":
+    main()
