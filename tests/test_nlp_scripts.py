@@ -65,7 +65,7 @@ def test_tofus_own_files_are_evaluated_by_path(finetuned, text_base, tmp_path, m
 
 @pytest.mark.parametrize("model", sorted(file.stem for file in ROOT.glob("config/model/*.yaml")))
 def test_every_model_file_composes_with_its_own_trainer(model):
-    track = "mm" if "llava" in model else "nlp"
+    track = "mm" if "llava" in model or "-vl-" in model else "nlp"
     settings = compose(f"{track}/finetune", Finetune, [f"model={model}"])
     assert settings.model.name == model and settings.trainer.epochs > 0
 

@@ -137,3 +137,13 @@ def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finis
     monkeypatch.setattr(run_benchmark, "run_stage", lambda stage, *rest: (ran.append(stage.name), original(stage, *rest)))
     run_stages(settings.benchmark, folder)
     assert ran == ["forget diverges_seed0"]  # what failed is tried again, and nothing else
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in run_benchmark.ROOT.glob("config/benchmark/*.yaml")))
+def test_every_stage_of_every_benchmark_composes_with_its_recipe(name, tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, [f"benchmark={name}", f"results_dir={tmp_path}"]).benchmark
+    plan = stages(settings, tmp_path)
+    for stage in plan:
+        recipe = run_benchmark.recipe_of(settings, stage)
+        assert recipe.compose(stage.overrides).save_dir == str(stage.output)
+    assert settings.name == name and len(plan) == 2 * (1 + settings.golds + len(settings.runs))

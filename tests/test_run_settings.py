@@ -68,14 +68,6 @@ def test_an_optimizer_that_needs_cuda_says_so_where_there_is_none(monkeypatch):
             compose("mm/forget", Forget, [f"trainer.optimizer={optimizer}"])
 
 
-@pytest.mark.parametrize("benchmark", choices("benchmark"))
-def test_every_benchmark_composes_and_so_do_its_runs(benchmark):
-    settings = compose("run_benchmark", RunBenchmark, [f"benchmark={benchmark}"]).benchmark
-    assert settings.name == benchmark
-    for run in settings.runs.values():
-        compose(f"{settings.modality}/forget", Forget, [f"method={run.method}", *settings.forget, *run.overrides])
-
-
 def test_a_method_means_the_same_to_every_script_and_seeds_name_the_output():
     settings = compose("mm/forget", Forget, ["method=grad_diff", "seed=3"])
     assert settings.method.loss == "grad_diff" and "seed3" in settings.save_dir and "grad_diff" in settings.save_dir
