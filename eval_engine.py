@@ -264,7 +264,8 @@ class EpochEvaluation:
         else:
             badness = [float(np.mean([epoch[task]["loss"] for task in self.tasks])) for epoch in epochs]
             rule = "lowest mean loss of the right answers, over all tasks, on the validation fold"
-        return {"epoch": int(np.argmin(badness)) + 1, "rule": rule, "badness": badness}
+        known = np.nan_to_num(badness, nan=np.inf)  # an epoch that diverged is never the best
+        return {"epoch": int(np.argmin(known)) + 1, "rule": rule, "badness": badness}
 
 
 def measures(rows: dict[int, dict[str, Any]]) -> dict[str, float]:
