@@ -53,6 +53,11 @@ class Example:
     person: str | None  # where the data gives or implies one
     split: str
 
+    @property
+    def key(self) -> str:
+        """What names this question with its answer, whatever their place in a batch or an epoch."""
+        return f"{self.split}/{self.index}/{self.question}/{self.answer}"
+
 
 @dataclass(frozen=True)
 class TaskRow:
@@ -69,6 +74,11 @@ class Encoded:
 
     prompt: dict[str, Tensor]
     answer: list[int]
+
+    @property
+    def length(self) -> int:
+        """Positions that it takes in a batch."""
+        return self.prompt["input_ids"].shape[1] + len(self.answer)
 
 
 def draw(*key: Any) -> random.Random:
@@ -342,10 +352,12 @@ class ChatEncoder:
             if self.room > 0:
                 self.kept[example.question, picture] = prompt
         encoded = Encoded(prompt, self.answer_tokens(example.answer))
-        length = prompt["input_ids"].shape[1] + len(encoded.answer)
-        if length > self.tokenizer.model_max_length:
-            raise SettingsError(f"split {example.split}, row {example.index}: {length} tokens, but the model takes {self.tokenizer.model_max_length}")
+        if encoded.length > self.tokenizer.model_max_length:
+            raise SettingsError(f"split {example.split}, row {example.index}: {encoded.length} tokens, but the model takes {self.tokenizer.model_max_length}")
         return encoded
+
+    def collate(self, encoded: list[Encoded]) -> dict[str, Tensor]:
+        return collate(encoded, self.tokenizer.pad_token_id)
 
     def decode(self, tokens: Tensor) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()

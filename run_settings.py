@@ -150,6 +150,8 @@ class Method:
     args: dict[str, Any] = field(default_factory=dict)  # its keyword-only parameters
     retain: str = "nll"  # the retain term: nll or kl
     other_answers: int = 1  # answers a row in the passes `unrelated` and `shuffled`
+    l1: float = 0.0  # weight of the sum of absolute weights, on top of trainer.l1
+    restart: bool = False  # begins with model.path, the start of the finetuning, and not with model_path: what gold is
     mask: Mask | None = None
     activations: Activations | None = None
     multiplier: Multiplier | None = None
@@ -158,6 +160,7 @@ class Method:
     def __post_init__(self) -> None:
         one_of("method.retain", self.retain, ("nll", "kl"))
         at_least("method.other_answers", self.other_answers, 1)
+        at_least("method.l1", self.l1, 0)
 
 
 @dataclass
@@ -183,7 +186,7 @@ class Trainer:
     warmup_ratio: float = MISSING
     schedule: str = MISSING  # linear, cosine, constant, constant_with_warmup
     max_grad_norm: float = MISSING  # 0: no clipping
-    optimizer: str = MISSING  # adamw_torch, adamw_bnb_8bit, paged_adamw_8bit
+    optimizer: str = MISSING  # adamw_torch, sgd (no momentum), adamw_bnb_8bit, paged_adamw_8bit
     precision: str = MISSING  # bf16: autocast over fp32 weights; fp32
     lora: Lora | None = MISSING  # null: every weight that is not frozen trains
     l1: float = 0.0  # weight of the sum of absolute weights; with LoRA of the merged update
@@ -198,7 +201,7 @@ class Trainer:
             raise SettingsError(f"trainer.warmup_ratio={self.warmup_ratio} must be below 1: it is a share of the steps")
         one_of("trainer.precision", self.precision, PRECISIONS)
         one_of("trainer.schedule", self.schedule, ("linear", "cosine", "constant", "constant_with_warmup"))
-        one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"))
+        one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"))
         one_of("trainer.report_to", self.report_to, ("none", "wandb"))
         needed = {"wandb": self.report_to == "wandb", "bitsandbytes": "8bit" in self.optimizer}
         for package, wanted in needed.items():
@@ -294,6 +297,11 @@ class Forget(Finetune):
             )
         if self.epoch_eval and (self.method.activations or self.method.task_vector):
             raise SettingsError(f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave epoch_eval out")
+
+    @property
+    def start(self) -> str:
+        """The model to begin with: the finetuned one, or the one before it for a method that begins anew."""
+        return self.model.path if self.method.restart else self.model_path
 
 
 @dataclass

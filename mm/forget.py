@@ -16,7 +16,7 @@ from training_pairs import Pairs
 @script("mm/forget", Forget)
 def main(settings: Forget) -> None:
     check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
-    check_model_path(settings.model_path)
+    check_model_path(settings.start)
     loss = bind(settings.method)
     make_if_missing(settings.data)
     forget = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
@@ -25,9 +25,9 @@ def main(settings: Forget) -> None:
     pairs = Pairs(loss.batches, forget, retain, idk, settings.seed, settings.method.other_answers)
     tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
 
-    encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model))
+    encoder = ChatEncoder(load(AutoProcessor, settings.start, settings.model))
     lora, activations = settings.trainer.lora, settings.method.activations
-    model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, lora, settings.seed, activations)
+    model = load_for_training(AutoModelForImageTextToText, settings.start, settings.model, lora, settings.seed, activations)
     each_epoch = EpochEvaluation(tasks, encoder, settings.epoch_eval, forgetting=True) if tasks else None
     record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.path)}
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)

@@ -8,11 +8,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RUNGS = (
-    ("run_settings", "unlearn_losses", "eval_metrics"),
+    ("run_settings", "unlearn_losses", "eval_metrics", "attack_metrics"),
+    ("face_settings",),
     ("run_record",),
-    ("data_module", "model_module", "eval_log_file"),
+    ("data_module", "model_module", "eval_log_file", "face_network"),
     ("training_pairs", "answer_scoring"),
+    ("face_pictures",),
+    ("face_scoring",),
     ("train_engine", "eval_engine"),
+    ("shadow_engine",),
     ("mm", "nlp", "cv", "aggregate_eval_stat", "report_cards", "report_plots"),
     ("report",),
     ("run_benchmark",),
