@@ -29,12 +29,11 @@ class Shape:
     """What makes two networks' weights fit each other."""
 
     width: int
-    stem: str
     embedding: int
 
 
 def shape_of(settings: FaceModel) -> Shape:
-    return Shape(settings.width, settings.stem, settings.embedding)
+    return Shape(settings.width, settings.embedding)
 
 
 class Block(nn.Module):
@@ -64,23 +63,24 @@ class FaceNetwork(nn.Module):
 
     def __init__(self, shape: Shape, classes: int, models: int = 1):
         super().__init__()
-        w, small = shape.width, shape.stem == "small"
+        w = shape.width
         self.shape, self.models, self.ends_at = shape, models, None
-        self.conv1 = nn.Conv2d(3 * models, w * models, 3 if small else 7, 2, 1 if small else 3, groups=models, bias=False)
+        self.conv1 = nn.Conv2d(3 * models, w * models, 7, 2, 3, groups=models, bias=False)
         self.bn1 = nn.BatchNorm2d(w * models)
-        self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        self.pool = nn.MaxPool2d(3, 2, 1)
         for number, (before, after) in enumerate(((w, w), (w, 2 * w), (2 * w, 4 * w), (4 * w, 8 * w)), start=1):
             blocks = Block(before, after, 1 if number == 1 else 2, models), Block(after, after, 1, models)
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
         self.embed = nn.Conv2d(8 * w * models, shape.embedding * models, 1, groups=models, bias=False)
         self.classes = nn.Parameter(torch.randn(models, classes, shape.embedding))
+        self.to(memory_format=torch.channels_last)  # half as long a step on a CPU, grouped ones above all
 
     def parts(self) -> list[list[nn.Module]]:
         """The modules of each of PARTS."""
         return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4], [self.embed]]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.pool(F.relu(self.bn1(self.conv1(pixels))))
+        x = self.pool(F.relu(self.bn1(self.conv1(pixels.contiguous(memory_format=torch.channels_last)))))
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         for number in range(4 if self.ends_at is None else min(4, self.ends_at)):
             x = stages[number](x)

@@ -50,13 +50,11 @@ class FaceModel:
     path: str = MISSING  # folder of the pretrained network
     size: int = MISSING  # pixels a side
     width: int = MISSING  # channels of the first stage; torchvision's resnet18 has 64
-    stem: str = MISSING  # "large": 7 x 7 and pooling, as torchvision's; "small": 3 x 3 at half the size
     embedding: int = MISSING  # features
     scale: float = MISSING  # s of AM-softmax
     margin: float = MISSING  # m of AM-softmax, taken from the right class's cosine wherever a network trains
 
     def __post_init__(self) -> None:
-        one_of("model.stem", self.stem, ("small", "large"))
         for name in ("size", "width", "embedding", "scale"):
             at_least(f"model.{name}", getattr(self, name), 1)
         at_least("model.margin", self.margin, 0)

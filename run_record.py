@@ -18,6 +18,7 @@ from run_settings import SettingsError
 
 TRAIN_RECORD, EVAL_RECORD = "train_meta.json", "eval_meta.json"
 AGGREGATED = "eval_log_aggregated.json"  # all tasks of an evaluation in one file
+VERIFICATION = "verification.json"  # accuracy, equal error rate and score distributions of face recognition
 
 
 def processes() -> PartialState:
