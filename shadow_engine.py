@@ -13,17 +13,17 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from face_network import FaceNetwork, score_faces, side_by_side
 from face_settings import FaceModel
-from run_record import processes, written_whole
+from run_record import processes, write_json, written_whole
 from run_settings import Method, SettingsError, Trainer
 from train_engine import BoundLoss
 from training_pairs import EpochSampler, PassCollator
 from unlearn_losses import Scored, sequence_logprob
 
-STACK = "models.safetensors"
+STACK, GROUP_RECORD = "models.safetensors", "made_of.json"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def all_batches(shadows: list[Shadow], bound: BoundLoss, settings: Trainer) -> I
             sampler = EpochSampler(len(shadow.pairs), shadow.seed)
             sampler.set_epoch(epoch)
             orders.append(list(sampler))
-        for first in range(0, counts.copy().pop(), settings.batch_size):
+        for first in range(0, len(shadows[0].pairs), settings.batch_size):
             made = [
                 collator([shadow.pairs[key] for key in order[first : first + settings.batch_size]])
                 for collator, shadow, order in zip(collators, shadows, orders, strict=True)
@@ -146,13 +146,14 @@ def clip_each(stack: FaceNetwork, most: float) -> None:
 # ---- groups on disk
 
 
-def save_group(stack: FaceNetwork, folder: Path) -> None:
-    """Write the networks of a group to a folder that is whole or not there."""
+def save_group(stack: FaceNetwork, folder: Path, made_of: dict[str, Any]) -> None:
+    """Write the networks of a group, and what they are made of, to a folder that is whole or not there."""
     with written_whole(folder) as aside:
+        write_json(aside / GROUP_RECORD, made_of)
         save_file({name: value.contiguous() for name, value in stack.cpu().state_dict().items()}, aside / STACK)
 
 
-def load_group(like: list[nn.Module], folder: Path) -> FaceNetwork:
+def load_group(like: list[FaceNetwork], folder: Path) -> FaceNetwork:
     """A written group; `like` are networks of its shape, one for each."""
     stack = side_by_side(like)
     stack.load_state_dict(load_file(folder / STACK))

@@ -8,15 +8,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RUNGS = (
-    ("run_settings", "unlearn_losses", "eval_metrics", "attack_metrics"),
-    ("face_settings",),
+    ("run_settings", "unlearn_losses", "eval_metrics"),
+    ("face_settings", "attack_metrics"),
     ("run_record",),
     ("data_module", "model_module", "eval_log_file", "face_network"),
     ("training_pairs", "answer_scoring"),
     ("face_pictures",),
-    ("face_scoring",),
+    ("face_scoring", "attack_scoring"),
     ("train_engine", "eval_engine"),
     ("shadow_engine",),
+    ("shadow_models",),
     ("mm", "nlp", "cv", "aggregate_eval_stat", "report_cards", "report_plots"),
     ("report",),
     ("run_benchmark",),
