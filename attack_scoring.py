@@ -77,7 +77,10 @@ def figures(values: np.ndarray, member: np.ndarray, who: np.ndarray) -> dict[str
     def tpr(rate: float) -> metrics.Figure:
         return metrics.with_interval(lambda *given: metrics.attack_tpr(*given[:2], rate, *given[2:]), values, member, who)
 
-    made = {"accuracy": metrics.with_interval(metrics.attack_accuracy, values, member, who), "auc": metrics.with_interval(metrics.attack_auc, values, member, who)}
+    made = {
+        "accuracy": metrics.with_interval(metrics.attack_accuracy, values, member, who),
+        "auc": metrics.with_interval(metrics.attack_auc, values, member, who),
+    }
     made |= {name: tpr(rate) for name, rate in RATES.items()}
     return {name: asdict(figure) for name, figure in made.items()} | {"roc": metrics.roc_curve(values, member)}
 
@@ -89,5 +92,3 @@ def by_person(values: np.ndarray, member: np.ndarray, own: np.ndarray) -> dict[s
         "accuracy": metrics.attack_accuracy(values[own], member[own]) if both else None,
         "auc": metrics.attack_auc(values[own], member[own]) if both else None,
     }
-
-

@@ -39,7 +39,9 @@ class Faces:
         if self.forget_pool % 2:
             raise SettingsError(f"data.forget_pool={self.forget_pool} must be even: each model meets one half of them")
         if (self.pretraining is None) != (self.pretraining_people > 0):
-            raise SettingsError(f"data.pretraining_people={self.pretraining_people} counts people of data.people, so data.pretraining must be null, and only then")
+            raise SettingsError(
+                f"data.pretraining_people={self.pretraining_people} counts people of data.people, so data.pretraining must be null, and only then"
+            )
 
 
 @dataclass

@@ -16,7 +16,6 @@ from face_network import FaceNetwork, end_at, side_by_side, with_new_classes
 from face_pictures import Classes, Division, FaceEncoder, FacePairs, Met, met_by, training_rows
 from face_scoring import compare
 from face_settings import AttackFaces
-from model_module import model_fingerprint
 from run_record import say_line, versions
 from run_settings import Method, Trainer
 from shadow_engine import GROUP_RECORD, Shadow, check_together, load_group, save_group, train_together

@@ -359,7 +359,8 @@ def train(
 ) -> None:
     """Train `model` in place on `pairs` and write it to `save_dir`, whole or not at all, with train_meta.json beside the weights.
 
-    `score` and `save` are the language models' unless the recipe brings others. `record` is what else to say of the run (settings, fingerprints). `each_epoch(model)` judges the model at the end of every epoch, and
+    `score` and `save` are the language models' unless the recipe brings others. `record` is what else to say of the run (settings,
+    fingerprints). `each_epoch(model)` judges the model at the end of every epoch, and
     `each_epoch.best(judged)` says which was best; both go to the record. The loss is a mean over examples; where an epoch's last step has fewer
     examples than the others, or micro-batches of different size, those examples weigh more (as in the library).
     """

@@ -10,7 +10,19 @@ from face_pictures import met_by, read_division
 from face_scoring import TASKS, compare, row_logs, verification
 from face_settings import EvalFaces
 from model_module import model_fingerprint
-from run_record import AGGREGATED, EVAL_RECORD, VERIFICATION, check_save_dir, peak_memory_gb, processes, say_line, start_of_peak, versions, write_json, written_whole
+from run_record import (
+    AGGREGATED,
+    EVAL_RECORD,
+    VERIFICATION,
+    check_save_dir,
+    peak_memory_gb,
+    processes,
+    say_line,
+    start_of_peak,
+    versions,
+    write_json,
+    written_whole,
+)
 from run_settings import script
 
 
@@ -32,7 +44,8 @@ def main(settings: EvalFaces) -> None:
                 write_json(aside / f"{task}.json", log)
             write_json(aside / AGGREGATED, {f"{task}.json": log for task, log in logs.items()})
             write_json(aside / VERIFICATION, groups)
-            data = dict.fromkeys(TASKS.values(), {"dataset": settings.data.people.path, "fingerprint": fingerprint(settings.data.people.path)})
+            source = {"dataset": settings.data.people.path, "fingerprint": fingerprint(settings.data.people.path)}
+            data = dict.fromkeys(TASKS.values(), source)
             cost = {"seconds": time.perf_counter() - started, "peak_memory_gb": peak_memory_gb()}
             record = {"settings": asdict(settings), "model": model_fingerprint(settings.model_path), "data": data}
             write_json(aside / EVAL_RECORD, {**record, **cost, "versions": versions()})
