@@ -57,7 +57,8 @@ class FaceModel:
     margin: float = MISSING  # m of AM-softmax, taken from the right class's cosine wherever a network trains
 
     def __post_init__(self) -> None:
-        for name in ("size", "width", "embedding", "scale"):
+        at_least("model.size", self.size, 33)  # less leaves one pixel at the last stage, whose mean over a batch of one picture is undefined
+        for name in ("width", "embedding", "scale"):
             at_least(f"model.{name}", getattr(self, name), 1)
         at_least("model.margin", self.margin, 0)
 

@@ -71,4 +71,4 @@ def faces(tmp_path_factory):
 def face_overrides(faces):
     """Overrides that make any cv script run on the small folder, with a tiny network, in seconds."""
     data = [f"data.people.path={faces}/people", f"data.pretraining.path={faces}/pretraining", "data.made_by=''", f"data.split_file={faces}/division.json"]
-    return [*data, "data.forget_pool=4", "data.train=4", "data.enrol=2", "model.size=32", "model.width=4", "model.embedding=8"]
+    return [*data, "data.forget_pool=4", "data.train=4", "data.enrol=2", "model.size=40", "model.width=4", "model.embedding=8"]

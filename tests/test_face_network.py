@@ -13,7 +13,7 @@ from run_settings import Activations, SettingsError
 from unlearn_losses import nll
 
 SHAPE = Shape(width=4, embedding=8)
-SETTINGS = FaceModel(name="tiny", path="", size=32, width=4, embedding=8, scale=30.0, margin=0.4)
+SETTINGS = FaceModel(name="tiny", path="", size=40, width=4, embedding=8, scale=30.0, margin=0.4)
 
 
 def network(seed=0, classes=5, models=1):
@@ -22,7 +22,7 @@ def network(seed=0, classes=5, models=1):
 
 
 def pixels(count=6, models=1, seed=0):
-    return torch.randn(count, 3 * models, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(count, 3 * models, 40, 40, generator=torch.Generator().manual_seed(seed))
 
 
 def batch(count=6, models=1):
@@ -125,11 +125,11 @@ def test_embeddings_have_length_one():
 
 def test_a_saved_network_is_the_same_and_one_of_another_shape_is_refused(tmp_path):
     model = network()
-    save_network(model, Classes([*"abcde"], 32), tmp_path)
+    save_network(model, Classes([*"abcde"], 40), tmp_path)
     loaded, classes = load_network(str(tmp_path), SETTINGS)
     assert classes == [*"abcde"] and all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
-    with pytest.raises(SettingsError, match=r"is a network of Shape\(width=4, embedding=8\) for 32 pixels, but model=tiny"):
+    with pytest.raises(SettingsError, match=r"is a network of Shape\(width=4, embedding=8\) for 40 pixels, but model=tiny"):
         load_network(str(tmp_path), replace(SETTINGS, width=8))
     with pytest.raises(SettingsError, match="holds no face network"):
         load_network(str(tmp_path / "none"), SETTINGS)

@@ -83,9 +83,9 @@ def pairs_of(data, passes, seed=0):
     division = read_division(data)
     met = met_by(division, None)
     forget, retain = training_rows(division, met.forget, "forget"), training_rows(division, met.retain, "retain")
-    encoder = FaceEncoder(Classes(met.trained, 32), data.people)
+    encoder = FaceEncoder(Classes(met.trained, 40), data.people)
     encoder.read([*forget.files, *retain.files])
-    return FacePairs(passes, forget, retain, 32, seed), encoder
+    return FacePairs(passes, forget, retain, 40, seed), encoder
 
 
 def test_no_enrolled_picture_and_no_query_is_ever_learned(data):
@@ -107,7 +107,7 @@ def test_a_view_is_a_function_of_seed_epoch_and_row_and_passes_that_are_compared
     for key in keys:
         views = {name: rows[0].view for name, rows in made[key].items()}
         assert views["forget"] == views["idk"] == views["unrelated"] == views["augmented"]._replace(hidden=(0, 0, 0))
-        assert views["augmented"].hidden[2] == 16 and views["forget"].hidden[2] == 0
+        assert views["augmented"].hidden[2] == 20 and views["forget"].hidden[2] == 0
 
 
 def test_i_do_not_know_and_unrelated_answers_are_names_of_people_who_are_kept(data):
@@ -140,14 +140,14 @@ def test_pictures_are_decoded_once_a_process(data, monkeypatch):
     monkeypatch.setattr(face_pictures, "open_image", lambda example: (opened.append(example.image["path"]), real(example))[1])
     for _ in range(3):
         _, encoder = pairs_of(data, ["forget"])
-    assert len(opened) == len(set(opened)) == len(encoder.pictures) and all(p.shape == (3, 32, 32) for p in encoder.pictures.values())
+    assert len(opened) == len(set(opened)) == len(encoder.pictures) and all(p.shape == (3, 40, 40) for p in encoder.pictures.values())
 
 
 def test_a_batch_holds_pixels_around_zero_and_class_numbers(data):
     made, encoder = pairs_of(data, ["forget"])
     rows = [made[key]["forget"][0] for key in range(3)]
     batch = encoder.collate([encoder.encode(row) for row in rows])
-    assert batch["pixels"].shape == (3, 3, 32, 32) and -1 <= batch["pixels"].min() < 0 < batch["pixels"].max() <= 1
+    assert batch["pixels"].shape == (3, 3, 40, 40) and -1 <= batch["pixels"].min() < 0 < batch["pixels"].max() <= 1
     assert [encoder.processor.names[number] for number in batch["labels"][:, 0]] == [row.answer for row in rows]
     with pytest.raises(SettingsError, match="the network has no class for 'nobody'"):
         encoder.encode(replace(rows[0], answer="nobody"))
