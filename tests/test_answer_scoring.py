@@ -115,7 +115,7 @@ def test_answers_behind_one_prompt_do_not_see_each_other(model, encoder):
     together = score_prompts(model, encoder, WORDS[:1], 64, 1, print)[0]
     for own in alone:
         ((answer, score),) = own.answers.items()
-        assert together.answers[answer].losses == pytest.approx(score.losses, abs=1e-5)
+        assert together.answers[answer].losses == pytest.approx(score.losses, abs=1e-4)
 
 
 def test_every_question_and_every_answer_goes_through_the_model_once(model, encoder):
