@@ -137,10 +137,11 @@ def each_network(stack: FaceNetwork, batches: dict[str, dict[str, Any]], model: 
 
 def clip_each(stack: FaceNetwork, most: float) -> None:
     """Scale each network's gradient to a norm of at most `most`."""
-    gradients = [p.grad.reshape(stack.models, -1) for p in stack.parameters() if p.grad is not None]
-    norms = torch.stack([gradient.square().sum(1) for gradient in gradients]).sum(0).sqrt()
-    for gradient in gradients:
-        gradient.mul_((most / (norms + 1e-6)).clamp(max=1.0)[:, None])
+    gradients = [p.grad for p in stack.parameters() if p.grad is not None]
+    norms = torch.stack([gradient.reshape(stack.models, -1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
+    shares = (most / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:  # in place on the gradient itself: reshaped, one in channels_last would be a copy
+        gradient.mul_(shares.repeat_interleave(len(gradient) // stack.models).view(-1, *[1] * (gradient.dim() - 1)))
 
 
 # ---- groups on disk
