@@ -14,7 +14,7 @@ import attack_metrics as metrics
 from face_pictures import Division, met_by
 from run_record import write_json
 
-SCORES, ATTACK, ATTACK_RECORD = "scores.safetensors", "attack.json", "attack_meta.json"
+SCORES, ATTACK = "scores.safetensors", "attack.json"
 QUERIES = "queries.json"
 RATES = {"TPR at 1% FPR": 0.01, "TPR at 0.1% FPR": 0.001}
 BINS = 40

@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from attack_metrics import equal_error_rate
+from eval_metrics import truth_ratio
 from face_network import FaceNetwork
 from face_pictures import Division, Met, read_pictures, to_pixels
 from face_settings import Album
@@ -87,6 +88,7 @@ def row_logs(compared: Compared, met: Met, scale: float) -> dict[str, dict[str, 
             "rougeL_recall": right,
             "exact_memorization": right,
             "person": person,
+            "truth_ratio": truth_ratio(of_row[owner], np.delete(of_row, owner)),
             "cosine": float(compared.cosines[0, row, owner]),
             "file": compared.files[row],
         }

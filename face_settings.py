@@ -33,6 +33,11 @@ class Faces:
     made_by: str = ""  # `python -m <made_by> --out <made_at>` makes the folder when it is missing
     made_at: str = ""
 
+    @property
+    def paths(self) -> list[str]:
+        """Where its pictures stand."""
+        return [album.path for album in (self.people, self.pretraining) if album is not None]
+
     def __post_init__(self) -> None:
         for name, least in (("forget_pool", 2), ("train", 1), ("enrol", 1), ("pretraining_people", 0)):
             at_least(f"data.{name}", getattr(self, name), least)

@@ -101,6 +101,11 @@ class Data:
     made_by: str = ""  # `python -m <made_by> --out <root>` makes the folders when they are missing
     made_at: str = ""  # the root it writes
 
+    @property
+    def paths(self) -> list[str]:
+        """Where its rows stand."""
+        return [self.path, self.text_path]
+
 
 @dataclass
 class Mask:
@@ -369,12 +374,14 @@ class Benchmark:
     golds: int = MISSING  # gold models; the second's seed is another, its distance to the first the noise floor
     base_split: str = MISSING
     gold_split: str = MISSING
-    forget_split: str = MISSING
+    forget_split: str = MISSING  # empty: the data's own division says whom to forget
     finetune: list[str] = MISSING  # overrides of every finetune.yaml run
     forget: list[str] = MISSING  # overrides of every forget.yaml run
     eval: list[str] = MISSING
     expected_seconds: dict[str, float] = MISSING  # of a finetune, forget and eval stage, for the time left
     runs: dict[str, Run] = MISSING  # row name -> run
+    pretrain: list[str] | None = None  # overrides of pretrain.yaml; null: the base is made from a model that is there
+    attack: list[str] | None = None  # overrides of every attack.yaml run; null: nothing is attacked
 
 
 @dataclass

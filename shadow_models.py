@@ -43,7 +43,7 @@ def compare_models(settings: AttackFaces, division: Division, pretrained: FaceNe
         compared = compare(stack, division, settings.data.people, settings.model.size, batch_size=64)
         own.append(compared.own)
         nearest_other.append(compared.nearest_other)
-        say_line(f"epoch {numbers[-1] + 1}/{settings.models}, models {numbers[0]} to {numbers[-1]}")
+        say_line(f"models {numbers[-1] + 1}/{settings.models}")
     people = [compared.people[owner] for owner in compared.owner]
     return ModelScores(people, compared.files, np.concatenate(own), np.concatenate(nearest_other))
 
@@ -58,7 +58,8 @@ def finished(settings: AttackFaces, division: Division, pretrained: FaceNetwork,
         return stack
     folder = Path(settings.shadows_dir) / settings.method.name / f"models_{numbers[0]:03d}"
     start = [pretrained] * len(numbers) if restart else face_network.apart(stack)
-    return group(settings, folder, settings.method, settings.trainer, division, numbers, start, new_classes=restart)
+    trainer = settings.finetune if restart else settings.trainer
+    return group(settings, folder, settings.method, trainer, division, numbers, start, new_classes=restart)
 
 
 def group(

@@ -1,20 +1,20 @@
 """Attack face networks that learned and forgot, many at once: accelerate launch cv/attack.py method=scrub
 
 Every model meets its own half of the people, is finetuned on it and made to forget with the method under test. Without a method the finetuned models
-are attacked as they are; `method=retrain trainer=finetune_narrow_resnet18` attacks gold models.
+are attacked as they are; `method=retrain` attacks gold models.
 """
 
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-from attack_scoring import ATTACK, ATTACK_RECORD, attack
+from attack_scoring import ATTACK, attack
 from data_module import fingerprint, make_if_missing
 from face_network import load_network
 from face_pictures import read_division
 from face_settings import AttackFaces
 from model_module import model_fingerprint
-from run_record import check_save_dir, peak_memory_gb, processes, say_line, start_of_peak, versions, write_json, written_whole
+from run_record import ATTACK_RECORD, check_save_dir, peak_memory_gb, processes, say_line, start_of_peak, versions, write_json, written_whole
 from run_settings import script
 from shadow_models import check_method, compare_models
 

@@ -19,6 +19,7 @@ RUNGS = (
     ("shadow_engine",),
     ("shadow_models",),
     ("mm", "nlp", "cv", "aggregate_eval_stat", "report_cards", "report_plots"),
+    ("report_faces",),
     ("report",),
     ("run_benchmark",),
 )
