@@ -80,7 +80,7 @@ class FaceNetwork(nn.Module):
         return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4], [self.embed]]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.pool(F.relu(self.bn1(self.conv1(pixels.contiguous(memory_format=torch.channels_last)))))
+        x = self.pool(F.relu(self.bn1(self.conv1(pixels))))
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         for number in range(4 if self.ends_at is None else min(4, self.ends_at)):
             x = stages[number](x)

@@ -84,7 +84,10 @@ def test_every_benchmark_composes_and_so_do_its_runs(benchmark):
     settings = compose("run_benchmark", RunBenchmark, [f"benchmark={benchmark}"]).benchmark
     assert settings.name == benchmark
     for run in settings.runs.values():
-        compose(f"{settings.modality}/forget", Forget, [f"method={run.method}", *settings.forget, *run.overrides])
+        forget = f"{settings.modality}/forget"
+        compose(forget, SCRIPTS[forget], [f"method={run.method}", *settings.forget, *run.overrides])
+        if settings.attack is not None:
+            compose("cv/attack", AttackFaces, [f"method={run.method}", *settings.attack, *settings.forget, *run.overrides])
 
 
 def test_a_method_means_the_same_to_every_script_and_seeds_name_the_output():
