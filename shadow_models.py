@@ -16,8 +16,8 @@ from face_network import FaceNetwork, end_at, side_by_side, with_new_classes
 from face_pictures import Classes, Division, FaceEncoder, FacePairs, Met, met_by, training_rows
 from face_scoring import compare
 from face_settings import AttackFaces
-from run_record import say_line, versions
-from run_settings import Method, Trainer
+from run_record import processes, say_line, versions
+from run_settings import Method, SettingsError, Trainer
 from shadow_engine import GROUP_RECORD, Shadow, check_together, load_group, save_group, train_together
 from train_engine import BoundLoss, bind, method_source
 
@@ -27,7 +27,9 @@ CODE = hashlib.sha256("".join(inspect.getsource(module) for module in (shadow_en
 
 
 def check_method(method: Method | None) -> None:
-    """Raise SettingsError for a method under test that does not bind, or that many models cannot train with together."""
+    """Raise SettingsError for a method under test that does not bind, or that many models cannot train with together, and in a launch of many processes."""
+    if processes().num_processes > 1:  # they would train the same groups into the same folders
+        raise SettingsError(f"an attack runs in one process, and this launch has {processes().num_processes}: --num_processes 1")
     if method is not None:
         check_together(method)
         bind(method)

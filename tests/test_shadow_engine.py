@@ -206,6 +206,12 @@ def test_a_method_that_is_more_than_a_loss_is_refused_where_many_train_together(
         check_together(Method("sku", "sku", task_vector=TaskVector(1.0)))
 
 
+def test_an_attack_in_many_processes_is_refused_because_they_would_write_the_same_groups(monkeypatch):
+    monkeypatch.setattr(shadow_models, "processes", lambda: type("State", (), {"num_processes": 2}))
+    with pytest.raises(SettingsError, match="an attack runs in one process, and this launch has 2"):
+        shadow_models.check_method(None)
+
+
 def test_the_record_of_a_group_names_its_models_and_method(settings):
     given = settings()
     compare_models(given, read_division(given.data), pretrained())
