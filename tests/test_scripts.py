@@ -120,7 +120,7 @@ MISTAKES = {
         ["+method.args.gama=1", f"model_path={BASE}"],
         r"method\.args\.gama is not a hyperparameter of npo",
     ),
-    "a method of face recognition": (mm.forget, ["method=twins", "method.activations.layer=2", f"model_path={BASE}"], "augmented pictures"),
+    "a method of face recognition": (mm.forget, ["method=twins", f"model_path={BASE}"], "asks for augmented pictures"),
     "a hyperparameter of the wrong type": (mm.forget, ["method.args.beta=high", f"model_path={BASE}"], r"method\.args\.beta='high' must be a number"),
     "a kind of attention that does not exist": (mm.eval, ["model.attention=flesh", f"model_path={BASE}"], r"model\.attention='flesh' is not known"),
     "flash attention over fp32 weights": (mm.eval, ["model.attention=flash_attention_2"], r"set model\.weights=bfloat16"),
