@@ -201,7 +201,8 @@ def score_shared(model: nn.Module, encoder: Any, prompts: list[Prompt], batch_si
     """One pass over the prompts for all their answers and generations; None where the cache does not allow it."""
     tokenizer, device = encoder.tokenizer, next(model.parameters()).device
     batch = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], tokenizer.pad_token_id)
-    answers = [[encoder.encode(replace(prompt.example, answer=answer)).answer for answer in prompt.answers] for prompt in prompts]
+    lengths = batch["attention_mask"].sum(1).tolist()
+    answers = [[encoder.encode_answer(replace(p.example, answer=answer), asked) for answer in p.answers] for p, asked in zip(prompts, lengths, strict=True)]
     with torch.no_grad():
         shared = SharedPrompts(model, {name: value.to(device) for name, value in batch.items()})
         each_round = max(1, batch_size // len(prompts))  # answers behind one prompt in one pass
@@ -214,7 +215,7 @@ def score_shared(model: nn.Module, encoder: Any, prompts: list[Prompt], batch_si
                 scores[row] += each
         texts = shared.generate(max_new_tokens, tokenizer.eos_token_id)
     by_answer = [dict(zip(prompt.answers, own, strict=True)) for prompt, own in zip(prompts, scores, strict=True)]
-    return [prompt_score(encoder, *each) for each in zip(prompts, by_answer, texts, strict=True)]
+    return [prompt_score(encoder, *each) for each in zip(lengths, by_answer, texts, strict=True)]
 
 
 def answer_score(logits: Tensor, tokens: list[int]) -> AnswerScore:
@@ -244,11 +245,9 @@ def score_plainly(model: nn.Module, encoder: Any, prompts: list[Prompt], batch_s
         for row, (i, answer) in enumerate(chosen):
             tokens = batch["labels"][row][batch["labels"][row] != IGNORE].tolist()
             scores[i][answer] = answer_score(logits[row, : len(tokens)], tokens)
-    texts: list[list[int]] = []
-    for start in range(0, len(prompts), batch_size):
-        encoded = [encoder.encode(prompt.example) for prompt in prompts[start : start + batch_size]]
-        texts += generate_plainly(model, collate_prompts(encoded, pad), max_new_tokens, pad, encoder.tokenizer.eos_token_id)
-    return [prompt_score(encoder, *each) for each in zip(prompts, scores, texts, strict=True)]
+    questions = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], pad)
+    texts = generate_plainly(model, questions, max_new_tokens, pad, encoder.tokenizer.eos_token_id)
+    return [prompt_score(encoder, *each) for each in zip(questions["attention_mask"].sum(1).tolist(), scores, texts, strict=True)]
 
 
 def generate_plainly(model: nn.Module, batch: dict[str, Tensor], max_new_tokens: int, pad: int, end: int) -> list[list[int]]:
@@ -260,7 +259,7 @@ def generate_plainly(model: nn.Module, batch: dict[str, Tensor], max_new_tokens:
     return [text[: text.index(end)] if end in text else text for text in texts]
 
 
-def prompt_score(encoder: Any, prompt: Prompt, answers: dict[str, AnswerScore], text: list[int]) -> PromptScore:
-    length = encoder.encode(prompt.example).prompt["input_ids"].shape[1]
-    tokens = length + sum(len(each.tokens) for each in answers.values()) + len(text)
+def prompt_score(encoder: Any, asked: int, answers: dict[str, AnswerScore], text: list[int]) -> PromptScore:
+    """The scores of one prompt of `asked` tokens."""
+    tokens = asked + sum(len(each.tokens) for each in answers.values()) + len(text)
     return PromptScore(answers, encoder.decode(torch.tensor(text, dtype=torch.long)), tokens)

@@ -43,6 +43,11 @@ class Example:
     person: str | None  # where the data gives or implies one
     split: str
 
+    @functools.cached_property
+    def prompt_key(self) -> tuple:
+        """The same for two examples that ask the same of the same picture."""
+        return self.question, self.image and (self.image["path"], hashlib.sha256(self.image["bytes"] or b"").digest())
+
 
 @dataclass(frozen=True)
 class TaskRow:
@@ -161,7 +166,9 @@ class TrainingRows:
             need_columns(self.rows, data.path, split, [data.columns.question, data.columns.answer])
         if "caption" in self.has:
             need_columns(self.rows, data.path, split, [data.columns.image])
-        self.indices = [i for i, picture in enumerate(self.picture_rows()) if modality == "both" or picture == (modality == "visual")]
+        pictures = list(self.picture_rows())
+        self.indices = [i for i, picture in enumerate(pictures) if modality == "both" or picture == (modality == "visual")]
+        self.in_words = [position for position, i in enumerate(self.indices) if not pictures[i]]  # positions of the rows without a picture
         if not self.indices:
             raise SettingsError(f"modality={modality} leaves no row of {data.path}, split {split}")
 
@@ -174,11 +181,6 @@ class TrainingRows:
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    def in_words(self) -> list[int]:
-        """Positions of the rows without a picture."""
-        pictures = list(self.picture_rows())
-        return [position for position, i in enumerate(self.indices) if not pictures[i]]
 
     @functools.cached_property
     def answers(self) -> list[str]:

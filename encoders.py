@@ -5,7 +5,6 @@ else the processor made (pictures concatenated along dimension 0), `labels` (B, 
 `positions[b, t]` predict `labels[b, t]`.
 """
 
-import hashlib
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -70,20 +69,23 @@ class ChatEncoder:
 
     def encode(self, example: Example) -> Encoded:
         """Tokens and picture of one example; raises SettingsError naming the row for an unreadable picture, an answer without a token, too long a row."""
-        picture = example.image and (example.image["path"], hashlib.sha256(example.image["bytes"] or b"").digest())
-        prompt = self.kept.get((example.question, picture))
+        prompt = self.kept.get(example.prompt_key)
         if prompt is None:
             prompt = self.prompt_inputs(example)
             del prompt["attention_mask"]
             self.room -= sum(value.nbytes for value in prompt.values())
             if self.room > 0:
-                self.kept[example.question, picture] = prompt
-        answer, asked = self.answer_tokens(example.answer), prompt["input_ids"].shape[1]
+                self.kept[example.prompt_key] = prompt
+        return Encoded(prompt, self.encode_answer(example, prompt["input_ids"].shape[1]))
+
+    def encode_answer(self, example: Example, asked: int) -> list[int]:
+        """Tokens of the example's answer behind a prompt of `asked` tokens; raises SettingsError as `encode` does, without touching the picture."""
+        answer = self.answer_tokens(example.answer)
         if len(answer) == 1:
             raise SettingsError(f"split {example.split}, row {example.index}: no token is left of the answer {example.answer!r}")
         if asked + len(answer) > self.max_length and not (self.truncate and asked < self.max_length):
             raise TooLong(f"split {example.split}, row {example.index}: {asked + len(answer)} tokens, but the model takes {self.max_length}")
-        return Encoded(prompt, answer[: self.max_length - asked])
+        return answer[: self.max_length - asked]
 
     def decode(self, tokens: Tensor) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
@@ -127,7 +129,7 @@ def check_lengths(encoder: ChatEncoder, rows: Any) -> None:
     Picture rows are not opened for it: one that does not fit is named when training meets it.
     """
     long: list[str] = []
-    for example in (rows[i] for i in rows.in_words()):
+    for example in (rows[i] for i in rows.in_words):
         try:
             encoder.encode(example)
         except TooLong as error:

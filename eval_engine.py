@@ -23,7 +23,7 @@ from torch import nn
 
 import eval_metrics as metrics
 from answer_scoring import AnswerScore, Prompt, score_prompts
-from data_module import Example, TaskRow, fingerprint, task_rows
+from data_module import TaskRow, fingerprint, task_rows
 from run_record import AGGREGATED, EVAL_RECORD, peak_memory_gb, processes, say_line, start_of_peak, versions, write_json, written_whole
 from run_settings import ROOT, Asked, EpochEval, Eval, SettingsError, Task
 
@@ -99,11 +99,6 @@ def roles_of(row: TaskRow) -> dict[str, list[str]]:
     return roles
 
 
-def prompt_key(example: Example) -> tuple:
-    picture = example.image and (example.image["path"], hashlib.sha256(example.image["bytes"] or b"").digest())
-    return example.question, picture
-
-
 def evaluate_rows(
     model: nn.Module, encoder: Any, rows: list[TaskRow], batch_size: int, max_new_tokens: int, say: Callable[[str], None] = say_line
 ) -> TaskResult:
@@ -111,12 +106,12 @@ def evaluate_rows(
     roles = [roles_of(row) for row in rows]
     prompts: dict[tuple, Prompt] = {}
     for row, of_row in zip(rows, roles, strict=True):
-        known = prompts.setdefault(prompt_key(row.example), Prompt(row.example, []))
+        known = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
         known.answers.extend(answer for answer in of_row if answer not in known.answers)
     scored = dict(zip(prompts, score_prompts(model, encoder, list(prompts.values()), batch_size, max_new_tokens, say), strict=True))
     result = TaskResult({}, [], sum(each.tokens for each in scored.values()))
     for row, of_row in zip(rows, roles, strict=True):
-        own = scored[prompt_key(row.example)]
+        own = scored[row.example.prompt_key]
         result.rows[row.example.index] = row_log(row, own.answers, encoder.prompt_text(row.example), own.generation)
         result.tokens.extend(token_row(row, answer, kinds, own.answers[answer]) for answer, kinds in of_row.items())
     return result
@@ -204,12 +199,15 @@ def data_record(task: Task) -> dict[str, str]:
 
 def finished_task(name: str, key: str, kept: Path, folder: Path) -> Path | None:
     """The folder that holds this task's results under this key: of an interrupted evaluation, or of the one being overwritten."""
-    for place, record in ((kept / name, kept / name / TASK_RECORD), (folder, folder / EVAL_RECORD)):
-        if record.is_file():
-            content = json.loads(record.read_text(encoding="utf-8"))
-            if (content if place != folder else content.get("tasks", {}).get(name, {})).get("key") == key:
-                return place
-    return None
+    return next((place for place in (kept / name, folder) if task_record(name, place).get("key") == key), None)
+
+
+def task_record(name: str, place: Path) -> dict[str, Any]:
+    """What a folder says of a task's results in it: a folder of its own, or that of a whole evaluation; empty where it holds none."""
+    own, whole = place / TASK_RECORD, place / EVAL_RECORD
+    if own.is_file():
+        return json.loads(own.read_text(encoding="utf-8"))
+    return json.loads(whole.read_text(encoding="utf-8")).get("tasks", {}).get(name, {}) if whole.is_file() else {}
 
 
 def write_task(place: Path, name: str, result: TaskResult, record: dict[str, Any]) -> None:
@@ -221,8 +219,7 @@ def write_task(place: Path, name: str, result: TaskResult, record: dict[str, Any
 
 def write_results(folder: Path, done: dict[str, Path], settings: Eval, record: dict[str, Any]) -> None:
     """Gather the finished tasks (name -> where they lie) in `folder`; an earlier evaluation there is replaced."""
-    records = {name: json.loads((place / (EVAL_RECORD if place == folder else TASK_RECORD)).read_text(encoding="utf-8")) for name, place in done.items()}
-    records = {name: each["tasks"][name] if done[name] == folder else each for name, each in records.items()}
+    records = {name: task_record(name, place) for name, place in done.items()}
     with written_whole(folder) as aside:
         logs = {}
         for name, place in done.items():

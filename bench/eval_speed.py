@@ -35,9 +35,12 @@ class RandomRows:
         words = torch.randint(5, VOCABULARY - 5, (1, WORDS), generator=source)
         pixels = torch.randn(1, 3, 336, 336, generator=source)
         ids = torch.cat([words[:, :4], torch.full((1, PICTURE), IMAGE_TOKEN), words[:, 4:]], 1)
+        return Encoded({"input_ids": ids, "pixel_values": pixels}, self.encode_answer(example, ids.shape[1]))
+
+    def encode_answer(self, example: Example, asked: int) -> list[int]:
         source = torch.Generator().manual_seed(1000 + int(example.answer))
         length = ANSWER - 1 - int(example.answer) % 5  # of different lengths
-        return Encoded({"input_ids": ids, "pixel_values": pixels}, [*torch.randint(5, VOCABULARY - 5, (length,), generator=source).tolist(), END])
+        return [*torch.randint(5, VOCABULARY - 5, (length,), generator=source).tolist(), END]
 
     def decode(self, tokens: torch.Tensor) -> str:
         return str(tokens.tolist())

@@ -104,9 +104,27 @@ def test_a_prompt_past_the_attentions_window_is_scored_answer_by_answer_and_said
     assert any("window" in line for line in said) == plainly
 
 
-def test_a_model_whose_attention_takes_no_such_mask_is_scored_answer_by_answer_and_said(model, encoder):
+def test_a_model_whose_attention_takes_no_such_mask_is_scored_answer_by_answer_and_said(model, encoder, monkeypatch):
+    attention = model.config.get_text_config()._attn_implementation
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    assert "flash_attention_2" in answer_scoring.unshareable(model)
+    why = answer_scoring.unshareable(model)
+    assert "flash_attention_2" in why
+    model.config.get_text_config()._attn_implementation = attention  # flash attention itself runs on a GPU only
+    monkeypatch.setattr(answer_scoring, "unshareable", lambda model: why)
+    monkeypatch.setattr(answer_scoring, "SharedPrompts", None)  # using it would be an error
+    shared, plain, said = both_ways(model, encoder, WORDS)
+    assert_equal_scores(shared, plain)
+    assert said == [f"LlavaForConditionalGeneration is scored answer by answer: {why}"]
+
+
+def test_a_picture_is_opened_once_for_all_its_answers_even_where_no_prompt_can_be_kept(model, encoder, monkeypatch):
+    from encoders import ChatEncoder
+
+    opened, forgetful = [], ChatEncoder(encoder.processor, keep_bytes=0)
+    original = forgetful.prompt_inputs
+    monkeypatch.setattr(forgetful, "prompt_inputs", lambda example: (opened.append(example), original(example))[1])
+    score_prompts(model, forgetful, PICTURES, 64, 2, print)
+    assert len(opened) == len(PICTURES)
 
 
 def test_answers_behind_one_prompt_do_not_see_each_other(model, encoder):

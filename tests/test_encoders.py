@@ -76,6 +76,7 @@ def test_an_answer_without_a_token_names_its_row(tokenizer, monkeypatch):
 
 
 class Rows(list):
+    @property
     def in_words(self):
         return range(len(self))
 
