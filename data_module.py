@@ -14,7 +14,7 @@ import datasets
 from natsort import natsorted
 
 from run_record import processes
-from run_settings import ROOT, Data, Model, SettingsError, Task, nearest
+from run_settings import ChosenPeople, ROOT, Data, Model, SettingsError, Task, nearest
 
 datasets.disable_progress_bars()  # a bar a split drowns the lines that matter
 
@@ -167,7 +167,12 @@ class TrainingRows:
         if "caption" in self.has:
             need_columns(self.rows, data.path, split, [data.columns.image])
         pictures = list(self.picture_rows())
-        self.indices = [i for i, picture in enumerate(pictures) if modality == "both" or picture == (modality == "visual")]
+        kept = [True] * len(pictures)
+        if data.people:
+            if any(pictures) or "question" not in self.has:
+                raise SettingsError(f"data.people chooses among rows of questions grouped by person; {data.path}, split {split}, has pictures")
+            kept = rows_about(data.people, data.path, split, self.has["question"], data.rows_per_person)
+        self.indices = [i for i, picture in enumerate(pictures) if kept[i] and (modality == "both" or picture == (modality == "visual"))]
         self.in_words = [position for position, i in enumerate(self.indices) if not pictures[i]]  # positions of the rows without a picture
         if not self.indices:
             raise SettingsError(f"modality={modality} leaves no row of {data.path}, split {split}")
@@ -181,6 +186,13 @@ class TrainingRows:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @functools.cached_property
+    def lengths(self) -> list[tuple[bool, int]]:
+        """What sorts the rows by length, read without their pictures: whether one has a picture, and the characters of its words."""
+        texts = [list(self.rows[self.has[name]]) for name in ("caption", "question", "answer") if name in self.has]
+        words = set(self.in_words)
+        return [(position not in words, sum(len(column[i] or "") for column in texts)) for position, i in enumerate(self.indices)]
 
     @functools.cached_property
     def answers(self) -> list[str]:
@@ -218,11 +230,43 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
     rows = load_split(task.dataset, task.split)
     need_columns(rows, task.dataset, task.split, [n for n in (task.image, task.question, task.answer, task.paraphrase, task.perturbed, task.person) if n])
     people = people_of(task, rows)
-    chosen = rows_of_fold(people, fold, validation_share, seed)
+    kept = list(range(len(rows)))
+    if task.chosen and task.rows_per_person:
+        kept = [i for i, about in enumerate(rows_about(task.chosen, task.dataset, task.split, task.question, task.rows_per_person)) if about]
+    chosen = [kept[i] for i in rows_of_fold([people[i] for i in kept], fold, validation_share, seed)]
     if not chosen:
         raise SettingsError(f"fold={fold} leaves no row of {task.dataset}, split {task.split}: validation_share={validation_share}")
     sampled = [chosen[i] for i in sample_by_person([people[i] for i in chosen], limit, seed)]
     return [read_task_row(task, rows[i], i, people[i], seed) for i in sampled]
+
+
+def rows_about(chosen: ChosenPeople, path: str, split: str, question: str, rows_per_person: int) -> list[bool]:
+    """Which rows of a split are about the chosen people: a group of rows is where most of its questions are theirs.
+
+    Raises SettingsError for a split that has fewer people than are asked of it, and for one without any of the chosen.
+    """
+    theirs: set[str] = set()
+    for source, count in chosen.of.items():
+        groups = questions_by_person(path, source, question, rows_per_person)
+        if count > len(groups):
+            raise SettingsError(f"data.people.of.{source}={count}: {path} has {len(groups)} people there")
+        drawn = sorted(draw(chosen.seed, "people", source).sample(range(len(groups)), count))
+        theirs |= {asked for number in drawn for asked in groups[number]}
+        if source == split:
+            return [number in drawn for number, group in enumerate(groups) for _ in group]
+    groups = questions_by_person(path, split, question, rows_per_person)
+    about = [2 * sum(asked in theirs for asked in group) > len(group) for group in groups]
+    if not any(about):
+        raise SettingsError(f"{path}, split {split}: no row is about the people that data.people chooses; name the split in data.people.of")
+    return [theirs_too for theirs_too, group in zip(about, groups, strict=True) for _ in group]
+
+
+def questions_by_person(path: str, split: str, question: str, rows_per_person: int) -> list[list[str]]:
+    """The questions of a split whose rows stand grouped by person."""
+    rows = load_split(path, split)
+    need_columns(rows, path, split, [question])
+    asked = list(rows[question])
+    return [asked[start : start + rows_per_person] for start in range(0, len(asked), rows_per_person)]
 
 
 def rows_of_fold(people: list[str | None], fold: str, validation_share: float, seed: int) -> list[int]:

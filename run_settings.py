@@ -99,6 +99,18 @@ class Columns:
 
 
 @dataclass
+class ChosenPeople:
+    """A smaller world: so many people of each split named, drawn from the seed; of every other split the rows about them."""
+
+    seed: int = MISSING
+    of: dict[str, int] = MISSING
+
+    def __post_init__(self) -> None:
+        for split, count in self.of.items():
+            at_least(f"data.people.of.{split}", count, 1)
+
+
+@dataclass
 class Data:
     name: str = MISSING  # the name of its file in config/data
     path: str = MISSING  # pictures, captions and questions: hub id, dataset folder, or folder of <split>.jsonl
@@ -108,6 +120,7 @@ class Data:
     holdout_split: str = MISSING  # split of text_path about people whom no model was trained on
     idk_questions: str = MISSING  # files of "I don't know" answers, one a line
     idk_pictures: str = MISSING
+    people: ChosenPeople | None = None  # null: all; else of the splits of text_path that stand grouped by person
     made_by: str = ""  # `python -m <made_by> --out <root>` makes the folders when they are missing
     made_at: str = ""  # the root it writes
 
@@ -196,13 +209,14 @@ class Trainer:
     optimizer: str = MISSING  # adamw_torch, adamw_bnb_8bit, paged_adamw_8bit
     precision: str = MISSING  # bf16: autocast over fp32 weights; fp32
     lora: Lora | None = MISSING  # null: every weight that is not frozen trains
+    bucket: int = 0  # examples of like length share a batch, drawn among so many batches; 0: batches are drawn blindly
     l1: float = 0.0  # weight of the sum of absolute weights; with LoRA of the merged update
     report_to: str = "none"  # none or wandb
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation"):
             at_least(f"trainer.{name}", getattr(self, name), 1)
-        for name in ("lr", "weight_decay", "warmup_ratio", "max_grad_norm", "l1"):
+        for name in ("lr", "weight_decay", "warmup_ratio", "max_grad_norm", "bucket", "l1"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
         if self.warmup_ratio >= 1:
             raise SettingsError(f"trainer.warmup_ratio={self.warmup_ratio} must be below 1: it is a share of the steps")
@@ -239,6 +253,7 @@ class Task:
     perturbed: str = ""  # column of the list of wrong answers; empty: the answer alone is scored (rows that nobody was trained on)
     person: str = ""  # column of the person; empty: by rows_per_person
     rows_per_person: int = 0  # rows stand grouped by person, this many each; 0: not known
+    chosen: ChosenPeople | None = None  # null: all people
     people: People | None = None  # where the names of those persons stand, so that one person is the same in pictures and in words
 
     def __post_init__(self) -> None:

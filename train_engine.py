@@ -146,9 +146,9 @@ def bind(method: Method) -> BoundLoss:
 class LossTrainer(transformers.Trainer):
     """Hugging Face's trainer with a bound loss in place of the model's own."""
 
-    def __init__(self, bound: BoundLoss, reference: FrozenStart | None, seed: int, l1: float, **options: Any):
+    def __init__(self, bound: BoundLoss, reference: FrozenStart | None, seed: int, l1: float, bucket: int, **options: Any):
         super().__init__(**options)
-        self.bound, self.reference, self.draw_seed, self.l1 = bound, reference, seed, l1
+        self.bound, self.reference, self.draw_seed, self.l1, self.bucket = bound, reference, seed, l1, bucket
         self.start_logprobs: dict[int, float] = {}  # by answer_key
         self.epoch = 0  # of the step being taken
         self.multiplier = bound.method.multiplier.start if bound.method.multiplier else 0.0
@@ -159,7 +159,10 @@ class LossTrainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return EpochSampler(len(self.train_dataset), self.draw_seed)
+        if not self.bucket:
+            return EpochSampler(len(self.train_dataset), self.draw_seed)
+        lengths = self.train_dataset.leading.lengths
+        return EpochSampler(len(self.train_dataset), self.draw_seed, lengths, self.args.per_device_train_batch_size, self.bucket)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         # the library would round a share up, and a run of one step would have no step but the one at rate 0
@@ -380,6 +383,7 @@ def train(
             reference,
             seed,
             settings.l1,
+            settings.bucket,
             model=model,
             args=training_arguments(settings, seed, scratch),
             train_dataset=pairs,

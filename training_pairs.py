@@ -6,7 +6,7 @@ Shapes: B examples of a pass. A batch is data_module's with `pictured` (B,) and 
 import functools
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,10 +79,15 @@ def retain_order(seed: int, cycle: int, count: int) -> list[int]:
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """Keys of one epoch in an order drawn from (seed, epoch); the trainer calls `set_epoch`."""
+    """Keys of one epoch in an order drawn from (seed, epoch); the trainer calls `set_epoch`.
 
-    def __init__(self, count: int, seed: int):
+    With `bucket` > 0 the rows of that many batches (of `batch_size`) in a row are sorted by `lengths` and their batches shuffled, so that rows of like
+    length share a batch and little of it is padding; an epoch's last, smaller batch stays the last.
+    """
+
+    def __init__(self, count: int, seed: int, lengths: Sequence[Any] = (), batch_size: int = 1, bucket: int = 0):
         self.count, self.seed, self.epoch = count, seed, 0
+        self.lengths, self.batch_size, self.window = lengths, batch_size, bucket * batch_size
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -91,8 +96,17 @@ class EpochSampler(torch.utils.data.Sampler):
         return self.count
 
     def __iter__(self) -> Iterator[int]:
-        start = self.epoch * self.count
-        return iter([start + i for i in draw(self.seed, self.epoch, "order").sample(range(self.count), self.count)])
+        rows = draw(self.seed, self.epoch, "order").sample(range(self.count), self.count)
+        return iter([self.epoch * self.count + i for i in (self.bucketed(rows) if self.window else rows)])
+
+    def bucketed(self, rows: list[int]) -> list[int]:
+        whole = self.count - self.count % self.batch_size
+        batches = []
+        for start in range(0, whole, self.window):
+            window = sorted(rows[start : min(start + self.window, whole)], key=lambda row: self.lengths[row])
+            batches += [window[i : i + self.batch_size] for i in range(0, len(window), self.batch_size)]
+        draw(self.seed, self.epoch, "batches").shuffle(batches)
+        return [row for batch in batches for row in batch] + rows[whole:]
 
 
 def answer_key(example: Example) -> int:
