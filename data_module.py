@@ -14,7 +14,7 @@ import datasets
 from natsort import natsorted
 
 from run_record import processes
-from run_settings import ChosenPeople, ROOT, Data, Model, SettingsError, Task, nearest
+from run_settings import ROOT, ChosenPeople, Data, Model, SettingsError, Task, nearest
 
 datasets.disable_progress_bars()  # a bar a split drowns the lines that matter
 

@@ -28,6 +28,8 @@ def unpack(file: Path, folder: Path) -> None:
     The weights go into a fresh model, because the library refuses to save one that it has read from a GGUF file.
     """
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    if hasattr(read.config, "quantization_config"):
+        del read.config.quantization_config  # the weights are whole now; the library would refuse to train them
     fresh = LlamaForCausalLM(read.config)
     fresh.load_state_dict(read.state_dict())
     fresh.tie_weights()
