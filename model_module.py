@@ -176,8 +176,34 @@ def score(model: nn.Module, batch: dict[str, Tensor]) -> Scored:
     The model is called as it is wrapped, once; its output head runs at `positions` (B, T) only.
     """
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "positions", "pictured", "keys", "sizes", "longest")}
+    if packs(model, inputs):
+        inputs, kept = packed(inputs, batch["positions"])
+        logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
+        return Scored(logits.view(*batch["labels"].shape, -1), batch["labels"], batch.get("pictured"))
     output = model(**inputs, logits_to_keep=batch["positions"], use_cache=False)
     return Scored(output.logits, batch["labels"], batch.get("pictured"))
+
+
+def packs(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
+    """Whether rows of words may follow each other in one sequence without reading each other: under flash attention, which then computes no padding.
+
+    Other attention would compute the whole square of the sequence and throw most of it away.
+    """
+    config = next(module.config for module in model.modules() if hasattr(module, "config"))
+    return set(inputs) == {"input_ids", "attention_mask"} and config._attn_implementation == "flash_attention_2" and not hasattr(config, "vision_config")
+
+
+def packed(inputs: dict[str, Tensor], positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """A batch padded on the right as one row of all its tokens, and where `positions` (B, T) stand in it, (1, B * T).
+
+    `position_ids` start at 0 with each row: that is how the library's attention tells the rows apart when no mask is given.
+    """
+    mask = inputs["attention_mask"].bool()
+    lengths = mask.sum(1)
+    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    starts = lengths.cumsum(0) - lengths
+    ids, place = inputs["input_ids"][mask][None], places[mask][None]
+    return {"input_ids": ids, "attention_mask": None, "position_ids": place}, (positions + starts[:, None]).view(1, -1)
 
 
 def score_passes(model: nn.Module, batches: dict[str, dict[str, Tensor]]) -> dict[str, Scored]:

@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 
 from data_module import CAPTION_QUESTIONS, NAME_QUESTION, Example, TrainingRows, idk_answers, load_split, sample_by_person, task_rows
 from encoders import ChatEncoder, collate, collate_prompts, open_image
-from run_settings import Columns, Data, People, SettingsError, Task
+from run_settings import ChosenPeople, Columns, Data, People, SettingsError, Task
 from training_pairs import EpochSampler, Pairs, PassCollator, answer_key
 from unlearn_losses import IGNORE
 
@@ -192,6 +192,32 @@ def test_an_epoch_covers_every_row_once_in_another_order_each_time():
     assert [key - 7 for key in second] != first
 
 
+def test_rows_of_like_length_share_a_batch_and_an_epoch_still_covers_every_row_once():
+    lengths = [i * 37 % 101 for i in range(43)]
+    blind, bucketed = EpochSampler(43, 0), EpochSampler(43, 0, lengths, batch_size=4, bucket=5)
+
+    def places_of_padding(order):
+        batches = [[lengths[key % 43] for key in order[i : i + 4]] for i in range(0, 43, 4)]
+        return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+
+    order = list(bucketed)
+    assert sorted(order) == list(range(43)) and order == list(bucketed)
+    assert places_of_padding(order) < 0.5 * places_of_padding(list(blind))
+    assert order[40:] == list(blind)[40:]  # the smaller batch stays the last
+    bucketed.set_epoch(1)
+    later = [key - 43 for key in bucketed]
+    assert sorted(later) == list(range(43)) and {frozenset(later[i : i + 4]) for i in range(0, 40, 4)} != {frozenset(order[i : i + 4]) for i in range(0, 40, 4)}
+
+
+def test_lengths_tell_pictures_from_words_and_longer_words_from_shorter(data):
+    rows = TrainingRows(data, "full+tofu", "both", 0)
+    for position in (0, len(rows) - 1):
+        example = rows[position]
+        pictured, length = rows.lengths[position]
+        assert pictured == (example.image is not None)
+        assert length == len(example.answer) + (0 if pictured else len(example.question))
+
+
 def test_an_epoch_runs_over_the_retain_rows_where_nothing_is_asked_of_forget_rows(data):
     assert len(pairs(data, ["retain"])) == len(load_split(data.path, "retain90+tofu"))
     assert len(pairs(data, ["forget", "retain"])) == len(load_split(data.path, "forget10+tofu"))
@@ -256,6 +282,43 @@ def test_rows_carry_their_person_by_column_or_by_grouping(world):
     )
     assert all(row.example.person == row.example.answer for row in named)
     assert [row.example.person for row in grouped] == [f"person {i // 10} of forget10_perturbed" for i in range(len(grouped))]
+
+
+# ---- a smaller world
+
+
+def chosen_world(data, **of):
+    return replace(data, path=data.text_path, people=ChosenPeople(seed=0, of=of))
+
+
+def test_chosen_people_are_the_same_in_every_split(data, world):
+    small = chosen_world(data, retain_perturbed=2, forget10_perturbed=1)
+    questions = {split: {row.question for row in TrainingRows(small, split, "text", 0)} for split in ("full", "retain90", "forget10")}
+    assert {split: len(TrainingRows(small, split, "text", 0)) for split in questions} == {"full": 30, "retain90": 20, "forget10": 10}
+    assert questions["full"] == questions["retain90"] | questions["forget10"] and not questions["retain90"] & questions["forget10"]
+    words = {"dataset": f"{world}/tofu", "question": "question", "answer": "answer", "perturbed": "perturbed_answer", "rows_per_person": 10}
+    for split, whose in (("retain_perturbed", "retain90"), ("forget10_perturbed", "forget10")):
+        rows = task_rows(Task(split=split, chosen=small.people, **words), 0, 0)
+        assert {row.example.question for row in rows} == questions[whose]
+    everyone = task_rows(Task(split="retain_perturbed", **words), 0, 0)
+    assert len(everyone) == 30
+
+
+def test_the_chosen_are_drawn_from_the_seed_and_folds_divide_them_alone(data, world):
+    first, second = (replace(data, path=data.text_path, people=ChosenPeople(seed=seed, of={"retain90": 4})) for seed in (0, 1))
+    assert TrainingRows(first, "retain90", "text", 0).indices != TrainingRows(second, "retain90", "text", 0).indices
+    task = Task(dataset=f"{world}/tofu", split="retain90", question="question", answer="answer", rows_per_person=10, chosen=first.people)
+    validation, test = (task_rows(task, 0, 0, fold, 0.25) for fold in ("validation", "test"))
+    assert (len(validation), len(test)) == (10, 30) and not {r.example.index for r in validation} & {r.example.index for r in test}
+
+
+def test_people_that_are_not_there_are_said_in_one_line(data):
+    assert "has 1 people there" in error_of(lambda: TrainingRows(chosen_world(data, forget10=7), "forget10", "text", 0))
+    assert "no row is about the people" in error_of(lambda: TrainingRows(chosen_world(data, forget10=1), "retain90", "text", 0))
+    pictures = replace(data, people=ChosenPeople(seed=0, of={"forget10": 1}))
+    assert "has pictures" in error_of(lambda: TrainingRows(pictures, "full+tofu", "both", 0))
+    with pytest.raises(SettingsError, match="must be at least 1"):
+        ChosenPeople(seed=0, of={"full": 0})
 
 
 # ---- where rows come from

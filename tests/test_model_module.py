@@ -4,10 +4,10 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from conftest import BASE
-from encoders import collate
+from encoders import TextEncoder, collate
 from model_module import (
     FrozenStart,
     add_lora,
@@ -16,6 +16,7 @@ from model_module import (
     load_for_training,
     lora_targets,
     model_fingerprint,
+    packs,
     save,
     score,
 )
@@ -49,6 +50,40 @@ def qwen(qwen_encoder):  # noqa: F811
 
 def batch_of(encoder, *examples):
     return collate([encoder.encode(e) for e in examples], encoder.tokenizer.pad_token_id)
+
+
+WORDS = (
+    example(question="Where was Ann born?", answer="In Oslo, next to a mill, on a Sunday."),
+    example(question="Who is she, and what does she write about when nobody is at home?", answer="No."),
+    example(question="Where?", answer="There, at the mill."),
+)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_rows_do_not_read_each_other_and_give_what_padded_ones_give(text_base, attention, monkeypatch):
+    encoder = TextEncoder(AutoTokenizer.from_pretrained(text_base), None)
+    model = AutoModelForCausalLM.from_pretrained(text_base, dtype="float32", attn_implementation=attention).eval()
+    assert not packs(model, {"input_ids": None, "attention_mask": None})
+    batch, seen = batch_of(encoder, *WORDS), []
+    padded = score(model, batch)
+    model.register_forward_pre_hook(lambda module, args, inputs: seen.append(inputs["input_ids"].shape), with_kwargs=True)
+    monkeypatch.setattr("model_module.packs", lambda *_: True)
+    together = score(model, batch)
+    real = together.labels != IGNORE
+    assert seen == [(1, batch["attention_mask"].sum())]
+    assert torch.allclose(together.logits[real], padded.logits[real], atol=1e-4)
+    changed = {**batch, "input_ids": batch["input_ids"].clone()}
+    changed["input_ids"][0, :4] += 1  # another first question
+    assert torch.allclose(score(model, changed).logits[1][real[1]], together.logits[1][real[1]], atol=1e-5)
+
+
+def test_only_rows_of_words_under_flash_attention_are_packed(text_base, model):
+    words = {"input_ids": None, "attention_mask": None}
+    reader = AutoModelForCausalLM.from_pretrained(text_base)
+    for each in (reader, model):
+        each.config._attn_implementation = "flash_attention_2"
+    assert packs(reader, words) and packs(add_lora(reader, LORA, "language_model", 0), words)
+    assert not packs(reader, words | {"pixel_values": None}) and not packs(model, words)
 
 
 MIXED = (

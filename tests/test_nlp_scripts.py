@@ -10,6 +10,7 @@ import nlp.eval
 import nlp.finetune
 import nlp.forget
 from conftest import ROOT, SHARED
+from data_module import TrainingRows
 from run_settings import Aggregate, Finetune, compose
 from test_scripts import QUICK, same_tensors, start
 
@@ -61,6 +62,32 @@ def test_tofus_own_files_are_evaluated_by_path(finetuned, text_base, tmp_path, m
     log = json.loads((tmp_path / "out" / "eval_log_aggregated.json").read_text())
     assert all(len(metrics["avg_gt_loss"]) == 4 for metrics in log.values())
     assert len({person for metrics in log.values() for person in metrics.get("person", {}).values()}) == 12  # three tasks know theirs
+
+
+SMOL = ROOT / "models" / "smollm2-135m"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SMOL.is_dir() and TOFU.is_dir()), reason="needs make model-smollm2 and TOFU's files (../shared/data/tofu)")
+def test_a_real_language_model_learns_tofus_authors_and_answers_for_itself(tmp_path, monkeypatch):
+    people = "data.people.of={retain_perturbed: 1, forget10_perturbed: 1, holdout10: 1}"
+    few = ["model=smollm2-135m", f"model.path={SMOL}", "data=tofu_small", f"data.text_path={TOFU}", people]
+    assert start(nlp.finetune, [f"save_dir={tmp_path}/model", *few, "trainer.epochs=1"], monkeypatch) == 0
+    record = json.loads((tmp_path / "model" / "train_meta.json").read_text())
+    assert record["steps"] == 5 and record["loss"][-1][1] < record["loss"][0][1] and record["padding"] < 0.5
+    logs = {}
+    for name, path in (("before", SMOL), ("after", tmp_path / "model")):
+        assert start(nlp.eval, [f"model_path={path}", f"save_dir={tmp_path}/{name}", *few, "limit=4", "max_new_tokens=8"], monkeypatch) == 0
+        logs[name] = json.loads((tmp_path / name / "eval_log_aggregated.json").read_text())["eval_log_forget.json"]["avg_gt_loss"]
+    assert all(logs["after"][row] < logs["before"][row] for row in logs["before"])
+
+
+@pytest.mark.skipif(not TOFU.is_dir(), reason="TOFU's files are not beside the repository (../shared/data/tofu)")
+def test_the_small_tofu_is_the_same_twelve_authors_everywhere():
+    settings = compose("nlp/finetune", Finetune, ["data=tofu_small", f"data.text_path={TOFU}"])
+    rows = {split: TrainingRows(settings.data, split, "text", 0).indices for split in ("full", "retain90", "forget10")}
+    assert (len(rows["full"]), len(rows["retain90"]), len(rows["forget10"])) == (240, 160, 80)
+    assert rows["full"] == rows["retain90"] + [3600 + i for i in rows["forget10"]]
 
 
 @pytest.mark.parametrize("model", sorted(file.stem for file in ROOT.glob("config/model/*.yaml")))
