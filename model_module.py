@@ -4,7 +4,7 @@ import contextlib
 import copy
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,7 @@ def score(model: nn.Module, batch: dict[str, Tensor]) -> Scored:
     return Scored(output.logits, batch["labels"], batch.get("pictured"))
 
 
-def score_passes(model: nn.Module, batches: dict[str, dict[str, Tensor]]) -> dict[str, Scored]:
+def score_passes(model: nn.Module, batches: dict[str, dict[str, Tensor]], score: Callable[[nn.Module, dict[str, Tensor]], Scored] = score) -> dict[str, Scored]:
     """`score` for batches named by their passes ("forget+retain"), each pass apart again and as wide as its own longest answer."""
     scored = {}
     for names, batch in batches.items():

@@ -1,0 +1,94 @@
+"""Verification scores of many models -> membership attacks on the people that were forgotten and on those that were kept.
+
+Shapes: M models, Q queries. Models are in pairs that met opposite halves of the people; the first ones are targets, all others shadow models.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+import attack_metrics as metrics
+from face_pictures import Division, met_by
+from run_record import write_json
+
+SCORES, ATTACK = "scores.safetensors", "attack.json"
+QUERIES = "queries.json"
+RATES = {"TPR at 1% FPR": 0.01, "TPR at 0.1% FPR": 0.001}
+BINS = 40
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """What each model says of each query."""
+
+    people: list[str]  # (Q,), whose the query is
+    files: list[str]  # (Q,)
+    own: np.ndarray  # (M, Q), cosine to the person's own centre
+    nearest_other: np.ndarray  # (M, Q), cosine to the nearest of the others' centres
+
+    def write(self, folder: Path) -> None:
+        save_file({"own": self.own, "nearest_other": self.nearest_other}, folder / SCORES)
+        write_json(folder / QUERIES, {"people": self.people, "files": self.files})
+
+
+def attack(scores: ModelScores, division: Division, models: int, targets: int) -> dict[str, Any]:
+    """U-LiRA and U-MIA on the forget pool and on the retain pool: figures with intervals over people, ROC curves, a table by person, distributions."""
+    people = np.array(scores.people)
+    met = [set(met_by(division, number).trained) for number in range(models)]
+    learned = np.array([[name in names for name in people] for names in met])
+    pools = {}
+    for pool in ("forget", "retain"):
+        chosen = np.isin(people, division.pool(pool))
+        pools[pool] = attack_pool(scores, chosen, learned, targets)
+    return {"models": models, "targets": targets, "shadows": models - targets, "pools": pools}
+
+
+def attack_pool(scores: ModelScores, chosen: np.ndarray, learned: np.ndarray, targets: int) -> dict[str, Any]:
+    """One pool's figures; `chosen` (Q,) are its queries, `learned` (M, Q) says which models met their people."""
+    logits = metrics.verification_logit(scores.own[:, chosen])
+    margins = logits - metrics.verification_logit(scores.nearest_other[:, chosen])
+    known, people = learned[:, chosen], np.array(scores.people)[chosen]
+    features = np.stack([logits, margins], axis=-1)
+    member = known[:targets].ravel()
+    fitted, fitted_member, attacked = features[targets:].reshape(-1, 2), known[targets:].ravel(), features[:targets].reshape(-1, 2)
+    attacks = {
+        "U-LiRA": metrics.likelihood_ratio(logits[targets:], known[targets:], ~known[targets:], logits[:targets]).ravel(),
+        "U-MIA logistic": metrics.logistic_attack(fitted, fitted_member, attacked),
+        "U-MIA tree": metrics.tree_attack(fitted, fitted_member, attacked),
+    }
+    who = np.tile(people, targets)
+    edges = np.linspace(-1, 1, BINS + 1)
+    of_targets = scores.own[:targets, chosen].ravel().clip(-1, 1)
+    return {
+        "queries": int(chosen.sum()),
+        "people": len(set(people)),
+        "attacks": {name: figures(values, member, who) for name, values in attacks.items()},
+        "by person": {name: by_person(attacks["U-LiRA"], member, who == name) for name in sorted(set(people))},
+        "distribution": {"met": np.histogram(of_targets[member], edges)[0].tolist(), "not met": np.histogram(of_targets[~member], edges)[0].tolist()},
+    }
+
+
+def figures(values: np.ndarray, member: np.ndarray, who: np.ndarray) -> dict[str, Any]:
+    """Accuracy at 1/2, AUC and TPR at low FPR, each with its interval over people, and the ROC curve."""
+
+    def tpr(rate: float) -> metrics.Figure:
+        return metrics.with_interval(lambda *given: metrics.attack_tpr(*given[:2], rate, *given[2:]), values, member, who)
+
+    made = {
+        "accuracy": metrics.with_interval(metrics.attack_accuracy, values, member, who),
+        "auc": metrics.with_interval(metrics.attack_auc, values, member, who),
+    }
+    made |= {name: tpr(rate) for name, rate in RATES.items()}
+    return {name: asdict(figure) for name, figure in made.items()} | {"roc": metrics.roc_curve(values, member)}
+
+
+def by_person(values: np.ndarray, member: np.ndarray, own: np.ndarray) -> dict[str, float | None]:
+    """One person's accuracy and AUC; empty where the targets all met them, or none did."""
+    both = member[own].any() and (~member[own]).any()
+    return {
+        "accuracy": metrics.attack_accuracy(values[own], member[own]) if both else None,
+        "auc": metrics.attack_auc(values[own], member[own]) if both else None,
+    }
