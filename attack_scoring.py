@@ -73,13 +73,13 @@ def attack_pool(scores: ModelScores, chosen: np.ndarray, learned: np.ndarray, ta
 
 
 def population(name: str, features: np.ndarray, learned: np.ndarray, attacked: np.ndarray) -> np.ndarray:
-X
+    """Log odds or shares, (T * Q,), that one population attack fitted on `features` (M, Q, f) and `learned` (M, Q) gives `attacked` (T, Q, f)."""
     count = features.shape[-1]
     return POPULATION[name](features.reshape(-1, count), learned.ravel(), attacked.reshape(-1, count))
 
 
 def choose_population(features: np.ndarray, learned: np.ndarray) -> str:
-    """The population attack that is more accurate on pairs of shadow models that it was not fitted on; never by the targets, on which the better of two is luck.
+    """The population attack that is more accurate on pairs of shadow models that it was not fitted on; by the targets the better of two would be luck.
 
     Between equals the first of POPULATION.
     """
