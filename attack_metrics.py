@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from eval_metrics import bootstrap_counts, interval
+from eval_metrics import MIN_PEOPLE, bootstrap_counts, interval
 
 CLIP = 1e-6  # of (1 + cos) / 2
 LEAST_SCALE = 1e-3  # of a score's distribution, in logits: with no spread at all any difference would be certainty
@@ -158,7 +158,7 @@ def roc_curve(scores: np.ndarray, member: np.ndarray, points: int = 101) -> list
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of an attack with its 95 % interval over people; None where it cannot be known, and `why`."""
+    """One figure of an attack with its 95 % interval over people; None where one cannot be known, and `why`."""
 
     value: float | None
     low: float | None
@@ -167,11 +167,16 @@ class Figure:
 
 
 def with_interval(figure: Callable[..., float | None], scores: np.ndarray, member: np.ndarray, people: np.ndarray, draws: int = 400) -> Figure:
-    """`figure(scores, member, weights)` of rows (n,) and its interval when as many people as there are get drawn with replacement."""
+    """`figure(scores, member, weights)` of rows (n,) and its interval when as many people as there are get drawn with replacement.
+
+    Fewer than 10 people have no interval.
+    """
     value = figure(scores, member)
     if value is None:
         return Figure(None, None, None, f"not resolvable with {(~member).sum()} queries of people who were not met")
     names, who = np.unique(people, return_inverse=True)
+    if len(names) < MIN_PEOPLE:
+        return Figure(value, None, None, f"no interval with {len(names)} people")
     counts = bootstrap_counts(people, draws)
     table = np.stack([counts[str(name)] for name in names])  # (people, draws)
     sides = [np.bincount(who, which) > 0 for which in (member, ~member)]

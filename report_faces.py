@@ -66,7 +66,7 @@ def face_columns(model: Path) -> Row:
             for name in ATTACKED:
                 column = f"{attack} {name.replace('auc', 'AUC')} {pool}"
                 row |= {column: figures[name]["value"], f"{column} low": figures[name]["low"], f"{column} high": figures[name]["high"]}
-                row |= {f"{column} why": figures[name]["why"]} if figures[name]["value"] is None else {}
+                row |= {f"{column} why": figures[name]["why"]} if figures[name]["why"] else {}
         row[f"U-MIA attack {pool}"] = of_pool["U-MIA attack"]
     return row
 
@@ -87,13 +87,19 @@ def is_figure(column: str) -> bool:
 
 
 def attack_verdict(rows: list[Row]) -> dict[str, Any] | None:
-    """Whether the attack can tell anything: gold's accuracy on the forgotten near 1/2, and the base's clearly above it. None: nothing was attacked."""
+    """Whether the attack can tell anything: gold's accuracy on the forgotten near 1/2, and the base's clearly above it. None: nothing was attacked.
+
+    Near: 1/2 lies in gold's interval, or within .05 of its value. Clearly above: the intervals do not touch. Without intervals neither is known.
+    """
     own = {row["Method"]: row for row in reversed(rows)}  # of the first seed
     base, gold = (own.get(name, {}) for name in ("base", "gold"))
     if base.get("U-LiRA accuracy forget") is None or gold.get("U-LiRA accuracy forget") is None:
         return None
     figures = [[each[f"U-LiRA accuracy forget{end}"] for end in ("", " low", " high")] for each in (gold, base)]
-    (of_gold, gold_low, gold_high), (_, base_low, _) = figures
+    (of_gold, gold_low, gold_high), (of_base, base_low, _) = figures
+    if None in (gold_low, base_low):
+        why = f"U-LiRA accuracy, gold {of_gold:.3f}; base {of_base:.3f}: too few people for intervals, so that nothing is known of the methods' figures."
+        return {"passed": False, "title": "Attack", "text": "undecided", "why": why}
     near, above = gold_low <= 0.5 <= gold_high or abs(of_gold - 0.5) <= NEAR, base_low > gold_high
     shown = "; ".join(f"{name} {value:.3f} [{low:.3f}, {high:.3f}]" for name, (value, low, high) in zip(("gold", "base"), figures, strict=True))
     meaning = "gold is near one half and the base clearly above it" if near and above else "without both, the attack's figures of the methods mean nothing"

@@ -20,9 +20,6 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 
 ROOT = Path(__file__).resolve().parent
 CONFIG_DIR = str(ROOT / "config")  # absolute: a relative one is resolved from the caller's file and fails on import
-MODALITIES = ("both", "text", "visual")
-PRECISIONS = ("bf16", "fp32")
-FOLDS = ("all", "validation", "test")
 GROUPS = ("forget", "retain", "real", "holdout")  # whom a task is about; holdout: people that no model was trained on
 
 Schema = TypeVar("Schema")
@@ -209,7 +206,7 @@ class Trainer:
             at_least(f"trainer.{name}", getattr(self, name), 0)
         if self.warmup_ratio >= 1:
             raise SettingsError(f"trainer.warmup_ratio={self.warmup_ratio} must be below 1: it is a share of the steps")
-        one_of("trainer.precision", self.precision, PRECISIONS)
+        one_of("trainer.precision", self.precision, ("bf16", "fp32"))
         one_of("trainer.schedule", self.schedule, ("linear", "cosine", "constant", "constant_with_warmup"))
         one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"))
         one_of("trainer.report_to", self.report_to, ("none", "wandb"))
@@ -290,7 +287,7 @@ class Finetune:
     epoch_eval: EpochEval | None = None
 
     def __post_init__(self) -> None:
-        one_of("modality", self.modality, MODALITIES)
+        one_of("modality", self.modality, ("both", "text", "visual"))
         at_least("max_length", self.max_length, 0)
         at_least("seed", self.seed, 0)
 
@@ -327,7 +324,7 @@ class Eval(Asked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("fold", self.fold, FOLDS)
+        one_of("fold", self.fold, ("all", "validation", "test"))
         if self.model.attention == "flash_attention_2" and self.model.weights == "float32":
             raise SettingsError("model.attention=flash_attention_2 evaluates half-precision weights only: set model.weights=bfloat16, or attention=sdpa")
 
@@ -413,11 +410,9 @@ def read(cfg: DictConfig, schema: type[Schema]) -> Schema:
 
 def missing_fields(settings: Any, prefix: str = "") -> Any:
     """Yield the dotted names of the fields nobody set."""
-    if is_dataclass(settings):
-        for item in fields(settings):
-            yield from missing_fields(getattr(settings, item.name), f"{prefix}{item.name}.")
-    elif isinstance(settings, dict):
-        for key, value in settings.items():
+    inside = {item.name: getattr(settings, item.name) for item in fields(settings)} if is_dataclass(settings) else settings
+    if isinstance(inside, dict):
+        for key, value in inside.items():
             yield from missing_fields(value, f"{prefix}{key}.")
     elif settings == MISSING:
         yield prefix.rstrip(".")

@@ -20,7 +20,7 @@ from face_settings import FinetuneFaces, Pretrain
 from run_settings import Method, compose
 from train_engine import bind, train
 
-SEEDS = (101,)
+SEEDS = (101, 102, 103)
 EPOCHS = (5, 10, 20, 40, 80)
 LEARN = Method(name="finetune", loss="retain_ft")
 

@@ -149,6 +149,21 @@ def test_a_figure_that_cannot_be_resolved_says_so_and_others_have_intervals_over
     assert auc.low < auc.value < auc.high and auc.value == attack_auc(scores + member, member)
 
 
+def test_fewer_than_ten_people_have_no_interval():
+    people, member = np.repeat([f"p{i}" for i in range(9)], 10), np.arange(90) % 2 == 0
+    figure = with_interval(attack_auc, RNG.normal(0, 1, 90), member, people)
+    assert figure.value is not None and (figure.low, figure.high, figure.why) == (None, None, "no interval with 9 people")
+
+
+def test_the_interval_draws_people_and_not_rows():
+    people, member = np.repeat([f"p{i}" for i in range(20)], 50), np.tile([True, False], 500)
+    by_person = np.repeat(RNG.normal(0, 1, 20), 50)  # rows of a person are alike: 20 facts, not 1000
+    scores = by_person * member
+    alone = with_interval(attack_auc, scores, member, np.array([str(i) for i in range(1000)]))
+    whole = with_interval(attack_auc, scores, member, people)
+    assert whole.high - whole.low > 3 * (alone.high - alone.low)
+
+
 def test_the_roc_curve_runs_from_none_to_all_and_its_area_is_the_auc():
     member = RNG.random(5000) < 0.5
     scores = RNG.normal(0, 1, 5000) + member

@@ -39,7 +39,9 @@ def test_the_table_has_base_gold_and_every_method_with_verification_and_attacks(
     for row in rows.values():
         for column in ("U-LiRA accuracy forget", "U-LiRA AUC retain", "U-MIA logistic accuracy forget", "U-MIA tree AUC retain", "EER holdout"):
             assert 0 <= float(row[column]) <= 1
-        assert float(row["U-LiRA accuracy forget low"]) <= float(row["U-LiRA accuracy forget"]) <= float(row["U-LiRA accuracy forget high"])
+        assert row["U-LiRA accuracy forget low"] == "" and row["U-LiRA accuracy forget why"] == "no interval with 4 people"
+        chosen = row["U-MIA attack forget"]
+        assert chosen in ("logistic", "tree") and row["U-MIA accuracy forget"] == row[f"U-MIA {chosen} accuracy forget"]
         assert row["U-LiRA TPR at 1% FPR forget"] == "" and row["U-LiRA TPR at 1% FPR forget why"].startswith("not resolvable")
         for group in ("forget", "retain", "holdout"):
             assert 0 <= float(row[f"Exact Memorization eval_{group}_faces"]) <= 1
@@ -68,7 +70,7 @@ def test_a_second_run_finds_everything_done(finished, monkeypatch):
 
 def test_the_page_gives_the_attacks_verdict_first_and_the_plots_of_faces(finished):
     page = Path(finished.results_dir, "report.html").read_text(encoding="utf-8")
-    assert re.search(r"<strong>Attack: (passed|failed)\.</strong> U-LiRA accuracy, gold [\d.]+ \[", page)
+    assert re.search(r"<strong>Attack: undecided\.</strong> U-LiRA accuracy, gold [\d.]+; base [\d.]+: too few people", page)
     assert page.index("<strong>Attack: ") < page.index("<strong>Memorisation gate: ") < page.index('<table id="table">')
     assert all(f"<h2>{title}</h2>" in page for title in ("ROC of the attack", "Attack by person", "Verification scores"))
     assert "Whose face is this?" in page and "data:image/webp" in page
@@ -90,6 +92,11 @@ def test_the_attacks_figures_mean_something_only_with_gold_near_one_half_and_the
     report.print_table(made, Console(width=200))
     printed = capsys.readouterr().out
     assert printed.index("attack passed" if passed else "attack failed") < printed.index("npo")
+
+
+def test_without_intervals_the_attacks_verdict_is_undecided():
+    verdict = report_faces.attack_verdict([row("base", 0.9, None, None), row("gold", 0.5, None, None)])
+    assert not verdict["passed"] and verdict["text"] == "undecided"
 
 
 def test_a_benchmark_without_attacks_has_no_verdict():

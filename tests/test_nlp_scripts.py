@@ -10,6 +10,7 @@ import nlp.eval
 import nlp.finetune
 import nlp.forget
 from conftest import ROOT, SHARED
+from face_settings import FinetuneFaces
 from run_settings import Aggregate, Finetune, compose
 from test_scripts import QUICK, same_tensors, start
 
@@ -65,8 +66,8 @@ def test_tofus_own_files_are_evaluated_by_path(finetuned, text_base, tmp_path, m
 
 @pytest.mark.parametrize("model", sorted(file.stem for file in ROOT.glob("config/model/*.yaml")))
 def test_every_model_file_composes_with_its_own_trainer(model):
-    track = "mm" if "llava" in model or "-vl-" in model else "nlp"
-    settings = compose(f"{track}/finetune", Finetune, [f"model={model}"])
+    track = "cv" if "resnet" in model else "mm" if "llava" in model or "-vl-" in model else "nlp"
+    settings = compose(f"{track}/finetune", FinetuneFaces if track == "cv" else Finetune, [f"model={model}"])
     assert settings.model.name == model and settings.trainer.epochs > 0
 
 

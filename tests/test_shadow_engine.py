@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import shadow_models
-from attack_scoring import ModelScores, attack
+from attack_scoring import ModelScores, attack, attack_pool, choose_population
 from face_network import FaceNetwork, Shape, apart, end_at, side_by_side, with_new_classes
 from face_pictures import met_by, read_division
 from face_scoring import compare
@@ -66,18 +66,20 @@ def test_each_of_several_networks_becomes_in_fp64_what_it_becomes_alone(name, se
         assert apartness(together[place], alone) < 1e-7 < 1e-5 < apartness(alone, start)
 
 
-@pytest.mark.parametrize(("optimizer", "share"), [("sgd", 1e-3), ("adamw_torch", 0.02)])
-def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(optimizer, share, settings, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "optimizer", "share"), [("finetune", "sgd", 1e-3), ("finetune", "adamw_torch", 0.02), ("scrub", "sgd", 1e-3), ("dpo", "sgd", 1e-3)]
+)
+def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(method, optimizer, share, settings, tmp_path):
     """The same rows, seed and settings through train_engine and through the shadow engine."""
     from functools import partial
 
     from face_network import save_network, score_faces
     from train_engine import train
 
-    given = settings()
+    given = settings() if method == "finetune" else settings(f"method={method}")
     trainer = replace(given.finetune, precision="fp32", optimizer=optimizer, max_grad_norm=0.5)
     division = read_division(given.data)
-    bound = bind(LEARN)
+    bound = bind(given.method or LEARN)
     own = [shadow(given, bound, division, n, met_by(division, n).trained, 100 + n) for n in (2, 3)]
     models = [with_new_classes(pretrained(), 6, n) for n in (2, 3)]
     stack = side_by_side(models)
@@ -165,6 +167,44 @@ def test_an_attack_finds_a_known_difference_whatever_the_order_of_the_rows(setti
             assert set(pools[pool]["by person"]) == set(division.pool(pool))
     assert both[0]["pools"]["forget"]["attacks"]["U-LiRA"]["auc"] == both[1]["pools"]["forget"]["attacks"]["U-LiRA"]["auc"]
     assert both[0]["pools"]["forget"]["attacks"]["U-LiRA"]["TPR at 1% FPR"]["why"].startswith("not resolvable")
+
+
+def shadows_with(own_of):
+    """Features (M, Q, 2) of 16 shadow models and who met what, (M, Q): `own_of` makes the own logit of the second."""
+    source = np.random.default_rng(3)
+    learned = np.array([(np.arange(200) + number) % 2 == 0 for number in range(16)])
+    return np.stack([own_of(learned, source), source.normal(0, 1, learned.shape)], axis=-1), learned
+
+
+def in_line(learned, source):
+    return source.normal(0, 1, learned.shape) + 1.0 * learned
+
+
+def in_a_band(learned, source):
+    return np.where(learned, source.uniform(-1, 1, learned.shape), source.choice([-1, 1], learned.shape) * source.uniform(1.2, 3, learned.shape))
+
+
+def test_the_population_attack_is_chosen_by_shadow_models_that_it_was_not_fitted_on():
+    assert choose_population(*shadows_with(in_a_band)) == "tree"  # no line parts a band
+    features, learned = shadows_with(in_line)
+    features[..., 1] = 5 * features[..., 0] + 0.1 * features[..., 1]
+    assert choose_population(features, learned) == "logistic"
+    # the models that were fitted on, whose band favours the tree, do not decide: the last pairs do, whom only the line gets right
+    features, learned = shadows_with(in_a_band)
+    features[..., 0] += 0.5 * learned  # the line rises a little
+    features[-4:, :, 0] = np.where(learned[-4:], 4.0, -4.0)  # on both sides of the band
+    assert choose_population(features, learned) == "logistic"
+
+
+def test_the_targets_have_no_say_in_which_population_attack_is_reported():
+    features, learned = shadows_with(in_a_band)
+    own = np.tanh(features[..., 0] / 4)
+    scores = ModelScores([f"p{i % 20:02d}" for i in range(200)], [str(i) for i in range(200)], own, np.zeros_like(own))
+    made = [attack_pool(scores, np.ones(200, bool), np.concatenate([first, learned[4:]]), 4) for first in (learned[:4], ~learned[:4])]
+    assert [each["U-MIA attack"] for each in made] == ["tree", "tree"]
+    right, wrong = (each["attacks"]["U-MIA"]["accuracy"]["value"] for each in made)
+    assert right > 0.9 and wrong < 0.1  # a maximum of both attacks would never fall so low
+    assert made[0]["attacks"]["U-MIA"] == made[0]["attacks"]["U-MIA tree"]
 
 
 def test_one_network_among_several_compares_as_it_does_alone(settings):
