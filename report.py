@@ -93,15 +93,15 @@ def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str]) -> list[Row
 
 
 def known_columns(made: list[Row]) -> list[str]:
-    """The headline columns that some row has."""
-    known = [column for column in TABLE if any(row.get(column) is not None for row in made)]
+    """The headline columns that some row has, or says why it has none."""
+    known = [column for column in TABLE if any(row.get(column) is not None or row.get(f"{column} why") for row in made)]
     return [column for column in known if column not in TEXT_ONLY or "Forget Quality eval_forget_qa" not in known]
 
 
 def cell(row: Row, column: str) -> str:
     value, spec = row.get(column), TABLE[column][1]
     if value is None:
-        return "–"
+        return "not resolvable" if "not resolvable" in row.get(f"{column} why", "") else "–"
     return format(value, spec) if isinstance(value, int | float) and spec else str(value)
 
 
@@ -166,7 +166,7 @@ def html_cell(row: Row, column: str) -> dict[str, Any]:
     value = row.get(column)
     number = isinstance(value, int | float)
     bar = round(100 * min(1.0, max(0.0, value)), 1) if number and column == "Distance to gold" else None
-    reason = row.get(REASONS.get(column, "")) or (row.get("Failed") if value is None else None)
+    reason = row.get(REASONS.get(column, f"{column} why")) or (row.get("Failed") if value is None else None)
     return {"text": cell(row, column), "value": "" if value is None else repr(value) if number else value, "title": reason, "bar": bar}
 
 

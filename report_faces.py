@@ -27,6 +27,7 @@ TABLE = {
         "Accuracy of telling forgotten people from people never met, by likelihood ratio; .5: nothing is told",
     ),
     "U-LiRA AUC forget": ("U-LiRA AUC", ".3f", "The same over all thresholds"),
+    "U-LiRA TPR at 1% FPR forget": ("U-LiRA TPR at 1 %", ".3f", "Share of the forgotten that score above all but 1 % of those never met"),
     "U-MIA accuracy forget": (
         "U-MIA, forgotten",
         ".3f",

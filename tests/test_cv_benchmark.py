@@ -47,6 +47,14 @@ def test_the_table_has_base_gold_and_every_method_with_verification_and_attacks(
             assert 0 <= float(row[f"Exact Memorization eval_{group}_faces"]) <= 1
 
 
+def test_the_tables_say_what_too_few_queries_cannot_resolve(finished):
+    folder = Path(finished.results_dir)
+    first, _, *lines = (folder / "table.md").read_text(encoding="utf-8").splitlines()
+    place = first.split("|").index(" U-LiRA TPR at 1 % ")
+    assert len(lines) == 4 and all(line.split("|")[place] == " not resolvable " for line in lines)
+    assert "not resolvable with 12 queries of people who were not met" in (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_every_face_column_has_its_distance_to_gold(finished):
     rows = rows_of(finished)
     columns = [column for column in rows["base"] if column.startswith("Distance to gold: ")]
