@@ -82,6 +82,13 @@ def test_an_optimizer_that_needs_cuda_says_so_where_there_is_none(monkeypatch):
             compose("mm/forget", Forget, [f"trainer.optimizer={optimizer}"])
 
 
+@pytest.mark.parametrize(("script", "schema"), [("mm/forget", Forget), ("nlp/forget", Forget), ("cv/forget", ForgetFaces)])
+def test_a_method_that_begins_anew_begins_before_the_finetuning(script, schema):
+    given = ["model_path=models/finetuned"]
+    anew, other = (compose(script, schema, [f"method={method}", *given]) for method in ("retrain", "retain_ft"))
+    assert anew.model_path == anew.model.path and other.model_path == "models/finetuned"
+
+
 def test_a_method_means_the_same_to_every_script_and_seeds_name_the_output():
     settings = compose("mm/forget", Forget, ["method=grad_diff", "seed=3"])
     assert settings.method.loss == "grad_diff" and "seed3" in settings.save_dir and "grad_diff" in settings.save_dir
