@@ -48,6 +48,11 @@ class Example:
         """The same for two examples that ask the same of the same picture."""
         return self.question, self.image and (self.image["path"], hashlib.sha256(self.image["bytes"] or b"").digest())
 
+    @property
+    def key(self) -> str:
+        """What names this question with its answer, whatever their place in a batch or an epoch."""
+        return f"{self.split}/{self.index}/{self.question}/{self.answer}"
+
 
 @dataclass(frozen=True)
 class TaskRow:

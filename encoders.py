@@ -29,6 +29,11 @@ class Encoded:
     prompt: dict[str, Tensor]
     answer: list[int]
 
+    @property
+    def length(self) -> int:
+        """Positions that it takes in a batch."""
+        return self.prompt["input_ids"].shape[1] + len(self.answer)
+
 
 def open_image(example: Example) -> Image.Image:
     """Decode the picture to RGB; raises SettingsError naming the row if it cannot be read."""
@@ -86,6 +91,9 @@ class ChatEncoder:
         if asked + len(answer) > self.max_length and not (self.truncate and asked < self.max_length):
             raise TooLong(f"split {example.split}, row {example.index}: {asked + len(answer)} tokens, but the model takes {self.max_length}")
         return answer[: self.max_length - asked]
+
+    def collate(self, encoded: list[Encoded]) -> dict[str, Tensor]:
+        return collate(encoded, self.tokenizer.pad_token_id)
 
     def decode(self, tokens: Tensor) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +206,7 @@ def packed(inputs: dict[str, Tensor], positions: Tensor) -> tuple[dict[str, Tens
     return {"input_ids": ids, "attention_mask": None, "position_ids": place}, (positions + starts[:, None]).view(1, -1)
 
 
-def score_passes(model: nn.Module, batches: dict[str, dict[str, Tensor]]) -> dict[str, Scored]:
+def score_passes(model: nn.Module, batches: dict[str, dict[str, Tensor]], score: Callable[[nn.Module, dict[str, Tensor]], Scored] = score) -> dict[str, Scored]:
     """`score` for batches named by their passes ("forget+retain"), each pass apart again and as wide as its own longest answer."""
     scored = {}
     for names, batch in batches.items():

@@ -12,10 +12,11 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
+import report_faces
 from aggregate_eval_stat import aggregate
 from report_cards import card_data
 from report_plots import distribution_plots, plots
-from run_record import AGGREGATED, EVAL_RECORD, TRAIN_RECORD, write_text_whole
+from run_record import AGGREGATED, EVAL_RECORD, RECORDS, TRAIN_RECORD, write_text_whole
 from run_settings import ROOT, Aggregate, Benchmark, Run, Scoring, SettingsError, compose, one_line_errors
 
 PLAN = "benchmark.json"  # what run_benchmark leaves of its settings and stages
@@ -23,6 +24,7 @@ Row = dict[str, Any]
 
 # column of the row -> heading, format, what it says
 TABLE = {
+    **report_faces.TABLE,
     "Distance to gold": ("distance to gold ↓", ".2f", "Mean over measures and forget tasks of |model - gold| / |base - gold|"),
     "Distance to gold noise floor": ("noise floor", ".2f", "Distance to gold of a second gold model of another seed"),
     "Model Utility / gold": ("utility / gold ↑", ".2f", "Harmonic mean of Probability, ROUGE and Truth Ratio on everything else, relative to gold"),
@@ -81,7 +83,9 @@ def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str]) -> list[Row
                 f"method_name={row}",
                 f"save_file={folder}/results.csv",
             ]
-            made.append(aggregate(compose("aggregate_eval_stat", Aggregate, overrides)))
+            model = folder / "models" / f"{row}_seed{seed}"
+            made.append(aggregate(compose("aggregate_eval_stat", Aggregate, overrides)) | report_faces.face_columns(model))
+    report_faces.add_distances(made)
     return made
 
 
@@ -89,15 +93,15 @@ def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str]) -> list[Row
 
 
 def known_columns(made: list[Row]) -> list[str]:
-    """The headline columns that some row has."""
-    known = [column for column in TABLE if any(row.get(column) is not None for row in made)]
+    """The headline columns that some row has, or says why it has none."""
+    known = [column for column in TABLE if any(row.get(column) is not None or row.get(f"{column} why") for row in made)]
     return [column for column in known if column not in TEXT_ONLY or "Forget Quality eval_forget_qa" not in known]
 
 
 def cell(row: Row, column: str) -> str:
     value, spec = row.get(column), TABLE[column][1]
     if value is None:
-        return "–"
+        return "not resolvable" if "not resolvable" in row.get(f"{column} why", "") else "–"
     return format(value, spec) if isinstance(value, int | float) and spec else str(value)
 
 
@@ -139,6 +143,8 @@ def csv_table(made: list[Row]) -> str:
 
 
 def print_table(made: list[Row], console: Console) -> None:
+    if verdict := report_faces.attack_verdict(made):  # before any figure of a method
+        console.print(f"attack {verdict['text']}: {verdict['why']}", markup=False)
     first, *others = table_of(made)
     table = Table()
     for number, text in enumerate(first):
@@ -160,7 +166,7 @@ def html_cell(row: Row, column: str) -> dict[str, Any]:
     value = row.get(column)
     number = isinstance(value, int | float)
     bar = round(100 * min(1.0, max(0.0, value)), 1) if number and column == "Distance to gold" else None
-    reason = row.get(REASONS.get(column, "")) or (row.get("Failed") if value is None else None)
+    reason = row.get(REASONS.get(column, f"{column} why")) or (row.get("Failed") if value is None else None)
     return {"text": cell(row, column), "value": "" if value is None else repr(value) if number else value, "title": reason, "bar": bar}
 
 
@@ -174,12 +180,18 @@ def gate_verdict(row: Row) -> dict[str, Any]:
     figures = [f"{task}: base {row[f'Gate base {task}']:.2f}, rise {row[f'Gate rise {task}'] or 0:.2f}" for task in sorted(tasks)]
     passed = row["Gate"] == "passed"
     meaning = "the base knew the people by heart and gold did not" if passed else "without it the numbers below mean nothing"
-    return {"passed": passed, "text": row["Gate"], "why": f"{meaning[0].upper()}{meaning[1:]} ({'; '.join(figures)})."}
+    return {"title": "Memorisation gate", "passed": passed, "text": row["Gate"], "why": f"{meaning[0].upper()}{meaning[1:]} ({'; '.join(figures)})."}
+
+
+def verdicts(made: list[Row]) -> list[dict[str, Any]]:
+    """What must hold before a figure means anything: the attack's verdict where models were attacked, the gate of each base."""
+    attack = report_faces.attack_verdict(made)
+    return [*([attack] if attack else []), *(gate_verdict(row) for row in made if row["Method"] == "base")]
 
 
 def record_of(stage: dict[str, Any]) -> dict[str, Any]:
     """What a stage left beside its result; nothing if it failed: what lies there then is of an earlier run."""
-    file = Path(stage["output"]) / (EVAL_RECORD if stage["kind"] == "eval" else TRAIN_RECORD)
+    file = Path(stage["output"]) / RECORDS.get(stage["kind"], TRAIN_RECORD)
     return json.loads(file.read_text(encoding="utf-8")) if "failed" not in stage else {}
 
 
@@ -211,7 +223,9 @@ def page(folder: Path, plan: dict[str, Any], made: list[Row]) -> str:
     settings = json.loads((files["base"].parent / EVAL_RECORD).read_text(encoding="utf-8"))["settings"]
     scoring = compose("aggregate_eval_stat", Aggregate, [f"scoring={benchmark.modality}"]).scoring
     stages = [(stage, record_of(stage)) for stage in plan["stages"]]
-    cards, people, sampled = card_data(logs, settings, scoring)
+    make_cards, tasks = (card_data, settings["tasks"]) if "tasks" in settings else (report_faces.face_cards, report_faces.TASKS)
+    cards, people, sampled = make_cards(logs, settings, scoring)
+    figures = report_faces.face_plots(folder, {method: file.parent.parent.name for method, file in files.items()})
     minutes, memory = sum(stage["seconds"] for stage, _ in stages) / 60, max(stage["peak_memory_gb"] for stage, _ in stages)
     cost = f"{minutes:.1f} minutes of work in {len(stages)} stages, at most {memory:.1f} GB of memory"
     losses = {stage["name"].split()[-1]: record["loss"] for stage, record in stages if "loss" in record}
@@ -219,9 +233,9 @@ def page(folder: Path, plan: dict[str, Any], made: list[Row]) -> str:
     return source.get_template("page.html.jinja").render(
         name=f"{benchmark.name}: forgetting {len(people)} people",
         summary=f"Forgotten: {', '.join(people)}, by {len(benchmark.runs)} methods. Cost: {cost}.",
-        verdicts=[gate_verdict(row) for row in made if row["Method"] == "base"],
+        verdicts=verdicts(made),
         **html_table(made),
-        plots=[{**each, "svg": Markup(each["svg"])} for each in plots(made, settings["tasks"], scoring, losses)],
+        plots=[{**each, "svg": Markup(each["svg"])} for each in plots(made, tasks, scoring, losses, figures)],
         distributions=distributions(logs, scoring, first),
         sampled=sampled,
         cost=f"Seeds {', '.join(map(str, benchmark.seeds))}; {cost}.",

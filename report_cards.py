@@ -8,6 +8,8 @@ import re
 from io import BytesIO
 from typing import Any
 
+from PIL import Image
+
 from data_module import TaskRow, task_rows
 from encoders import open_image
 from run_settings import People, Scoring, Task
@@ -89,6 +91,10 @@ def thumbnail(example: Any) -> str:
     """The picture, small, as a data URL."""
     picture = open_image(example)
     picture.thumbnail((PICTURE, PICTURE))
+    return as_url(picture)
+
+
+def as_url(picture: Image.Image) -> str:
     stream = BytesIO()
     picture.save(stream, "WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

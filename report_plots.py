@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -41,8 +42,10 @@ def svg_of(figure: Figure, name: str) -> str:
     return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', most, text[text.index("<svg") :], count=1)
 
 
-def plots(rows: list[Row], tasks: dict[str, dict], scoring: dict[str, Scoring], losses: dict[str, list]) -> list[dict[str, Any]]:
-    """title, caption, whether it is wide, and svg of each plot that the rows have figures for."""
+def plots(
+    rows: list[Row], tasks: dict[str, dict], scoring: dict[str, Scoring], losses: dict[str, list], further: Sequence[tuple[str, str, Figure]] = ()
+) -> list[dict[str, Any]]:
+    """title, caption, whether it is wide, and svg of each plot that the rows have figures for, and of `further` ones."""
     done = [row for row in rows if "Failed" not in row]
     words = [name for name in tasks if scoring[name].group == "forget" and not tasks[name].get("image")]
     pictures = [name for name in tasks if scoring[name].group == "forget" and tasks[name].get("image")]
@@ -62,6 +65,7 @@ def plots(rows: list[Row], tasks: dict[str, dict], scoring: dict[str, Scoring], 
             "The loss that each run minimised, by step; each on its own scale, since the methods' losses cannot be compared.",
             loss_plot(losses),
         ),
+        *further,
     ]
     drawn = [(title, caption, figure) for title, caption, figure in made if figure is not None]
     return [{"title": title, "caption": caption, "wide": figure.get_figwidth() > 10, "svg": svg_of(figure, title)} for title, caption, figure in drawn]

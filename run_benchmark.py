@@ -25,15 +25,16 @@ from rich.console import Console
 
 import report
 from data_module import fingerprint, idk_answers, make_if_missing
+from face_settings import Faces
 from model_module import model_fingerprint
-from run_record import EVAL_RECORD, TRAIN_RECORD, versions, write_json
-from run_settings import ROOT, Benchmark, Forget, RunBenchmark, SettingsError, script
+from run_record import RECORDS, TRAIN_RECORD, versions, write_json
+from run_settings import ROOT, Benchmark, Data, Forget, Method, RunBenchmark, SettingsError, script
 from train_engine import method_source
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One recipe with its overrides: `kind` is finetune, forget or eval, `output` the folder it makes, `inputs` the folders it reads."""
+    """One recipe with its overrides: `kind` is its script's name, `output` the folder it makes, `inputs` the folders it reads."""
 
     name: str
     kind: str
@@ -43,24 +44,33 @@ class Stage:
 
 
 def stages(benchmark: Benchmark, folder: Path) -> list[Stage]:
-    """All training and evaluation stages of a benchmark in the order they run."""
-    made = []
+    """All stages of a benchmark in the order they run: each model is trained, evaluated, and attacked where the benchmark attacks."""
+    made, models = [], folder / "models"
+    pretrained = [] if benchmark.pretrain is None else [models / "pretrained"]
+    for model in pretrained:
+        made.append(Stage("pretrain pretrained", "pretrain", [f"save_dir={model}", *benchmark.pretrain], model, []))
+    known = benchmark.forget_split.removesuffix("+tofu")
 
-    def add(name: str, kind: str, overrides: list[str], inputs: list[Path]) -> Path:
-        model = folder / "models" / name
+    def add(name: str, kind: str, overrides: list[str], inputs: list[Path], attack: list[str] | None = None) -> Path:
+        model = models / name
         made.append(Stage(f"{kind} {name}", kind, [f"save_dir={model}", *overrides], model, inputs))
-        evaluation = [f"model_path={model}", f"forget={benchmark.forget_split.removesuffix('+tofu')}", *benchmark.eval]
+        evaluation = [f"model_path={model}", *([f"forget={known}"] if known else []), *benchmark.eval]
         made.append(Stage(f"eval {name}", "eval", evaluation, model / "eval_results", [model]))
+        if benchmark.attack is not None and attack is not None:
+            output, own = model / "attack_results", [f"model_path={pretrained[0]}", f"shadows_dir={folder}/shadows_seed{seed}", f"seed={seed}"]
+            made.append(Stage(f"attack {name}", "attack", [f"save_dir={output}", *own, *benchmark.attack, *attack], output, [*pretrained, model]))
         return model
 
+    learn = [*(f"model_path={model}" for model in pretrained), *benchmark.finetune]
     for seed in benchmark.seeds:
-        base = add(f"base_seed{seed}", "finetune", [f"split={benchmark.base_split}", f"seed={seed}", *benchmark.finetune], [])
+        base = add(f"base_seed{seed}", "finetune", [f"split={benchmark.base_split}", f"seed={seed}", *learn], pretrained, [])
         for gold_seed in report.gold_seeds(benchmark, seed):
-            add(f"gold_seed{gold_seed}", "finetune", [f"split={benchmark.gold_split}", f"seed={gold_seed}", *benchmark.finetune], [])
+            attack = ["method=retrain"] if gold_seed == seed else None
+            add(f"gold_seed{gold_seed}", "finetune", [f"split={benchmark.gold_split}", f"seed={gold_seed}", *learn], pretrained, attack)
+        people = [f"split={benchmark.forget_split}", f"retain_split={benchmark.gold_split}"] if known else []
         for row, run in benchmark.runs.items():
-            people = [f"split={benchmark.forget_split}", f"retain_split={benchmark.gold_split}"]
-            settings = [f"method={run.method}", f"model_path={base}", *people, f"seed={seed}", *benchmark.forget, *run.overrides]
-            add(f"{row}_seed{seed}", "forget", settings, [base])
+            own = [f"method={run.method}", *benchmark.forget, *run.overrides]
+            add(f"{row}_seed{seed}", "forget", [f"model_path={base}", *people, f"seed={seed}", *own], [base], own)
     return made
 
 
@@ -107,7 +117,7 @@ class StageLog(io.TextIOBase):
     def write(self, text: str) -> int:
         self.stream.write(text)
         self.stream.flush()
-        if epoch := re.search(r"^epoch (\d+)/(\d+)", text):
+        if epoch := re.search(r"^(?:epoch|models) (\d+)/(\d+)", text):
             self.fraction_done(int(epoch[1]) / int(epoch[2]))
         elif re.search(r"^\w+: \d+ rows", text):
             self.finished_tasks += 1
@@ -140,16 +150,23 @@ def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: StageLog) 
         raise SettingsError(f"{stage.name} failed with exit code {process.returncode}{why}; its log: {log.stream.name}")
 
 
+def data_paths(data: Data | Faces) -> list[str]:
+    """Where the rows or pictures of a stage stand."""
+    return data.paths if isinstance(data, Faces) else [data.path, data.text_path]
+
+
 def stage_key(stage: Stage, settings: Any) -> str:
     """What a finished stage depends on: its settings, its data, the model it starts from, its method's own code, the libraries' versions.
 
     A change of the code that all stages share is not in it: delete results/<name> after one.
     """
-    depends: list[Any] = [asdict(settings), versions(), *(fingerprint(path) for path in (settings.data.path, settings.data.text_path))]
-    depends += [model_fingerprint(str(path)) for path in stage.inputs] or [model_fingerprint(settings.model_path)]
+    depends: list[Any] = [asdict(settings), versions(), *(fingerprint(path) for path in data_paths(settings.data))]
+    if stage.inputs or hasattr(settings, "model_path"):
+        depends += [model_fingerprint(str(path)) for path in stage.inputs] or [model_fingerprint(settings.model_path)]
     if isinstance(settings, Forget):
         depends += [idk_answers(settings.data.idk_questions), idk_answers(settings.data.idk_pictures)]
-        depends += method_source(settings.method)
+    if isinstance(method := getattr(settings, "method", None), Method):
+        depends += method_source(method)
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -185,10 +202,10 @@ def measured(stage: Stage, benchmark: Benchmark, settings: Any, folder: Path, pr
         try:
             run_stage(stage, benchmark, settings, log)
         except SettingsError as error:
-            if stage.kind != "forget":
+            if stage.kind != "forget" and not (stage.kind == "attack" and settings.method is not None and not settings.method.restart):
                 raise
             return {"seconds": time.perf_counter() - started, "peak_memory_gb": 0.0, "failed": str(error)}
-    own = json.loads((stage.output / (EVAL_RECORD if stage.kind == "eval" else TRAIN_RECORD)).read_text(encoding="utf-8"))
+    own = json.loads((stage.output / RECORDS.get(stage.kind, TRAIN_RECORD)).read_text(encoding="utf-8"))
     return {"seconds": time.perf_counter() - started, "peak_memory_gb": own["peak_memory_gb"]}
 
 

@@ -16,8 +16,10 @@ from accelerate import PartialState
 
 from run_settings import SettingsError
 
-TRAIN_RECORD, EVAL_RECORD = "train_meta.json", "eval_meta.json"
+TRAIN_RECORD, EVAL_RECORD, ATTACK_RECORD = "train_meta.json", "eval_meta.json", "attack_meta.json"
+RECORDS = {"eval": EVAL_RECORD, "attack": ATTACK_RECORD}  # by kind of run; all others train
 AGGREGATED = "eval_log_aggregated.json"  # all tasks of an evaluation in one file
+VERIFICATION = "verification.json"  # accuracy, equal error rate and score distributions of face recognition
 
 
 def processes() -> PartialState:

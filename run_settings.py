@@ -16,13 +16,10 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 ROOT = Path(__file__).resolve().parent
 CONFIG_DIR = str(ROOT / "config")  # absolute: a relative one is resolved from the caller's file and fails on import
-MODALITIES = ("both", "text", "visual")
-PRECISIONS = ("bf16", "fp32")
-FOLDS = ("all", "validation", "test")
 GROUPS = ("forget", "retain", "real", "holdout")  # whom a task is about; holdout: people that no model was trained on
 
 Schema = TypeVar("Schema")
@@ -173,6 +170,8 @@ class Method:
     args: dict[str, Any] = field(default_factory=dict)  # its keyword-only parameters
     retain: str = "nll"  # the retain term: nll or kl
     other_answers: int = 1  # answers a row in the passes `unrelated` and `shuffled`
+    l1: float = 0.0  # weight of the sum of absolute weights, on top of trainer.l1
+    restart: bool = False  # begins anew with model.path, the start of the finetuning, in place of model_path: what gold is
     mask: Mask | None = None
     activations: Activations | None = None
     multiplier: Multiplier | None = None
@@ -181,6 +180,7 @@ class Method:
     def __post_init__(self) -> None:
         one_of("method.retain", self.retain, ("nll", "kl"))
         at_least("method.other_answers", self.other_answers, 1)
+        at_least("method.l1", self.l1, 0)
 
 
 @dataclass
@@ -206,7 +206,7 @@ class Trainer:
     warmup_ratio: float = MISSING
     schedule: str = MISSING  # linear, cosine, constant, constant_with_warmup
     max_grad_norm: float = MISSING  # 0: no clipping
-    optimizer: str = MISSING  # adamw_torch, adamw_bnb_8bit, paged_adamw_8bit
+    optimizer: str = MISSING  # adamw_torch, sgd (no momentum), adamw_bnb_8bit, paged_adamw_8bit
     precision: str = MISSING  # bf16: autocast over fp32 weights; fp32
     lora: Lora | None = MISSING  # null: every weight that is not frozen trains
     bucket: int = 0  # examples of like length share a batch, drawn among so many batches; 0: batches are drawn blindly
@@ -220,9 +220,9 @@ class Trainer:
             at_least(f"trainer.{name}", getattr(self, name), 0)
         if self.warmup_ratio >= 1:
             raise SettingsError(f"trainer.warmup_ratio={self.warmup_ratio} must be below 1: it is a share of the steps")
-        one_of("trainer.precision", self.precision, PRECISIONS)
+        one_of("trainer.precision", self.precision, ("bf16", "fp32"))
         one_of("trainer.schedule", self.schedule, ("linear", "cosine", "constant", "constant_with_warmup"))
-        one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"))
+        one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"))
         one_of("trainer.report_to", self.report_to, ("none", "wandb"))
         needed = {"wandb": self.report_to == "wandb", "bitsandbytes": "8bit" in self.optimizer}
         for package, wanted in needed.items():
@@ -302,7 +302,7 @@ class Finetune:
     epoch_eval: EpochEval | None = None
 
     def __post_init__(self) -> None:
-        one_of("modality", self.modality, MODALITIES)
+        one_of("modality", self.modality, ("both", "text", "visual"))
         at_least("max_length", self.max_length, 0)
         at_least("seed", self.seed, 0)
 
@@ -322,6 +322,8 @@ class Forget(Finetune):
             )
         if self.epoch_eval and (self.method.activations or self.method.task_vector):
             raise SettingsError(f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave epoch_eval out")
+        if self.method.restart:
+            self.model_path = self.model.path
 
 
 @dataclass
@@ -337,7 +339,7 @@ class Eval(Asked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("fold", self.fold, FOLDS)
+        one_of("fold", self.fold, ("all", "validation", "test"))
         if self.model.attention == "flash_attention_2" and self.model.weights == "float32":
             raise SettingsError("model.attention=flash_attention_2 evaluates half-precision weights only: set model.weights=bfloat16, or attention=sdpa")
 
@@ -389,12 +391,14 @@ class Benchmark:
     golds: int = MISSING  # gold models; the second's seed is another, its distance to the first the noise floor
     base_split: str = MISSING
     gold_split: str = MISSING
-    forget_split: str = MISSING
+    forget_split: str = MISSING  # empty: the data's own division says whom to forget
     finetune: list[str] = MISSING  # overrides of every finetune.yaml run
     forget: list[str] = MISSING  # overrides of every forget.yaml run
     eval: list[str] = MISSING
     expected_seconds: dict[str, float] = MISSING  # of a finetune, forget and eval stage, for the time left
     runs: dict[str, Run] = MISSING  # row name -> run
+    pretrain: list[str] | None = None  # overrides of pretrain.yaml; null: the base is made from a model that is there
+    attack: list[str] | None = None  # overrides of every attack.yaml run; null: nothing is attacked
 
 
 @dataclass
@@ -412,8 +416,6 @@ def read(cfg: DictConfig, schema: type[Schema]) -> Schema:
         raise SettingsError(f"{error.full_key} is required: set it in its YAML file or as {error.full_key}=...") from None
     except ConfigKeyError as error:
         raise SettingsError(unknown_setting(error.full_key, schema)) from None
-    except InterpolationResolutionError as error:
-        raise SettingsError(f"{error.full_key or 'config'}: {one_line(error)}") from None
     except OmegaConfBaseException as error:
         raise SettingsError(f"{error.full_key or 'config'}: {one_line(error)}") from None
     if missing := next(missing_fields(settings), None):
@@ -423,11 +425,9 @@ def read(cfg: DictConfig, schema: type[Schema]) -> Schema:
 
 def missing_fields(settings: Any, prefix: str = "") -> Any:
     """Yield the dotted names of the fields nobody set."""
-    if is_dataclass(settings):
-        for item in fields(settings):
-            yield from missing_fields(getattr(settings, item.name), f"{prefix}{item.name}.")
-    elif isinstance(settings, dict):
-        for key, value in settings.items():
+    inside = {item.name: getattr(settings, item.name) for item in fields(settings)} if is_dataclass(settings) else settings
+    if isinstance(inside, dict):
+        for key, value in inside.items():
             yield from missing_fields(value, f"{prefix}{key}.")
     elif settings == MISSING:
         yield prefix.rstrip(".")

@@ -18,14 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainingArguments
 
 import unlearn_losses
-from encoders import collate
 from model_module import FrozenStart, l1_norm, save, score, score_passes, silence_dropout, subtract_update, trained_weights
 from run_record import TRAIN_RECORD, peak_memory_gb, say_line, start_of_peak, versions, write_json, written_whole
 from run_settings import Mask, Method, SettingsError, Trainer, nearest, one_of
 from training_pairs import EpochSampler, PassCollator, answer_key
-from unlearn_losses import Anchored, Hidden, multiplier_step, nll, sequence_logprob
+from unlearn_losses import Anchored, Hidden, Scored, multiplier_step, nll, sequence_logprob
 
-PASSES = ("forget", "retain", "idk", "unrelated", "shuffled")
+Score = Callable[[nn.Module, dict[str, Tensor]], Scored]
+PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "augmented")
 STATE = ("epoch", "step", "multiplier", "target")  # keyword-only parameters that the engine fills in
 
 
@@ -144,11 +144,12 @@ def bind(method: Method) -> BoundLoss:
 
 
 class LossTrainer(transformers.Trainer):
-    """Hugging Face's trainer with a bound loss in place of the model's own."""
+    """Hugging Face's trainer with a bound loss in place of the model's own; `score` makes Scored of a model and a batch."""
 
-    def __init__(self, bound: BoundLoss, reference: FrozenStart | None, seed: int, l1: float, bucket: int, **options: Any):
+    def __init__(self, bound: BoundLoss, reference: FrozenStart | None, seed: int, settings: Trainer, score: Score = score, **options: Any):
         super().__init__(**options)
-        self.bound, self.reference, self.draw_seed, self.l1, self.bucket = bound, reference, seed, l1, bucket
+        self.bound, self.reference, self.draw_seed, self.score = bound, reference, seed, score
+        self.l1, self.bucket = settings.l1 + bound.method.l1, settings.bucket
         self.start_logprobs: dict[int, float] = {}  # by answer_key
         self.epoch = 0  # of the step being taken
         self.multiplier = bound.method.multiplier.start if bound.method.multiplier else 0.0
@@ -174,10 +175,11 @@ class LossTrainer(transformers.Trainer):
         return 0  # the library's estimate looks for one flat batch; cost is measured in seconds instead
 
     def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
-        scored = score_passes(model, inputs["trained"])
+        scored = score_passes(model, inputs["trained"], self.score)
         for batch in inputs["trained"].values():
-            self.tokens = self.tokens + batch["attention_mask"].sum()
-            self.places += batch["attention_mask"].numel()
+            if "attention_mask" in batch:  # pictures of faces are no tokens
+                self.tokens = self.tokens + batch["attention_mask"].sum()
+                self.places += batch["attention_mask"].numel()
         passes = {name: scored[name] for name in self.bound.trained} | self.reference_passes(model, inputs)
         self.epoch = int(self.state.epoch + 1e-6)  # the library's is a float that reaches 1 by small steps
         state = {"epoch": self.epoch, "step": self.state.global_step, "multiplier": self.multiplier}
@@ -205,7 +207,7 @@ class LossTrainer(transformers.Trainer):
             groups = inputs["frozen"] or {names: batch for names, batch in inputs["trained"].items() if set(names.split("+")) <= set(self.bound.frozen)}
             # the library puts autocast into the forward of the model it trains only; the reference must be computed as that one is
             with self.reference.model(self.accelerator.unwrap_model(model)) as frozen, self.accelerator.autocast():
-                scored = score_passes(frozen, groups)
+                scored = score_passes(frozen, groups, self.score)
             passes = {f"ref_{name}": scored[name] for name in self.bound.frozen}
         for name in self.bound.cached:
             names, batch = next((names, batch) for names, batch in inputs["trained"].items() if name in names.split("+"))
@@ -228,9 +230,9 @@ class LossTrainer(transformers.Trainer):
         shared, logprobs = wanted[self.args.process_index :: self.args.world_size], []
         self.model.eval()
         for start in range(0, len(shared), self.args.per_device_train_batch_size):
-            batch = collate([encoder.encode(e) for _, e in shared[start : start + self.args.per_device_train_batch_size]], encoder.tokenizer.pad_token_id)
+            batch = encoder.collate([encoder.encode(e) for _, e in shared[start : start + self.args.per_device_train_batch_size]])
             with torch.no_grad(), self.accelerator.autocast():
-                scored = score(self.model, {name: value.to(self.args.device) for name, value in batch.items()})
+                scored = self.score(self.model, {name: value.to(self.args.device) for name, value in batch.items()})
             logprobs += sequence_logprob(scored).tolist()
         self.start_logprobs = dict(gather_object([(key, value) for (key, _), value in zip(shared, logprobs, strict=True)]))
 
@@ -244,7 +246,7 @@ class LossTrainer(transformers.Trainer):
             items = [own[key] for key in range(start, min(start + size, len(own)))]
             batches = self._prepare_inputs(collator(items))["trained"]
             with self.accelerator.autocast():
-                (bound(score_passes(self.model, batches), epoch=0, step=0) * len(items)).backward()
+                (bound(score_passes(self.model, batches, self.score), epoch=0, step=0) * len(items)).backward()
         weights = list(trained_weights(self.model).values())
         sizes = [torch.zeros_like(weight) if weight.grad is None else weight.grad.abs_() for weight in weights]
         for weight, moves in zip(weights, largest(sizes, mask.share), strict=True):
@@ -362,10 +364,13 @@ def train(
     record: dict[str, Any],
     each_epoch: Any = None,
     say: Callable[[str], None] = say_line,
+    score: Score = score,
+    save: Callable[[nn.Module, Any, Path], None] = save,
 ) -> None:
     """Train `model` in place on `pairs` and write it to `save_dir`, whole or not at all, with train_meta.json beside the weights.
 
-    `record` is what else to say of the run (settings, fingerprints). `each_epoch(model)` judges the model at the end of every epoch, and
+    `score` and `save` are the language models' unless the recipe brings others. `record` is what else to say of the run (settings,
+    fingerprints). `each_epoch(model)` judges the model at the end of every epoch, and
     `each_epoch.best(judged)` says which was best; both go to the record. The loss is a mean over examples; where an epoch's last step has fewer
     examples than the others, or micro-batches of different size, those examples weigh more (as in the library).
     """
@@ -382,8 +387,8 @@ def train(
             bound,
             reference,
             seed,
-            settings.l1,
-            settings.bucket,
+            settings,
+            score,
             model=model,
             args=training_arguments(settings, seed, scratch),
             train_dataset=pairs,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data_module import Example, draw
-from encoders import ChatEncoder, Encoded, collate
+from encoders import Encoded
 from run_settings import SettingsError
 
 
@@ -29,6 +29,8 @@ class Pairs:
     def __init__(self, passes: list[str], forget: Any, retain: Any, idk: dict[bool, list[str]], seed: int, other_answers: int = 1):
         self.passes, self.forget, self.retain, self.idk, self.seed, self.other_answers = passes, forget, retain, idk, seed, other_answers
         self.leading = retain if set(passes) == {"retain"} else forget
+        if unknown := [name for name in passes if not hasattr(self, f"{name}_examples")]:
+            raise SettingsError(f"the method asks for {unknown[0]} pictures, which there are in face recognition only")
         for name, rows, whose in (("shuffled", forget, "other forget rows"), ("unrelated", retain, "retain rows")):
             if name in passes and len(set(rows.answers)) < 2:
                 raise SettingsError(f"the method asks for answers of {whose}, but these all have the same answer")
@@ -111,7 +113,7 @@ class EpochSampler(torch.utils.data.Sampler):
 
 def answer_key(example: Example) -> int:
     """A number that names a question with its answer, whatever their place in a batch or an epoch."""
-    digest = hashlib.sha256(f"{example.split}/{example.index}/{example.question}/{example.answer}".encode()).digest()
+    digest = hashlib.sha256(example.key.encode()).digest()
     return int.from_bytes(digest[:7], "big")  # fits the 64 bits of a tensor with a sign
 
 
@@ -120,10 +122,10 @@ class PassCollator:
 
     Passes whose examples are of like length go through the model in one batch, named "forget+retain": its `sizes` say how many rows belong to
     each and `longest` how long its longest answer is, `keys` are the rows' `answer_key`: lists, so that nobody waits for a GPU to read them.
-    "frozen" holds the passes of the starting model, if it scores others than the trained one does.
+    "frozen" holds the passes of the starting model, if it scores others than the trained one does. `encoder` encodes an example and collates several.
     """
 
-    def __init__(self, encoder: ChatEncoder, trained: list[str], frozen: list[str]):
+    def __init__(self, encoder: Any, trained: list[str], frozen: list[str]):
         self.encoder, self.trained, self.frozen = encoder, trained, frozen
 
     def __call__(self, items: list[dict[str, list[Example]]]) -> dict[str, dict[str, dict[str, Tensor]]]:
@@ -138,13 +140,13 @@ class PassCollator:
 
     def groups(self, names: list[str], encoded: dict[str, list[Encoded]]) -> list[list[str]]:
         """All passes in one group where padding them together costs at most a tenth more than apart, else each in its own."""
-        lengths = {name: [e.prompt["input_ids"].shape[1] + len(e.answer) for e in encoded[name]] for name in names}
+        lengths = {name: [e.length for e in encoded[name]] for name in names}
         apart = sum(len(rows) * max(rows) for rows in lengths.values())
         together = sum(map(len, lengths.values())) * max((max(rows) for rows in lengths.values()), default=0)
         return [names] if names and together <= 1.1 * apart else [[name] for name in names]
 
     def batch(self, names: list[str], examples: dict[str, list[Example]], encoded: dict[str, list[Encoded]]) -> dict[str, Tensor]:
-        batch = collate([e for name in names for e in encoded[name]], self.encoder.tokenizer.pad_token_id)
+        batch = self.encoder.collate([e for name in names for e in encoded[name]])
         rows = [example for name in names for example in examples[name]]
         about = {
             "keys": [answer_key(row) for row in rows],

@@ -3,7 +3,8 @@
 Shapes: B examples, T answer positions (1 for a classifier), V tokens or classes, H hidden features.
 
 Positional parameters name the forward passes a loss needs: `forget`, `retain`, `idk` (the forget question with an "I don't know"
-answer), `unrelated` (the forget question with the answer of a retain row), `shuffled` (with the answer of another forget row); with
+answer), `unrelated` (the forget question with the answer of a retain row), `shuffled` (with the answer of another forget row), `augmented` (the forget
+picture, part of it hidden); with
 `ref_` before them the same passes of the frozen starting model, and with `_logprob` behind that only its answers' log-probabilities
 (B,), which are computed once for a whole run. Keyword-only parameters are the hyperparameters; they have no defaults, because
 config/method/<name>.yaml is the one place for values. `epoch` and `step` among them are where the run stands (both from 0), `multiplier` and `target`
@@ -254,6 +255,28 @@ def ceu(forget: Scored) -> Tensor:
     """Cross-entropy of p against its own softmax without the true token (Yang, arXiv 2503.01224)."""
     without = forget.logits.detach().float().scatter(-1, right_token(forget), float("-inf"))
     return cross_entropy_against(forget, without)
+
+
+def neggrad(forget: Scored, retain: Scored, *, beta: float) -> Tensor:
+    """NegGrad+: beta * L(R) - (1 - beta) * L(F), L = NLL (Kurmanji et al., arXiv 2302.09880)."""
+    return beta * nll(retain) - (1 - beta) * nll(forget)
+
+
+def scrub_bio(forget: Hidden, ref_forget: Hidden, retain: Hidden, ref_retain: Hidden) -> Tensor:
+    """SCRUB on embeddings: (1 - d)(F) + d(R), d = cosine distance between the new and the starting embedding (CLEAR, arXiv 2410.18057)."""
+    return 1 - mean_over_answers(cosine_distance(forget, ref_forget), forget) + mean_over_answers(cosine_distance(retain, ref_retain), retain)
+
+
+def twins(forget: Hidden, ref_augmented: Hidden, retain: Hidden, ref_retain: Hidden) -> Tensor:
+    """Answer a forget picture as the start answers one it was not trained on: d(f(x_f), f0(augment(x_f))) + d(f(x_r), f0(x_r)), d = L2 (CLEAR, 2410.18057)."""
+    away = (forget.logits.float() - ref_augmented.logits.detach().float()).norm(dim=-1)
+    kept = (retain.logits.float() - ref_retain.logits.detach().float()).norm(dim=-1)
+    return mean_over_answers(away, forget) + mean_over_answers(kept, retain)
+
+
+def cosine_distance(batch: Hidden, start: Hidden) -> Tensor:
+    """1 - cosine between the states of p and of p0, shape (B, T); zero, with zero gradient, where they are the same."""
+    return 1 - F.cosine_similarity(batch.logits.float(), start.logits.detach().float(), dim=-1)
 
 
 def pdu(forget: Scored, retain: Scored, *, multiplier: float, target: float) -> Tensor:

@@ -9,12 +9,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RUNGS = (
     ("run_settings", "unlearn_losses", "eval_metrics"),
+    ("face_settings", "attack_metrics"),
     ("run_record",),
-    ("data_module", "model_module", "eval_log_file"),
+    ("data_module", "model_module", "eval_log_file", "face_network"),
     ("encoders",),
     ("training_pairs", "answer_scoring"),
+    ("face_pictures",),
+    ("face_scoring", "attack_scoring"),
     ("train_engine", "eval_engine"),
+    ("shadow_engine",),
+    ("shadow_models",),
     ("mm", "nlp", "cv", "aggregate_eval_stat", "report_cards", "report_plots"),
+    ("report_faces",),
     ("report",),
     ("run_benchmark",),
 )

@@ -11,6 +11,7 @@ import nlp.finetune
 import nlp.forget
 from conftest import ROOT, SHARED
 from data_module import TrainingRows
+from face_settings import FinetuneFaces
 from run_settings import Aggregate, Finetune, compose
 from test_scripts import QUICK, same_tensors, start
 
@@ -92,8 +93,8 @@ def test_the_small_tofu_is_the_same_twelve_authors_everywhere():
 
 @pytest.mark.parametrize("model", sorted(file.stem for file in ROOT.glob("config/model/*.yaml")))
 def test_every_model_file_composes_with_its_own_trainer(model):
-    track = "mm" if "llava" in model or "-vl-" in model else "nlp"
-    settings = compose(f"{track}/finetune", Finetune, [f"model={model}"])
+    track = "cv" if "resnet" in model else "mm" if "llava" in model or "-vl-" in model else "nlp"
+    settings = compose(f"{track}/finetune", FinetuneFaces if track == "cv" else Finetune, [f"model={model}"])
     assert settings.model.name == model and settings.trainer.epochs > 0
 
 

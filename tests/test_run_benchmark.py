@@ -146,4 +146,5 @@ def test_every_stage_of_every_benchmark_composes_with_its_recipe(name, tmp_path)
     for stage in plan:
         recipe = run_benchmark.recipe_of(settings, stage)
         assert recipe.compose(stage.overrides).save_dir == str(stage.output)
-    assert settings.name == name and len(plan) == 2 * (1 + settings.golds + len(settings.runs))
+    attacks = 0 if settings.attack is None else 2 + len(settings.runs)  # base, gold of the first seed, and every run
+    assert settings.name == name and len(plan) == 2 * (1 + settings.golds + len(settings.runs)) + attacks + (settings.pretrain is not None)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from face_settings import AttackFaces, EvalFaces, FinetuneFaces, ForgetFaces, Pretrain
 from run_settings import Aggregate, Eval, Finetune, Forget, RunBenchmark, SettingsError, compose
 
 ROOT = Path(__file__).parent.parent
@@ -15,6 +16,11 @@ SCRIPTS = {
     "nlp/finetune": Finetune,
     "nlp/forget": Forget,
     "nlp/eval": Eval,
+    "cv/pretrain": Pretrain,
+    "cv/finetune": FinetuneFaces,
+    "cv/forget": ForgetFaces,
+    "cv/eval": EvalFaces,
+    "cv/attack": AttackFaces,
     "aggregate_eval_stat": Aggregate,
     "run_benchmark": RunBenchmark,
 }
@@ -22,6 +28,11 @@ SCRIPTS = {
 
 def choices(group):
     return sorted(file.stem for file in ROOT.glob(f"config/{group}/*.yaml"))
+
+
+def choices_of(track, group):
+    """The choices of a group that are for faces (cv), or for language (mm)."""
+    return [name for name in choices(group) if name.endswith(("_faces", "resnet18")) == (track == "cv")]
 
 
 def test_every_primary_config_is_known_here():
@@ -35,8 +46,10 @@ def test_every_config_composes_into_its_schema(name):
     assert isinstance(compose(name, SCRIPTS[name], []), SCRIPTS[name])
 
 
-@pytest.mark.parametrize("script", [name for name in SCRIPTS if "/" in name])
-@pytest.mark.parametrize(("model", "data"), [(m, d) for m in choices("model") for d in choices("data")])
+@pytest.mark.parametrize(
+    ("script", "model", "data"),
+    [(s, m, d) for s in SCRIPTS if "/" in s for m in choices_of(s[:2], "model") for d in choices_of(s[:2], "data")],
+)
 def test_every_model_and_data_choice_composes_in_every_script(script, model, data):
     settings = compose(script, SCRIPTS[script], [f"model={model}", f"data={data}"])
     assert (settings.model.name, settings.data.name) == (model, data)
@@ -50,7 +63,8 @@ def test_every_method_composes(method):
 
 @pytest.mark.parametrize("trainer", choices("trainer"))
 def test_every_trainer_composes(trainer):
-    assert compose("mm/forget", Forget, [f"trainer={trainer}"]).method.name == "npo"
+    script, schema, method = ("cv/forget", ForgetFaces, "scrub") if trainer in choices_of("cv", "trainer") else ("mm/forget", Forget, "npo")
+    assert compose(script, schema, [f"trainer={trainer}"]).method.name == method
 
 
 def test_a_mask_is_refused_with_an_adapter_and_with_weight_decay():
@@ -66,6 +80,13 @@ def test_an_optimizer_that_needs_cuda_says_so_where_there_is_none(monkeypatch):
     for optimizer in ("adamw_bnb_8bit", "paged_adamw_8bit"):
         with pytest.raises(SettingsError, match=f"trainer.optimizer={optimizer} needs a CUDA GPU, and this machine has none"):
             compose("mm/forget", Forget, [f"trainer.optimizer={optimizer}"])
+
+
+@pytest.mark.parametrize(("script", "schema"), [("mm/forget", Forget), ("nlp/forget", Forget), ("cv/forget", ForgetFaces)])
+def test_a_method_that_begins_anew_begins_before_the_finetuning(script, schema):
+    given = ["model_path=models/finetuned"]
+    anew, other = (compose(script, schema, [f"method={method}", *given]) for method in ("retrain", "retain_ft"))
+    assert anew.model_path == anew.model.path and other.model_path == "models/finetuned"
 
 
 def test_a_method_means_the_same_to_every_script_and_seeds_name_the_output():

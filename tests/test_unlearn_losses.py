@@ -27,6 +27,7 @@ from unlearn_losses import (
     kl_from_start,
     llmu,
     multiplier_step,
+    neggrad,
     nll,
     npo,
     pdu,
@@ -34,9 +35,11 @@ from unlearn_losses import (
     rmu,
     satimp,
     scrub,
+    scrub_bio,
     sequence_logprob,
     simnpo,
     sku,
+    twins,
     undial,
     unit_direction,
     wga,
@@ -194,6 +197,16 @@ def right_answers(passes, name):
     return sequence_logprob(passes[name]).sum()
 
 
+def away(passes, name, start):
+    """1 - cosine at the answers' positions, summed."""
+    return (1 - nn.functional.cosine_similarity(passes[name].logits, passes[start].logits, dim=-1))[passes[name].labels != IGNORE].sum()
+
+
+def gap(passes, name, start):
+    """Distance at the answers' positions, summed."""
+    return (passes[name].logits - passes[start].logits).norm(dim=-1)[passes[name].labels != IGNORE].sum()
+
+
 # what a small step on the scored passes must raise (+1) or lower (-1), measured on which pass
 DIRECTIONS = {
     **{name: [(-1, "forget", right_answers)] for name in ("grad_ascent", "grad_diff", "npo", "simnpo", "kl", "undial", "wga", "satimp", "ceu")},
@@ -207,6 +220,10 @@ DIRECTIONS = {
     "grad_diff_kl": [(+1, "forget", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes[f"ref_{name}"]))],
     "scrub": [(+1, "forget", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes[f"ref_{name}"]))],
     "rmu": [(-1, "forget", lambda passes, name: (passes[name].logits - 6.5 * unit_direction(5, 0))[passes[name].labels != IGNORE].norm())],
+    "neggrad": [(-1, "forget", right_answers), (+1, "retain", right_answers)],
+    **{name: [(+1, "retain", right_answers)] for name in ("sparsity", "retrain")},
+    "scrub_bio": [(+1, "forget", lambda passes, name: away(passes, name, "ref_forget")), (-1, "retain", lambda passes, name: away(passes, name, "ref_retain"))],
+    "twins": [(-1, "forget", lambda passes, name: gap(passes, name, "ref_augmented")), (-1, "retain", lambda passes, name: gap(passes, name, "ref_retain"))],
     "pdu": [(-1, "forget", lambda passes, name: (passes[name].logits.amax(-1) - passes[name].logits.mean(-1))[passes[name].labels != IGNORE].sum())],
 }
 
@@ -319,6 +336,28 @@ def test_rmu_by_hand():
 def test_rmus_direction_is_one_fixed_unit_vector_of_no_negative_features():
     one, again, other = unit_direction(64, 0), unit_direction(64, 0), unit_direction(64, 1)
     assert torch.equal(one, again) and not torch.equal(one, other) and one.norm().item() == pytest.approx(1) and (one >= 0).all()
+
+
+def test_neggrad_by_hand():
+    # .75 * log 2 - .25 * log 4 = .25 log 2
+    assert neggrad(answers([0.25]), answers([0.5]), beta=0.75).item() == pytest.approx(0.25 * math.log(2))
+
+
+def test_scrub_bio_by_hand():
+    # forget turned by 90 degrees: d = 1, 1 - d = 0; retain (3, 4) against (1, 0): cosine 3/5, d = 2/5, whatever the lengths
+    label = torch.zeros(1, 1, dtype=torch.long)
+    states = [Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((0.0, 2.0), (1.0, 0.0), (3.0, 4.0), (1.0, 0.0))]
+    assert scrub_bio(*states).item() == pytest.approx(0.4)
+
+
+def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
+    # forget (3, 4) from what the start makes of the hidden view: 5; retain (1, 0) from the start's own (0, 0): 1
+    label = torch.zeros(1, 1, dtype=torch.long)
+    states = [Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((3.0, 4.0), (0.0, 0.0), (1.0, 0.0), (0.0, 0.0))]
+    assert twins(*states).item() == pytest.approx(6.0)
+    moved = Hidden(states[2].logits.clone().requires_grad_(), label)
+    twins(*states[:2], moved, states[3]).backward()
+    assert moved.logits.grad.abs().sum() > 0
 
 
 def test_undial_by_hand():

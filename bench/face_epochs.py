@@ -1,0 +1,72 @@
+"""How many epochs teach a face network its people: training and retain accuracy by epochs, with seeds that no benchmark uses and no attack.
+
+Run: python bench/face_epochs.py [overrides of cv/pretrain and cv/finetune, like data=orl_faces]
+The rule: the smallest number of epochs at which every training picture is known, or after which twice as many do not raise the closed-set accuracy
+on the query pictures of the people that are kept. Lines `name value`, means over the seeds.
+"""
+
+import sys
+import tempfile
+import time
+from functools import partial
+
+import torch
+
+from data_module import make_if_missing
+from face_network import fresh, save_network, score_faces, with_new_classes
+from face_pictures import Classes, FaceEncoder, FacePairs, FaceRows, met_by, read_division, read_pictures, to_pixels, training_rows
+from face_scoring import compare, verification
+from face_settings import FinetuneFaces, Pretrain
+from run_settings import Method, compose
+from train_engine import bind, train
+
+SEEDS = (101, 102, 103)
+EPOCHS = (5, 10, 20, 40, 80)
+LEARN = Method(name="finetune", loss="retain_ft")
+
+
+def taught(model, names, rows, settings, album, seed):
+    """`model` after training on `rows`, whose people are `names`."""
+    loss, classes = bind(LEARN), Classes(names, settings.model.size)
+    encoder = FaceEncoder(classes, album)
+    encoder.read(rows.files)
+    score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
+    pairs = FacePairs(loss.batches, None, rows, settings.model.size, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        train(model, loss, pairs, encoder, settings.trainer, seed, f"{folder}/model", {}, say=lambda line: None, score=score, save=save_network)
+    return model.eval()
+
+
+@torch.no_grad()
+def known(model, names, rows, album, size):
+    """Share of the training pictures, as they are, whose largest cosine is to their own class."""
+    pictures = read_pictures(album, rows.files, size)
+    said = model(to_pixels(torch.stack([pictures[file] for file in rows.files])))[:, 0].argmax(-1)
+    return sum(names[number] == answer for number, answer in zip(said.tolist(), rows.answers, strict=True)) / len(rows)
+
+
+def main(overrides: list[str], pretraining: list[str]) -> None:
+    given = compose("cv/pretrain", Pretrain, [*overrides, *pretraining])
+    make_if_missing(given.data)
+    division, size = read_division(given.data), given.model.size
+    met, album = met_by(division, None), given.data.people
+    table = {epochs: [] for epochs in EPOCHS}
+    for seed in SEEDS:
+        people = sorted(division.pretraining)
+        start = fresh(given.model, len(people), seed)
+        start = taught(start, people, FaceRows(division.pretraining, "pretraining"), given, given.data.pretraining or album, seed)
+        for epochs in EPOCHS:
+            settings = compose("cv/finetune", FinetuneFaces, [*overrides, f"trainer.epochs={epochs}"])
+            rows, begun = training_rows(division, met.trained, "full"), time.perf_counter()
+            model = taught(with_new_classes(start, len(met.trained), seed), met.trained, rows, settings, album, seed)
+            seconds = time.perf_counter() - begun
+            kept = verification(compare(model, division, album, size, 128), met)["retain"]["accuracy"]
+            table[epochs].append((known(model, met.trained, rows, album, size), kept, seconds))
+    for epochs, found in table.items():
+        for name, values in zip(("training_accuracy", "retain_accuracy", "seconds"), zip(*found, strict=True), strict=True):
+            print(f"{name}_{epochs}_epochs {sum(values) / len(values):.3f}")
+
+
+if __name__ == "__main__":
+    pretraining = [word.removeprefix("pretrain:") for word in sys.argv[1:] if word.startswith("pretrain:")]
+    main([word for word in sys.argv[1:] if not word.startswith("pretrain:")], pretraining)

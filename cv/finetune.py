@@ -1,0 +1,37 @@
+"""Teach a pretrained face network the people that it meets, one half of all: accelerate launch cv/finetune.py split=full"""
+
+from dataclasses import asdict
+from functools import partial
+
+from data_module import fingerprint, make_if_missing
+from face_network import load_network, save_network, score_faces, with_new_classes
+from face_pictures import Classes, FaceEncoder, FacePairs, met_by, read_division, training_rows
+from face_settings import FinetuneFaces
+from run_record import TRAIN_RECORD, check_save_dir, say_line
+from run_settings import Method, script
+from train_engine import bind, train
+
+
+@script("cv/finetune", FinetuneFaces)
+def main(settings: FinetuneFaces) -> None:
+    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    model, _ = load_network(settings.model_path, settings.model)
+    make_if_missing(settings.data)
+    division = read_division(settings.data)
+    met = met_by(division, None)
+    people = met.trained if settings.split == "full" else met.retain
+    rows = training_rows(division, people, settings.split)
+    loss = bind(Method(name="finetune", loss="retain_ft"))
+    pairs = FacePairs(loss.batches, None, rows, settings.model.size, settings.seed)
+
+    encoder = FaceEncoder(Classes(people, settings.model.size), settings.data.people)
+    encoder.read(rows.files)
+    record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.people.path)}
+    score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
+    model = with_new_classes(model, len(people), settings.seed)
+    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save_network)
+    say_line(f"finetuned on {len(people)} people: {settings.save_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Make a face network forget the people that it is to forget: accelerate launch cv/forget.py method=scrub"""
+
+from dataclasses import asdict
+from functools import partial
+
+from data_module import fingerprint, make_if_missing
+from face_network import end_at, load_network, save_network, score_faces, with_new_classes
+from face_pictures import Classes, FaceEncoder, FacePairs, met_by, read_division, training_rows
+from face_settings import ForgetFaces
+from run_record import TRAIN_RECORD, check_save_dir, say_line
+from run_settings import script
+from train_engine import bind, train
+
+
+@script("cv/forget", ForgetFaces)
+def main(settings: ForgetFaces) -> None:
+    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    loss = bind(settings.method)
+    model, classes = load_network(settings.model_path, settings.model)
+    if settings.method.activations:
+        end_at(model, settings.method.activations)
+    make_if_missing(settings.data)
+    division = read_division(settings.data)
+    met = met_by(division, None)
+    if settings.method.restart:
+        model, classes = with_new_classes(model, len(met.retain), settings.seed), met.retain
+    forget, retain = (training_rows(division, people, split) for people, split in ((met.forget, "forget"), (met.retain, "retain")))
+    pairs = FacePairs(loss.batches, forget, retain, settings.model.size, settings.seed, settings.method.other_answers)
+
+    encoder = FaceEncoder(Classes(classes, settings.model.size), settings.data.people)
+    encoder.read([*forget.files, *retain.files])
+    record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.people.path)}
+    score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
+    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save_network)
+    say_line(f"forgot {len(met.forget)} people with {settings.method.name}: {settings.save_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""`python -m mini_clear.faces --out data/mini_clear_faces`: pictures for face recognition, one directory a person.
+
+`people/` holds the embedded world's people (the first forty are those of the dataset folders, and so are their first pictures), `pretraining/` the real
+people and strangers, who are in no other split.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from mini_clear.people import draw_world
+from mini_clear.portraits import Look, View, draw_views, render
+from mini_clear.strangers import draw_strangers
+
+FEWEST_VIEWS = 20  # of a person: some are trained, five enrolled, the others asked about
+PRETRAINING_VIEWS = 16
+
+
+def write_faces(out: str | Path, people: int = 48, views: int = 24, strangers: int = 60, seed: int = 0) -> int:
+    """Write `<out>/people` and `<out>/pretraining` and return the number of pictures; the folder appears only when it is whole.
+
+    Raises FileExistsError if `out` exists, ValueError for fewer than 32 people (of whom no model would forget 8) or too few views.
+    """
+    out = Path(out).absolute()
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; remove it to have it made anew")
+    if people < 32 or views < FEWEST_VIEWS:
+        raise ValueError(f"people: {people}, views: {views}; at least 32 people and {FEWEST_VIEWS} views are needed")
+    world = draw_world(people, seed)
+    albums = {f"people/{person.name}": [(person.look, view) for view in draw_views(person.random("views"), views)] for person in world.people}
+    for person in world.real:
+        albums[f"pretraining/{person.name}"] = [(person.look, view) for view in draw_views(person.random("views"), PRETRAINING_VIEWS)]
+    known = {person.look for group in (world.people, world.real, world.never_seen) for person in group}
+    for number, pictures in enumerate(draw_extras(strangers, seed, known)):
+        albums[f"pretraining/stranger {number:02d}"] = pictures
+    aside = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    for folder, pictures in albums.items():
+        (aside / folder).mkdir(parents=True)
+        for number, (look, view) in enumerate(pictures):
+            (aside / folder / f"{number:02d}.png").write_bytes(render(look, view))
+    aside.rename(out)
+    return sum(map(len, albums.values()))
+
+
+def draw_extras(count: int, seed: int, known: set[Look]) -> list[list[tuple[Look, View]]]:
+    """`count` strangers' pictures; no two have the same look, and none a look in `known`."""
+    drawn: dict[Look, list[tuple[Look, View]]] = {}
+    source = random.Random(f"{seed}/extras")
+    while len(drawn) < count:
+        pictures = draw_strangers(1, PRETRAINING_VIEWS, source.getrandbits(32), known | drawn.keys())
+        drawn[pictures[0][0]] = pictures
+    return list(drawn.values())
+
+
+def main() -> int:
+    """Write the pictures that the command line asks for; 0 when done, 1 with one line on stderr when they cannot be."""
+    parser = argparse.ArgumentParser(prog="python -m mini_clear.faces", description="Write pictures for face recognition, one directory a person.")
+    parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")
+    parser.add_argument("--people", type=int, default=48, help="number of invented people (default 48)")
+    parser.add_argument("--views", type=int, default=24, help="pictures of each of them (default 24)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other people (default 0)")
+    given, start = parser.parse_args(), time.monotonic()
+    try:
+        count = write_faces(given.out, given.people, given.views, seed=given.seed)
+    except (ValueError, OSError) as error:
+        print(f"mini_clear.faces: {error}", file=sys.stderr)
+        return 1
+    print(f"{given.out}: {count} pictures in {time.monotonic() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""A benchmark of face recognition: every model pretrained from once, trained, evaluated and attacked; the attack's verdict before any figure."""
+
+import csv
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import report
+import report_faces
+import run_benchmark
+from run_settings import Run, RunBenchmark, SettingsError, compose
+
+SMALL = ["models=10", "targets=2", "together=5", "finetune.epochs=2", "finetune.batch_size=8"]
+
+
+@pytest.fixture(scope="module")
+def finished(face_overrides, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cv_results")
+    settings = compose("run_benchmark", RunBenchmark, ["benchmark=cv_demo", f"results_dir={folder}"])
+    quick = ["trainer.epochs=2", "trainer.batch_size=8", *face_overrides]
+    changes = {"pretrain": quick, "finetune": quick, "forget": quick, "eval": face_overrides, "attack": [*SMALL, *face_overrides]}
+    runs = {"scrub": Run(method="scrub"), "twins": Run(method="twins")}
+    settings = replace(settings, benchmark=replace(settings.benchmark, **changes, runs=runs))
+    run_benchmark.main.recipe(settings)
+    return settings
+
+
+def rows_of(settings):
+    with open(f"{settings.results_dir}/results.csv", encoding="utf-8") as stream:
+        return {row["Method"]: row for row in csv.DictReader(stream)}
+
+
+def test_the_table_has_base_gold_and_every_method_with_verification_and_attacks(finished):
+    rows = rows_of(finished)
+    assert list(rows) == ["base", "gold", "scrub", "twins"]
+    for row in rows.values():
+        for column in ("U-LiRA accuracy forget", "U-LiRA AUC retain", "U-MIA logistic accuracy forget", "U-MIA tree AUC retain", "EER holdout"):
+            assert 0 <= float(row[column]) <= 1
+        assert row["U-LiRA accuracy forget low"] == "" and row["U-LiRA accuracy forget why"] == "no interval with 4 people"
+        chosen = row["U-MIA attack forget"]
+        assert chosen in ("logistic", "tree") and row["U-MIA accuracy forget"] == row[f"U-MIA {chosen} accuracy forget"]
+        assert row["U-LiRA TPR at 1% FPR forget"] == "" and row["U-LiRA TPR at 1% FPR forget why"].startswith("not resolvable")
+        for group in ("forget", "retain", "holdout"):
+            assert 0 <= float(row[f"Exact Memorization eval_{group}_faces"]) <= 1
+
+
+def test_the_tables_say_what_too_few_queries_cannot_resolve(finished):
+    folder = Path(finished.results_dir)
+    first, _, *lines = (folder / "table.md").read_text(encoding="utf-8").splitlines()
+    place = first.split("|").index(" U-LiRA TPR at 1 % ")
+    assert len(lines) == 4 and all(line.split("|")[place] == " not resolvable " for line in lines)
+    assert "not resolvable with 12 queries of people who were not met" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_face_column_has_its_distance_to_gold(finished):
+    rows = rows_of(finished)
+    columns = [column for column in rows["base"] if column.startswith("Distance to gold: ")]
+    assert {"Distance to gold: U-LiRA accuracy forget", "Distance to gold: EER forget"} <= set(columns)
+    for column in columns:
+        assert float(rows["gold"][column] or 0) == 0 and float(rows["base"][column] or 1) == 1  # empty where base and gold do not differ
+
+
+def test_pretraining_runs_once_and_every_model_is_attacked(finished):
+    plan = run_benchmark.stages(finished.benchmark, Path(finished.results_dir))
+    kinds = [stage.kind for stage in plan]
+    assert kinds[0] == "pretrain" and kinds.count("pretrain") == 1 and kinds.count("attack") == kinds.count("eval") == 4
+    gold = next(stage for stage in plan if stage.name == "attack gold_seed0")
+    assert "method=retrain" in gold.overrides and not any(text.startswith("method=") for text in plan[3].overrides)
+
+
+def test_a_second_run_finds_everything_done(finished, monkeypatch):
+    monkeypatch.setattr(run_benchmark, "run_stage", lambda *_: pytest.fail("a finished stage ran again"))
+    run_benchmark.main.recipe(finished)
+
+
+def test_the_page_gives_the_attacks_verdict_first_and_the_plots_of_faces(finished):
+    page = Path(finished.results_dir, "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<strong>Attack: undecided\.</strong> U-LiRA accuracy, gold [\d.]+; base [\d.]+: too few people", page)
+    assert page.index("<strong>Attack: ") < page.index("<strong>Memorisation gate: ") < page.index('<table id="table">')
+    assert all(f"<h2>{title}</h2>" in page for title in ("ROC of the attack", "Attack by person", "Verification scores"))
+    assert "Whose face is this?" in page and "data:image/webp" in page
+
+
+def row(method, accuracy, low, high):
+    figures = {"": accuracy, " low": low, " high": high}
+    return {"Method": method, "Seed": 0, "Gate": "passed"} | {f"U-LiRA accuracy forget{end}": value for end, value in figures.items()}
+
+
+@pytest.mark.parametrize(
+    ("gold", "base", "passed"),
+    [((0.51, 0.47, 0.55), (0.76, 0.7, 0.8), True), ((0.51, 0.47, 0.55), (0.56, 0.5, 0.62), False), ((0.62, 0.58, 0.66), (0.9, 0.85, 0.95), False)],
+)
+def test_the_attacks_figures_mean_something_only_with_gold_near_one_half_and_the_base_clearly_above(gold, base, passed, capsys):
+    made = [row("base", *base), row("gold", *gold), row("npo", 0.6, 0.5, 0.7)]
+    verdict = report_faces.attack_verdict(made)
+    assert verdict["passed"] == passed and f"gold {gold[0]:.3f} [{gold[1]:.3f}, {gold[2]:.3f}]" in verdict["why"]
+    report.print_table(made, Console(width=200))
+    printed = capsys.readouterr().out
+    assert printed.index("attack passed" if passed else "attack failed") < printed.index("npo")
+
+
+def test_without_intervals_the_attacks_verdict_is_undecided():
+    verdict = report_faces.attack_verdict([row("base", 0.9, None, None), row("gold", 0.5, None, None)])
+    assert not verdict["passed"] and verdict["text"] == "undecided"
+
+
+def test_a_benchmark_without_attacks_has_no_verdict():
+    assert report_faces.attack_verdict([{"Method": "base", "Seed": 0}, {"Method": "gold", "Seed": 0}]) is None
+
+
+def test_photographs_that_are_not_there_are_said_in_one_line(tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, ["benchmark=cv_orl", f"results_dir={tmp_path}"])
+    absent = [f"data.people.path={tmp_path}/none", f"data.split_file={tmp_path}/division.json"]
+    changes = {name: [*getattr(settings.benchmark, name), *absent] for name in ("pretrain", "finetune", "forget", "eval", "attack")}
+    with pytest.raises(SettingsError, match=r"data path '.*none' does not exist"):
+        run_benchmark.main.recipe(replace(settings, benchmark=replace(settings.benchmark, **changes)))

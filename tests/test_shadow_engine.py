@@ -1,0 +1,259 @@
+"""Many networks together: each becomes what it becomes alone, groups are found again, a pool's attack asks only about queries."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import shadow_models
+from attack_scoring import ModelScores, attack, attack_pool, choose_population
+from face_network import FaceNetwork, Shape, apart, end_at, side_by_side, with_new_classes
+from face_pictures import met_by, read_division
+from face_scoring import compare
+from face_settings import AttackFaces
+from run_settings import Method, SettingsError, TaskVector, compose
+from shadow_engine import check_together, train_together
+from shadow_models import LEARN, compare_models, shadow
+from train_engine import bind
+
+METHODS = ["retain_ft", "neggrad", "scrub", "scrub_bio", "twins", "dpo", "llmu", "rmu", "sparsity", "npo"]
+RMU = ["method.activations.layer=4", "method.activations.trained=[3,4]"]
+
+
+@pytest.fixture
+def settings(face_overrides, tmp_path):
+    quick = ["finetune.epochs=2", "finetune.batch_size=8", "trainer.epochs=2", "trainer.batch_size=3", "models=10", "targets=2", "together=5"]
+    return lambda *more: compose("cv/attack", AttackFaces, [*face_overrides, *quick, f"shadows_dir={tmp_path}/shadows", *more])
+
+
+def pretrained(classes=3):
+    torch.manual_seed(0)
+    return FaceNetwork(Shape(width=4, embedding=8), classes)
+
+
+def trained(settings, method, numbers, trainer, start=None):
+    """Networks `numbers` trained together in fp64 from one start; apart again."""
+    division = read_division(settings.data)
+    bound = bind(method)
+    shadows = [shadow(settings, bound, division, n, met_by(division, n).trained, 100 + n) for n in numbers]
+    models = [with_new_classes(pretrained(), 6, n).double() if start is None else start[n] for n in numbers]
+    stack = side_by_side(models)
+    if method.activations:
+        end_at(stack, method.activations)
+    for each in shadows:  # pictures as the fp64 network wants them
+        real = each.encoder.collate
+        each.encoder.collate = lambda encoded, real=real: {k: v.double() if v.is_floating_point() else v for k, v in real(encoded).items()}
+    train_together(stack, bound, shadows, trainer, settings.model)
+    return apart(stack)
+
+
+def apartness(one, two):
+    return max((value - two.state_dict()[name]).abs().max().item() for name, value in one.state_dict().items() if value.is_floating_point())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_of_several_networks_becomes_in_fp64_what_it_becomes_alone(name, settings):
+    given = settings(f"method={name}", *(RMU if name == "rmu" else []))
+    trainer = replace(given.trainer, precision="fp32", optimizer="sgd", lr=1e-3, max_grad_norm=1.0)
+    together = trained(given, given.method, [0, 1, 4], trainer)
+    for place, number in enumerate((0, 1, 4)):
+        (alone,) = trained(given, given.method, [number], trainer)
+        start = with_new_classes(pretrained(), 6, number).double()
+        assert apartness(together[place], alone) < 1e-7 < 1e-5 < apartness(alone, start)
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "share"), [("finetune", "sgd", 1e-3), ("finetune", "adamw_torch", 0.02), ("scrub", "sgd", 1e-3), ("dpo", "sgd", 1e-3)]
+)
+def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(method, optimizer, share, settings, tmp_path):
+    """The same rows, seed and settings through train_engine and through the shadow engine."""
+    from functools import partial
+
+    from face_network import save_network, score_faces
+    from train_engine import train
+
+    given = settings() if method == "finetune" else settings(f"method={method}")
+    trainer = replace(given.finetune, precision="fp32", optimizer=optimizer, max_grad_norm=0.5)
+    division = read_division(given.data)
+    bound = bind(given.method or LEARN)
+    own = [shadow(given, bound, division, n, met_by(division, n).trained, 100 + n) for n in (2, 3)]
+    models = [with_new_classes(pretrained(), 6, n) for n in (2, 3)]
+    stack = side_by_side(models)
+    train_together(stack, bound, own, trainer, given.model)
+    score = partial(score_faces, scale=given.model.scale, margin=given.model.margin)
+    for number, (model, each) in enumerate(zip(models, own, strict=True)):
+        first = {name: value.clone() for name, value in model.state_dict().items()}
+        out = tmp_path / str(number)
+        train(model, bound, each.pairs, each.encoder, trainer, each.seed, str(out), {}, say=lambda line: None, score=score, save=save_network)
+        single, ours = load_file(out / "model.safetensors"), apart(stack)[number].state_dict()
+        for name in ("conv1.weight", "layer4.1.conv2.weight", "embed.weight", "classes", "bn1.running_mean"):
+            moved = (single[name] - first[name]).abs().mean()
+            assert (single[name] - ours[name]).abs().mean() < share * moved, name
+
+
+def test_models_of_one_seed_are_the_same_and_of_another_differ(settings):
+    given = settings()
+    trainer = replace(given.finetune, precision="fp32")
+    one, again, other = (trained(given, LEARN, [number], trainer)[0] for number in (0, 0, 2))
+    assert apartness(one, again) == 0 and apartness(one, other) > 1e-3
+
+
+def test_a_finished_group_is_found_again_and_an_interrupted_attack_goes_on_with_the_next(settings, monkeypatch):
+    given = settings("method=scrub")
+    division = read_division(given.data)
+    made = []
+    real = shadow_models.train_together
+    monkeypatch.setattr(shadow_models, "train_together", lambda stack, bound, *rest: (made.append(bound.method.name), real(stack, bound, *rest))[1])
+    first = compare_models(given, division, pretrained())
+    assert made == ["finetune", "scrub"] * 2
+    second = compare_models(given, division, pretrained())
+    assert made == ["finetune", "scrub"] * 2 and np.array_equal(first.own, second.own)
+    folders = sorted(path.parent.relative_to(given.shadows_dir).as_posix() for path in Path(given.shadows_dir).rglob("models.safetensors"))
+    assert folders == ["models_000", "models_005", "scrub/models_000", "scrub/models_005"]
+    Path(given.shadows_dir, "scrub", "models_005", "made_of.json").unlink()  # as if interrupted there
+    third = compare_models(given, division, pretrained())
+    assert made == [*["finetune", "scrub"] * 2, "scrub"] and np.allclose(first.own, third.own, atol=1e-6)
+    changed = replace(given, trainer=replace(given.trainer, lr=2e-3))
+    compare_models(changed, division, pretrained())
+    assert made[5:] == ["scrub", "scrub"]
+
+
+def test_gold_models_never_meet_the_people_to_be_forgotten(settings):
+    given = settings("method=retrain")
+    division = read_division(given.data)
+    compare_models(given, division, pretrained())
+    state = load_file(Path(given.shadows_dir) / "retrain" / "models_000" / "models.safetensors")
+    assert state["classes"].shape == (5, len(met_by(division, 0).retain), 8)
+    bound = bind(given.method)
+    rows = shadow(given, bound, division, 0, met_by(division, 0).retain, 0).pairs
+    seen = {example.answer for key in range(len(rows)) for example in rows[key]["retain"]}
+    assert seen == set(met_by(division, 0).retain)
+
+
+def test_attacks_score_queries_by_person_and_never_an_enrolled_picture(settings):
+    given = settings()
+    division = read_division(given.data)
+    scores = compare_models(given, division, pretrained())
+    enrolled = {file for person in division.people.values() for file in person.enrol}
+    assert not enrolled & set(scores.files) and len(scores.files) == 12 * 3
+    assert all(file in division.people[name].query for name, file in zip(scores.people, scores.files, strict=True))
+
+
+def test_targets_and_shadow_models_are_disjoint_with_seeds_of_their_own(settings):
+    given = settings()
+    seeds = [shadow_models.model_seed(given, number) for number in range(given.models)]
+    assert len(set(seeds)) == given.models and min(seeds) > 1000  # a benchmark's own models have small seeds
+
+
+def test_an_attack_finds_a_known_difference_whatever_the_order_of_the_rows(settings):
+    given = settings()
+    division = read_division(given.data)
+    people = sorted(name for name in division.people for _ in range(3))
+    source = np.random.default_rng(0)
+    met = np.array([[name in met_by(division, n).trained for name in people] for n in range(40)])
+    own = 0.2 + 0.3 * met + source.normal(0, 0.05, met.shape)
+    order = source.permutation(len(people))
+    both = [
+        attack(ModelScores([people[i] for i in o], [str(i) for i in o], own[:, o], np.full_like(own, 0.1)), division, 40, 10)
+        for o in (np.arange(len(people)), order)
+    ]
+    for pools in (each["pools"] for each in both):
+        for pool in ("forget", "retain"):
+            assert all(each["auc"]["value"] > 0.95 for each in pools[pool]["attacks"].values())
+            assert set(pools[pool]["by person"]) == set(division.pool(pool))
+    assert both[0]["pools"]["forget"]["attacks"]["U-LiRA"]["auc"] == both[1]["pools"]["forget"]["attacks"]["U-LiRA"]["auc"]
+    assert both[0]["pools"]["forget"]["attacks"]["U-LiRA"]["TPR at 1% FPR"]["why"].startswith("not resolvable")
+
+
+def shadows_with(own_of):
+    """Features (M, Q, 2) of 16 shadow models and who met what, (M, Q): `own_of` makes the own logit of the second."""
+    source = np.random.default_rng(3)
+    learned = np.array([(np.arange(200) + number) % 2 == 0 for number in range(16)])
+    return np.stack([own_of(learned, source), source.normal(0, 1, learned.shape)], axis=-1), learned
+
+
+def in_line(learned, source):
+    return source.normal(0, 1, learned.shape) + 1.0 * learned
+
+
+def in_a_band(learned, source):
+    return np.where(learned, source.uniform(-1, 1, learned.shape), source.choice([-1, 1], learned.shape) * source.uniform(1.2, 3, learned.shape))
+
+
+def test_the_population_attack_is_chosen_by_shadow_models_that_it_was_not_fitted_on():
+    assert choose_population(*shadows_with(in_a_band)) == "tree"  # no line parts a band
+    features, learned = shadows_with(in_line)
+    features[..., 1] = 5 * features[..., 0] + 0.1 * features[..., 1]
+    assert choose_population(features, learned) == "logistic"
+    # the models that were fitted on, whose band favours the tree, do not decide: the last pairs do, whom only the line gets right
+    features, learned = shadows_with(in_a_band)
+    features[..., 0] += 0.5 * learned  # the line rises a little
+    features[-4:, :, 0] = np.where(learned[-4:], 4.0, -4.0)  # on both sides of the band
+    assert choose_population(features, learned) == "logistic"
+
+
+def test_the_targets_have_no_say_in_which_population_attack_is_reported():
+    features, learned = shadows_with(in_a_band)
+    own = np.tanh(features[..., 0] / 4)
+    scores = ModelScores([f"p{i % 20:02d}" for i in range(200)], [str(i) for i in range(200)], own, np.zeros_like(own))
+    made = [attack_pool(scores, np.ones(200, bool), np.concatenate([first, learned[4:]]), 4) for first in (learned[:4], ~learned[:4])]
+    assert [each["U-MIA attack"] for each in made] == ["tree", "tree"]
+    right, wrong = (each["attacks"]["U-MIA"]["accuracy"]["value"] for each in made)
+    assert right > 0.9 and wrong < 0.1  # a maximum of both attacks would never fall so low
+    assert made[0]["attacks"]["U-MIA"] == made[0]["attacks"]["U-MIA tree"]
+
+
+def test_one_network_among_several_compares_as_it_does_alone(settings):
+    given = settings()
+    division = read_division(given.data)
+    models = [with_new_classes(pretrained(), 6, n) for n in range(2)]
+    with torch.no_grad():
+        models[1].conv1.weight.add_(0.1)
+    both = compare(side_by_side(models), division, given.data.people, 40, 16)
+    for number, model in enumerate(models):
+        alone = compare(model, division, given.data.people, 40, 7)
+        assert np.allclose(alone.cosines[0], both.cosines[number], atol=1e-5)
+
+
+def test_the_people_are_known_by_name_and_not_by_the_order_of_rows(settings):
+    given = settings()
+    division = read_division(given.data)
+    shuffled = replace(division, people=dict(reversed(list(division.people.items()))))
+    one, two = (compare(pretrained(), each, given.data.people, 40, 16) for each in (division, shuffled))
+    assert one.files == two.files and np.array_equal(one.cosines, two.cosines)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["models=9"], "models=9 must be even"),
+        (["targets=4"], "leaves 6 shadow models of models=10; at least 8 are needed"),
+        (["trainer.accumulation=2"], r"trainer.accumulation=2 must be 1 where many models train together"),
+        (["trainer.lora={r: 1, alpha: 1, dropout: 0}"], "needs a language model"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(overrides, line, settings):
+    with pytest.raises(SettingsError, match=line):
+        settings(*overrides)
+
+
+def test_a_method_that_is_more_than_a_loss_is_refused_where_many_train_together():
+    with pytest.raises(SettingsError, match=r"method=sku: many networks cannot train together with method\.task_vector"):
+        check_together(Method("sku", "sku", task_vector=TaskVector(1.0)))
+
+
+def test_an_attack_in_many_processes_is_refused_because_they_would_write_the_same_groups(monkeypatch):
+    monkeypatch.setattr(shadow_models, "processes", lambda: type("State", (), {"num_processes": 2}))
+    with pytest.raises(SettingsError, match="an attack runs in one process, and this launch has 2"):
+        shadow_models.check_method(None)
+
+
+def test_the_record_of_a_group_names_its_models_and_method(settings):
+    given = settings()
+    compare_models(given, read_division(given.data), pretrained())
+    record = json.loads(Path(given.shadows_dir, "models_005", "made_of.json").read_text())
+    assert record["models"] == [5, 6, 7, 8, 9] and record["method"] == "finetune" and len(record["key"]) == 16
