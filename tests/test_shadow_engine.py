@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import attack_scoring
 import shadow_models
 from attack_scoring import ModelScores, attack, attack_pool, choose_population
 from face_network import FaceNetwork, Shape, apart, end_at, side_by_side, with_new_classes
@@ -194,6 +195,20 @@ def test_the_population_attack_is_chosen_by_shadow_models_that_it_was_not_fitted
     features[..., 0] += 0.5 * learned  # the line rises a little
     features[-4:, :, 0] = np.where(learned[-4:], 4.0, -4.0)  # on both sides of the band
     assert choose_population(features, learned) == "logistic"
+
+
+def test_what_chooses_the_population_attack_was_not_fitted_on(monkeypatch):
+    seen = []
+
+    def spy(features, member, attacked):
+        seen.append(({tuple(row) for row in features.tolist()}, {tuple(row) for row in attacked.tolist()}))
+        return attacked[:, 0]
+
+    monkeypatch.setattr(attack_scoring, "POPULATION", {"logistic": spy, "tree": spy})
+    choose_population(*shadows_with(in_line))
+    assert len(seen) == 2
+    for fitted, judged in seen:
+        assert len(fitted) == 12 * 200 and len(judged) == 4 * 200 and not fitted & judged  # a quarter of 8 pairs
 
 
 def test_the_targets_have_no_say_in_which_population_attack_is_reported():
