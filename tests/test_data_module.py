@@ -313,7 +313,7 @@ def test_the_chosen_are_drawn_from_the_seed_and_folds_divide_them_alone(data, wo
 
 
 def test_people_that_are_not_there_are_said_in_one_line(data):
-    assert "has 1 people there" in error_of(lambda: TrainingRows(chosen_world(data, forget10=7), "forget10", "text", 0))
+    assert "has 2 people there" in error_of(lambda: TrainingRows(chosen_world(data, forget10=7), "forget10", "text", 0))
     assert "no row is about the people" in error_of(lambda: TrainingRows(chosen_world(data, forget10=1), "retain90", "text", 0))
     pictures = replace(data, people=ChosenPeople(seed=0, of={"forget10": 1}))
     assert "has pictures" in error_of(lambda: TrainingRows(pictures, "full+tofu", "both", 0))
