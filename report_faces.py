@@ -41,7 +41,6 @@ TABLE = {
 }
 ATTACKED = ("accuracy", "auc", "TPR at 1% FPR", "TPR at 0.1% FPR")
 TASKS = {task: {"image": "picture"} for task in face_tasks.values()}  # every task shows a picture
-NEAR = 0.05  # of 1/2: as near as gold's accuracy has to be where its interval does not hold 1/2
 
 Row = dict[str, Any]
 
@@ -90,7 +89,7 @@ def is_figure(column: str) -> bool:
 def attack_verdict(rows: list[Row]) -> dict[str, Any] | None:
     """Whether the attack can tell anything: gold's accuracy on the forgotten near 1/2, and the base's clearly above it. None: nothing was attacked.
 
-    Near: 1/2 lies in gold's interval, or within .05 of its value. Clearly above: the intervals do not touch. Without intervals neither is known.
+    Near: 1/2 lies in gold's interval. Clearly above: the intervals do not touch. Without intervals neither is known.
     """
     own = {row["Method"]: row for row in reversed(rows)}  # of the first seed
     base, gold = (own.get(name, {}) for name in ("base", "gold"))
@@ -101,7 +100,7 @@ def attack_verdict(rows: list[Row]) -> dict[str, Any] | None:
     if None in (gold_low, base_low):
         why = f"U-LiRA accuracy, gold {of_gold:.3f}; base {of_base:.3f}: too few people for intervals, so that nothing is known of the methods' figures."
         return {"passed": False, "title": "Attack", "text": "undecided", "why": why}
-    near, above = gold_low <= 0.5 <= gold_high or abs(of_gold - 0.5) <= NEAR, base_low > gold_high
+    near, above = gold_low <= 0.5 <= gold_high, base_low > gold_high
     shown = "; ".join(f"{name} {value:.3f} [{low:.3f}, {high:.3f}]" for name, (value, low, high) in zip(("gold", "base"), figures, strict=True))
     meaning = "gold is near one half and the base clearly above it" if near and above else "without both, the attack's figures of the methods mean nothing"
     return {"passed": near and above, "title": "Attack", "text": "passed" if near and above else "failed", "why": f"U-LiRA accuracy, {shown}: {meaning}."}

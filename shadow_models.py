@@ -3,13 +3,16 @@
 import hashlib
 import inspect
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 import face_network
+import face_pictures
 import shadow_engine
+import training_pairs
 from attack_scoring import ModelScores
 from data_module import fingerprint
 from face_network import FaceNetwork, end_at, side_by_side, with_new_classes
@@ -23,7 +26,9 @@ from train_engine import BoundLoss, bind, method_source
 
 LEARN = Method(name="finetune", loss="retain_ft")
 # read at the start: later it could be the text of files that were edited while the old code ran
-CODE = hashlib.sha256("".join(inspect.getsource(module) for module in (shadow_engine, face_network)).encode()).hexdigest()[:16]
+CODE = hashlib.sha256(
+    "".join(inspect.getsource(module) for module in (sys.modules[__name__], shadow_engine, face_network, face_pictures, training_pairs)).encode()
+).hexdigest()[:16]
 
 
 def check_method(method: Method | None) -> None:
