@@ -26,9 +26,8 @@ from train_engine import BoundLoss, bind, method_source
 
 LEARN = Method(name="finetune", loss="retain_ft")
 # read at the start: later it could be the text of files that were edited while the old code ran
-CODE = hashlib.sha256(
-    "".join(inspect.getsource(module) for module in (sys.modules[__name__], shadow_engine, face_network, face_pictures, training_pairs)).encode()
-).hexdigest()[:16]
+DECIDING = (sys.modules[__name__], shadow_engine, face_network, face_pictures, training_pairs)
+CODE = hashlib.sha256("".join(map(inspect.getsource, DECIDING)).encode()).hexdigest()[:16]
 
 
 def check_method(method: Method | None) -> None:
