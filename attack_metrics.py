@@ -11,7 +11,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from eval_metrics import MIN_PEOPLE, bootstrap_counts, interval
+from eval_metrics import MIN_PEOPLE, bootstrap_counts, interval, membership_auc, membership_tpr
 
 CLIP = 1e-6  # of (1 + cos) / 2
 LEAST_SCALE = 1e-3  # of a score's distribution, in logits: with no spread at all any difference would be certainty
@@ -87,10 +87,9 @@ def logistic_attack(features: np.ndarray, member: np.ndarray, attacked: np.ndarr
     return np.column_stack([(attacked - location) / scale, np.ones(len(attacked))]) @ weights
 
 
-def tree_attack(features: np.ndarray, member: np.ndarray, attacked: np.ndarray, depth: int = TREE_DEPTH) -> np.ndarray:
+def tree_attack(features: np.ndarray, member: np.ndarray, attacked: np.ndarray) -> np.ndarray:
     """U-MIA by a decision tree (Gini impurity): share of members in the leaf of each of `attacked` (k, f), less one half."""
-    least = max(1, round(TREE_LEAF * len(member))) if depth == TREE_DEPTH else 1
-    return grown(features, member.astype(float), attacked, depth, least) - 0.5
+    return grown(features, member.astype(float), attacked, TREE_DEPTH, max(1, round(TREE_LEAF * len(member)))) - 0.5
 
 
 def grown(features: np.ndarray, member: np.ndarray, attacked: np.ndarray, depth: int, least: int) -> np.ndarray:
@@ -126,10 +125,7 @@ def best_question(features: np.ndarray, member: np.ndarray, least: int) -> tuple
 
 def attack_auc(scores: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Share of (member, other) pairs whose member has the larger score, ties by half; .5: nothing was told."""
-    weights = np.ones(len(scores)) if weights is None else weights
-    _, place = np.unique(scores, return_inverse=True)
-    ones, zeros = (np.bincount(place, weights * which) for which in (member, ~member))
-    return float((ones * (np.cumsum(zeros) - zeros / 2)).sum() / (ones.sum() * zeros.sum()))
+    return membership_auc(scores[member], scores[~member], None if weights is None else (weights[member], weights[~member]))
 
 
 def attack_accuracy(scores: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -141,13 +137,7 @@ def attack_accuracy(scores: np.ndarray, member: np.ndarray, weights: np.ndarray 
 
 def attack_tpr(scores: np.ndarray, member: np.ndarray, rate: float, weights: np.ndarray | None = None) -> float | None:
     """Share of the members that score above all but a share `rate` of the others; None: fewer than 10 / rate others cannot resolve it."""
-    weights = np.ones(len(scores)) if weights is None else weights
-    if (~member).sum() < 10 / rate:
-        return None
-    order = np.argsort(-scores[~member], kind="stable")
-    others, passed = scores[~member][order], np.cumsum(weights[~member][order])
-    within = others[min(int(np.searchsorted(passed, rate * passed[-1] + 1e-9, side="right")), len(others) - 1)]  # the first that must not be above
-    return float(np.average(scores[member] > within, weights=weights[member]))
+    return membership_tpr(scores[member], scores[~member], rate, None if weights is None else (weights[member], weights[~member]))
 
 
 def roc_curve(scores: np.ndarray, member: np.ndarray, points: int = 101) -> list[list[float]]:

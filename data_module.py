@@ -13,8 +13,9 @@ from typing import Any
 import datasets
 from natsort import natsorted
 
+from language_settings import ChosenPeople, Data, Model, Task
 from run_record import processes
-from run_settings import ROOT, ChosenPeople, Data, Model, SettingsError, Task, nearest
+from run_settings import ROOT, SettingsError, nearest
 
 datasets.disable_progress_bars()  # a bar a split drowns the lines that matter
 

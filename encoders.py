@@ -14,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from data_module import Example
-from run_settings import SettingsError, Tags
+from language_settings import Tags
+from run_settings import SettingsError
 from unlearn_losses import IGNORE
 
 

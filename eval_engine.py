@@ -24,8 +24,9 @@ from torch import nn
 import eval_metrics as metrics
 from answer_scoring import AnswerScore, Prompt, score_prompts
 from data_module import TaskRow, fingerprint, task_rows
+from language_settings import Asked, EpochEval, Eval, Task
 from run_record import AGGREGATED, EVAL_RECORD, peak_memory_gb, processes, say_line, start_of_peak, versions, write_json, written_whole
-from run_settings import ROOT, Asked, EpochEval, Eval, SettingsError, Task
+from run_settings import ROOT, SettingsError
 
 TASK_RECORD = "record.json"
 SCORED_BY = ("answer_scoring", "data_module", "encoders", "eval_engine", "eval_metrics", "model_module")

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from rouge_score import rouge_scorer
 from scipy.special import gammaln, logsumexp, rel_entr
-from scipy.stats import ks_2samp, rankdata
+from scipy.stats import ks_2samp
 
 LOG_RATIO_LIMIT = 700.0  # R and 1/R both stay finite in float64
 BINS = 21
@@ -276,19 +276,30 @@ def zlib_bytes(text: str) -> int:
 # ---- membership inference
 
 
-def membership_auc(members: np.ndarray, others: np.ndarray) -> float:
-    """Chance that a member's score is above another's, ties half: the area under the ROC curve. Scores: larger for members; NaN counts as lowest."""
+def membership_auc(members: np.ndarray, others: np.ndarray, weights: tuple[np.ndarray, np.ndarray] | None = None) -> float:
+    """Chance that a member's score is above another's, ties half: the area under the ROC curve. Scores: larger for members; NaN counts as lowest.
+
+    `weights`: how often each member and each of the others counts.
+    """
     scores = np.nan_to_num(np.concatenate([members, others]), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    above = rankdata(scores)[: len(members)].sum() - len(members) * (len(members) + 1) / 2
-    return float(above / (len(members) * len(others)))
+    of_members, of_others = weights or (np.ones(len(members)), np.ones(len(others)))
+    _, place = np.unique(scores, return_inverse=True)
+    ones, zeros = np.bincount(place[: len(members)], of_members, place.max() + 1), np.bincount(place[len(members) :], of_others, place.max() + 1)
+    return float((ones * (np.cumsum(zeros) - zeros / 2)).sum() / (ones.sum() * zeros.sum()))
 
 
-def membership_tpr(members: np.ndarray, others: np.ndarray, fpr: float) -> float | None:
-    """Share of the members above the threshold that at most `fpr` of the others pass; None with fewer than 10/fpr others: not resolvable."""
+def membership_tpr(members: np.ndarray, others: np.ndarray, fpr: float, weights: tuple[np.ndarray, np.ndarray] | None = None) -> float | None:
+    """Share of the members above the threshold that at most `fpr` of the others pass; None with fewer than 10/fpr others: not resolvable.
+
+    `weights`: how often each member and each of the others counts.
+    """
     if len(others) < 10 / fpr:
         return None
-    threshold = np.sort(others)[::-1][int(fpr * len(others) + TOLERANCE)]
-    return float(np.mean(members > threshold))
+    of_members, of_others = weights or (np.ones(len(members)), np.ones(len(others)))
+    order = np.argsort(-others, kind="stable")
+    passed = np.cumsum(of_others[order])
+    threshold = others[order][min(int(np.searchsorted(passed, fpr * passed[-1] + TOLERANCE, side="right")), len(others) - 1)]
+    return float(np.average(members > threshold, weights=of_members))
 
 
 def privacy_leakage(auc: float, gold_auc: float) -> float | None:

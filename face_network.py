@@ -124,10 +124,15 @@ def score_faces(model: nn.Module, batch: dict[str, Tensor], *, scale: float, mar
     return Scored(am_softmax_logits(output, batch["labels"], scale=scale, margin=margin), batch["labels"], batch.get("pictured"))
 
 
+def check_parts(activations: Activations | None) -> None:
+    """Raise SettingsError for a part that there is not."""
+    if activations and activations.layer >= len(PARTS):
+        raise SettingsError(f"method.activations.layer={activations.layer}: a face network has parts 0 ({PARTS[0]}) to {len(PARTS) - 1} ({PARTS[-1]})")
+
+
 def end_at(model: FaceNetwork, activations: Activations) -> None:
     """Give the states of part `activations.layer`, and train the named parts only. Raises SettingsError for a part that there is not."""
-    if activations.layer >= len(PARTS):
-        raise SettingsError(f"method.activations.layer={activations.layer}: a face network has parts 0 ({PARTS[0]}) to {len(PARTS) - 1} ({PARTS[-1]})")
+    check_parts(activations)
     model.ends_at = activations.layer
     model.requires_grad_(False)
     for part in (model.parts()[number] for number in activations.trained):

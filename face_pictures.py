@@ -213,10 +213,6 @@ class FaceRows:
         return [row.answer for row in self.rows]
 
     @property
-    def lengths(self) -> list[int]:
-        return [1] * len(self.rows)
-
-    @property
     def files(self) -> list[str]:
         return [row.image["path"] for row in self.rows]
 

@@ -148,5 +148,7 @@ class AttackFaces:
 
 def need_whole_training(name: str, trainer: Trainer) -> None:
     """Raise SettingsError for trainer settings that a network without a language model cannot have."""
+    if trainer.bucket:
+        raise SettingsError(f"{name}.bucket={trainer.bucket} sorts words by length; pictures have one size: set it to 0")
     if trainer.lora is not None:
         raise SettingsError(f"{name}.lora={trainer.lora} needs a language model; a face network trains all its weights: set it to null")

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from language_settings import Model
 from run_record import TRAIN_RECORD
-from run_settings import Activations, Lora, Model, SettingsError
+from run_settings import Activations, Lora, SettingsError
 from unlearn_losses import Scored
 
 transformers.utils.logging.disable_progress_bar()
@@ -176,12 +177,9 @@ def score(model: nn.Module, batch: dict[str, Tensor]) -> Scored:
     The model is called as it is wrapped, once; its output head runs at `positions` (B, T) only.
     """
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "positions", "pictured", "keys", "sizes", "longest")}
-    if packs(model, inputs):
-        inputs, kept = packed(inputs, batch["positions"])
-        logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits
-        return Scored(logits.view(*batch["labels"].shape, -1), batch["labels"], batch.get("pictured"))
-    output = model(**inputs, logits_to_keep=batch["positions"], use_cache=False)
-    return Scored(output.logits, batch["labels"], batch.get("pictured"))
+    inputs, positions = packed(inputs, batch["positions"]) if packs(model, inputs) else (inputs, batch["positions"])
+    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
+    return Scored(logits.view(*batch["labels"].shape, -1), batch["labels"], batch.get("pictured"))
 
 
 def packs(model: nn.Module, inputs: dict[str, Tensor]) -> bool:

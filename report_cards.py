@@ -12,7 +12,8 @@ from PIL import Image
 
 from data_module import TaskRow, task_rows
 from encoders import open_image
-from run_settings import People, Scoring, Task
+from language_settings import People, Task
+from run_settings import Scoring
 
 SAMPLED_PEOPLE = 6  # of those who were not forgotten, drawn for each task
 MOST_ROWS = 1500  # of all tasks together; the forgotten people's come first

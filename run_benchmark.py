@@ -26,9 +26,10 @@ from rich.console import Console
 import report
 from data_module import fingerprint, idk_answers, make_if_missing
 from face_settings import Faces
+from language_settings import Data, Forget
 from model_module import model_fingerprint
 from run_record import RECORDS, TRAIN_RECORD, versions, write_json
-from run_settings import ROOT, Benchmark, Data, Forget, Method, RunBenchmark, SettingsError, script
+from run_settings import ROOT, Benchmark, Method, RunBenchmark, SettingsError, script
 from train_engine import method_source
 
 

@@ -15,7 +15,7 @@ import shadow_engine
 import training_pairs
 from attack_scoring import ModelScores
 from data_module import fingerprint
-from face_network import FaceNetwork, end_at, side_by_side, with_new_classes
+from face_network import FaceNetwork, check_parts, end_at, side_by_side, with_new_classes
 from face_pictures import Classes, Division, FaceEncoder, FacePairs, Met, met_by, training_rows
 from face_scoring import compare
 from face_settings import AttackFaces
@@ -36,6 +36,7 @@ def check_method(method: Method | None) -> None:
         raise SettingsError(f"an attack runs in one process, and this launch has {processes().num_processes}: --num_processes 1")
     if method is not None:
         check_together(method)
+        check_parts(method.activations)
         bind(method)
 
 

@@ -160,9 +160,7 @@ class LossTrainer(transformers.Trainer):
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        if not self.bucket:
-            return EpochSampler(len(self.train_dataset), self.draw_seed)
-        lengths = self.train_dataset.leading.lengths
+        lengths = self.train_dataset.leading.lengths if self.bucket else ()
         return EpochSampler(len(self.train_dataset), self.draw_seed, lengths, self.args.per_device_train_batch_size, self.bucket)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

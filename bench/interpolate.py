@@ -22,8 +22,9 @@ from aggregate_eval_stat import MEASURES, aggregate
 from data_module import make_if_missing
 from encoders import ChatEncoder
 from eval_engine import evaluate, read_tasks
+from language_settings import Eval
 from run_record import AGGREGATED
-from run_settings import Aggregate, Eval, compose
+from run_settings import Aggregate, compose
 
 FORGET = {"eval_forget_qa": "words", "eval_forget_facerec": "names", "eval_log_forget": "captions"}
 

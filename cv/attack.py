@@ -23,9 +23,9 @@ from shadow_models import check_method, compare_models
 def main(settings: AttackFaces) -> None:
     check_save_dir(settings.save_dir, settings.overwrite, ATTACK_RECORD)
     check_method(settings.method)
-    pretrained, _ = load_network(settings.model_path, settings.model)
     make_if_missing(settings.data)
     division = read_division(settings.data)
+    pretrained, _ = load_network(settings.model_path, settings.model)
 
     start_of_peak()
     started = time.perf_counter()

@@ -29,10 +29,10 @@ from run_settings import script
 @script("cv/eval", EvalFaces)
 def main(settings: EvalFaces) -> None:
     check_save_dir(settings.save_dir, settings.overwrite, EVAL_RECORD)
-    model, _ = load_network(settings.model_path, settings.model)
     make_if_missing(settings.data)
     division = read_division(settings.data)
     met = met_by(division, None)
+    model, _ = load_network(settings.model_path, settings.model)
 
     start_of_peak()
     started = time.perf_counter()

@@ -15,7 +15,6 @@ from train_engine import bind, train
 @script("cv/finetune", FinetuneFaces)
 def main(settings: FinetuneFaces) -> None:
     check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
-    model, _ = load_network(settings.model_path, settings.model)
     make_if_missing(settings.data)
     division = read_division(settings.data)
     met = met_by(division, None)
@@ -28,7 +27,7 @@ def main(settings: FinetuneFaces) -> None:
     encoder.read(rows.files)
     record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.people.path)}
     score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
-    model = with_new_classes(model, len(people), settings.seed)
+    model = with_new_classes(load_network(settings.model_path, settings.model)[0], len(people), settings.seed)
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save_network)
     say_line(f"finetuned on {len(people)} people: {settings.save_dir}")
 

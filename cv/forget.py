@@ -4,7 +4,7 @@ from dataclasses import asdict
 from functools import partial
 
 from data_module import fingerprint, make_if_missing
-from face_network import end_at, load_network, save_network, score_faces, with_new_classes
+from face_network import check_parts, end_at, load_network, save_network, score_faces, with_new_classes
 from face_pictures import Classes, FaceEncoder, FacePairs, met_by, read_division, training_rows
 from face_settings import ForgetFaces
 from run_record import TRAIN_RECORD, check_save_dir, say_line
@@ -16,12 +16,13 @@ from train_engine import bind, train
 def main(settings: ForgetFaces) -> None:
     check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
     loss = bind(settings.method)
-    model, classes = load_network(settings.model_path, settings.model)
-    if settings.method.activations:
-        end_at(model, settings.method.activations)
+    check_parts(settings.method.activations)
     make_if_missing(settings.data)
     division = read_division(settings.data)
     met = met_by(division, None)
+    model, classes = load_network(settings.model_path, settings.model)
+    if settings.method.activations:
+        end_at(model, settings.method.activations)
     if settings.method.restart:
         model, classes = with_new_classes(model, len(met.retain), settings.seed), met.retain
     forget, retain = (training_rows(division, people, split) for people, split in ((met.forget, "forget"), (met.retain, "retain")))

@@ -15,11 +15,12 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, Llav
 
 from data_module import CAPTION_QUESTIONS, NAME_QUESTION, TrainingRows, load_split
 from encoders import ChatEncoder
+from language_settings import Columns, Data
 from mini_clear.dataset_folder import write_world
 from mini_clear.people import draw_world
 from mini_clear.strangers import TRAITS, draw_strangers, picture, teach_to_see, trait_labels, traits
 from model_module import freeze
-from run_settings import ROOT, Columns, Data, Method, Trainer
+from run_settings import ROOT, Method, Trainer
 from train_engine import bind, train
 from training_pairs import Pairs
 

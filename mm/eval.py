@@ -7,9 +7,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from data_module import make_if_missing
 from encoders import ChatEncoder
 from eval_engine import evaluate, read_tasks
+from language_settings import Eval
 from model_module import check_model_path, load, load_model, model_fingerprint
 from run_record import EVAL_RECORD, check_save_dir, processes, say_line
-from run_settings import Eval, script
+from run_settings import script
 
 
 @script("mm/eval", Eval)

@@ -7,9 +7,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from data_module import TrainingRows, fingerprint, make_if_missing
 from encoders import ChatEncoder, check_lengths
 from eval_engine import EpochEvaluation, read_tasks
+from language_settings import Finetune
 from model_module import check_model_path, load, load_for_training
 from run_record import TRAIN_RECORD, check_save_dir, say_line
-from run_settings import Finetune, Method, script
+from run_settings import Method, script
 from train_engine import bind, train
 from training_pairs import Pairs
 

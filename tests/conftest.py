@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from encoders import ChatEncoder
+from language_settings import Columns, Data
 from mini_clear.dataset_folder import write_world
 from mini_clear.text_base import write_text_base
-from run_settings import Columns, Data
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "mini_clear" / "base_model"

@@ -124,6 +124,8 @@ def test_weights_stand_for_rows_that_come_several_times():
     repeated = np.repeat(scores, weights), np.repeat(member, weights)
     for figure in (attack_auc, attack_accuracy):
         assert figure(scores, member, weights.astype(float)) == pytest.approx(figure(*repeated))
+    for rate in (0.5, 0.6, 0.9):
+        assert attack_tpr(scores, member, rate, weights.astype(float)) == pytest.approx(attack_tpr(*repeated, rate))
 
 
 def test_accuracy_is_balanced_and_undecided_is_half_right():

@@ -59,8 +59,9 @@ def test_every_face_column_has_its_distance_to_gold(finished):
     rows = rows_of(finished)
     columns = [column for column in rows["base"] if column.startswith("Distance to gold: ")]
     assert {"Distance to gold: U-LiRA accuracy forget", "Distance to gold: EER forget"} <= set(columns)
-    for column in columns:
-        assert float(rows["gold"][column] or 0) == 0 and float(rows["base"][column] or 1) == 1  # empty where base and gold do not differ
+    told = [column for column in columns if rows["base"][column]]  # the others' base and gold do not differ
+    assert told and all(float(rows["gold"][column]) == 0 and float(rows["base"][column]) == 1 for column in told)
+    assert all(rows["gold"][column] == "" for column in set(columns) - set(told))
 
 
 def test_pretraining_runs_once_and_every_model_is_attacked(finished):

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +18,11 @@ from aggregate_eval_stat import aggregate
 from face_pictures import met_by, read_division
 from face_settings import ForgetFaces
 from run_settings import Aggregate, compose
+from test_scripts import start
 
 QUICK = ["trainer.epochs=2", "trainer.batch_size=8", "seed=0"]
 METHODS = ["retain_ft", "neggrad", "scrub", "scrub_bio", "twins", "dpo", "llmu", "rmu", "sparsity", "retrain", "npo", "grad_ascent"]
 TASKS = ["eval_forget_faces", "eval_holdout_faces", "eval_retain_faces"]
-
-
-def start(script, overrides, monkeypatch):
-    """Run a script's main() in this process as the command line would; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *overrides])
-    try:
-        script.main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 
 from data_module import CAPTION_QUESTIONS, NAME_QUESTION, Example, TrainingRows, idk_answers, load_split, sample_by_person, task_rows
 from encoders import ChatEncoder, collate, collate_prompts, open_image
-from run_settings import ChosenPeople, Columns, Data, People, SettingsError, Task
+from language_settings import ChosenPeople, Columns, Data, People, Task
+from run_settings import SettingsError
 from training_pairs import EpochSampler, Pairs, PassCollator, answer_key
 from unlearn_losses import IGNORE
 

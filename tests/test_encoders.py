@@ -4,7 +4,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from encoders import TextEncoder, check_lengths, collate, padding_for
-from run_settings import SettingsError, Tags
+from language_settings import Tags
+from run_settings import SettingsError
 from test_data_module import example
 from unlearn_losses import IGNORE
 

@@ -9,7 +9,8 @@ import torch
 from answer_scoring import Prompt, score_prompts
 from data_module import TaskRow, task_rows
 from eval_engine import AGGREGATED, EpochEvaluation, evaluate, evaluate_rows, measures, read_tasks
-from run_settings import Eval, Forget, SettingsError, compose
+from language_settings import Eval, Forget
+from run_settings import SettingsError, compose
 from test_data_module import example, png, task
 
 TOFU_METRICS = {

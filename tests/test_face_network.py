@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torchvision
+from torch.func import functional_call
 
 from face_network import FaceNetwork, Shape, am_softmax_logits, apart, end_at, load_network, save_network, score_faces, side_by_side, with_new_classes
 from face_pictures import Classes
@@ -60,16 +61,26 @@ def test_am_softmax_by_hand():
 
 
 def test_the_gradient_of_the_loss_agrees_with_finite_differences():
-    torch.manual_seed(0)
-    embedded, weights = torch.randn(3, 1, 4, dtype=torch.float64, requires_grad=True), torch.randn(1, 5, 4, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor([[0], [3], [1]])
+    model = network().double().eval()
+    given = {"pixels": pixels(3).double(), "labels": torch.tensor([[0], [3], [1]])}
 
-    def loss(features, classes):
-        normal = torch.nn.functional.normalize
-        cosines = torch.einsum("bne,nce->bnc", normal(features, dim=-1), normal(classes, dim=-1))
-        return torch.nn.functional.cross_entropy(am_softmax_logits(cosines, labels, scale=30.0, margin=0.4)[:, 0], labels[:, 0])
+    def loss(embed, classes):
+        logits = functional_call(Scorer(model), {"model.embed.weight": embed, "model.classes": classes}, (given,))
+        return torch.nn.functional.cross_entropy(logits[:, 0], given["labels"][:, 0])  # nll computes in fp32
 
-    assert torch.autograd.gradcheck(loss, (embedded, weights))
+    weights = [torch.randn_like(weight).requires_grad_() for weight in (model.embed.weight, model.classes)]
+    assert torch.autograd.gradcheck(loss, weights)
+
+
+class Scorer(torch.nn.Module):
+    """score_faces as a module, so that its weights can be given from outside."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, given):
+        return score_faces(self.model, given, scale=30.0, margin=0.4).logits
 
 
 def test_class_probabilities_run_over_classes_and_not_over_embedding_features():

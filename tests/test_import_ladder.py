@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 RUNGS = (
     ("run_settings", "unlearn_losses", "eval_metrics"),
-    ("face_settings", "attack_metrics"),
+    ("language_settings", "face_settings", "attack_metrics"),
     ("run_record",),
     ("data_module", "model_module", "eval_log_file", "face_network"),
     ("encoders",),

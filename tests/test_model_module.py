@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from conftest import BASE
 from encoders import TextEncoder, collate
+from language_settings import Model
 from model_module import (
     FrozenStart,
     add_lora,
@@ -20,7 +21,7 @@ from model_module import (
     save,
     score,
 )
-from run_settings import Lora, Model, SettingsError
+from run_settings import Lora, SettingsError
 from test_data_module import example, png, qwen_encoder  # noqa: F401
 from unlearn_losses import IGNORE, sequence_logprob
 

@@ -12,7 +12,8 @@ import nlp.forget
 from conftest import ROOT, SHARED
 from data_module import TrainingRows
 from face_settings import FinetuneFaces
-from run_settings import Aggregate, Finetune, compose
+from language_settings import Finetune
+from run_settings import Aggregate, compose
 from test_scripts import QUICK, same_tensors, start
 
 TOFU = SHARED / "data" / "tofu"

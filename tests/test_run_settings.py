@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from face_settings import AttackFaces, EvalFaces, FinetuneFaces, ForgetFaces, Pretrain
-from run_settings import Aggregate, Eval, Finetune, Forget, RunBenchmark, SettingsError, compose
+from language_settings import Eval, Finetune, Forget
+from run_settings import Aggregate, RunBenchmark, SettingsError, compose
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {

@@ -68,7 +68,15 @@ def test_each_of_several_networks_becomes_in_fp64_what_it_becomes_alone(name, se
 
 
 @pytest.mark.parametrize(
-    ("method", "optimizer", "share"), [("finetune", "sgd", 1e-3), ("finetune", "adamw_torch", 0.02), ("scrub", "sgd", 1e-3), ("dpo", "sgd", 1e-3)]
+    ("method", "optimizer", "share"),
+    [
+        ("finetune", "sgd", 1e-3),
+        ("finetune", "adamw_torch", 0.02),
+        ("scrub", "sgd", 1e-3),
+        ("dpo", "sgd", 1e-3),
+        ("sparsity", "sgd", 1e-3),
+        ("twins", "sgd", 1e-3),
+    ],
 )
 def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(method, optimizer, share, settings, tmp_path):
     """The same rows, seed and settings through train_engine and through the shadow engine."""
@@ -84,6 +92,9 @@ def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(method,
     own = [shadow(given, bound, division, n, met_by(division, n).trained, 100 + n) for n in (2, 3)]
     models = [with_new_classes(pretrained(), 6, n) for n in (2, 3)]
     stack = side_by_side(models)
+    if bound.method.activations:
+        for each in (stack, *models):
+            end_at(each, bound.method.activations)
     train_together(stack, bound, own, trainer, given.model)
     score = partial(score_faces, scale=given.model.scale, margin=given.model.margin)
     for number, (model, each) in enumerate(zip(models, own, strict=True)):
@@ -91,7 +102,8 @@ def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(method,
         out = tmp_path / str(number)
         train(model, bound, each.pairs, each.encoder, trainer, each.seed, str(out), {}, say=lambda line: None, score=score, save=save_network)
         single, ours = load_file(out / "model.safetensors"), apart(stack)[number].state_dict()
-        for name in ("conv1.weight", "layer4.1.conv2.weight", "embed.weight", "classes", "bn1.running_mean"):
+        learned = ["classes"] if not bound.method.activations else []  # above the embedding
+        for name in ("conv1.weight", "layer4.1.conv2.weight", "embed.weight", "bn1.running_mean", *learned):
             moved = (single[name] - first[name]).abs().mean()
             assert (single[name] - ours[name]).abs().mean() < share * moved, name
 
@@ -144,10 +156,33 @@ def test_attacks_score_queries_by_person_and_never_an_enrolled_picture(settings)
     assert all(file in division.people[name].query for name, file in zip(scores.people, scores.files, strict=True))
 
 
-def test_targets_and_shadow_models_are_disjoint_with_seeds_of_their_own(settings):
+def test_every_model_of_an_attack_has_a_seed_of_its_own(settings):
     given = settings()
     seeds = [shadow_models.model_seed(given, number) for number in range(given.models)]
     assert len(set(seeds)) == given.models and min(seeds) > 1000  # a benchmark's own models have small seeds
+
+
+def test_u_lira_is_fitted_on_shadow_models_only(monkeypatch):
+    features, learned = shadows_with(in_line)
+    own = np.tanh(features[..., 0] / 4)
+    seen = []
+
+    def spy(shadow, met, never, target):
+        seen.append((shadow, met, never, target))
+        return np.zeros_like(target)
+
+    monkeypatch.setattr(attack_scoring.metrics, "likelihood_ratio", spy)
+    scores = ModelScores([f"p{i % 20:02d}" for i in range(200)], [str(i) for i in range(200)], own, np.zeros_like(own))
+    attack_pool(scores, np.ones(200, bool), learned, 4)
+    ((shadow, met, never, target),) = seen
+    logits = attack_scoring.metrics.verification_logit(own)
+    assert np.array_equal(shadow, logits[4:]) and np.array_equal(target, logits[:4])
+    assert np.array_equal(met, learned[4:]) and np.array_equal(never, ~learned[4:])
+
+
+def test_a_part_that_there_is_not_is_refused_before_anything_is_trained(settings):
+    with pytest.raises(SettingsError, match=r"method.activations.layer=7: a face network has parts"):
+        shadow_models.check_method(settings("method=rmu").method)
 
 
 def test_an_attack_finds_a_known_difference_whatever_the_order_of_the_rows(settings):

@@ -16,8 +16,9 @@ from transformers import AutoModelForImageTextToText
 
 import unlearn_losses
 from conftest import BASE, ROOT
+from language_settings import Model
 from model_module import cut, freeze, l1_norm, load_for_training, score, score_passes
-from run_settings import Activations, Lora, Mask, Method, Model, Multiplier, SettingsError, TaskVector, Trainer
+from run_settings import Activations, Lora, Mask, Method, Multiplier, SettingsError, TaskVector, Trainer
 from test_data_module import pairs
 from train_engine import LossTrainer, bind, largest, method_source, train
 from training_pairs import PassCollator
@@ -393,7 +394,7 @@ from run_record import processes
 assert processes().num_processes == int(sys.argv[3])
 from conftest import BASE
 from encoders import ChatEncoder
-from run_settings import Columns, Data
+from language_settings import Columns, Data
 from transformers import AutoProcessor
 from test_train_engine import run, TRAINER
 from dataclasses import replace
