@@ -37,7 +37,11 @@ def shape_of(settings: FaceModel) -> Shape:
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions and a way around them (He et al., arXiv 1512.03385); names are torchvision's."""
+    """Two 3 x 3 convolutions and a way around them (He et al., arXiv 1512.03385); names are torchvision's.
+
+    The way around takes every `stride`-th pixel before its 1 x 1 convolution instead of in it, which is the same: the gradient of a strided 1 x 1
+    convolution of few channels in channels_last writes past its memory on CPUs (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
 
     def __init__(self, before: int, after: int, stride: int, models: int):
         super().__init__()
@@ -45,14 +49,14 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(after * models)
         self.conv2 = nn.Conv2d(after * models, after * models, 3, 1, 1, groups=models, bias=False)
         self.bn2 = nn.BatchNorm2d(after * models)
-        self.downsample = None
+        self.stride, self.downsample = stride, None
         if stride != 1 or before != after:
-            around = nn.Conv2d(before * models, after * models, 1, stride, groups=models, bias=False)
+            around = nn.Conv2d(before * models, after * models, 1, groups=models, bias=False)
             self.downsample = nn.Sequential(around, nn.BatchNorm2d(after * models))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + (x if self.downsample is None else self.downsample(x)))
+        return F.relu(self.bn2(self.conv2(y)) + (x if self.downsample is None else self.downsample(x[:, :, :: self.stride, :: self.stride])))
 
 
 class FaceNetwork(nn.Module):

@@ -1,7 +1,6 @@
 """What many tests share: a small embedded world, the tiny base model, and settings that run in seconds."""
 
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched by a test
@@ -82,15 +81,3 @@ def face_overrides(faces):
     """Overrides that make any cv script run on the small folder, with a tiny network, in seconds."""
     data = [f"data.people.path={faces}/people", f"data.pretraining.path={faces}/pretraining", "data.made_by=''", f"data.split_file={faces}/division.json"]
     return [*data, "data.forget_pool=4", "data.train=4", "data.enrol=2", "model.size=40", "model.width=4", "model.embedding=8"]
-
-
-def pytest_sessionfinish(session, exitstatus):
-    session.config.ended_with = int(exitstatus)
-
-
-def pytest_unconfigure(config):
-    """Leave without tearing the interpreter down: threads of the native libraries sometimes crash in it, long after the last test has been reported."""
-    if hasattr(config, "ended_with"):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(config.ended_with)

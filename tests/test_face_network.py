@@ -102,6 +102,12 @@ def test_the_paper_network_is_torchvisions_resnet18_name_by_name_and_number_by_n
         assert torch.allclose(ours(pictures)[:, 0], theirs(pictures), atol=1e-4)
 
 
+def test_no_convolution_of_one_pixel_has_a_stride():
+    """Its gradient in channels_last would corrupt memory where there are few channels, and crash somewhere else, some time later."""
+    convolutions = [module for module in network(models=2).modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(convolutions) == 21 and not [c for c in convolutions if c.kernel_size == (1, 1) and c.stride != (1, 1)]
+
+
 def test_networks_side_by_side_give_what_each_gives_alone_and_come_apart_again():
     models = [network(seed).double() for seed in range(3)]
     pictures = pixels(models=3).double()
