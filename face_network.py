@@ -112,20 +112,16 @@ class FaceNetwork(nn.Module):
             return torch.einsum("bne,nce->bnc", embeddings, F.normalize(self.classes, dim=-1))
 
 
-def am_softmax_logits(cosines: Tensor, labels: Tensor, *, scale: float, margin: float) -> Tensor:
-    """s * (cos - m) for the right class, s * cos for the others, (B, N, C); their cross-entropy is AM-softmax (Wang et al., arXiv 1801.05599)."""
-    return scale * cosines.scatter_add(-1, labels[..., None], torch.full_like(cosines[..., :1], -margin))
-
-
 def score_faces(model: nn.Module, batch: dict[str, Tensor], *, scale: float, margin: float) -> Scored:
     """A batch of pictures as answers of one token: logits (B, N, C) over the classes, or states (B, N, features) where the network ends before them.
 
-    The only place that turns cosines into logits. With a margin they are what the network is trained on; without one their softmax is what it believes.
+    The only place that turns cosines into logits, s * cos: their softmax is what the network believes. The loss it is trained on, NLL, lowers the right
+    class's by s * m first: AM-softmax (Wang et al., arXiv 1801.05599).
     """
     output = model(batch["pixels"])
     if getattr(model, "module", model).ends_at is not None:
         return Scored(output, batch["labels"], batch.get("pictured"))
-    return Scored(am_softmax_logits(output, batch["labels"], scale=scale, margin=margin), batch["labels"], batch.get("pictured"))
+    return Scored(scale * output, batch["labels"], batch.get("pictured"), scale * margin)
 
 
 def check_parts(activations: Activations | None) -> None:
@@ -168,20 +164,21 @@ def load_network(path: str, settings: FaceModel, name: str = "model_path") -> tu
         raise SettingsError(f"{name}={path!r} holds no face network ({WEIGHTS} and {CONFIG}); cv/pretrain.py and cv/finetune.py make one")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        made, size = Shape(**config["shape"]), config["size"]
+        made, size, scale = Shape(**config["shape"]), config["size"], config["scale"]
         model = FaceNetwork(made, len(config["classes"]))
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise SettingsError(f"{name}={path!r} could not be loaded: {str(error).splitlines()[0]}") from None
-    if (made, size) != (shape_of(settings), settings.size):
-        raise SettingsError(f"{name}={path!r} is a network of {made} for {size} pixels, but model={settings.name} is {shape_of(settings)} for {settings.size}")
+    if (made, size, scale) != (shape_of(settings), settings.size, settings.scale):
+        own = f"{shape_of(settings)} for {settings.size} at scale {settings.scale:g}"
+        raise SettingsError(f"{name}={path!r} is a network of {made} for {size} pixels at scale {scale:g}, but model={settings.name} is {own}")
     return model, config["classes"]
 
 
-def save_network(model: FaceNetwork, classes: Any, folder: Path) -> None:
-    """Write weights and configuration to `folder`; `classes` are the names in the order of the class weights and the size of the pictures."""
+def save_network(model: FaceNetwork, classes: Any, folder: Path, *, settings: FaceModel) -> None:
+    """Write weights and configuration to `folder`; `classes.names` are in the order of the class weights."""
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
-    config = {"shape": asdict(model.shape), "size": classes.size, "classes": classes.names}
+    config = {"shape": asdict(model.shape), "size": settings.size, "scale": settings.scale, "margin": settings.margin, "classes": classes.names}
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 

@@ -208,9 +208,10 @@ def score_passes(model: nn.Module, batches: dict[str, dict[str, Tensor]], score:
     """`score` for batches named by their passes ("forget+retain"), each pass apart again and as wide as its own longest answer."""
     scored = {}
     for names, batch in batches.items():
-        parts = zip(*(value.split(batch["sizes"]) for value in score(model, batch)), strict=True)
+        *tensors, margin = score(model, batch)
+        parts = zip(*(value.split(batch["sizes"]) for value in tensors), strict=True)
         for name, (logits, labels, pictured), longest in zip(names.split("+"), parts, batch["longest"], strict=True):
-            scored[name] = Scored(logits[:, :longest], labels[:, :longest], pictured)
+            scored[name] = Scored(logits[:, :longest], labels[:, :longest], pictured, margin)
     return scored
 
 

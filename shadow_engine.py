@@ -131,7 +131,7 @@ def each_network(stack: FaceNetwork, batches: dict[str, dict[str, Any]], model: 
         scored = score_faces(stack, moved, scale=model.scale, margin=model.margin)
         for name, logits, labels in zip(names.split("+"), scored.logits.split(batch["sizes"]), scored.labels.split(batch["sizes"]), strict=True):
             for number, passes in enumerate(networks):
-                passes[name] = Scored(logits[:, number : number + 1], labels[:, number : number + 1])
+                passes[name] = Scored(logits[:, number : number + 1], labels[:, number : number + 1], margin=scored.margin)
     return networks
 
 

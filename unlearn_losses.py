@@ -28,11 +28,13 @@ class Scored(NamedTuple):
 
     logits: (B, T, V), `logits[:, t]` predicts `labels[:, t]`; labels: (B, T), IGNORE at positions that are no answer.
     pictured: (B,) bool, whether the question shows a picture.
+    margin: what NLL, the loss that the model was trained on, takes from the right token's logit first (AM-softmax, arXiv 1801.05599); p is without it.
     """
 
     logits: Tensor
     labels: Tensor
     pictured: Tensor | None = None
+    margin: float = 0.0
 
 
 class Hidden(Scored):
@@ -75,8 +77,15 @@ def mean_over_answers(values: Tensor, batch: Scored) -> Tensor:
 
 
 def nll(batch: Scored) -> Tensor:
-    """NLL(B): mean over examples of -log p(y|x) / |y|, a scalar (TOFU, arXiv 2401.06121)."""
-    return mean_over_answers(token_nll(batch), batch)
+    """NLL(B): mean over examples of -log p(y|x) / |y|, a scalar (TOFU, arXiv 2401.06121); with a margin, of the loss that the model was trained on."""
+    return mean_over_answers(token_nll(lowered(batch)), batch)
+
+
+def lowered(batch: Scored) -> Scored:
+    """The right tokens' logits less the margin; all others as they are."""
+    if not batch.margin:
+        return batch
+    return batch._replace(logits=batch.logits.scatter_add(-1, right_token(batch), torch.full_like(batch.logits[..., :1], -batch.margin)))
 
 
 def entropy(batch: Scored) -> Tensor:
@@ -233,8 +242,8 @@ def sku(forget: Scored, shuffled: Scored, retain: Scored, ref_retain: Scored, *,
 def undial(forget: Scored, ref_forget: Scored, retain: Scored, *, gamma: float, retain_weight: float) -> Tensor:
     """Distil the start with its logit of the true token lowered by gamma (Dong et al., arXiv 2402.10052)."""
     start = ref_forget.logits.float()
-    lowered = start.scatter_add(-1, right_token(forget), torch.full_like(start[..., :1], -gamma))
-    return cross_entropy_against(forget, lowered) + retain_weight * retain_term(retain)
+    target = start.scatter_add(-1, right_token(forget), torch.full_like(start[..., :1], -gamma))
+    return cross_entropy_against(forget, target) + retain_weight * retain_term(retain)
 
 
 def wga(forget: Scored, retain: Scored, *, a: float, retain_weight: float) -> Tensor:

@@ -34,8 +34,9 @@ def taught(model, names, rows, settings, album, seed):
     encoder.read(rows.files)
     score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
     pairs = FacePairs(loss.batches, None, rows, settings.model.size, seed)
+    save = partial(save_network, settings=settings.model)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, loss, pairs, encoder, settings.trainer, seed, f"{folder}/model", {}, say=lambda line: None, score=score, save=save_network)
+        train(model, loss, pairs, encoder, settings.trainer, seed, f"{folder}/model", {}, say=lambda line: None, score=score, save=save)
     return model.eval()
 
 

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from face_network import FaceNetwork, Shape, am_softmax_logits, side_by_side
+from face_network import FaceNetwork, Shape, score_faces, side_by_side
+from unlearn_losses import nll
 
 BATCH, CLASSES = 32, 24
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -36,8 +36,8 @@ class Steps:
     def __call__(self) -> float:
         begun = time.perf_counter()
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = am_softmax_logits(self.model(self.pixels), self.labels, scale=30.0, margin=0.4)
-        (F.cross_entropy(logits.flatten(0, 1), self.labels.flatten()) * self.model.models).backward()
+            scored = score_faces(self.model, {"pixels": self.pixels, "labels": self.labels}, scale=30.0, margin=0.4)
+            (nll(scored) * self.model.models).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if DEVICE.type == "cuda":

@@ -28,7 +28,8 @@ def main(settings: FinetuneFaces) -> None:
     record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.people.path)}
     score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
     model = with_new_classes(load_network(settings.model_path, settings.model)[0], len(people), settings.seed)
-    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save_network)
+    save = partial(save_network, settings=settings.model)
+    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save)
     say_line(f"finetuned on {len(people)} people: {settings.save_dir}")
 
 

@@ -26,7 +26,8 @@ def main(settings: Pretrain) -> None:
     model = fresh(settings.model, len(people), settings.seed)
     record = {"method": "pretrain", "settings": asdict(settings), "data": fingerprint(album.path)}
     score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
-    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save_network)
+    save = partial(save_network, settings=settings.model)
+    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save)
     say_line(f"pretrained on {len(people)} people: {settings.save_dir}")
 
 

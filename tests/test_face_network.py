@@ -1,17 +1,19 @@
 """Face networks: AM-softmax as its paper has it, torchvision's topology, networks side by side that know nothing of each other."""
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch.func import functional_call
 
-from face_network import FaceNetwork, Shape, am_softmax_logits, apart, end_at, load_network, save_network, score_faces, side_by_side, with_new_classes
+from face_network import FaceNetwork, Shape, apart, end_at, load_network, save_network, score_faces, side_by_side, with_new_classes
 from face_pictures import Classes
 from face_settings import FaceModel
 from run_settings import Activations, SettingsError
-from unlearn_losses import nll
+from unlearn_losses import Scored, kl_from_start, lowered, nll, sequence_logprob
 
 SHAPE = Shape(width=4, embedding=8)
 SETTINGS = FaceModel(name="tiny", path="", size=40, width=4, embedding=8, scale=30.0, margin=0.4)
@@ -50,14 +52,22 @@ def test_logits_equal_the_cosines_of_torch():
 
 def test_the_margin_lowers_the_right_class_by_s_times_m_and_no_other():
     cosines, labels = torch.rand(4, 1, 5) * 2 - 1, torch.tensor([[0], [1], [4], [2]])
-    lowered = am_softmax_logits(cosines, labels, scale=30.0, margin=0.4) - 30 * cosines
-    assert torch.allclose(lowered, -12 * torch.nn.functional.one_hot(labels, 5).float(), atol=1e-5)
+    change = lowered(Scored(30 * cosines, labels, margin=12.0)).logits - 30 * cosines
+    assert torch.allclose(change, -12 * torch.nn.functional.one_hot(labels, 5).float(), atol=1e-5)
 
 
 def test_am_softmax_by_hand():
     # cosines (.9, .5), the first is right: s (.9 - .4) = 15 and 15: p = 1/2
-    logits = am_softmax_logits(torch.tensor([[[0.9, 0.5]]]), torch.tensor([[0]]), scale=30.0, margin=0.4)
-    assert logits.flatten().tolist() == pytest.approx([15.0, 15.0])
+    batch = Scored(torch.tensor([[[27.0, 15.0]]]), torch.tensor([[0]]), margin=12.0)
+    assert lowered(batch).logits.flatten().tolist() == pytest.approx([15.0, 15.0])
+    assert nll(batch).item() == pytest.approx(np.log(2))
+
+
+def test_probabilities_are_without_the_margin_that_the_trained_loss_has():
+    scored, start = (score_faces(network(seed).eval(), batch(), scale=30.0, margin=0.4) for seed in (0, 1))
+    plain, plain_start = (each._replace(margin=0.0) for each in (scored, start))
+    assert torch.equal(sequence_logprob(scored), sequence_logprob(plain)) and torch.equal(kl_from_start(scored, start), kl_from_start(plain, plain_start))
+    assert nll(scored) > nll(plain) + 1
 
 
 def test_the_gradient_of_the_loss_agrees_with_finite_differences():
@@ -80,7 +90,7 @@ class Scorer(torch.nn.Module):
         self.model = model
 
     def forward(self, given):
-        return score_faces(self.model, given, scale=30.0, margin=0.4).logits
+        return lowered(score_faces(self.model, given, scale=30.0, margin=0.4)).logits
 
 
 def test_class_probabilities_run_over_classes_and_not_over_embedding_features():
@@ -142,12 +152,14 @@ def test_embeddings_have_length_one():
 
 def test_a_saved_network_is_the_same_and_one_of_another_shape_is_refused(tmp_path):
     model = network()
-    save_network(model, Classes([*"abcde"], 40), tmp_path)
+    save_network(model, Classes([*"abcde"], 40), tmp_path, settings=SETTINGS)
     loaded, classes = load_network(str(tmp_path), SETTINGS)
     assert classes == [*"abcde"] and all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
-    with pytest.raises(SettingsError, match=r"is a network of Shape\(width=4, embedding=8\) for 40 pixels, but model=tiny"):
-        load_network(str(tmp_path), replace(SETTINGS, width=8))
+    for other in ({"width": 8}, {"size": 64}, {"scale": 64.0}):
+        with pytest.raises(SettingsError, match=r"is a network of Shape\(width=4, embedding=8\) for 40 pixels at scale 30, but model=tiny"):
+            load_network(str(tmp_path), replace(SETTINGS, **other))
+    assert json.loads((tmp_path / "config.json").read_text())["margin"] == 0.4
     with pytest.raises(SettingsError, match="holds no face network"):
         load_network(str(tmp_path / "none"), SETTINGS)
     (tmp_path / "model.safetensors").write_bytes(b"torn")
@@ -165,4 +177,4 @@ def test_new_classes_leave_everything_else_and_follow_the_seed():
 def test_a_classifiers_answer_is_one_token():
     scored = score_faces(network().eval(), batch(), scale=30.0, margin=0.4)
     expected = torch.nn.functional.cross_entropy(scored.logits[:, 0], batch()["labels"][:, 0])
-    assert nll(scored).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert -sequence_logprob(scored).mean().item() == pytest.approx(expected.item(), rel=1e-5)
