@@ -59,7 +59,7 @@ class FaceModel:
     width: int = MISSING  # channels of the first stage; torchvision's resnet18 has 64
     embedding: int = MISSING  # features
     scale: float = MISSING  # s of AM-softmax
-    margin: float = MISSING  # m of AM-softmax, taken from the right class's cosine wherever a network trains
+    margin: float = MISSING  # m of AM-softmax, taken from the right class's cosine in the loss that trains a network
 
     def __post_init__(self) -> None:
         at_least("model.size", self.size, 33)  # less leaves one pixel at the last stage, whose mean over a batch of one picture is undefined
@@ -94,11 +94,13 @@ class FinetuneFaces(Pretrain):
 
 @dataclass
 class ForgetFaces(Pretrain):
-    model_path: str = MISSING
+    model_path: str = MISSING  # of no use to a method that begins anew, from the pretrained network
     method: Method = MISSING
+    finetune: Trainer = MISSING  # of a method that begins anew, in place of `trainer`
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        need_whole_training("finetune", self.finetune)
         if self.method.restart:
             self.model_path = self.model.path
 
@@ -121,15 +123,15 @@ class AttackFaces:
     save_dir: str = MISSING
     model_path: str = MISSING  # the pretrained network that every model begins with
     shadows_dir: str = MISSING  # finetuned models; made by the first attack, found by the others
-    models: int = MISSING  # shadow and target models together
-    targets: int = MISSING  # of them, the ones that are attacked
+    models: int = MISSING  # all of them are attacked
+    targets: int = MISSING  # so many at a time; the others are their shadow models
     together: int = MISSING  # models trained at once
     seed: int = MISSING  # model number i has a seed of its own made of it
     overwrite: bool = MISSING
     model: FaceModel = MISSING
     data: Faces = MISSING
-    finetune: Trainer = MISSING
-    trainer: Trainer = MISSING  # of the method under test
+    finetune: Trainer = MISSING  # of a method that begins anew too
+    trainer: Trainer = MISSING  # of any other method under test
     method: Method | None = None  # null: models that learned and forgot nothing
 
     def __post_init__(self) -> None:

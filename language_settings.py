@@ -161,7 +161,7 @@ class Forget(Finetune):
         if self.epoch_eval and (self.method.activations or self.method.task_vector):
             raise SettingsError(f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave epoch_eval out")
         if self.method.restart:
-            self.model_path = self.model.path
+            raise SettingsError(f"method={self.method.name} begins anew, as face networks can; gold is what finetune.py makes of split={self.retain_split}")
 
 
 @dataclass

@@ -108,7 +108,7 @@ class Method:
     retain: str = "nll"  # the retain term: nll or kl
     other_answers: int = 1  # answers a row in the passes `unrelated` and `shuffled`
     l1: float = 0.0  # weight of the sum of absolute weights, on top of trainer.l1
-    restart: bool = False  # begins anew with model.path, the start of the finetuning, in place of model_path: what gold is
+    restart: bool = False  # faces: begins anew with model.path, the start of the finetuning, in place of model_path: what gold is
     mask: Mask | None = None
     activations: Activations | None = None
     multiplier: Multiplier | None = None

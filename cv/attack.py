@@ -27,6 +27,8 @@ def main(settings: AttackFaces) -> None:
     division = read_division(settings.data)
     pretrained, _ = load_network(settings.model_path, settings.model)
 
+    if settings.method is None or settings.method.restart:
+        say_line("nothing is forgotten: trainer has no effect, finetune alone says how the models train")
     start_of_peak()
     started = time.perf_counter()
     scores = compare_models(settings, division, pretrained)
@@ -41,7 +43,7 @@ def main(settings: AttackFaces) -> None:
     for pool, of_pool in figures["pools"].items():
         shown = ", ".join(f"{name} accuracy {each['accuracy']['value']:.3f}, AUC {each['auc']['value']:.3f}" for name, each in of_pool["attacks"].items())
         say_line(f"{pool}: {shown}")
-    say_line(f"attacked {settings.targets} models: {settings.save_dir}")
+    say_line(f"attacked {settings.models} models: {settings.save_dir}")
 
 
 if __name__ == "__main__":

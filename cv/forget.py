@@ -32,7 +32,11 @@ def main(settings: ForgetFaces) -> None:
     encoder.read([*forget.files, *retain.files])
     record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.people.path)}
     score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
-    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save_network)
+    trainer = settings.finetune if settings.method.restart else settings.trainer
+    if settings.method.restart:
+        say_line(f"{settings.method.name} begins anew with {settings.model_path} and trains as finetune says; model_path and trainer have no effect")
+    save = partial(save_network, settings=settings.model)
+    train(model, loss, pairs, encoder, trainer, settings.seed, settings.save_dir, record, score=score, save=save)
     say_line(f"forgot {len(met.forget)} people with {settings.method.name}: {settings.save_dir}")
 
 
