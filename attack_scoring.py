@@ -1,6 +1,6 @@
 """Verification scores of many models -> membership attacks on the people that were forgotten and on those that were kept.
 
-Shapes: M models, Q queries. Models are in pairs that met opposite halves of the people; the first ones are targets, all others shadow models.
+Shapes: M models, Q queries, T models attacked at a time. Models are in pairs that met opposite halves of the people; who is attacked is no shadow model.
 """
 
 from dataclasses import asdict, dataclass
@@ -37,7 +37,10 @@ class ModelScores:
 
 
 def attack(scores: ModelScores, division: Division, models: int, targets: int) -> dict[str, Any]:
-    """U-LiRA and U-MIA on the forget pool and on the retain pool: figures with intervals over people, ROC curves, a table by person, distributions."""
+    """U-LiRA and U-MIA on the forget pool and on the retain pool: figures with intervals over people and models, ROC curves, a table by person, distributions.
+
+    Every model is attacked, `targets` at a time; all others are their shadow models, so that no model ever says anything of itself.
+    """
     people = np.array(scores.people)
     met = [set(met_by(division, number).trained) for number in range(models)]
     learned = np.array([[name in names for name in people] for names in met])
@@ -54,22 +57,32 @@ def attack_pool(scores: ModelScores, chosen: np.ndarray, learned: np.ndarray, ta
     margins = logits - metrics.verification_logit(scores.nearest_other[:, chosen])
     known, people = learned[:, chosen], np.array(scores.people)[chosen]
     features = np.stack([logits, margins], axis=-1)
-    member = known[:targets].ravel()
-    attacks = {"U-LiRA": metrics.likelihood_ratio(logits[targets:], known[targets:], ~known[targets:], logits[:targets]).ravel()}
-    attacks |= {f"U-MIA {name}": population(name, features[targets:], known[targets:], features[:targets]) for name in POPULATION}
-    chosen_attack = choose_population(features[targets:], known[targets:])
-    attacks["U-MIA"] = attacks[f"U-MIA {chosen_attack}"]
-    who = np.tile(people, targets)
+    models = np.arange(len(logits))
+    rounds = [attack_some(features, known, (models >= first) & (models < first + targets)) for first in range(0, len(models), targets)]
+    attacks = {name: np.concatenate([told[name] for told, _ in rounds]) for name in rounds[0][0]}
+    member, who, pairs = known.ravel(), np.tile(people, len(models)), np.repeat(models // 2, len(people))
     edges = np.linspace(-1, 1, BINS + 1)
-    of_targets = scores.own[:targets, chosen].ravel().clip(-1, 1)
+    cosines = scores.own[:, chosen].ravel().clip(-1, 1)
     return {
         "queries": int(chosen.sum()),
         "people": len(set(people)),
-        "U-MIA attack": chosen_attack,
-        "attacks": {name: figures(values, member, who) for name, values in attacks.items()},
+        "U-MIA attack": ", ".join(choice for _, choice in rounds),
+        "attacks": {name: figures(values, member, who, pairs) for name, values in attacks.items()},
         "by person": {name: by_person(attacks["U-LiRA"], member, who == name) for name in sorted(set(people))},
-        "distribution": {"met": np.histogram(of_targets[member], edges)[0].tolist(), "not met": np.histogram(of_targets[~member], edges)[0].tolist()},
+        "distribution": {"met": np.histogram(cosines[member], edges)[0].tolist(), "not met": np.histogram(cosines[~member], edges)[0].tolist()},
     }
+
+
+def attack_some(features: np.ndarray, learned: np.ndarray, attacked: np.ndarray) -> tuple[dict[str, np.ndarray], str]:
+    """What each attack says of the models `attacked` (M,), (T * Q,), from the others as shadow models; and which population attack is U-MIA's.
+
+    `features` (M, Q, 2): the verification logit, and how far above that of the nearest other person it is; `learned` (M, Q).
+    """
+    shadows, known, targets = features[~attacked], learned[~attacked], features[attacked]
+    told = {"U-LiRA": metrics.likelihood_ratio(shadows[..., 0], known, ~known, targets[..., 0]).ravel()}
+    told |= {f"U-MIA {name}": population(name, shadows, known, targets) for name in POPULATION}
+    choice = choose_population(shadows, known)
+    return told | {"U-MIA": told[f"U-MIA {choice}"]}, choice
 
 
 def population(name: str, features: np.ndarray, learned: np.ndarray, attacked: np.ndarray) -> np.ndarray:
@@ -88,15 +101,15 @@ def choose_population(features: np.ndarray, learned: np.ndarray) -> str:
     return max(told, key=lambda name: metrics.attack_accuracy(told[name], learned[-held:].ravel()))
 
 
-def figures(values: np.ndarray, member: np.ndarray, who: np.ndarray) -> dict[str, Any]:
-    """Accuracy at 1/2, AUC and TPR at low FPR, each with its interval over people, and the ROC curve."""
+def figures(values: np.ndarray, member: np.ndarray, who: np.ndarray, pairs: np.ndarray) -> dict[str, Any]:
+    """Accuracy at 1/2, AUC and TPR at low FPR, each with its interval over people and pairs of models, and the ROC curve."""
 
     def tpr(rate: float) -> metrics.Figure:
-        return metrics.with_interval(lambda *given: metrics.attack_tpr(*given[:2], rate, *given[2:]), values, member, who)
+        return metrics.with_interval(lambda *given: metrics.attack_tpr(*given[:2], rate, *given[2:]), values, member, who, pairs)
 
     made = {
-        "accuracy": metrics.with_interval(metrics.attack_accuracy, values, member, who),
-        "auc": metrics.with_interval(metrics.attack_auc, values, member, who),
+        "accuracy": metrics.with_interval(metrics.attack_accuracy, values, member, who, pairs),
+        "auc": metrics.with_interval(metrics.attack_auc, values, member, who, pairs),
     }
     made |= {name: tpr(rate) for name, rate in RATES.items()}
     return {name: asdict(figure) for name, figure in made.items()} | {"roc": metrics.roc_curve(values, member)}

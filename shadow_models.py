@@ -63,10 +63,16 @@ def finished(settings: AttackFaces, division: Division, pretrained: FaceNetwork,
         stack = group(settings, folder, LEARN, settings.finetune, division, numbers, [pretrained] * len(numbers), new_classes=True)
     if settings.method is None:
         return stack
-    folder = Path(settings.shadows_dir) / settings.method.name / f"models_{numbers[0]:03d}"
     start = [pretrained] * len(numbers) if restart else face_network.apart(stack)
     trainer = settings.finetune if restart else settings.trainer
+    folder = Path(settings.shadows_dir) / row_folder(settings.method, trainer) / f"models_{numbers[0]:03d}"
     return group(settings, folder, settings.method, trainer, division, numbers, start, new_classes=restart)
+
+
+def row_folder(method: Method, trainer: Trainer) -> str:
+    """A folder for each setting of a method, so that two rows of one method keep their models."""
+    told = json.dumps([asdict(method), asdict(trainer)], sort_keys=True)
+    return f"{method.name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 
 
 def group(

@@ -142,18 +142,21 @@ def test_tpr_at_a_low_fpr_needs_ten_over_the_rate_others_and_is_exact_with_them(
     assert attack_tpr(scores[:-1], member[:-1], 0.01) is None and attack_tpr(scores, member, 0.001) is None
 
 
+SOLE = np.zeros(200)  # one pair of attacked models
+
+
 def test_a_figure_that_cannot_be_resolved_says_so_and_others_have_intervals_over_people():
     people = np.repeat([f"p{i}" for i in range(20)], 10)
     member, scores = np.tile([True, False], 100), RNG.normal(0, 1, 200)
-    unresolved = with_interval(lambda s, m, w=None: attack_tpr(s, m, 0.01, w), scores, member, people)
+    unresolved = with_interval(lambda s, m, w=None: attack_tpr(s, m, 0.01, w), scores, member, people, SOLE)
     assert unresolved.value is None and unresolved.why == "not resolvable with 100 queries of people who were not met"
-    auc = with_interval(attack_auc, scores + member, member, people)
+    auc = with_interval(attack_auc, scores + member, member, people, SOLE)
     assert auc.low < auc.value < auc.high and auc.value == attack_auc(scores + member, member)
 
 
 def test_fewer_than_ten_people_have_no_interval():
     people, member = np.repeat([f"p{i}" for i in range(9)], 10), np.arange(90) % 2 == 0
-    figure = with_interval(attack_auc, RNG.normal(0, 1, 90), member, people)
+    figure = with_interval(attack_auc, RNG.normal(0, 1, 90), member, people, np.zeros(90))
     assert figure.value is not None and (figure.low, figure.high, figure.why) == (None, None, "no interval with 9 people")
 
 
@@ -161,9 +164,18 @@ def test_the_interval_draws_people_and_not_rows():
     people, member = np.repeat([f"p{i}" for i in range(20)], 50), np.tile([True, False], 500)
     by_person = np.repeat(RNG.normal(0, 1, 20), 50)  # rows of a person are alike: 20 facts, not 1000
     scores = by_person * member
-    alone = with_interval(attack_auc, scores, member, np.array([str(i) for i in range(1000)]))
-    whole = with_interval(attack_auc, scores, member, people)
+    sole = np.zeros(1000)
+    alone = with_interval(attack_auc, scores, member, np.array([str(i) for i in range(1000)]), sole)
+    whole = with_interval(attack_auc, scores, member, people, sole)
     assert whole.high - whole.low > 3 * (alone.high - alone.low)
+
+
+def test_the_interval_draws_pairs_of_attacked_models_too():
+    people, pairs = np.tile([f"p{i}" for i in range(20)], 50), np.repeat(np.arange(10), 100)
+    member = np.tile(np.repeat([True, False], 20), 25)
+    scores = np.repeat(RNG.normal(0, 1, 10), 100) * member  # rows of a pair are alike: ten facts
+    blind, whole = (with_interval(attack_auc, scores, member, people, given) for given in (np.zeros(1000), pairs))
+    assert whole.value == blind.value and whole.high - whole.low > 3 * (blind.high - blind.low)
 
 
 def test_the_roc_curve_runs_from_none_to_all_and_its_area_is_the_auc():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import attack_scoring
 import shadow_models
-from attack_scoring import ModelScores, attack, attack_pool, choose_population
+from attack_scoring import ModelScores, attack, attack_pool, attack_some, choose_population
 from face_network import FaceNetwork, Shape, apart, end_at, side_by_side, with_new_classes
 from face_pictures import met_by, read_division
 from face_scoring import compare
@@ -68,17 +68,19 @@ def test_each_of_several_networks_becomes_in_fp64_what_it_becomes_alone(name, se
 
 
 @pytest.mark.parametrize(
-    ("method", "optimizer", "share"),
+    ("method", "optimizer", "precision", "share"),
     [
-        ("finetune", "sgd", 1e-3),
-        ("finetune", "adamw_torch", 0.02),
-        ("scrub", "sgd", 1e-3),
-        ("dpo", "sgd", 1e-3),
-        ("sparsity", "sgd", 1e-3),
-        ("twins", "sgd", 1e-3),
+        ("finetune", "sgd", "fp32", 1e-3),
+        ("finetune", "sgd", "bf16", 0.1),
+        ("finetune", "adamw_torch", "fp32", 0.02),
+        ("scrub", "sgd", "fp32", 1e-3),
+        ("scrub", "sgd", "bf16", 0.1),
+        ("dpo", "sgd", "fp32", 1e-3),
+        ("sparsity", "sgd", "fp32", 1e-3),
+        ("twins", "sgd", "fp32", 1e-3),
     ],
 )
-def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(method, optimizer, share, settings, tmp_path):
+def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(method, optimizer, precision, share, settings, tmp_path):
     """The same rows, seed and settings through train_engine and through the shadow engine."""
     from functools import partial
 
@@ -86,7 +88,7 @@ def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(method,
     from train_engine import train
 
     given = settings() if method == "finetune" else settings(f"method={method}")
-    trainer = replace(given.finetune, precision="fp32", optimizer=optimizer, max_grad_norm=0.5)
+    trainer = replace(given.finetune, precision=precision, optimizer=optimizer, max_grad_norm=0.5)
     division = read_division(given.data)
     bound = bind(given.method or LEARN)
     own = [shadow(given, bound, division, n, met_by(division, n).trained, 100 + n) for n in (2, 3)]
@@ -97,10 +99,11 @@ def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(method,
             end_at(each, bound.method.activations)
     train_together(stack, bound, own, trainer, given.model)
     score = partial(score_faces, scale=given.model.scale, margin=given.model.margin)
+    save = partial(save_network, settings=given.model)
     for number, (model, each) in enumerate(zip(models, own, strict=True)):
         first = {name: value.clone() for name, value in model.state_dict().items()}
         out = tmp_path / str(number)
-        train(model, bound, each.pairs, each.encoder, trainer, each.seed, str(out), {}, say=lambda line: None, score=score, save=save_network)
+        train(model, bound, each.pairs, each.encoder, trainer, each.seed, str(out), {}, say=lambda line: None, score=score, save=save)
         single, ours = load_file(out / "model.safetensors"), apart(stack)[number].state_dict()
         learned = ["classes"] if not bound.method.activations else []  # above the embedding
         for name in ("conv1.weight", "layer4.1.conv2.weight", "embed.weight", "bn1.running_mean", *learned):
@@ -126,20 +129,23 @@ def test_a_finished_group_is_found_again_and_an_interrupted_attack_goes_on_with_
     second = compare_models(given, division, pretrained())
     assert made == ["finetune", "scrub"] * 2 and np.array_equal(first.own, second.own)
     folders = sorted(path.parent.relative_to(given.shadows_dir).as_posix() for path in Path(given.shadows_dir).rglob("models.safetensors"))
-    assert folders == ["models_000", "models_005", "scrub/models_000", "scrub/models_005"]
-    Path(given.shadows_dir, "scrub", "models_005", "made_of.json").unlink()  # as if interrupted there
+    own = shadow_models.row_folder(given.method, given.trainer)
+    assert folders == ["models_000", "models_005", f"{own}/models_000", f"{own}/models_005"]
+    Path(given.shadows_dir, own, "models_005", "made_of.json").unlink()  # as if interrupted there
     third = compare_models(given, division, pretrained())
     assert made == [*["finetune", "scrub"] * 2, "scrub"] and np.allclose(first.own, third.own, atol=1e-6)
     changed = replace(given, trainer=replace(given.trainer, lr=2e-3))
     compare_models(changed, division, pretrained())
     assert made[5:] == ["scrub", "scrub"]
+    compare_models(given, division, pretrained())  # two rows of one method: neither takes the other's models
+    assert made[7:] == []
 
 
 def test_gold_models_never_meet_the_people_to_be_forgotten(settings):
     given = settings("method=retrain")
     division = read_division(given.data)
     compare_models(given, division, pretrained())
-    state = load_file(Path(given.shadows_dir) / "retrain" / "models_000" / "models.safetensors")
+    state = load_file(Path(given.shadows_dir) / shadow_models.row_folder(given.method, given.finetune) / "models_000" / "models.safetensors")
     assert state["classes"].shape == (5, len(met_by(division, 0).retain), 8)
     bound = bind(given.method)
     rows = shadow(given, bound, division, 0, met_by(division, 0).retain, 0).pairs
@@ -174,10 +180,21 @@ def test_u_lira_is_fitted_on_shadow_models_only(monkeypatch):
     monkeypatch.setattr(attack_scoring.metrics, "likelihood_ratio", spy)
     scores = ModelScores([f"p{i % 20:02d}" for i in range(200)], [str(i) for i in range(200)], own, np.zeros_like(own))
     attack_pool(scores, np.ones(200, bool), learned, 4)
-    ((shadow, met, never, target),) = seen
     logits = attack_scoring.metrics.verification_logit(own)
-    assert np.array_equal(shadow, logits[4:]) and np.array_equal(target, logits[:4])
-    assert np.array_equal(met, learned[4:]) and np.array_equal(never, ~learned[4:])
+    assert len(seen) == 4  # 16 models, 4 at a time
+    for first, (others_say, met, never, target) in zip(range(0, 16, 4), seen, strict=True):
+        others = [number for number in range(16) if not first <= number < first + 4]
+        assert np.array_equal(others_say, logits[others]) and np.array_equal(target, logits[first : first + 4])
+        assert np.array_equal(met, learned[others]) and np.array_equal(never, ~learned[others])
+
+
+def test_every_model_is_attacked_once_and_the_pool_counts_all_of_them():
+    features, learned = shadows_with(in_line)
+    own = np.tanh(features[..., 0] / 4)
+    scores = ModelScores([f"p{i % 20:02d}" for i in range(200)], [str(i) for i in range(200)], own, np.zeros_like(own))
+    made = attack_pool(scores, np.ones(200, bool), learned, 6)  # 6, 6 and the last 4
+    assert sum(made["distribution"]["met"]) == learned.sum() and sum(made["distribution"]["not met"]) == (~learned).sum()
+    assert len(made["U-MIA attack"].split(", ")) == 3 and made["attacks"]["U-LiRA"]["TPR at 1% FPR"]["value"] is not None  # 1600 who were not met
 
 
 def test_a_part_that_there_is_not_is_refused_before_anything_is_trained(settings):
@@ -246,15 +263,14 @@ def test_what_chooses_the_population_attack_was_not_fitted_on(monkeypatch):
         assert len(fitted) == 12 * 200 and len(judged) == 4 * 200 and not fitted & judged  # a quarter of 8 pairs
 
 
-def test_the_targets_have_no_say_in_which_population_attack_is_reported():
+def test_the_attacked_have_no_say_in_what_is_said_of_them_nor_in_which_population_attack_it_is():
     features, learned = shadows_with(in_a_band)
-    own = np.tanh(features[..., 0] / 4)
-    scores = ModelScores([f"p{i % 20:02d}" for i in range(200)], [str(i) for i in range(200)], own, np.zeros_like(own))
-    made = [attack_pool(scores, np.ones(200, bool), np.concatenate([first, learned[4:]]), 4) for first in (learned[:4], ~learned[:4])]
-    assert [each["U-MIA attack"] for each in made] == ["tree", "tree"]
-    right, wrong = (each["attacks"]["U-MIA"]["accuracy"]["value"] for each in made)
-    assert right > 0.9 and wrong < 0.1  # a maximum of both attacks would never fall so low
-    assert made[0]["attacks"]["U-MIA"] == made[0]["attacks"]["U-MIA tree"]
+    attacked = np.arange(16) < 4
+    told, flipped = (attack_some(features, np.concatenate([first, learned[4:]]), attacked) for first in (learned[:4], ~learned[:4]))
+    assert told[1] == flipped[1] == "tree" and all(np.array_equal(told[0][name], flipped[0][name]) for name in told[0])
+    assert np.array_equal(told[0]["U-MIA"], told[0]["U-MIA tree"]) and not np.array_equal(told[0]["U-MIA"], told[0]["U-MIA logistic"])
+    moved, _ = attack_some(np.concatenate([features[:4] + 0.5, features[4:]]), learned, attacked)  # what they say themselves does count
+    assert not np.array_equal(moved["U-LiRA"], told[0]["U-LiRA"])
 
 
 def test_one_network_among_several_compares_as_it_does_alone(settings):
