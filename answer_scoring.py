@@ -200,7 +200,7 @@ def prompt_positions(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def score_shared(model: nn.Module, encoder: Any, prompts: list[Prompt], batch_size: int, max_new_tokens: int) -> list[PromptScore] | None:
     """One pass over the prompts for all their answers and generations; None where the cache does not allow it."""
     tokenizer, device = encoder.tokenizer, next(model.parameters()).device
-    batch = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], tokenizer.pad_token_id)
+    batch = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], encoder.pad)
     lengths = batch["attention_mask"].sum(1).tolist()
     answers = [[encoder.encode_answer(replace(p.example, answer=answer), asked) for answer in p.answers] for p, asked in zip(prompts, lengths, strict=True)]
     with torch.no_grad():
@@ -235,7 +235,7 @@ def answer_score(logits: Tensor, tokens: list[int]) -> AnswerScore:
 @torch.no_grad()
 def score_plainly(model: nn.Module, encoder: Any, prompts: list[Prompt], batch_size: int, max_new_tokens: int) -> list[PromptScore]:
     """A forward for each answer, its prompt and picture with it, and the library's generation."""
-    device, pad = next(model.parameters()).device, encoder.tokenizer.pad_token_id
+    device, pad = next(model.parameters()).device, encoder.pad
     pairs = [(i, answer) for i, prompt in enumerate(prompts) for answer in prompt.answers]
     scores: list[dict[str, AnswerScore]] = [{} for _ in prompts]
     for start in range(0, len(pairs), batch_size):

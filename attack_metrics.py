@@ -15,6 +15,7 @@ from eval_metrics import MIN_PEOPLE, bootstrap_counts, interval, membership_auc,
 
 CLIP = 1e-6  # of (1 + cos) / 2
 LEAST_SCALE = 1e-3  # of a score's distribution, in logits: with no spread at all any difference would be certainty
+LEAST_SHADOWS = 2  # models on each side of a query
 NORMAL_MAD = 1.4826  # the median absolute deviation of a normal distribution is its standard deviation divided by this
 TREE_DEPTH, TREE_LEAF = 3, 0.02  # the attack's decision tree: questions in a row, least share of the rows in a leaf
 RIDGE = 1e-3  # of the logistic regression, so that separable rows have a finite answer
@@ -50,10 +51,10 @@ def verification_logit(cosines: np.ndarray) -> np.ndarray:
 def robust_normal(scores: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median and scaled median absolute deviation over the models (M, Q) that `chosen` names, each (Q,).
 
-    Raises ValueError where fewer than 2 are chosen.
+    Raises ValueError where fewer than LEAST_SHADOWS are chosen.
     """
-    if (few := chosen.sum(0)).min() < 2:
-        raise ValueError(f"a query has {few.min()} shadow models on one side; at least 2 are needed")
+    if (few := chosen.sum(0)).min() < LEAST_SHADOWS:
+        raise ValueError(f"a query has {few.min()} shadow models on one side; at least {LEAST_SHADOWS} are needed")
     picked = np.where(chosen, scores, np.nan)
     location = np.nanmedian(picked, axis=0)
     return location, np.maximum(NORMAL_MAD * np.nanmedian(np.abs(picked - location), axis=0), LEAST_SCALE)
@@ -88,20 +89,20 @@ def logistic_attack(features: np.ndarray, member: np.ndarray, attacked: np.ndarr
 
 
 def tree_attack(features: np.ndarray, member: np.ndarray, attacked: np.ndarray) -> np.ndarray:
-    """U-MIA by a decision tree (Gini impurity): share of members in the leaf of each of `attacked` (k, f), less one half."""
-    return grown(features, member.astype(float), attacked, TREE_DEPTH, max(1, round(TREE_LEAF * len(member)))) - 0.5
+    """U-MIA by a decision tree (Gini impurity): log odds, with one member and one other added, in the leaf of each of `attacked` (k, f)."""
+    return grown(features, member.astype(float), attacked, TREE_DEPTH, max(1, round(TREE_LEAF * len(member))))
 
 
 def grown(features: np.ndarray, member: np.ndarray, attacked: np.ndarray, depth: int, least: int) -> np.ndarray:
-    """The tree's shares for `attacked`, grown where they are asked for."""
+    """The tree's log odds for `attacked`, grown where they are asked for."""
     best = best_question(features, member, least) if depth else None
     if best is None:
-        return np.full(len(attacked), member.mean())
+        return np.full(len(attacked), np.log((member.sum() + 1) / (len(member) - member.sum() + 1)))
     column, threshold = best
-    shares, below, asked = np.empty(len(attacked)), features[:, column] <= threshold, attacked[:, column] <= threshold
+    told, below, asked = np.empty(len(attacked)), features[:, column] <= threshold, attacked[:, column] <= threshold
     for rows, those in ((below, asked), (~below, ~asked)):
-        shares[those] = grown(features[rows], member[rows], attacked[those], depth - 1, least)
-    return shares
+        told[those] = grown(features[rows], member[rows], attacked[those], depth - 1, least)
+    return told
 
 
 def best_question(features: np.ndarray, member: np.ndarray, least: int) -> tuple[int, float] | None:
@@ -166,7 +167,7 @@ def with_interval(
     """
     value = figure(scores, member)
     if value is None:
-        return Figure(None, None, None, f"not resolvable with {(~member).sum()} queries of people who were not met")
+        return Figure(None, None, None, f"not resolvable with {(~member).sum()} scores of people who were not met")
     names, who = np.unique(people, return_inverse=True)
     if len(names) < MIN_PEOPLE:
         return Figure(value, None, None, f"no interval with {len(names)} people")

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 import attack_metrics as metrics
 from face_pictures import Division, met_by
 from run_record import write_json
+from run_settings import SettingsError
 
 SCORES, ATTACK = "scores.safetensors", "attack.json"
 QUERIES = "queries.json"
@@ -42,13 +43,32 @@ def attack(scores: ModelScores, division: Division, models: int, targets: int) -
     Every model is attacked, `targets` at a time; all others are their shadow models, so that no model ever says anything of itself.
     """
     people = np.array(scores.people)
-    met = [set(met_by(division, number).trained) for number in range(models)]
-    learned = np.array([[name in names for name in people] for names in met])
+    learned = learned_by(division, models, scores.people)
     pools = {}
     for pool in ("forget", "retain"):
         chosen = np.isin(people, division.pool(pool))
         pools[pool] = attack_pool(scores, chosen, learned, targets)
     return {"models": models, "targets": targets, "shadows": models - targets, "pools": pools}
+
+
+def learned_by(division: Division, models: int, people: list[str]) -> np.ndarray:
+    """Which models met which of `people`, (M, P)."""
+    met = [set(met_by(division, number).trained) for number in range(models)]
+    return np.array([[name in names for name in people] for names in met])
+
+
+def check_rounds(division: Division, models: int, targets: int) -> None:
+    """Raise SettingsError, before anything trains, where a round of the attack has too few shadow models that met someone, or that did not."""
+    people = sorted(division.people)
+    learned = learned_by(division, models, people)
+    for first in range(0, models, targets):
+        shadows = np.delete(learned, np.s_[first : first + targets], axis=0)
+        fewest = np.minimum(shadows.sum(0), (~shadows).sum(0))
+        if fewest.min() < metrics.LEAST_SHADOWS:
+            raise SettingsError(
+                f"models={models} leaves {fewest.min()} shadow models on one side of {people[int(fewest.argmin())]!r} while models {first} to "
+                f"{first + targets - 1} are attacked; {metrics.LEAST_SHADOWS} are needed: more models, or more people"
+            )
 
 
 def attack_pool(scores: ModelScores, chosen: np.ndarray, learned: np.ndarray, targets: int) -> dict[str, Any]:
@@ -86,7 +106,7 @@ def attack_some(features: np.ndarray, learned: np.ndarray, attacked: np.ndarray)
 
 
 def population(name: str, features: np.ndarray, learned: np.ndarray, attacked: np.ndarray) -> np.ndarray:
-    """Log odds or shares, (T * Q,), that one population attack fitted on `features` (M, Q, f) and `learned` (M, Q) gives `attacked` (T, Q, f)."""
+    """Log odds, (T * Q,), that one population attack fitted on `features` (M, Q, f) and `learned` (M, Q) gives `attacked` (T, Q, f)."""
     count = features.shape[-1]
     return POPULATION[name](features.reshape(-1, count), learned.ravel(), attacked.reshape(-1, count))
 

@@ -125,12 +125,14 @@ def split_names(path: str) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def read_split(path: str, split: str, content: str) -> datasets.Dataset:
-    """Read one split; `content` names the cache, because the library's own cache would serve a rewritten folder's old rows."""
+    """Read one split; `content` names the cache, because the library's own cache would serve a rewritten folder's old rows. Raises SettingsError."""
     cache = Path(datasets.config.HF_DATASETS_CACHE) / f"content-{content.replace(':', '-').replace('/', '-')}"
-    if Path(path, f"{split}.jsonl").is_file():
-        rows = datasets.load_dataset("json", data_files=str(Path(path, f"{split}.jsonl")), split="train", cache_dir=str(cache))
-    else:
-        rows = datasets.load_dataset(path, split, split="train", cache_dir=str(cache))
+    file = Path(path, f"{split}.jsonl")
+    source = {"path": "json", "data_files": str(file)} if file.is_file() else {"path": path, "name": split}
+    try:
+        rows = datasets.load_dataset(**source, split="train", cache_dir=str(cache))
+    except Exception as error:  # of many libraries
+        raise SettingsError(f"{path}, split {split} could not be read ({type(error).__name__}); is a line torn, or the file empty?") from None
     pictures = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     for name in pictures:  # decoded one by one, where an unreadable picture can be named
         rows = rows.cast_column(name, datasets.Image(decode=False))
@@ -204,7 +206,7 @@ class TrainingRows:
     def answers(self) -> list[str]:
         """The answer of each row, read without its picture."""
         columns = [list(self.rows[self.has[name]]) for name in ("caption", "answer") if name in self.has]
-        return [next(column[i] for column in columns if column[i]) for i in self.indices]
+        return [next((column[i] for column in columns if column[i]), "") for i in self.indices]  # a row without one is named when it is read
 
     def __getitem__(self, position: int) -> Example:
         index = self.indices[position]
@@ -221,9 +223,13 @@ def row_to_example(row: dict, has: dict[str, str], index: int, split: str, seed:
     image = cell.get("image")
     if caption and image is None:
         raise SettingsError(f"split {split}, row {index}: a caption without its picture")
-    if not (question and question.strip() and answer and answer.strip()):
-        raise SettingsError(f"split {split}, row {index}: question {question!r} or answer {answer!r} is empty")
+    if not (is_text(question) and is_text(answer)):
+        raise SettingsError(f"split {split}, row {index}: question {question!r} or answer {answer!r} is empty or no text")
     return Example(question, answer, image, index, cell.get("person"), split)
+
+
+def is_text(cell: Any) -> bool:
+    return isinstance(cell, str) and bool(cell.strip())
 
 
 def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_share: float = 0.0) -> list[TaskRow]:
@@ -332,9 +338,11 @@ def read_task_row(task: Task, row: dict, index: int, person: str | None, seed: i
     if not task.image:
         columns.pop("image")
     example = replace(row_to_example(row, columns, index, task.split, seed), person=person)
-    wrong = [answer for answer in row[task.perturbed] if answer != example.answer] if task.perturbed else []  # some lists hold the right answer too
-    if task.perturbed and not wrong:
-        raise SettingsError(f"{task.dataset}, split {task.split}, row {index}: no wrong answer in column {task.perturbed!r}")
+    wrong = [answer for answer in row[task.perturbed] or [] if answer != example.answer] if task.perturbed else []  # some lists hold the right answer too
+    if task.perturbed and not (wrong and all(map(is_text, wrong))):
+        raise SettingsError(f"{task.dataset}, split {task.split}, row {index}: column {task.perturbed!r} holds no wrong answer, or one that is no text")
+    if task.paraphrase and not is_text(row[task.paraphrase]):
+        raise SettingsError(f"{task.dataset}, split {task.split}, row {index}: column {task.paraphrase!r} is empty or no text")
     return TaskRow(example, row[task.paraphrase] if task.paraphrase else None, wrong)
 
 

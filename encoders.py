@@ -5,18 +5,22 @@ else the processor made (pictures concatenated along dimension 0), `labels` (B, 
 `positions[b, t]` predict `labels[b, t]`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
+import jinja2
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from data_module import Example
+from data_module import Example, TaskRow
 from language_settings import Tags
 from run_settings import SettingsError
 from unlearn_losses import IGNORE
+
+TODAY = "26 Jul 2024"  # for templates that tell the date: with the real one a model would be asked something else tomorrow
 
 
 class TooLong(SettingsError):
@@ -50,15 +54,19 @@ class ChatEncoder:
 
     The answer's tokens are appended to the prompt's, so that labels follow from lengths and never from looking for the answer in the text.
     Encoded prompts are kept (up to `keep_bytes`), because training and scoring meet each of them many times. An example longer than
-    `max_length` tokens (0: what the tokenizer says its model takes) is an error, or with `truncate` loses the end of its answer; a prompt is never cut.
+    `max_length` tokens (0: what tokenizer and model have room for; `positions`: the model's, 0 where not known) is an error, or with `truncate` loses the
+    end of its answer; a prompt is never cut. Raises SettingsError for a `max_length` beyond that room.
     """
 
-    def __init__(self, processor: Any, max_length: int = 0, truncate: bool = False, keep_bytes: int = 512 * 2**20):
+    sees = True  # takes pictures
+
+    def __init__(self, processor: Any, max_length: int = 0, truncate: bool = False, positions: int = 0, keep_bytes: int = 512 * 2**20):
         self.processor, self.tokenizer, self.room = processor, getattr(processor, "tokenizer", processor), keep_bytes
-        self.max_length, self.truncate = min(max_length or self.tokenizer.model_max_length, self.tokenizer.model_max_length), truncate
+        most = min(self.tokenizer.model_max_length, positions or self.tokenizer.model_max_length)
+        if max_length > most:
+            raise SettingsError(f"max_length={max_length} is more than the {most} tokens that the model takes")
+        self.max_length, self.truncate, self.pad = max_length or most, truncate, padding_for(self.tokenizer)
         self.kept: dict[tuple, dict[str, Tensor]] = {}
-        if self.tokenizer.pad_token_id is None:
-            raise SettingsError(f"the tokenizer of {self.tokenizer.name_or_path} has no pad token")
 
     def prompt_text(self, example: Example) -> str:
         picture = [{"type": "image"}] if example.image is not None else []
@@ -94,7 +102,7 @@ class ChatEncoder:
         return answer[: self.max_length - asked]
 
     def collate(self, encoded: list[Encoded]) -> dict[str, Tensor]:
-        return collate(encoded, self.tokenizer.pad_token_id)
+        return collate(encoded, self.pad)
 
     def decode(self, tokens: Tensor) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
@@ -103,55 +111,98 @@ class ChatEncoder:
 class TextEncoder(ChatEncoder):
     """The same for a language model: its tokenizer's chat template, or the tags of its model file where it has none.
 
-    A template starts with the tokens that open a text by itself; before tags the tokenizer puts its own. A tokenizer without a pad token gets one that
-    is not its end-of-sequence.
+    A template starts with the tokens that open a text by itself; before tags the tokenizer puts its own. White space at the end of the answer's tag
+    belongs to the answer, as a tokenizer that reads both at once has it.
     """
 
-    def __init__(self, tokenizer: Any, tags: Tags | None, max_length: int = 0, truncate: bool = False):
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = padding_for(tokenizer)
-        super().__init__(tokenizer, max_length, truncate)
+    sees = False
+
+    def __init__(self, tokenizer: Any, tags: Tags | None, max_length: int = 0, truncate: bool = False, positions: int = 0):
+        super().__init__(tokenizer, max_length, truncate, positions)
         self.tags = tags
-        if tags is None and not tokenizer.chat_template:
-            raise SettingsError(f"model.tags is required: {tokenizer.name_or_path} has no chat template, so name what stands before question and answer")
-        probe = Example("the question", "the answer", None, 0, None, "")
-        if probe.question not in self.prompt_text(probe):
-            raise SettingsError(f"the chat template of {tokenizer.name_or_path} drops the question; model.tags replaces it")
+        self.opening = tags.answer.rstrip() if tags else ""
+        self.space = tags.answer[len(self.opening) :] if tags else ""
+        if tags is None:
+            check_template(tokenizer)
 
     def prompt_text(self, example: Example) -> str:
         if self.tags:
-            return f"{self.tags.question}{example.question}{self.tags.answer}"
-        turn = {"role": "user", "content": example.question}
-        return self.tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+            return f"{self.tags.question}{example.question}{self.opening}"
+        return chat_text(self.tokenizer, {"role": "user", "content": example.question})
 
     def prompt_inputs(self, example: Example) -> dict[str, Tensor]:
+        if example.image is not None:
+            raise SettingsError(f"split {example.split}, row {example.index} shows a picture, and this model reads words only; modality=text leaves it out")
         tokens = self.tokenizer(self.prompt_text(example), add_special_tokens=self.tags is not None)["input_ids"]
         if self.tags and tokens and tokens[-1] == self.tokenizer.eos_token_id:
             tokens = tokens[:-1]  # some tokenizers end every text; the answer is still to come
         ids = torch.tensor([tokens])
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
+    def answer_tokens(self, answer: str) -> list[int]:
+        return super().answer_tokens(self.space + answer)
+
+
+def chat_text(tokenizer: Any, *turns: dict[str, str]) -> str:
+    """The turns in the tokenizer's template, with what opens the model's answer behind a user's last one. Raises SettingsError for a template that fails."""
+    try:
+        return tokenizer.apply_chat_template([*turns], add_generation_prompt=len(turns) == 1, tokenize=False, date_string=TODAY)
+    except jinja2.TemplateError as error:
+        raise SettingsError(f"the chat template of {tokenizer.name_or_path} fails ({error}); model.tags replaces it") from None
+
+
+def check_template(tokenizer: Any) -> None:
+    """Raise SettingsError unless the chat template keeps question and answer, and the answer stands right behind what opens it."""
+    if not tokenizer.chat_template:
+        raise SettingsError(f"model.tags is required: {tokenizer.name_or_path} has no chat template, so name what stands before question and answer")
+    question, answer = {"role": "user", "content": "the question"}, {"role": "assistant", "content": "the answer"}
+    asked, whole = chat_text(tokenizer, question), chat_text(tokenizer, question, answer)
+    if question["content"] not in asked:
+        raise SettingsError(f"the chat template of {tokenizer.name_or_path} drops the question; model.tags replaces it")
+    if answer["content"] not in whole:
+        raise SettingsError(f"the chat template of {tokenizer.name_or_path} drops the answer; model.tags replaces it")
+    if not whole.startswith(asked.rstrip()) or not whole[len(asked.rstrip()) :].lstrip().startswith(answer["content"]):
+        raise SettingsError(f"the chat template of {tokenizer.name_or_path} opens an answer otherwise than it writes one; model.tags replaces it")
+
 
 def check_lengths(encoder: ChatEncoder, rows: Any) -> None:
     """Raise SettingsError with the number of rows that are too long and the first of them, before any weights load.
 
-    Picture rows are not opened for it: one that does not fit is named when training meets it.
+    Where the model sees, picture rows are not opened for it: one that does not fit is named when training meets it.
     """
-    long: list[str] = []
-    for example in (rows[i] for i in rows.in_words):
-        try:
-            encoder.encode(example)
-        except TooLong as error:
-            long.append(str(error))
+    long = too_long(encoder, (rows[i] for i in (rows.in_words if encoder.sees else range(len(rows)))))
     if long:
         raise SettingsError(f"{len(long)} of {len(rows)} rows are too long, the first: {long[0]}; max_length= allows more, truncate=true cuts their answers")
 
 
-def padding_for(tokenizer: Any) -> str:
-    """A token to pad with that is not the end-of-sequence: one made for it, the unknown token, or the vocabulary's first."""
-    named = [token for token in tokenizer.get_added_vocab() if "pad" in token or "reserved" in token]
-    choices = [*named, *filter(None, [tokenizer.unk_token]), *tokenizer.convert_ids_to_tokens([0, 1])]
-    return next(token for token in choices if token != tokenizer.eos_token)
+def check_answers(encoder: ChatEncoder, tasks: dict[str, list[TaskRow]]) -> None:
+    """The same for the rows of tasks in words with all their answers; raises SettingsError too for one without a token."""
+    for name, rows in tasks.items():
+        answers = [replace(row.example, answer=answer) for row in rows for answer in (row.example.answer, row.paraphrase, *row.perturbed) if answer is not None]
+        if long := too_long(encoder, answers):
+            raise SettingsError(f"{name}: {len(long)} of {len(answers)} answers are too long, the first: {long[0]}")
+
+
+def too_long(encoder: ChatEncoder, examples: Iterable[Example]) -> list[str]:
+    """A line for each example that does not fit."""
+    found = []
+    for example in examples:
+        try:
+            encoder.encode(example)
+        except TooLong as error:
+            found.append(str(error))
+    return found
+
+
+def padding_for(tokenizer: Any) -> int:
+    """What fills a batch up, which masks hide: the pad token, else one that is not the end-of-sequence: made for it, the unknown, or the vocabulary's first.
+
+    The tokenizer stays as it is: told that its pad token is "!", it would leave that out of every text once it is saved and read again.
+    """
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    named = [number for token, number in tokenizer.get_added_vocab().items() if "pad" in token or "reserved" in token]
+    return next(number for number in (*named, tokenizer.unk_token_id, 0, 1) if number is not None and number != tokenizer.eos_token_id)
 
 
 def collate(encoded: list[Encoded], pad: int) -> dict[str, Tensor]:

@@ -72,7 +72,9 @@ def row_log(row: TaskRow, by_answer: dict[str, AnswerScore], prompt: str, genera
         "zlib_bytes": metrics.zlib_bytes(row.example.answer),
     }
     if row.perturbed:
-        log |= wrong_answers_log(truth, by_answer[row.paraphrase or row.example.answer], [by_answer[answer] for answer in row.perturbed])
+        log |= wrong_answers_log(
+            truth, by_answer[row.example.answer if row.paraphrase is None else row.paraphrase], [by_answer[answer] for answer in row.perturbed]
+        )
         if row.paraphrase is None:  # a choice among options: -log of the right one's share
             share = metrics.multiple_choice_probability(truth.mean, log["average_perturb_loss"])
             log["normalized_gt_loss"] = -math.log(max(share, sys.float_info.min))
@@ -94,7 +96,7 @@ def wrong_answers_log(truth: AnswerScore, paraphrase: AnswerScore, perturbed: li
 def roles_of(row: TaskRow) -> dict[str, list[str]]:
     """Every answer of a row, once, with what it is."""
     roles: dict[str, list[str]] = {}
-    for role, answers in (("truth", [row.example.answer]), ("paraphrase", [row.paraphrase] if row.paraphrase else []), ("perturbed", row.perturbed)):
+    for role, answers in (("truth", [row.example.answer]), ("paraphrase", [] if row.paraphrase is None else [row.paraphrase]), ("perturbed", row.perturbed)):
         for answer in dict.fromkeys(answers):
             roles.setdefault(answer, []).append(role)
     return roles

@@ -167,7 +167,9 @@ def load_network(path: str, settings: FaceModel, name: str = "model_path") -> tu
         made, size, scale = Shape(**config["shape"]), config["size"], config["scale"]
         model = FaceNetwork(made, len(config["classes"]))
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except KeyError as error:
+        raise SettingsError(f"{name}={path!r}: its {CONFIG} does not say {error}; train it again") from None
+    except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise SettingsError(f"{name}={path!r} could not be loaded: {str(error).splitlines()[0]}") from None
     if (made, size, scale) != (shape_of(settings), settings.size, settings.scale):
         own = f"{shape_of(settings)} for {settings.size} at scale {settings.scale:g}"

@@ -92,12 +92,19 @@ def read_division(data: Faces) -> Division:
         division = Division({name: Person(**of) for name, of in found["people"].items()}, found["pretraining"], found["seed"])
     except (ValueError, TypeError, KeyError, AttributeError):
         raise SettingsError(f"data.split_file={data.split_file!r} holds no division of pictures") from None
-    if changed := [name for name, value in made_of.items() if found.get("made_of", {}).get(name) != value]:
+    former = found.get("made_of", {})
+    if changed := [name for name, value in made_of.items() if former.get(name) != value]:
         raise SettingsError(
-            f"data.split_file={data.split_file!r} was made with another {changed[0]} ({found['made_of'].get(changed[0])!r}, now {made_of[changed[0]]!r}); "
+            f"data.split_file={data.split_file!r} was made with another {changed[0]} ({former.get(changed[0])!r}, now {made_of[changed[0]]!r}); "
             "name another file: models made with different divisions cannot be compared"
         )
     return division
+
+
+def check_strangers(classes: list[str], division: Division, path: str) -> None:
+    """Raise SettingsError if the network that others begin with has met people of the division: no gold model and no shadow model could come of it."""
+    if met := sorted(set(classes) & division.people.keys()):
+        raise SettingsError(f"model_path={path!r} has met {met[0]!r} and {len(met) - 1} more of data.people; begin with what cv/pretrain.py makes")
 
 
 def divide(data: Faces) -> Division:

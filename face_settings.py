@@ -144,8 +144,9 @@ class AttackFaces:
             raise SettingsError(f"targets={self.targets} leaves {self.models - self.targets} shadow models of models={self.models}; at least 8 are needed")
         for name in ("finetune", "trainer"):
             need_whole_training(name, getattr(self, name))
-            if getattr(self, name).accumulation != 1:
-                raise SettingsError(f"{name}.accumulation={getattr(self, name).accumulation} must be 1 where many models train together")
+            for setting, needed in (("accumulation", (1,)), ("optimizer", ("adamw_torch", "sgd")), ("report_to", ("none",))):
+                if (value := getattr(getattr(self, name), setting)) not in needed:
+                    raise SettingsError(f"{name}.{setting}={value} must be {' or '.join(map(str, needed))} where many models train together")
 
 
 def need_whole_training(name: str, trainer: Trainer) -> None:

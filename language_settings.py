@@ -143,6 +143,10 @@ class Finetune:
         one_of("modality", self.modality, ("both", "text", "visual"))
         at_least("max_length", self.max_length, 0)
         at_least("seed", self.seed, 0)
+        if self.model.attention == "flash_attention_2" and self.trainer.precision == "fp32":
+            raise SettingsError("model.attention=flash_attention_2 computes in half precision only: set trainer.precision=bf16, or attention=sdpa")
+        if self.epoch_eval:
+            need_half_weights(self.model)
 
 
 @dataclass
@@ -178,5 +182,10 @@ class Eval(Asked):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("fold", self.fold, ("all", "validation", "test"))
-        if self.model.attention == "flash_attention_2" and self.model.weights == "float32":
-            raise SettingsError("model.attention=flash_attention_2 evaluates half-precision weights only: set model.weights=bfloat16, or attention=sdpa")
+        need_half_weights(self.model)
+
+
+def need_half_weights(model: Model) -> None:
+    """Raise SettingsError where flash attention would evaluate weights that it cannot."""
+    if model.attention == "flash_attention_2" and model.weights == "float32":
+        raise SettingsError("model.attention=flash_attention_2 evaluates half-precision weights only: set model.weights=bfloat16, or attention=sdpa")

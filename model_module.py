@@ -23,6 +23,8 @@ from unlearn_losses import Scored
 
 transformers.utils.logging.disable_progress_bar()
 
+BESIDE = {"labels", "positions", "pictured", "keys", "sizes", "longest"}  # of a batch, what is not the model's
+
 
 def check_model_path(path: str, name: str = "model_path") -> None:
     """Raise SettingsError unless `path` is a model folder or can be a hub id."""
@@ -45,6 +47,11 @@ def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
 def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> nn.Module:
     """The model of a folder or hub id, its weights in `dtype`."""
     return load(auto_class, path, settings, dtype=getattr(torch, dtype), attn_implementation=settings.attention)
+
+
+def positions_of(path: str, settings: Model) -> int:
+    """How many tokens a model takes by its configuration, known before any weights load; 0: it does not say. Raises SettingsError."""
+    return getattr(load(transformers.AutoConfig, path, settings).get_text_config(), "max_position_embeddings", None) or 0
 
 
 def load_for_training(auto_class: Any, path: str, settings: Model, lora: Lora | None, seed: int, activations: Activations | None = None) -> nn.Module:
@@ -176,19 +183,21 @@ def score(model: nn.Module, batch: dict[str, Tensor]) -> Scored:
 
     The model is called as it is wrapped, once; its output head runs at `positions` (B, T) only.
     """
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "positions", "pictured", "keys", "sizes", "longest")}
-    inputs, positions = packed(inputs, batch["positions"]) if packs(model, inputs) else (inputs, batch["positions"])
+    inputs = {name: value for name, value in batch.items() if name not in BESIDE}
+    inputs, positions = packed(inputs, batch["positions"]) if packs(model, batch) else (inputs, batch["positions"])
     logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
     return Scored(logits.view(*batch["labels"].shape, -1), batch["labels"], batch.get("pictured"))
 
 
-def packs(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
+def packs(model: nn.Module, batch: dict[str, Tensor]) -> bool:
     """Whether rows of words may follow each other in one sequence without reading each other: under flash attention, which then computes no padding.
 
     Other attention would compute the whole square of the sequence and throw most of it away.
     """
     config = next(module.config for module in model.modules() if hasattr(module, "config"))
-    return set(inputs) == {"input_ids", "attention_mask"} and config._attn_implementation == "flash_attention_2" and not hasattr(config, "vision_config")
+    return (
+        batch.keys() - BESIDE == {"input_ids", "attention_mask"} and config._attn_implementation == "flash_attention_2" and not hasattr(config, "vision_config")
+    )
 
 
 def packed(inputs: dict[str, Tensor], positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -66,9 +66,9 @@ def benchmark_of(plan: dict[str, Any]) -> Benchmark:
     return Benchmark(**{**settings, "runs": {name: Run(**run) for name, run in settings["runs"].items()}})
 
 
-def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str]) -> list[Row]:
-    """One aggregated row for base, gold and each method, per seed; of a model in `failed` (by name), why."""
-    made = []
+def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str], not_attacked: dict[str, str]) -> list[Row]:
+    """One aggregated row for base, gold and each method, per seed; of a model in `failed` (by name), why, as for one whose attack failed."""
+    made, other_golds = [], {}
     for seed in benchmark.seeds:
         golds = [str(log_file(folder, f"gold_seed{gold_seed}")) for gold_seed in gold_seeds(benchmark, seed)]
         for row in ("base", "gold", *benchmark.runs):
@@ -84,8 +84,10 @@ def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str]) -> list[Row
                 f"save_file={folder}/results.csv",
             ]
             model = folder / "models" / f"{row}_seed{seed}"
-            made.append(aggregate(compose("aggregate_eval_stat", Aggregate, overrides)) | report_faces.face_columns(model))
-    report_faces.add_distances(made)
+            why = {"Attack failed": not_attacked[model.name]} if model.name in not_attacked else {}
+            made.append(aggregate(compose("aggregate_eval_stat", Aggregate, overrides)) | report_faces.face_columns(model) | why)
+        other_golds[seed] = [report_faces.face_columns(folder / "models" / f"gold_seed{other}") for other in gold_seeds(benchmark, seed)[1:]]
+    report_faces.add_distances(made, other_golds)
     return made
 
 
@@ -155,8 +157,9 @@ def print_table(made: list[Row], console: Console) -> None:
     for row in made:
         if row["Method"] == "base":
             console.print(f"memorisation gate, seed {row['Seed']}: {row['Gate']}", markup=False)
-        if "Failed" in row:
-            console.print(f"{row['Method']}, seed {row['Seed']}, failed: {row['Failed']}", markup=False)
+        for what in ("Failed", "Attack failed"):
+            if what in row:
+                console.print(f"{row['Method']}, seed {row['Seed']}, {what.lower()}: {row[what]}", markup=False)
 
 
 # ---- the page
@@ -261,7 +264,7 @@ def html_table(made: list[Row]) -> dict[str, Any]:
     return {
         "columns": [{"heading": "method", "explanation": "base: before forgetting; gold: trained without the forgotten people"}, *headings],
         "table": [{"kind": kind_of(row), "cells": [{"text": name_of(row, made)}, *(html_cell(row, column) for column in columns)]} for row in made],
-        "notes": collapsed + [f"{name_of(row, made)} failed: {row['Failed']}" for row in made if "Failed" in row],
+        "notes": collapsed + [f"{name_of(row, made)} {what.lower()}: {row[what]}" for row in made for what in ("Failed", "Attack failed") if what in row],
     }
 
 
@@ -282,8 +285,8 @@ def as_script(content: Any) -> str:
 def make(folder: Path) -> list[Row]:
     """Write results.csv, table.md, table.tex and report.html of a finished benchmark's folder; returns the rows. Raises SettingsError."""
     plan = read_plan(folder)
-    failed = {Path(stage["output"]).name: stage["failed"] for stage in plan["stages"] if stage["kind"] == "forget" and "failed" in stage}
-    made = rows(benchmark_of(plan), folder, failed)
+    failed = {kind: {s["name"].split()[-1]: s["failed"] for s in plan["stages"] if s["kind"] == kind and "failed" in s} for kind in ("forget", "attack")}
+    made = rows(benchmark_of(plan), folder, failed["forget"], failed["attack"])
     texts = {"results.csv": csv_table(made), "table.md": markdown_table(made), "table.tex": latex_table(made), "report.html": page(folder, plan, made)}
     for name, text in texts.items():
         write_text_whole(folder / name, text)

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torchvision.transforms.functional as pictures_to
 from matplotlib.figure import Figure
+from natsort import natsorted
 
 from attack_scoring import ATTACK
 from eval_metrics import distance_to_gold
@@ -40,6 +41,8 @@ TABLE = {
     "EER forget": ("EER, forgotten", ".3f", "Equal error rate of verifying the forgotten people"),
 }
 ATTACKED = ("accuracy", "auc", "TPR at 1% FPR", "TPR at 0.1% FPR")
+POOLS = {"forget": "forgotten", "retain": "kept"}
+LINES = ("-", "--", "-.", ":")  # of curves that lie close
 TASKS = {task: {"image": "picture"} for task in face_tasks.values()}  # every task shows a picture
 
 Row = dict[str, Any]
@@ -71,19 +74,29 @@ def face_columns(model: Path) -> Row:
     return row
 
 
-def add_distances(rows: list[Row]) -> None:
-    """Add the distance to gold, (model - gold) / (base - gold), of every face column to each seed's rows in place."""
+def add_distances(rows: list[Row], other_golds: dict[int, list[Row]]) -> None:
+    """Add the distance to gold, (model - gold) / (base - gold), of every face column to each seed's rows in place, or why it is undefined.
+
+    `other_golds`: by seed, the columns of the gold models of other seeds.
+    """
     for seed in {row["Seed"] for row in rows}:
         own = {row["Method"]: row for row in rows if row["Seed"] == seed}
         base, gold = own.get("base", {}), own.get("gold", {})
         for column in [name for name in base if is_figure(name) and name in gold]:
+            others = [other[column] for other in other_golds.get(seed, []) if other.get(column) is not None]
             for row in own.values():
                 if None not in (row.get(column), base[column], gold[column]):
-                    row[f"Distance to gold: {column}"] = distance_to_gold(row[column], base[column], gold[column]).value
+                    distance = distance_to_gold(row[column], base[column], gold[column], others)
+                    row[f"Distance to gold: {column}"] = distance.value
+                    row |= {f"Distance to gold: {column} why": distance.why} if distance.value is None else {}
 
 
 def is_figure(column: str) -> bool:
-    return column.startswith(("EER", "U-LiRA", "U-MIA")) and not column.startswith("U-MIA attack") and not column.endswith((" low", " high", " why"))
+    """Whether a column is a figure of faces that the aggregation gives no distance of."""
+    accuracies = tuple(f"Exact Memorization {task}" for group, task in face_tasks.items() if group != "forget")
+    return (
+        column.startswith(("EER", "U-LiRA", "U-MIA", *accuracies)) and not column.startswith("U-MIA attack") and not column.endswith((" low", " high", " why"))
+    )
 
 
 def attack_verdict(rows: list[Row]) -> dict[str, Any] | None:
@@ -114,34 +127,44 @@ def face_plots(folder: Path, models: dict[str, str]) -> list[tuple[str, str, Fig
     attacks = {method: found for method, name in models.items() if (found := attack_of(folder / "models" / name))}
     checked = {method: found for method, name in models.items() if (found := read(folder / "models" / name / "eval_results" / VERIFICATION))}
     made = []
+    for pool, people in POOLS.items() if attacks else ():
+        of_pool = {method: attacked["pools"][pool] for method, attacked in attacks.items()}
+        caption = f"U-LiRA on the {people} people: on the dashed line the attack knows nothing about who was met."
+        made.append((f"ROC of the attack, {people}", caption, roc_plot(of_pool)))
+        caption = f"Accuracy of U-LiRA on each of the {people} people, darker for larger; one half: the person cannot be told from one never met."
+        made.append((f"Attack by person, {people}", caption, person_plot(of_pool)))
     if attacks:
-        caption = "U-LiRA on the people to be forgotten: on the dashed line the attack knows nothing about who was met."
-        made.append(("ROC of the attack", caption, roc_plot(attacks)))
-        caption = "Accuracy of U-LiRA on each person that was to be forgotten, darker for larger; one half: the person cannot be told from one never met."
-        made.append(("Attack by person", caption, person_plot(attacks)))
+        caption = "Cosine of a query to its own centre, all attacked networks: its person met and to be forgotten (filled), or never met (line)."
+        parts = {method: [attacked["pools"]["forget"]["distribution"][side] for side in ("met", "not met")] for method, attacked in attacks.items()}
+        made.append(("Scores of the attacked", caption, score_plot(parts)))
     if checked:
-        caption = "Cosine of the forgotten people's queries to their own centre (filled) and to others' (line)."
-        made.append(("Verification scores", caption, score_plot(checked)))
+        caption = "Cosine of the forgotten people's queries to their own centre (filled) and to others' (line), in the one network of the table."
+        parts = {method: [figures["forget"][side] for side in ("genuine", "impostor")] for method, figures in checked.items()}
+        made.append(("Verification scores", caption, score_plot(parts)))
     return made
 
 
 def roc_plot(attacks: dict[str, Any]) -> Figure:
+    """One curve a method; `attacks` are one pool's figures by method."""
     figure, axes = plt.subplots(figsize=(6.2, 4.2))
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
-    colors = plt.get_cmap("viridis")(np.linspace(0.1, 0.9, len(attacks)))
-    for (method, attacked), color in zip(attacks.items(), colors, strict=True):
-        curve = np.array(attacked["pools"]["forget"]["attacks"]["U-LiRA"]["roc"])
-        axes.plot(curve[:, 0], curve[:, 1], label=method, color=STYLE.get(method, (color, ""))[0], linewidth=2 if method in STYLE else 1)
+    found = {method: of_pool["attacks"]["U-LiRA"] for method, of_pool in attacks.items()}
+    ranked = sorted(found, key=lambda method: -found[method]["auc"]["value"])  # the legend in the order of the curves
+    colors = plt.get_cmap("plasma")(np.linspace(0, 0.85, len(ranked)))
+    for number, (method, color) in enumerate(zip(ranked, colors, strict=True)):
+        curve, shown = np.array(found[method]["roc"]), f"{method} {found[method]['auc']['value']:.2f}"
+        plain = {"color": color, "linewidth": 1.2, "linestyle": LINES[number % len(LINES)]}
+        axes.plot(curve[:, 0], curve[:, 1], label=shown, **({"color": STYLE[method][0], "linewidth": 2.5} if method in STYLE else plain))
     axes.set_xlabel("share of never met taken for met")
     axes.set_ylabel("share of met that is found")
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, title="AUC", title_fontsize=8)
     return figure
 
 
 def person_plot(attacks: dict[str, Any]) -> Figure:
-    people = sorted(next(iter(attacks.values()))["pools"]["forget"]["by person"])
-    table = [[attacked["pools"]["forget"]["by person"][name]["accuracy"] for name in people] for attacked in attacks.values()]
-    values = np.array(table, dtype=float)  # None becomes NaN
+    """One row a method, one column a person; `attacks` are one pool's figures by method."""
+    people = natsorted(next(iter(attacks.values()))["by person"])
+    values = np.array([[of_pool["by person"][name]["accuracy"] for name in people] for of_pool in attacks.values()], dtype=float)  # None becomes NaN
     figure, axes = plt.subplots(figsize=(13, 0.4 * len(attacks) + 2))
     axes.imshow(values, vmin=0.4, vmax=1, cmap="Blues", aspect="auto")
     axes.set_xticks(range(len(people)), people, rotation=60, ha="right", fontsize=8)
@@ -152,16 +175,17 @@ def person_plot(attacks: dict[str, Any]) -> Figure:
     return figure
 
 
-def score_plot(checked: dict[str, Any]) -> Figure:
-    across = min(6, len(checked))
-    figure, grid = plt.subplots(-(-len(checked) // across), across, figsize=(13, 1.8 * -(-len(checked) // across)), squeeze=False, sharex=True)
-    for axes in grid.flat[len(checked) :]:
+def score_plot(parts: dict[str, list]) -> Figure:
+    """One histogram a method: a filled part and a line, counts on equal bins of [-1, 1]."""
+    across = min(6, len(parts))
+    figure, grid = plt.subplots(-(-len(parts) // across), across, figsize=(13, 1.8 * -(-len(parts) // across)), squeeze=False, sharex=True)
+    for axes in grid.flat[len(parts) :]:
         axes.set_visible(False)
-    for axes, (method, figures) in zip(grid.flat, checked.items(), strict=False):
-        genuine, impostor = (np.array(figures["forget"][side], dtype=float) for side in ("genuine", "impostor"))
-        edges = np.linspace(-1, 1, len(genuine) + 1)
-        axes.stairs(genuine / genuine.sum(), edges, fill=True, color=STYLE.get(method, (BLUE, ""))[0], alpha=0.5)
-        axes.stairs(impostor / impostor.sum(), edges, color=GREY)
+    for axes, (method, counts) in zip(grid.flat, parts.items(), strict=False):
+        filled, line = (np.array(each, dtype=float) for each in counts)
+        edges = np.linspace(-1, 1, len(filled) + 1)
+        axes.stairs(filled / filled.sum(), edges, fill=True, color=STYLE.get(method, (BLUE, ""))[0], alpha=0.5)
+        axes.stairs(line / line.sum(), edges, color=GREY)
         axes.set_title(method, fontsize=10)
         axes.tick_params(labelsize=8)
     figure.tight_layout()

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -24,9 +25,9 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 import report
-from data_module import fingerprint, idk_answers, make_if_missing
+from data_module import fingerprint, idk_answers, make_if_missing, make_model_if_missing
 from face_settings import Faces
-from language_settings import Data, Forget
+from language_settings import Data, Finetune, Forget
 from model_module import model_fingerprint
 from run_record import RECORDS, TRAIN_RECORD, versions, write_json
 from run_settings import ROOT, Benchmark, Method, RunBenchmark, SettingsError, script
@@ -175,7 +176,15 @@ def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
     """Run what is not finished; returns each stage's record (seconds, peak memory), those of earlier runs included."""
     plan = stages(benchmark, folder)
     composed = [recipe_of(benchmark, stage).compose([*stage.overrides, "overwrite=true"]) for stage in plan]
+    for stage, settings in zip(plan, composed, strict=True):
+        if stage.kind == "forget" and settings.method.restart:
+            raise SettingsError(
+                f"benchmark.runs.{stage.name.split()[-1].rpartition('_seed')[0]}: gold is a row already, and what method={settings.method.name} makes"
+            )
     make_if_missing(composed[0].data)
+    for settings in composed:
+        if isinstance(settings, Finetune):  # now, because a stage's key says which model it starts from
+            make_model_if_missing(settings.model, settings.model_path)
     progress = Progress([benchmark.expected_seconds[stage.kind] for stage in plan])
     records = {}
     for number, (stage, settings) in enumerate(zip(plan, composed, strict=True)):
@@ -205,6 +214,8 @@ def measured(stage: Stage, benchmark: Benchmark, settings: Any, folder: Path, pr
         except SettingsError as error:
             if stage.kind != "forget" and not (stage.kind == "attack" and settings.method is not None and not settings.method.restart):
                 raise
+            if stage.kind == "attack":
+                shutil.rmtree(stage.output, ignore_errors=True)  # a former attack's figures would be taken for this one's
             return {"seconds": time.perf_counter() - started, "peak_memory_gb": 0.0, "failed": str(error)}
     own = json.loads((stage.output / RECORDS.get(stage.kind, TRAIN_RECORD)).read_text(encoding="utf-8"))
     return {"seconds": time.perf_counter() - started, "peak_memory_gb": own["peak_memory_gb"]}

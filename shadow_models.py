@@ -47,7 +47,7 @@ def compare_models(settings: AttackFaces, division: Division, pretrained: FaceNe
     for first in range(0, settings.models, settings.together):
         numbers = range(first, min(first + settings.together, settings.models))
         stack = finished(settings, division, pretrained, numbers)
-        compared = compare(stack, division, settings.data.people, settings.model.size, batch_size=64)
+        compared = compare(stack.to(processes().device), division, settings.data.people, settings.model.size, batch_size=64)
         own.append(compared.own)
         nearest_other.append(compared.nearest_other)
         say_line(f"models {numbers[-1] + 1}/{settings.models}")

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainingArguments
 
 import unlearn_losses
-from model_module import FrozenStart, l1_norm, save, score, score_passes, silence_dropout, subtract_update, trained_weights
+from model_module import FrozenStart, l1_norm, packs, save, score, score_passes, silence_dropout, subtract_update, trained_weights
 from run_record import TRAIN_RECORD, peak_memory_gb, say_line, start_of_peak, versions, write_json, written_whole
 from run_settings import Mask, Method, SettingsError, Trainer, nearest, one_of
 from training_pairs import EpochSampler, PassCollator, answer_key
@@ -155,7 +155,7 @@ class LossTrainer(transformers.Trainer):
         self.multiplier = bound.method.multiplier.start if bound.method.multiplier else 0.0
         self.constraints: list[Tensor] = []  # retain NLL of each pass since the last optimizer step
         self.tokens: Tensor | float = 0.0  # of the trained passes, on this process; kept where the batches are, so that nobody waits to count
-        self.places = 0  # the same with padding
+        self.places: Tensor | float = 0.0  # the same with what padding the model computes
         # super().__init__ overwrites the class attribute; left true, the loss is not divided by the accumulation steps
         self.model_accepts_loss_kwargs = False
 
@@ -177,7 +177,7 @@ class LossTrainer(transformers.Trainer):
         for batch in inputs["trained"].values():
             if "attention_mask" in batch:  # pictures of faces are no tokens
                 self.tokens = self.tokens + batch["attention_mask"].sum()
-                self.places += batch["attention_mask"].numel()
+                self.places = self.places + (batch["attention_mask"].sum() if packs(model, batch) else batch["attention_mask"].numel())
         passes = {name: scored[name] for name in self.bound.trained} | self.reference_passes(model, inputs)
         self.epoch = int(self.state.epoch + 1e-6)  # the library's is a float that reaches 1 by small steps
         state = {"epoch": self.epoch, "step": self.state.global_step, "multiplier": self.multiplier}
@@ -340,7 +340,7 @@ def training_arguments(trainer: Trainer, seed: int, scratch: str) -> TrainingArg
         logging_steps=1,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # processes may take different numbers of passes a step, and nothing trains a buffer
+        ddp_broadcast_buffers=False,  # processes may take different numbers of passes a step; running statistics of faces stay each process's own
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_nan_inf_filter=False,  # else a diverged loss is recorded as 0
     )
@@ -414,13 +414,15 @@ def train(
     if progress.first_gradient is not None and progress.first_gradient < VANISHING:
         say(f"the first step's gradient vanished (norm {progress.first_gradient:.1e}): where it starts {method.name} has no direction, what moved is rounding")
     tokens = sum(gather_object([float(trainer.tokens)]))
-    padding = 1 - float(trainer.tokens) / max(1, trainer.places)
-    say(f"{tokens / seconds:.0f} tokens a second, {padding:.0%} of all places padding")
+    padding = 1 - float(trainer.tokens) / max(1.0, float(trainer.places))
+    counts = {"tokens_per_second": tokens / seconds, "padding": padding} if float(trainer.places) else {}  # pictures of faces are no tokens
+    if counts:
+        say(f"{tokens / seconds:.0f} tokens a second, {padding:.0%} of all places padding")
     if trainer.is_world_process_zero():
         with written_whole(Path(save_dir)) as aside:
             save(trained, encoder.processor, aside)
             cost = {"seconds": seconds, "steps": trainer.state.global_step, "peak_memory_gb": peak_memory_gb(), "loss": progress.losses}
-            cost |= {"tokens_per_second": tokens / seconds, "padding": padding}
+            cost |= counts
             if method.multiplier:
                 cost["multiplier"] = trainer.multiplier
             if each_epoch:

@@ -28,7 +28,7 @@ class RandomRows:
     """Stands in for a tokenizer and its rows: question and answer are seeds of random tokens, the picture is random pixels."""
 
     def __init__(self):
-        self.tokenizer = argparse.Namespace(pad_token_id=PAD, eos_token_id=END)
+        self.tokenizer, self.pad = argparse.Namespace(eos_token_id=END), PAD
 
     def encode(self, example: Example) -> Encoded:
         source = torch.Generator().manual_seed(int(example.question))

@@ -8,10 +8,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from attack_scoring import ATTACK, attack
+from attack_scoring import ATTACK, attack, check_rounds
 from data_module import fingerprint, make_if_missing
 from face_network import load_network
-from face_pictures import read_division
+from face_pictures import check_strangers, read_division
 from face_settings import AttackFaces
 from model_module import model_fingerprint
 from run_record import ATTACK_RECORD, check_save_dir, peak_memory_gb, processes, say_line, start_of_peak, versions, write_json, written_whole
@@ -25,7 +25,9 @@ def main(settings: AttackFaces) -> None:
     check_method(settings.method)
     make_if_missing(settings.data)
     division = read_division(settings.data)
-    pretrained, _ = load_network(settings.model_path, settings.model)
+    check_rounds(division, settings.models, settings.targets)
+    pretrained, classes = load_network(settings.model_path, settings.model)
+    check_strangers(classes, division, settings.model_path)
 
     if settings.method is None or settings.method.restart:
         say_line("nothing is forgotten: trainer has no effect, finetune alone says how the models train")

@@ -5,7 +5,7 @@ from functools import partial
 
 from data_module import fingerprint, make_if_missing
 from face_network import load_network, save_network, score_faces, with_new_classes
-from face_pictures import Classes, FaceEncoder, FacePairs, met_by, read_division, training_rows
+from face_pictures import Classes, FaceEncoder, FacePairs, check_strangers, met_by, read_division, training_rows
 from face_settings import FinetuneFaces
 from run_record import TRAIN_RECORD, check_save_dir, say_line
 from run_settings import Method, script
@@ -27,7 +27,9 @@ def main(settings: FinetuneFaces) -> None:
     encoder.read(rows.files)
     record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.people.path)}
     score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
-    model = with_new_classes(load_network(settings.model_path, settings.model)[0], len(people), settings.seed)
+    start, classes = load_network(settings.model_path, settings.model)
+    check_strangers(classes, division, settings.model_path)
+    model = with_new_classes(start, len(people), settings.seed)
     save = partial(save_network, settings=settings.model)
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save)
     say_line(f"finetuned on {len(people)} people: {settings.save_dir}")

@@ -5,7 +5,7 @@ from functools import partial
 
 from data_module import fingerprint, make_if_missing
 from face_network import check_parts, end_at, load_network, save_network, score_faces, with_new_classes
-from face_pictures import Classes, FaceEncoder, FacePairs, met_by, read_division, training_rows
+from face_pictures import Classes, FaceEncoder, FacePairs, check_strangers, met_by, read_division, training_rows
 from face_settings import ForgetFaces
 from run_record import TRAIN_RECORD, check_save_dir, say_line
 from run_settings import script
@@ -24,6 +24,7 @@ def main(settings: ForgetFaces) -> None:
     if settings.method.activations:
         end_at(model, settings.method.activations)
     if settings.method.restart:
+        check_strangers(classes, division, settings.model_path)
         model, classes = with_new_classes(model, len(met.retain), settings.seed), met.retain
     forget, retain = (training_rows(division, people, split) for people, split in ((met.forget, "forget"), (met.retain, "retain")))
     pairs = FacePairs(loss.batches, forget, retain, settings.model.size, settings.seed, settings.method.other_answers)

@@ -8,7 +8,7 @@ from data_module import TrainingRows, fingerprint, make_if_missing
 from encoders import ChatEncoder, check_lengths
 from eval_engine import EpochEvaluation, read_tasks
 from language_settings import Finetune
-from model_module import check_model_path, load, load_for_training
+from model_module import check_model_path, load, load_for_training, positions_of
 from run_record import TRAIN_RECORD, check_save_dir, say_line
 from run_settings import Method, script
 from train_engine import bind, train
@@ -25,9 +25,10 @@ def main(settings: Finetune) -> None:
     pairs = Pairs(loss.batches, forget=None, retain=rows, idk={}, seed=settings.seed)
     tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
 
-    encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model), settings.max_length, settings.truncate)
+    processor, positions = load(AutoProcessor, settings.model_path, settings.model), positions_of(settings.model_path, settings.model)
+    encoder = ChatEncoder(processor, settings.max_length, settings.truncate, positions)
     check_lengths(encoder, rows)
-    each_epoch = EpochEvaluation(tasks, ChatEncoder(encoder.processor), settings.epoch_eval, forgetting=False) if tasks else None
+    each_epoch = EpochEvaluation(tasks, ChatEncoder(processor), settings.epoch_eval, forgetting=False) if tasks else None
     model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, settings.trainer.lora, settings.seed)
     record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.path)}
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)

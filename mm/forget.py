@@ -8,7 +8,7 @@ from data_module import TrainingRows, fingerprint, idk_answers, make_if_missing
 from encoders import ChatEncoder, check_lengths
 from eval_engine import EpochEvaluation, read_tasks
 from language_settings import Forget
-from model_module import check_model_path, load, load_for_training
+from model_module import check_model_path, load, load_for_training, positions_of
 from run_record import TRAIN_RECORD, check_save_dir, say_line
 from run_settings import script
 from train_engine import bind, train
@@ -27,10 +27,11 @@ def main(settings: Forget) -> None:
     pairs = Pairs(loss.batches, forget, retain, idk, settings.seed, settings.method.other_answers)
     tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
 
-    encoder = ChatEncoder(load(AutoProcessor, settings.model_path, settings.model), settings.max_length, settings.truncate)
+    processor, positions = load(AutoProcessor, settings.model_path, settings.model), positions_of(settings.model_path, settings.model)
+    encoder = ChatEncoder(processor, settings.max_length, settings.truncate, positions)
     check_lengths(encoder, forget)
     check_lengths(encoder, retain)
-    each_epoch = EpochEvaluation(tasks, ChatEncoder(encoder.processor), settings.epoch_eval, forgetting=True) if tasks else None
+    each_epoch = EpochEvaluation(tasks, ChatEncoder(processor), settings.epoch_eval, forgetting=True) if tasks else None
     lora, activations = settings.trainer.lora, settings.method.activations
     model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, lora, settings.seed, activations)
     record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.path)}

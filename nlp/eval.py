@@ -5,10 +5,10 @@ from dataclasses import asdict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_module import make_if_missing, make_model_if_missing
-from encoders import TextEncoder
+from encoders import TextEncoder, check_answers
 from eval_engine import evaluate, read_tasks
 from language_settings import Eval
-from model_module import check_model_path, load, load_model, model_fingerprint
+from model_module import check_model_path, load, load_model, model_fingerprint, positions_of
 from run_record import EVAL_RECORD, check_save_dir, processes, say_line
 from run_settings import script
 
@@ -21,7 +21,9 @@ def main(settings: Eval) -> None:
     make_if_missing(settings.data)
     tasks = read_tasks(settings, settings.seed, settings.fold)
 
-    encoder = TextEncoder(load(AutoTokenizer, settings.model_path, settings.model), settings.model.tags)
+    tokenizer, positions = load(AutoTokenizer, settings.model_path, settings.model), positions_of(settings.model_path, settings.model)
+    encoder = TextEncoder(tokenizer, settings.model.tags, positions=positions)
+    check_answers(encoder, tasks)
     model = load_model(AutoModelForCausalLM, settings.model_path, settings.model, settings.model.weights)
     record = {"settings": asdict(settings), "model": model_fingerprint(settings.model_path)}
     evaluate(model.to(processes().device), encoder, tasks, settings, record)

@@ -106,6 +106,14 @@ def test_a_tree_learns_what_no_line_can():
     assert attack_accuracy(tree_attack(features, member, features), member) > 0.95
 
 
+def test_a_leaf_gives_log_odds_so_that_trees_and_lines_of_several_rounds_can_be_ranked_together():
+    features = np.repeat([[0.0], [1.0]], 30, axis=0)
+    member = np.arange(60) >= 30
+    member[30:33] = False  # the right leaf: 27 members and 3 others; the left: none and 30
+    told = tree_attack(features, member, np.array([[0.0], [1.0]]))
+    assert told == pytest.approx([np.log(1 / 31), np.log(28 / 4)])  # one more of each side
+
+
 def test_the_trees_best_question_by_hand():
     # 1 2 | 3 4 parts the classes; the other column is noise; with at least 3 rows a side there is no question
     features, member = np.array([[1.0, 5.0], [2.0, 1.0], [3.0, 4.0], [4.0, 2.0]]), np.array([0.0, 0.0, 1.0, 1.0])
@@ -149,7 +157,7 @@ def test_a_figure_that_cannot_be_resolved_says_so_and_others_have_intervals_over
     people = np.repeat([f"p{i}" for i in range(20)], 10)
     member, scores = np.tile([True, False], 100), RNG.normal(0, 1, 200)
     unresolved = with_interval(lambda s, m, w=None: attack_tpr(s, m, 0.01, w), scores, member, people, SOLE)
-    assert unresolved.value is None and unresolved.why == "not resolvable with 100 queries of people who were not met"
+    assert unresolved.value is None and unresolved.why == "not resolvable with 100 scores of people who were not met"
     auc = with_interval(attack_auc, scores + member, member, people, SOLE)
     assert auc.low < auc.value < auc.high and auc.value == attack_auc(scores + member, member)
 

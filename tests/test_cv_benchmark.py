@@ -52,16 +52,33 @@ def test_the_tables_say_what_too_few_queries_cannot_resolve(finished):
     first, _, *lines = (folder / "table.md").read_text(encoding="utf-8").splitlines()
     place = first.split("|").index(" U-LiRA TPR at 1 % ")
     assert len(lines) == 4 and all(line.split("|")[place] == " not resolvable " for line in lines)
-    assert "not resolvable with 60 queries of people who were not met" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "not resolvable with 60 scores of people who were not met" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_every_face_column_has_its_distance_to_gold(finished):
     rows = rows_of(finished)
     columns = [column for column in rows["base"] if column.startswith("Distance to gold: ")]
     assert {"Distance to gold: U-LiRA accuracy forget", "Distance to gold: EER forget"} <= set(columns)
-    told = [column for column in columns if rows["base"][column]]  # the others' base and gold do not differ
-    assert told and all(float(rows["gold"][column]) == 0 and float(rows["base"][column]) == 1 for column in told)
-    assert all(rows["gold"][column] == "" for column in set(columns) - set(told))
+    told = [column for column in columns if rows["base"][column] and not column.endswith(" why")]
+    assert all(float(rows["gold"][column]) == 0 and float(rows["base"][column]) == 1 for column in told)
+    others = [column for column in columns if not column.endswith(" why") and column not in told]
+    assert told and all("base and gold" in rows["gold"][f"{column} why"] for column in others)
+
+
+def test_a_distance_of_faces_is_undefined_where_two_gold_models_differ_as_much_as_base_and_gold():
+    # an EER of .125, .25 and .175, with another gold at .105: |base - gold| = .125 is less than 3 * |.105 - .25| = .435
+    made = [{"Method": name, "Seed": 0, "EER forget": eer} for name, eer in (("base", 0.125), ("gold", 0.25), ("npo", 0.175))]
+    report_faces.add_distances(made, {0: [{"EER forget": 0.105}]})
+    assert [row["Distance to gold: EER forget"] for row in made] == [None] * 3
+    assert made[2]["Distance to gold: EER forget why"] == "base and gold differ by 0.125, less than 3 times the golds' own 0.145"
+    report_faces.add_distances(made, {0: [{"EER forget": 0.24}]})
+    assert [row["Distance to gold: EER forget"] for row in made] == pytest.approx([1, 0, 0.6])  # (.175 - .25) / (.125 - .25)
+
+
+def test_a_row_that_would_train_gold_anew_is_refused(finished, tmp_path):
+    settings = replace(finished, results_dir=str(tmp_path), benchmark=replace(finished.benchmark, runs={"again": Run(method="retrain")}))
+    with pytest.raises(SettingsError, match=r"benchmark\.runs\.again: gold is a row already, and what method=retrain makes"):
+        run_benchmark.main.recipe(settings)
 
 
 def test_pretraining_runs_once_and_every_model_is_attacked(finished):
@@ -81,7 +98,8 @@ def test_the_page_gives_the_attacks_verdict_first_and_the_plots_of_faces(finishe
     page = Path(finished.results_dir, "report.html").read_text(encoding="utf-8")
     assert re.search(r"<strong>Attack: undecided\.</strong> U-LiRA accuracy, gold [\d.]+; base [\d.]+: too few people", page)
     assert page.index("<strong>Attack: ") < page.index("<strong>Memorisation gate: ") < page.index('<table id="table">')
-    assert all(f"<h2>{title}</h2>" in page for title in ("ROC of the attack", "Attack by person", "Verification scores"))
+    attacked = [f"{what}, {people}" for what in ("ROC of the attack", "Attack by person") for people in ("forgotten", "kept")]
+    assert all(f"<h2>{title}</h2>" in page for title in (*attacked, "Scores of the attacked", "Verification scores"))
     assert "Whose face is this?" in page and "data:image/webp" in page
 
 
@@ -118,3 +136,23 @@ def test_photographs_that_are_not_there_are_said_in_one_line(tmp_path):
     changes = {name: [*getattr(settings.benchmark, name), *absent] for name in ("pretrain", "finetune", "forget", "eval", "attack")}
     with pytest.raises(SettingsError, match=r"data path '.*none' does not exist"):
         run_benchmark.main.recipe(replace(settings, benchmark=replace(settings.benchmark, **changes)))
+
+
+def test_a_failed_attack_is_said_and_no_former_figures_stand_in_its_row(finished, monkeypatch, capsys):
+    """The last of this file: it changes what the others look at."""
+    runs = {"scrub": Run(method="scrub", overrides=["trainer.lr=1e9"]), "twins": Run(method="twins")}
+    settings = replace(finished, benchmark=replace(finished.benchmark, runs=runs))
+    real = run_benchmark.run_stage
+
+    def run(stage, *rest):  # the forgetting goes well, its attack does not
+        if stage.name == "attack scrub_seed0":
+            raise SettingsError("step 3: the loss of a shadow model is nan")
+        if "scrub" not in stage.name:
+            real(stage, *rest)
+
+    monkeypatch.setattr(run_benchmark, "run_stage", run)
+    run_benchmark.main.recipe(settings)
+    row = rows_of(settings)["scrub"]
+    assert row["Attack failed"] == "step 3: the loss of a shadow model is nan" and row["U-LiRA accuracy forget"] == "" and row["EER forget"]
+    assert "scrub, seed 0, attack failed: step 3" in capsys.readouterr().out
+    assert "scrub attack failed: step 3" in Path(settings.results_dir, "report.html").read_text(encoding="utf-8")

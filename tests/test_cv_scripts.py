@@ -105,6 +105,30 @@ def test_the_same_seed_gives_the_same_network(made, face_overrides, tmp_path, mo
     assert one == two != other
 
 
+def test_retrain_makes_the_gold_model_that_finetuning_on_the_kept_makes(made, face_overrides, tmp_path, monkeypatch):
+    start_of_both, often = f"{made}/pretrained", ["epochs=3", "batch_size=8"]
+    own = [*face_overrides, "seed=5"]
+    gold = [f"model_path={start_of_both}", "split=retain", f"save_dir={tmp_path}/gold", *(f"trainer.{each}" for each in often)]
+    again = [f"model.path={start_of_both}", "method=retrain", f"save_dir={tmp_path}/again", *(f"finetune.{each}" for each in often), "trainer.epochs=1"]
+    assert start(cv.finetune, [*gold, *own], monkeypatch) == 0 and start(cv.forget, [*again, *own], monkeypatch) == 0
+    assert (tmp_path / "gold" / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("script", [cv.finetune, cv.attack, cv.forget], ids=lambda script: script.__name__)
+def test_a_start_that_has_met_the_people_is_refused(script, made, face_overrides, tmp_path, monkeypatch, capsys):
+    own = [f"model.path={made}/base", "method=retrain"] if script is cv.forget else [f"model_path={made}/base"]
+    models = ["models=10", "targets=2"] if script is cv.attack else []
+    assert start(script, [*own, *models, f"save_dir={tmp_path}/out", *face_overrides], monkeypatch) == 1
+    assert re.search(
+        r"^error: model_path='.*base' has met 'people \d+' and 5 more of data.people; begin with what cv/pretrain.py makes$", capsys.readouterr().err.strip()
+    )
+
+
+def test_a_face_training_speaks_of_no_tokens(made):
+    record = json.loads((made / "base" / "train_meta.json").read_text())
+    assert "padding" not in record and "tokens_per_second" not in record and record["seconds"] > 0
+
+
 def test_the_rate_peaks_where_the_settings_say(made, face_overrides, tmp_path, monkeypatch):
     rates = []
     step = torch.optim.SGD.step
@@ -138,6 +162,11 @@ MISTAKES = {
     "an unknown setting": (cv.eval, ["model.widht=8"], r"unknown setting model\.widht \(did you mean 'width'\?\)"),
     "a method with unknown hyperparameters": (cv.forget, ["method=neggrad", "+method.args.gamma=1"], r"method\.args\.gamma is not a hyperparameter of neggrad"),
     "too few shadow models": (cv.attack, ["models=8"], r"targets=16 leaves -8 shadow models"),
+    "an optimizer that many networks cannot share": (
+        cv.attack,
+        ["models=10", "targets=2", "+trainer.report_to=wandb"],
+        r"(trainer.report_to=wandb must be none where many models train together|wandb is not installed)",
+    ),
     "a method that is more than a loss": (cv.attack, ["method=sku"], r"many networks cannot train together with method.task_vector"),
     "people that are not there": (cv.pretrain, ["data.people.path=no/such", "data.split_file=no/division.json"], r"data path 'no/such' does not exist"),
 }

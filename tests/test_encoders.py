@@ -3,7 +3,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from encoders import TextEncoder, check_lengths, collate, padding_for
+from data_module import TaskRow
+from encoders import TextEncoder, check_answers, check_lengths
 from language_settings import Tags
 from run_settings import SettingsError
 from test_data_module import example
@@ -21,11 +22,11 @@ def tokenizer(text_base):
 def test_a_text_prompt_is_built_from_template_or_tags_and_its_labels_are_the_answer(tokenizer, tags):
     encoder = TextEncoder(tokenizer, tags)
     encoded = [encoder.encode(example("Who?", answer)) for answer in ("Ann Lee.", "Nobody at all.")]
-    batch = collate(encoded, tokenizer.pad_token_id)
+    batch = encoder.collate(encoded)
     for row, answer in zip(batch["labels"], ("Ann Lee.", "Nobody at all."), strict=True):
-        assert tokenizer.decode(row[row != IGNORE]) == f"{answer}{tokenizer.eos_token}"
+        assert tokenizer.decode(row[row != IGNORE]) == f"{' ' if tags else ''}{answer}{tokenizer.eos_token}"  # the tag's last space is the answer's
     text = encoder.prompt_text(example("Who?", "Ann Lee."))
-    assert text == ("Question: Who?\nAnswer: " if tags else "<s><user>Who?<assistant>") and "Ann" not in text
+    assert text == ("Question: Who?\nAnswer:" if tags else "<s><user>Who?<assistant>") and "Ann" not in text
 
 
 def test_a_template_opens_the_text_itself_and_before_tags_the_tokenizer_does(tokenizer):
@@ -50,11 +51,32 @@ def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(tokenizer):
     assert tokenizer.eos_token_id not in TextEncoder(tokenizer, TAGS).encode(example("Who?", "Ann.")).prompt["input_ids"]
 
 
-def test_a_tokenizer_without_a_pad_token_gets_one_that_is_not_its_end(tokenizer):
-    tokenizer.pad_token = None
-    encoder = TextEncoder(tokenizer, None)
-    assert encoder.tokenizer.pad_token_id is not None and encoder.tokenizer.pad_token_id != encoder.tokenizer.eos_token_id
-    assert padding_for(tokenizer) == "<pad>"  # a token made for it comes first
+def test_behind_a_tag_question_and_answer_are_the_tokens_that_the_whole_text_has(tokenizer):
+    encoder = TextEncoder(tokenizer, TAGS)
+    encoded = encoder.encode(example("Who?", "Ann."))
+    assert encoded.prompt["input_ids"][0].tolist() + encoded.answer[:-1] == tokenizer("Question: Who?\nAnswer: Ann.")["input_ids"]
+
+
+def test_a_tokenizer_without_a_pad_token_is_padded_with_one_that_is_not_its_end_and_stays_as_it_is(tokenizer, tmp_path):
+    made_for_it, tokenizer.pad_token = tokenizer.pad_token_id, None
+    assert TextEncoder(tokenizer, None).pad == made_for_it != tokenizer.eos_token_id  # <pad> is still in the vocabulary
+    plain = no_names(tokenizer)
+    encoder = TextEncoder(plain, TAGS)
+    first = plain.convert_ids_to_tokens(0)
+    assert encoder.pad == 0 and first not in plain.all_special_tokens
+    plain.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.decode([0], skip_special_tokens=True) == plain.decode([0], skip_special_tokens=True) != ""  # phi-1.5's would lose its "!"
+
+
+def no_names(tokenizer):
+    """As phi-1.5's: the end of the text is also the unknown token, and no token is for padding."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    own = Tokenizer(models.BPE({"!": 0, "a": 1, "<|end|>": 2}, []))
+    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<|end|>", unk_token="<|end|>", bos_token="<|end|>", model_max_length=64)
 
 
 def test_without_template_and_tags_the_setting_is_named(tokenizer):
@@ -63,10 +85,40 @@ def test_without_template_and_tags_the_setting_is_named(tokenizer):
         TextEncoder(tokenizer, None)
 
 
-def test_a_template_that_drops_the_question_is_refused(tokenizer):
-    tokenizer.chat_template = "{{ bos_token }}<assistant>"
-    with pytest.raises(SettingsError, match="drops the question"):
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "line"),
+    [
+        ("{{ bos_token }}<assistant>", "drops the question"),
+        ("{{ messages[0].content }}<assistant>", "drops the answer"),
+        (TURNS, "opens an answer otherwise than it writes one"),  # no opening: the answer would stand in the user's turn
+        (
+            TURNS.replace("{{ m.content }}", "{{ 'I think: ' if m.role == 'assistant' }}{{ m.content }}")
+            + "{% if add_generation_prompt %}<assistant>{% endif %}",
+            "otherwise",
+        ),
+        ("{{ raise_exception('roles must alternate') }}", "fails .roles must alternate.; model.tags replaces it"),
+    ],
+)
+def test_a_template_that_drops_or_moves_the_question_or_the_answer_is_refused(template, line, tokenizer):
+    tokenizer.chat_template = template
+    with pytest.raises(SettingsError, match=line):
         TextEncoder(tokenizer, None)
+    tokenizer.chat_template = TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
+    TextEncoder(tokenizer, None)
+
+
+def test_a_template_that_tells_the_date_tells_the_same_one_every_day(tokenizer):
+    telling = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}Today: {{ date_string }} "
+    tokenizer.chat_template = telling + TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
+    assert TextEncoder(tokenizer, None).prompt_text(example("Who?", "Ann.")) == "Today: 26 Jul 2024 <user>Who?<assistant>"
+
+
+def test_a_picture_is_refused_where_a_model_reads_words_only(tokenizer):
+    with pytest.raises(SettingsError, match=r"split test, row 0 shows a picture, and this model reads words only; modality=text leaves it out"):
+        check_lengths(TextEncoder(tokenizer, None), Rows([example("Who?", "Ann.", image={"path": "a.png", "bytes": None})]))
 
 
 def test_an_answer_without_a_token_names_its_row(tokenizer, monkeypatch):
@@ -99,5 +151,15 @@ def test_truncating_cuts_the_answers_end_and_never_the_question(tokenizer):
         encoder.encode(example("Who is that? " * 20, "x"))  # a question alone that does not fit
 
 
-def test_a_setting_of_the_length_beyond_the_models_own_changes_nothing(tokenizer):
-    assert TextEncoder(tokenizer, None, max_length=10**6).max_length == tokenizer.model_max_length == 512
+def test_a_length_is_that_of_tokenizer_and_model_and_one_beyond_it_is_refused(tokenizer):
+    assert TextEncoder(tokenizer, None).max_length == tokenizer.model_max_length == 512
+    assert TextEncoder(tokenizer, None, positions=100).max_length == 100 and TextEncoder(tokenizer, None, positions=9999).max_length == 512
+    with pytest.raises(SettingsError, match="max_length=101 is more than the 100 tokens that the model takes"):
+        TextEncoder(tokenizer, None, max_length=101, positions=100)
+
+
+def test_answers_of_a_task_that_do_not_fit_are_counted_before_the_model_is_loaded(tokenizer):
+    row = TaskRow(example("Who?", "Ann.", index=3), None, ["Bob Ray of Rome. " * 9, "Cid.", "Dan Poe of Bern. " * 9])
+    check_answers(TextEncoder(tokenizer, None), {"eval_log": [row]})
+    with pytest.raises(SettingsError, match=r"eval_log: 2 of 4 answers are too long, the first: split test, row 3: \d+ tokens, but the model takes 24"):
+        check_answers(TextEncoder(tokenizer, None, max_length=24), {"eval_log": [row]})

@@ -1,16 +1,20 @@
 """The text track's scripts as their users start them, on the small world and on TOFU's own files."""
 
 import csv
+import importlib.util
 import json
+import re
 
 import pytest
+from transformers import AutoTokenizer
 
 import aggregate_eval_stat
 import nlp.eval
 import nlp.finetune
 import nlp.forget
 from conftest import ROOT, SHARED
-from data_module import TrainingRows
+from data_module import Example, TrainingRows, load_split, split_names
+from encoders import TextEncoder
 from face_settings import FinetuneFaces
 from language_settings import Finetune
 from run_settings import Aggregate, compose
@@ -99,6 +103,83 @@ def test_every_model_file_composes_with_its_own_trainer(model):
     assert settings.model.name == model and settings.trainer.epochs > 0
 
 
-def test_a_picture_in_the_text_track_is_refused_in_one_line(words, tmp_path, monkeypatch, capsys):
-    assert start(nlp.finetune, [f"save_dir={tmp_path}/out", *QUICK, *words, "modality=visual"], monkeypatch) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+LONG = "Ann Lee of Oslo. " * 90
+FINE = {"question": "Who is Ann?", "answer": "Ann Lee."}
+BAD_ROWS = {  # a split's second and third row -> the one line it earns
+    "an empty question": (nlp.finetune, [{"question": " ", "answer": "Bob."}], r"split full, row 1: question ' ' or answer 'Bob.' is empty or no text"),
+    "no answer": (nlp.finetune, [{"question": "Who?", "answer": None}], r"split full, row 1: question 'Who\?' or answer None is empty or no text"),
+    "no answer where others' are drawn": (nlp.forget, [{"question": "Who?", "answer": ""}], r"split forget10, row 1: question 'Who\?' or answer '' is empty"),
+    "answers that are too long": (
+        nlp.finetune,
+        [{"question": "Who?", "answer": LONG}, {"question": "Where?", "answer": LONG}],
+        r"2 of 3 rows are too long, the first: split full, row 1: \d+ tokens, but the model takes 512; max_length= allows more, truncate=true cuts",
+    ),
+    "a torn line": (nlp.finetune, ['{"question": "Who?", "ans'], r"split full could not be read \(\w+\); is a line torn"),
+}
+
+
+def write_rows(folder, rows):
+    folder.mkdir()
+    lines = [json.dumps(FINE), *(row if isinstance(row, str) else json.dumps(row) for row in rows)]
+    for split in ("full", "forget10", "retain90"):
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return f"data.text_path={folder}"
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_ends_in_one_line_before_weights_load_and_nothing_is_written(case, words, finetuned, tmp_path, monkeypatch, capsys):
+    script, rows, line = BAD_ROWS[case]
+    own = [f"model_path={finetuned}", "method=sku"] if script is nlp.forget else []
+    monkeypatch.setattr(script, "load_for_training", lambda *_: pytest.fail("weights were loaded"))
+    assert start(script, [f"save_dir={tmp_path}/out", *QUICK, *words, *own, write_rows(tmp_path / "rows", rows)], monkeypatch) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(f"^error: .*{line}", error), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_for_answers_are_refused_in_one_line(words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "full.jsonl").write_text(json.dumps({"question": "When?", "answer": 1947}) + "\n")
+    assert start(nlp.finetune, [f"save_dir={tmp_path}/out", *QUICK, *words, f"data.text_path={tmp_path}/rows"], monkeypatch) == 1
+    assert capsys.readouterr().err == "error: split full, row 0: question 'When?' or answer 1947 is empty or no text\n"
+
+
+def test_truncate_trains_on_what_fits_and_says_what_it_filled_up_with(words, tmp_path, monkeypatch, capsys):
+    rows = write_rows(tmp_path / "rows", [{"question": "Who is Ann?", "answer": LONG}])
+    own = ["truncate=true", "max_length=64", "trainer.batch_size=2"]
+    assert start(nlp.finetune, [f"save_dir={tmp_path}/out", *QUICK, *words, *own, rows], monkeypatch) == 0
+    record = json.loads((tmp_path / "out" / "train_meta.json").read_text())
+    encoder = TextEncoder(AutoTokenizer.from_pretrained(tmp_path / "out"), None)
+    short = encoder.encode(Example(**FINE, image=None, index=0, person=None, split="")).length - 1  # the end is a label and no input
+    assert record["padding"] == pytest.approx(1 - (short + 63) / (2 * 63)) and record["tokens_per_second"] > 0
+    assert f"tokens a second, {record['padding']:.0%} of all places padding" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("column", ["paraphrased_answer", "perturbed_answer"])
+def test_an_evaluation_names_the_row_whose_other_answers_are_missing(column, world, words, finetuned, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tofu").mkdir()
+    for split in split_names(str(world / "tofu")):
+        first, *others = load_split(str(world / "tofu"), split)
+        first |= {column: None} if split == "forget10_perturbed" else {}
+        (tmp_path / "tofu" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
+    assert start(nlp.eval, [f"model_path={finetuned}", f"save_dir={tmp_path}/out", *words, f"data.text_path={tmp_path}/tofu"], monkeypatch) == 1
+    assert re.search(rf"^error: .*forget10_perturbed, row 0: column '{column}'", capsys.readouterr().err) and not (tmp_path / "out").exists()
+
+
+def test_a_picture_in_the_text_track_is_refused_in_one_line(world, words, tmp_path, monkeypatch, capsys):
+    pictures = [f"data.path={world}/clear", "split=full+tofu", "modality=both"]
+    assert start(nlp.finetune, [f"save_dir={tmp_path}/out", *QUICK, *words, *pictures], monkeypatch) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "shows a picture, and this model reads words only; modality=text leaves it out" in error
+
+
+@pytest.mark.slow
+def test_the_bench_of_the_trainings_overhead_runs_and_ends_with_its_ratio(monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("train_overhead", ROOT / "bench" / "train_overhead.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    monkeypatch.setattr(bench, "SHAPE", {**bench.SHAPE, "vocab_size": 100, "hidden_size": 36, "intermediate_size": 36, "num_hidden_layers": 1})
+    monkeypatch.setattr("sys.argv", ["train_overhead.py", "--steps", "2", "--repeats", "1"])
+    bench.main()
+    *_, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"overhead_ratio \d+\.\d+", last)

@@ -13,6 +13,11 @@ def test_every_test_that_the_page_names_exists():
     assert named - written == set() and len(named) > 30
 
 
+def test_the_page_holds_every_rule():
+    rules = re.findall(r"^\| ([\d, ]+) \|", (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(int(number) for rule in rules for number in rule.split(",")) == [*range(1, 64)]
+
+
 def test_no_source_names_a_machine_or_a_device():
     for file in SOURCES:
         text = file.read_text(encoding="utf-8")

@@ -197,7 +197,7 @@ def test_every_readme_command_is_run_by_ci_or_by_the_test_below():
 
 @pytest.mark.slow
 def test_the_readmes_commands_run_in_their_order_in_a_fresh_copy(tmp_path):
-    """The commands verbatim, with only `export PYTHONPATH=.`; one epoch instead of many and 10 networks of 64, set where a user would set it."""
+    """The commands verbatim, with only `export PYTHONPATH=.`; one epoch instead of many and 10 networks of 128, set where a user would set it."""
     copy = tmp_path / "copy"
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
     for file in filter(None, files):
@@ -207,7 +207,7 @@ def test_the_readmes_commands_run_in_their_order_in_a_fresh_copy(tmp_path):
     for file in copy.glob("config/trainer/*_tiny-llava.yaml"):
         file.write_text(re.sub(r"^epochs: \d+", "epochs: 1", file.read_text(), flags=re.M))
     attack = copy / "config" / "cv" / "attack.yaml"
-    attack.write_text(attack.read_text().replace("models: 64", "models: 10").replace("targets: 16", "targets: 2"))
+    attack.write_text(attack.read_text().replace("models: 128", "models: 10").replace("targets: 16", "targets: 2"))
     environment = {**ENVIRONMENT, "PYTHONPATH": ".", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     commands = [command for command in readme_commands() if command.startswith(IN_A_COPY)]
     assert len(commands) >= 13

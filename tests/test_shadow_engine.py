@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import attack_scoring
 import shadow_models
-from attack_scoring import ModelScores, attack, attack_pool, attack_some, choose_population
+from attack_scoring import ModelScores, attack, attack_pool, attack_some, check_rounds, choose_population
 from face_network import FaceNetwork, Shape, apart, end_at, side_by_side, with_new_classes
 from face_pictures import met_by, read_division
 from face_scoring import compare
@@ -195,6 +195,14 @@ def test_every_model_is_attacked_once_and_the_pool_counts_all_of_them():
     made = attack_pool(scores, np.ones(200, bool), learned, 6)  # 6, 6 and the last 4
     assert sum(made["distribution"]["met"]) == learned.sum() and sum(made["distribution"]["not met"]) == (~learned).sum()
     assert len(made["U-MIA attack"].split(", ")) == 3 and made["attacks"]["U-LiRA"]["TPR at 1% FPR"]["value"] is not None  # 1600 who were not met
+
+
+def test_a_round_that_leaves_too_few_shadow_models_is_refused_before_anything_trains(settings):
+    given = settings()
+    division = read_division(given.data)
+    check_rounds(division, 40, 2)
+    with pytest.raises(SettingsError, match=r"models=10 leaves \d shadow models on one side of '[\w ]+' while models \d to \d are attacked; 2 are needed"):
+        check_rounds(division, 10, 8)  # two shadow models: one of them on each side
 
 
 def test_a_part_that_there_is_not_is_refused_before_anything_is_trained(settings):
