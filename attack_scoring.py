@@ -33,7 +33,8 @@ class ModelScores:
     nearest_other: np.ndarray  # (M, Q), cosine to the nearest of the others' centres
 
     def write(self, folder: Path) -> None:
-        save_file({"own": self.own, "nearest_other": self.nearest_other}, folder / SCORES)
+        # contiguous: the library writes the memory as it lies, and picked columns lie transposed
+        save_file({"own": np.ascontiguousarray(self.own), "nearest_other": np.ascontiguousarray(self.nearest_other)}, folder / SCORES)
         write_json(folder / QUERIES, {"people": self.people, "files": self.files})
 
 

@@ -207,7 +207,10 @@ def test_the_readmes_commands_run_in_their_order_in_a_fresh_copy(tmp_path):
     for file in copy.glob("config/trainer/*_tiny-llava.yaml"):
         file.write_text(re.sub(r"^epochs: \d+", "epochs: 1", file.read_text(), flags=re.M))
     attack = copy / "config" / "cv" / "attack.yaml"
-    attack.write_text(attack.read_text().replace("models: 128", "models: 10").replace("targets: 16", "targets: 2"))
+    few = {"models": 10, "targets": 2}
+    text, changed = re.subn(r"^(models|targets): \d+", lambda found: f"{found[1]}: {few[found[1]]}", attack.read_text(), flags=re.M)
+    assert changed == len(few)
+    attack.write_text(text)
     environment = {**ENVIRONMENT, "PYTHONPATH": ".", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     commands = [command for command in readme_commands() if command.startswith(IN_A_COPY)]
     assert len(commands) >= 13

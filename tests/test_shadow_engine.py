@@ -162,6 +162,15 @@ def test_attacks_score_queries_by_person_and_never_an_enrolled_picture(settings)
     assert all(file in division.people[name].query for name, file in zip(scores.people, scores.files, strict=True))
 
 
+def test_the_scores_on_disk_are_those_that_the_attack_had(settings, tmp_path):
+    given = settings()
+    scores = compare_models(given, read_division(given.data), pretrained())
+    scores.write(tmp_path)
+    written = load_file(tmp_path / "scores.safetensors")
+    assert np.array_equal(written["own"], scores.own) and np.array_equal(written["nearest_other"], scores.nearest_other)
+    assert json.loads((tmp_path / "queries.json").read_text())["people"] == scores.people
+
+
 def test_every_model_of_an_attack_has_a_seed_of_its_own(settings):
     given = settings()
     seeds = [shadow_models.model_seed(given, number) for number in range(given.models)]
