@@ -53,7 +53,7 @@ class ChatEncoder:
     """Examples as a chat: the processor's template with the question (and picture) as the user's turn, the answer as the model's.
 
     The answer's tokens are appended to the prompt's, so that labels follow from lengths and never from looking for the answer in the text.
-    Encoded prompts are kept (up to `keep_bytes`), because training and scoring meet each of them many times. An example longer than
+    Encoded prompts (up to `keep_bytes`) and answers are kept, because training and scoring meet each of them many times. An example longer than
     `max_length` tokens (0: what tokenizer and model have room for; `positions`: the model's, 0 where not known) is an error, or with `truncate` loses the
     end of its answer; a prompt is never cut. Raises SettingsError for a `max_length` beyond that room.
     """
@@ -67,6 +67,7 @@ class ChatEncoder:
             raise SettingsError(f"max_length={max_length} is more than the {most} tokens that the model takes")
         self.max_length, self.truncate, self.pad = max_length or most, truncate, padding_for(self.tokenizer)
         self.kept: dict[tuple, dict[str, Tensor]] = {}
+        self.told: dict[str, list[int]] = {}  # answers by their text
 
     def prompt_text(self, example: Example) -> str:
         picture = [{"type": "image"}] if example.image is not None else []
@@ -94,7 +95,7 @@ class ChatEncoder:
 
     def encode_answer(self, example: Example, asked: int) -> list[int]:
         """Tokens of the example's answer behind a prompt of `asked` tokens; raises SettingsError as `encode` does, without touching the picture."""
-        answer = self.answer_tokens(example.answer)
+        answer = self.told.get(example.answer) or self.told.setdefault(example.answer, self.answer_tokens(example.answer))
         if len(answer) == 1:
             raise SettingsError(f"split {example.split}, row {example.index}: no token is left of the answer {example.answer!r}")
         if asked + len(answer) > self.max_length and not (self.truncate and asked < self.max_length):

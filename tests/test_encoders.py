@@ -128,6 +128,15 @@ def test_an_answer_without_a_token_names_its_row(tokenizer, monkeypatch):
         encoder.encode(example("Who?", "x", index=7))
 
 
+def test_words_are_tokenised_once(tokenizer, monkeypatch):
+    encoder, read = TextEncoder(tokenizer, None), []
+    real = encoder.answer_tokens
+    monkeypatch.setattr(encoder, "answer_tokens", lambda answer: (read.append(answer), real(answer))[1])
+    monkeypatch.setattr(encoder, "prompt_inputs", lambda each, real=encoder.prompt_inputs: (read.append(each.question), real(each))[1])
+    first, again = ([encoder.encode(example("Who?", answer)) for answer in ("Ann.", "Bob.")] for _ in range(2))
+    assert read == ["Who?", "Ann.", "Bob."] and [each.answer for each in first] == [each.answer for each in again]
+
+
 class Rows(list):
     @property
     def in_words(self):
