@@ -239,7 +239,7 @@ def page(folder: Path, plan: dict[str, Any], made: list[Row]) -> str:
         verdicts=verdicts(made),
         **html_table(made),
         plots=[{**each, "svg": Markup(each["svg"])} for each in plots(made, tasks, scoring, losses, figures)],
-        distributions=distributions(logs, scoring, first) if make_cards is card_data else [],  # a face's answer is one of a few names: all Truth Ratios are 0
+        distributions=distributions(logs, scoring, first) if make_cards is card_data else [],  # a face's Truth Ratios are all near 0
         sampled=sampled,
         cost=f"Seeds {', '.join(map(str, benchmark.seeds))}; {cost}.",
         again=plan["command"],

@@ -85,7 +85,12 @@ def lowered(batch: Scored) -> Scored:
     """The right tokens' logits less the margin; all others as they are."""
     if not batch.margin:
         return batch
-    return batch._replace(logits=batch.logits.scatter_add(-1, right_token(batch), torch.full_like(batch.logits[..., :1], -batch.margin)))
+    return batch._replace(logits=less_at_the_right(batch.logits, batch, batch.margin))
+
+
+def less_at_the_right(logits: Tensor, batch: Scored, amount: float) -> Tensor:
+    """`logits` (B, T, V) with `amount` taken from those of the right tokens."""
+    return logits.scatter_add(-1, right_token(batch), torch.full_like(logits[..., :1], -amount))
 
 
 def entropy(batch: Scored) -> Tensor:
@@ -241,8 +246,7 @@ def sku(forget: Scored, shuffled: Scored, retain: Scored, ref_retain: Scored, *,
 
 def undial(forget: Scored, ref_forget: Scored, retain: Scored, *, gamma: float, retain_weight: float) -> Tensor:
     """Distil the start with its logit of the true token lowered by gamma (Dong et al., arXiv 2402.10052)."""
-    start = ref_forget.logits.float()
-    target = start.scatter_add(-1, right_token(forget), torch.full_like(start[..., :1], -gamma))
+    target = less_at_the_right(ref_forget.logits.float(), forget, gamma)
     return cross_entropy_against(forget, target) + retain_weight * retain_term(retain)
 
 

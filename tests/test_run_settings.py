@@ -96,6 +96,19 @@ def test_a_language_model_that_is_to_begin_anew_is_sent_to_finetuning(script):
         compose(script, Forget, ["method=retrain"])
 
 
+@pytest.mark.parametrize(
+    ("own", "line"),
+    [
+        (["trainer.precision=fp32"], "computes in half precision only: set trainer.precision=bf16"),
+        (["epoch_eval=nlp", "model.weights=float32"], "evaluates half-precision weights only: set model.weights=bfloat16"),
+    ],
+)
+def test_flash_attention_is_refused_where_it_would_meet_full_precision(own, line):
+    with pytest.raises(SettingsError, match=line):
+        compose("nlp/finetune", Finetune, ["model.attention=flash_attention_2", *own])
+    assert compose("nlp/finetune", Finetune, ["model.attention=flash_attention_2", "trainer.precision=bf16"]).model.attention == "flash_attention_2"
+
+
 def test_a_method_means_the_same_to_every_script_and_seeds_name_the_output():
     settings = compose("mm/forget", Forget, ["method=grad_diff", "seed=3"])
     assert settings.method.loss == "grad_diff" and "seed3" in settings.save_dir and "grad_diff" in settings.save_dir
