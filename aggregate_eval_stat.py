@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-import eval_metrics as metrics
-from eval_log_file import EvalLog, TaskLog, check_same_rows, read_eval_log
-from run_settings import Aggregate, Scoring, SettingsError, script
+from engine import metrics as metrics
+from engine.logs import EvalLog, TaskLog, check_same_rows, read_eval_log
+from settings.results import Aggregate, Scoring
+from settings.script import SettingsError, script
 
 PUBLISHED = "eval_log_forget"  # its Forget Quality is the column that papers print
 MEASURES = ("Exact Memorization", "ROUGE", "Probability", "Truth Ratio R/(1+R)")  # of the distance to gold
@@ -51,7 +52,9 @@ class TaskScores:
 
     def measure(self, name: str) -> np.ndarray | None:
         """Per-row values of one of MEASURES."""
-        return dict(zip(MEASURES, (self.exact, self.rouge, self.probability, metrics.truth_share(self.ratio)), strict=True))[name]
+        return dict(
+            zip(MEASURES, (self.exact, self.rouge, self.probability, metrics.truth_share(self.ratio)), strict=True)
+        )[name]
 
 
 Scores = dict[str, TaskScores]  # by task name
@@ -83,7 +86,11 @@ def aggregate(settings: Aggregate) -> Row:
     row |= membership_columns(ckpt, golds[0], settings.scoring)
     row |= interval_columns(model, gold, start, others, tasks)
     row |= task_columns(model)
-    return row | {"Truth Ratio definition": settings.truth_ratio, "ROUGE definition": "ROUGE-L recall, stemmed", "Golds": len(golds)}
+    return row | {
+        "Truth Ratio definition": settings.truth_ratio,
+        "ROUGE definition": "ROUGE-L recall, stemmed",
+        "Golds": len(golds),
+    }
 
 
 def read_logs(settings: Aggregate) -> tuple[EvalLog, EvalLog | None, list[EvalLog]]:
@@ -95,7 +102,9 @@ def read_logs(settings: Aggregate) -> tuple[EvalLog, EvalLog | None, list[EvalLo
     named = {f"retain_result[{i}]" if listed else "retain_result": path for i, path in enumerate(paths)}
     if settings.base_result is not None:
         if not Path(settings.base_result).is_file():
-            raise SettingsError(f"base_result={settings.base_result!r}: no such file; base_result=null leaves out the gate and the distance to gold")
+            raise SettingsError(
+                f"base_result={settings.base_result!r}: no such file; base_result=null leaves out the gate and the distance to gold"
+            )
         named["base_result"] = settings.base_result
     known, holdout = list(settings.scoring), names_of(settings.scoring, "holdout")
     ckpt = read_eval_log("ckpt_result", settings.ckpt_result, known, holdout)
@@ -117,7 +126,10 @@ def score_log(log: EvalLog, settings: Aggregate) -> Scores:
 
 def score_task(log: TaskLog, scoring: Scoring, definition: str) -> TaskScores:
     """Losses and generations as scores. The Truth Ratio is taken from the losses: a logged one may follow the other definition."""
-    ratios = [metrics.truth_ratio(right, wrong, definition) for right, wrong in zip(log.paraphrase_losses, log.perturbed_losses, strict=True)]
+    ratios = [
+        metrics.truth_ratio(right, wrong, definition)
+        for right, wrong in zip(log.paraphrase_losses, log.perturbed_losses, strict=True)
+    ]
     if scoring.multiple_choice:
         pairs = zip(log.losses, log.perturbed_losses, strict=True)
         probabilities = np.array([metrics.multiple_choice_probability(right, wrong) for right, wrong in pairs])
@@ -174,7 +186,10 @@ def utility_columns(model: Scores, gold: Scores, tasks: dict[str, Scoring]) -> R
         "Collapsed": "yes" if reasons else "no",
         "Collapsed why": "; ".join(reasons) or None,
         **texts,
-        **{f"{group.title()} metric": group_metric(model, names_of(tasks, group)) for group in ("real", "retain", "forget")},
+        **{
+            f"{group.title()} metric": group_metric(model, names_of(tasks, group))
+            for group in ("real", "retain", "forget")
+        },
     }
 
 
@@ -197,12 +212,22 @@ def membership_columns(model: EvalLog, gold: EvalLog, scoring: dict[str, Scoring
             continue
         of_model, of_gold = (attack_scores(log.tasks[members], log.tasks[holdout]) for log in (model, gold))
         resolved = len(model.tasks[holdout].rows) >= 10 / ATTACK_FPR
-        row["Membership TPR undefined"] = None if resolved else f"{len(model.tasks[holdout].rows)} holdout rows; at least {10 / ATTACK_FPR:.0f} resolve it"
+        row["Membership TPR undefined"] = (
+            None
+            if resolved
+            else f"{len(model.tasks[holdout].rows)} holdout rows; at least {10 / ATTACK_FPR:.0f} resolve it"
+        )
         for attack, pair in of_model.items():
-            auc, gold_auc = (None if each is None else metrics.membership_auc(*each) for each in (pair, of_gold[attack]))
+            auc, gold_auc = (
+                None if each is None else metrics.membership_auc(*each) for each in (pair, of_gold[attack])
+            )
             row[f"Membership AUC {attack} {members}"] = auc
-            row[f"Membership TPR at 1% FPR {attack} {members}"] = None if pair is None else metrics.membership_tpr(*pair, ATTACK_FPR)
-            row[f"Privacy leakage {attack} {members}"] = None if auc is None or gold_auc is None else metrics.privacy_leakage(auc, gold_auc)
+            row[f"Membership TPR at 1% FPR {attack} {members}"] = (
+                None if pair is None else metrics.membership_tpr(*pair, ATTACK_FPR)
+            )
+            row[f"Privacy leakage {attack} {members}"] = (
+                None if auc is None or gold_auc is None else metrics.privacy_leakage(auc, gold_auc)
+            )
     return row
 
 
@@ -242,7 +267,9 @@ def forget_quality_columns(model: Scores, gold: Scores, tasks: dict[str, Scoring
     return row
 
 
-def distance_columns(model: Scores, gold: Scores, base: Scores | None, others: list[Scores], tasks: dict[str, Scoring]) -> Row:
+def distance_columns(
+    model: Scores, gold: Scores, base: Scores | None, others: list[Scores], tasks: dict[str, Scoring]
+) -> Row:
     """Distance to gold of each measure on each forget task, their mean |d| first, and the other golds' beside as noise floor."""
     distances = measure_distances(model, gold, base, others, tasks)
     defined = [each for each in distances.values() if each.value is not None]
@@ -257,7 +284,9 @@ def distance_columns(model: Scores, gold: Scores, base: Scores | None, others: l
     }
 
 
-def measure_distances(model: Scores, gold: Scores, base: Scores | None, others: list[Scores], tasks: dict[str, Scoring]) -> dict[str, metrics.Distance]:
+def measure_distances(
+    model: Scores, gold: Scores, base: Scores | None, others: list[Scores], tasks: dict[str, Scoring]
+) -> dict[str, metrics.Distance]:
     """`<measure> <task>` -> its distance, for all measures of all forget tasks."""
     distances = {}
     for task in names_of(tasks, "forget"):
@@ -283,7 +312,9 @@ def gate_columns(base: Scores | None, gold: Scores, tasks: dict[str, Scoring]) -
         unknown.append("no base_result is given")
     elif not marked:
         ways = " or ".join(f"scoring.{name}.gate=true" for name in names_of(tasks, "forget"))
-        unknown.append(f"the logs hold no task marked gate; {ways} marks one" if ways else "the logs hold no forget task")
+        unknown.append(
+            f"the logs hold no task marked gate; {ways} marks one" if ways else "the logs hold no forget task"
+        )
     for name in marked:
         gate = None
         if base is not None and (base[name].exact is None or gold[name].exact is None):
@@ -299,21 +330,44 @@ def gate_columns(base: Scores | None, gold: Scores, tasks: dict[str, Scoring]) -
     return {"Gate": "failed" if failed else f"not known: {'; '.join(unknown)}" if unknown else "passed", **row}
 
 
-def interval_columns(model: Scores, gold: Scores, base: Scores | None, others: list[Scores], tasks: dict[str, Scoring]) -> Row:
+def interval_columns(
+    model: Scores, gold: Scores, base: Scores | None, others: list[Scores], tasks: dict[str, Scoring]
+) -> Row:
     """95 % intervals of the headline figures by drawing people anew; empty unless each task of a figure has at least 10 known people."""
     draws: dict[str, np.ndarray] = {}
-    groups = {"Model Utility": ("retain", "real"), "Real metric": ("real",), "Retain metric": ("retain",), "Forget metric": ("forget",)}
+    groups = {
+        "Model Utility": ("retain", "real"),
+        "Real metric": ("real",),
+        "Retain metric": ("retain",),
+        "Forget metric": ("forget",),
+    }
     for figure, members in groups.items():
         if counts := drawn_people(model, names := names_of(tasks, *members)):
-            parts = np.stack([metrics.bootstrap_means(part, model[name].people, counts) for name in names for part in model[name].parts])
+            parts = np.stack(
+                [
+                    metrics.bootstrap_means(part, model[name].people, counts)
+                    for name in names
+                    for part in model[name].parts
+                ]
+            )
             draws[figure] = metrics.harmonic_mean(parts[:, ~np.isnan(parts).any(axis=0)])
-    defined = [key for key, each in measure_distances(model, gold, base, others, tasks).items() if each.value is not None]
+    defined = [
+        key for key, each in measure_distances(model, gold, base, others, tasks).items() if each.value is not None
+    ]
     if defined and (counts := drawn_people(model, names_of(tasks, "forget"))):
-        draws["Distance to gold"] = np.mean([distance_draws(*key.rsplit(" ", 1), model, gold, base, counts) for key in defined], axis=0)
+        draws["Distance to gold"] = np.mean(
+            [distance_draws(*key.rsplit(" ", 1), model, gold, base, counts) for key in defined], axis=0
+        )
     row: Row = {}
     for figure in INTERVALS:
-        row[f"{figure} low"], row[f"{figure} high"] = metrics.interval(draws[figure]) if figure in draws else (None, None)
-    return {"n people": fewest_people(model, names_of(tasks, "forget")), "n retain people": fewest_people(model, names_of(tasks, "retain")), **row}
+        row[f"{figure} low"], row[f"{figure} high"] = (
+            metrics.interval(draws[figure]) if figure in draws else (None, None)
+        )
+    return {
+        "n people": fewest_people(model, names_of(tasks, "forget")),
+        "n retain people": fewest_people(model, names_of(tasks, "retain")),
+        **row,
+    }
 
 
 def fewest_people(scores: Scores, tasks: list[str]) -> int | None:
@@ -330,10 +384,16 @@ def drawn_people(scores: Scores, tasks: list[str]) -> dict[str, np.ndarray] | No
     return metrics.bootstrap_counts([person for name in tasks for person in scores[name].people])
 
 
-def distance_draws(measure: str, task: str, model: Scores, gold: Scores, base: Scores, counts: dict[str, np.ndarray]) -> np.ndarray:
+def distance_draws(
+    measure: str, task: str, model: Scores, gold: Scores, base: Scores, counts: dict[str, np.ndarray]
+) -> np.ndarray:
     """|distance to gold| of one measure on one task for each draw of people, the same people in all three models."""
-    of_model, of_base, of_gold = (metrics.bootstrap_means(s[task].measure(measure), model[task].people, counts) for s in (model, base, gold))
-    with np.errstate(divide="ignore", invalid="ignore"):  # a draw in which base equals gold: left out by the interval if 0/0, beyond it if x/0
+    of_model, of_base, of_gold = (
+        metrics.bootstrap_means(s[task].measure(measure), model[task].people, counts) for s in (model, base, gold)
+    )
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # a draw in which base equals gold: left out by the interval if 0/0, beyond it if x/0
         return np.abs((of_model - of_gold) / (of_base - of_gold))
 
 
@@ -341,7 +401,10 @@ def task_columns(model: Scores) -> Row:
     """The means of each task, tasks in the order of their names."""
     row: Row = {}
     for name, scores in model.items():
-        row |= {f"{column} {name}": mean for column, mean in zip(("ROUGE", "Probability", "Truth Ratio"), scores.means, strict=True)}
+        row |= {
+            f"{column} {name}": mean
+            for column, mean in zip(("ROUGE", "Probability", "Truth Ratio"), scores.means, strict=True)
+        }
         row[f"Exact Memorization {name}"] = None if scores.exact is None else float(scores.exact.mean())
         row[f"Extraction Strength {name}"] = None if scores.extraction is None else float(scores.extraction.mean())
     return row

@@ -7,15 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import datasets
 from natsort import natsorted
+from PIL import Image, UnidentifiedImageError
 
-from language_settings import ChosenPeople, Data, Model, Task
-from run_record import processes
-from run_settings import ROOT, SettingsError, nearest
+from settings.language import ChosenPeople, Data, Model, Task
+from settings.script import ROOT, SettingsError, nearest, processes
 
 datasets.disable_progress_bars()  # a bar a split drowns the lines that matter
 
@@ -120,7 +121,9 @@ def split_names(path: str) -> list[str]:
     try:
         return natsorted(datasets.get_dataset_config_names(path))
     except Exception as error:  # the hub client raises errors of many libraries
-        raise SettingsError(f"data path {path!r} is no folder and could not be read from the hub ({type(error).__name__})") from None
+        raise SettingsError(
+            f"data path {path!r} is no folder and could not be read from the hub ({type(error).__name__})"
+        ) from None
 
 
 @functools.lru_cache(maxsize=64)
@@ -132,7 +135,9 @@ def read_split(path: str, split: str, content: str) -> datasets.Dataset:
     try:
         rows = datasets.load_dataset(**source, split="train", cache_dir=str(cache))
     except Exception as error:  # of many libraries
-        raise SettingsError(f"{path}, split {split} could not be read ({type(error).__name__}); is a line torn, or the file empty?") from None
+        raise SettingsError(
+            f"{path}, split {split} could not be read ({type(error).__name__}); is a line torn, or the file empty?"
+        ) from None
     pictures = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     for name in pictures:  # decoded one by one, where an unreadable picture can be named
         rows = rows.cast_column(name, datasets.Image(decode=False))
@@ -154,7 +159,9 @@ def need_columns(rows: datasets.Dataset, path: str, split: str, names: list[str]
     """Raise SettingsError if a named column is missing."""
     for name in names:
         if name not in rows.column_names:
-            raise SettingsError(f"{path}, split {split}: no column {name!r}{nearest(name, rows.column_names)}; it has {', '.join(rows.column_names)}")
+            raise SettingsError(
+                f"{path}, split {split}: no column {name!r}{nearest(name, rows.column_names)}; it has {', '.join(rows.column_names)}"
+            )
 
 
 # ---- rows -> examples (the one place where column names are read)
@@ -169,7 +176,9 @@ class TrainingRows:
 
     def __init__(self, data: Data, split: str, modality: str, seed: int):
         self.rows, self.columns, self.split, self.seed = load_split(data.path, split), data.columns, split, seed
-        self.has = {field: name for field, name in vars(data.columns).items() if name and name in self.rows.column_names}
+        self.has = {
+            field: name for field, name in vars(data.columns).items() if name and name in self.rows.column_names
+        }
         if "caption" not in self.has and not {"question", "answer"} <= self.has.keys():
             need_columns(self.rows, data.path, split, [data.columns.question, data.columns.answer])
         if "caption" in self.has:
@@ -178,10 +187,18 @@ class TrainingRows:
         kept = [True] * len(pictures)
         if data.people:
             if any(pictures) or "question" not in self.has:
-                raise SettingsError(f"data.people chooses among rows of questions grouped by person; {data.path}, split {split}, has pictures")
+                raise SettingsError(
+                    f"data.people chooses among rows of questions grouped by person; {data.path}, split {split}, has pictures"
+                )
             kept = rows_about(data.people, data.path, split, self.has["question"], data.rows_per_person)
-        self.indices = [i for i, picture in enumerate(pictures) if kept[i] and (modality == "both" or picture == (modality == "visual"))]
-        self.in_words = [position for position, i in enumerate(self.indices) if not pictures[i]]  # positions of the rows without a picture
+        self.indices = [
+            i
+            for i, picture in enumerate(pictures)
+            if kept[i] and (modality == "both" or picture == (modality == "visual"))
+        ]
+        self.in_words = [
+            position for position, i in enumerate(self.indices) if not pictures[i]
+        ]  # positions of the rows without a picture
         if not self.indices:
             raise SettingsError(f"modality={modality} leaves no row of {data.path}, split {split}")
 
@@ -200,13 +217,18 @@ class TrainingRows:
         """What sorts the rows by length, read without their pictures: whether one has a picture, and the characters of its words."""
         texts = [list(self.rows[self.has[name]]) for name in ("caption", "question", "answer") if name in self.has]
         words = set(self.in_words)
-        return [(position not in words, sum(len(column[i] or "") for column in texts)) for position, i in enumerate(self.indices)]
+        return [
+            (position not in words, sum(len(column[i] or "") for column in texts))
+            for position, i in enumerate(self.indices)
+        ]
 
     @functools.cached_property
     def answers(self) -> list[str]:
         """The answer of each row, read without its picture."""
         columns = [list(self.rows[self.has[name]]) for name in ("caption", "answer") if name in self.has]
-        return [next((column[i] for column in columns if column[i]), "") for i in self.indices]  # a row without one is named when it is read
+        return [
+            next((column[i] for column in columns if column[i]), "") for i in self.indices
+        ]  # a row without one is named when it is read
 
     def __getitem__(self, position: int) -> Example:
         index = self.indices[position]
@@ -224,7 +246,9 @@ def row_to_example(row: dict, has: dict[str, str], index: int, split: str, seed:
     if caption and image is None:
         raise SettingsError(f"split {split}, row {index}: a caption without its picture")
     if not (is_text(question) and is_text(answer)):
-        raise SettingsError(f"split {split}, row {index}: question {question!r} or answer {answer!r} is empty or no text")
+        raise SettingsError(
+            f"split {split}, row {index}: question {question!r} or answer {answer!r} is empty or no text"
+        )
     return Example(question, answer, image, index, cell.get("person"), split)
 
 
@@ -240,14 +264,27 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
     Raises SettingsError for an unknown split, a missing column, or a row without picture, question or answer.
     """
     rows = load_split(task.dataset, task.split)
-    need_columns(rows, task.dataset, task.split, [n for n in (task.image, task.question, task.answer, task.paraphrase, task.perturbed, task.person) if n])
+    need_columns(
+        rows,
+        task.dataset,
+        task.split,
+        [n for n in (task.image, task.question, task.answer, task.paraphrase, task.perturbed, task.person) if n],
+    )
     people = people_of(task, rows)
     kept = list(range(len(rows)))
     if task.chosen and task.rows_per_person:
-        kept = [i for i, about in enumerate(rows_about(task.chosen, task.dataset, task.split, task.question, task.rows_per_person)) if about]
+        kept = [
+            i
+            for i, about in enumerate(
+                rows_about(task.chosen, task.dataset, task.split, task.question, task.rows_per_person)
+            )
+            if about
+        ]
     chosen = [kept[i] for i in rows_of_fold([people[i] for i in kept], fold, validation_share, seed)]
     if not chosen:
-        raise SettingsError(f"fold={fold} leaves no row of {task.dataset}, split {task.split}: validation_share={validation_share}")
+        raise SettingsError(
+            f"fold={fold} leaves no row of {task.dataset}, split {task.split}: validation_share={validation_share}"
+        )
     sampled = [chosen[i] for i in sample_by_person([people[i] for i in chosen], limit, seed)]
     return [read_task_row(task, rows[i], i, people[i], seed) for i in sampled]
 
@@ -269,7 +306,9 @@ def rows_about(chosen: ChosenPeople, path: str, split: str, question: str, rows_
     groups = questions_by_person(path, split, question, rows_per_person)
     about = [2 * sum(asked in theirs for asked in group) > len(group) for group in groups]
     if not any(about):
-        raise SettingsError(f"{path}, split {split}: no row is about the people that data.people chooses; name the split in data.people.of")
+        raise SettingsError(
+            f"{path}, split {split}: no row is about the people that data.people chooses; name the split in data.people.of"
+        )
     return [theirs_too for theirs_too, group in zip(about, groups, strict=True) for _ in group]
 
 
@@ -325,7 +364,12 @@ def sample_by_person(people: list[str | None], limit: int, seed: int) -> list[in
     by_person: dict[str | None, list[int]] = {}
     for i in draw(seed, "limit").sample(range(len(people)), len(people)):
         by_person.setdefault(people[i], []).append(i)
-    turns = [rows[turn] for turn in range(max(map(len, by_person.values()))) for rows in by_person.values() if turn < len(rows)]
+    turns = [
+        rows[turn]
+        for turn in range(max(map(len, by_person.values())))
+        for rows in by_person.values()
+        if turn < len(rows)
+    ]
     return sorted(turns[:limit])
 
 
@@ -338,11 +382,17 @@ def read_task_row(task: Task, row: dict, index: int, person: str | None, seed: i
     if not task.image:
         columns.pop("image")
     example = replace(row_to_example(row, columns, index, task.split, seed), person=person)
-    wrong = [answer for answer in row[task.perturbed] or [] if answer != example.answer] if task.perturbed else []  # some lists hold the right answer too
+    wrong = (
+        [answer for answer in row[task.perturbed] or [] if answer != example.answer] if task.perturbed else []
+    )  # some lists hold the right answer too
     if task.perturbed and not (wrong and all(map(is_text, wrong))):
-        raise SettingsError(f"{task.dataset}, split {task.split}, row {index}: column {task.perturbed!r} holds no wrong answer, or one that is no text")
+        raise SettingsError(
+            f"{task.dataset}, split {task.split}, row {index}: column {task.perturbed!r} holds no wrong answer, or one that is no text"
+        )
     if task.paraphrase and not is_text(row[task.paraphrase]):
-        raise SettingsError(f"{task.dataset}, split {task.split}, row {index}: column {task.paraphrase!r} is empty or no text")
+        raise SettingsError(
+            f"{task.dataset}, split {task.split}, row {index}: column {task.paraphrase!r} is empty or no text"
+        )
     return TaskRow(example, row[task.paraphrase] if task.paraphrase else None, wrong)
 
 
@@ -352,3 +402,14 @@ def idk_answers(path: str) -> list[str]:
     if not file.is_file():
         raise SettingsError(f"idk answers: {path!r} is no file")
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def open_image(example: Example) -> Image.Image:
+    """Decode the picture to RGB; raises SettingsError naming the row if it cannot be read."""
+    try:
+        source = BytesIO(example.image["bytes"]) if example.image["bytes"] is not None else example.image["path"]
+        return Image.open(source).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise SettingsError(
+            f"split {example.split}, row {example.index}: the picture cannot be read ({type(error).__name__})"
+        ) from None

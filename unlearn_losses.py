@@ -57,7 +57,9 @@ def token_nll(batch: Scored) -> Tensor:
     Raises ValueError if logits and labels do not belong together.
     """
     if batch.logits.shape[:2] != batch.labels.shape:
-        raise ValueError(f"logits {tuple(batch.logits.shape)} and labels {tuple(batch.labels.shape)} do not fit: (B, T, V) and (B, T)")
+        raise ValueError(
+            f"logits {tuple(batch.logits.shape)} and labels {tuple(batch.labels.shape)} do not fit: (B, T, V) and (B, T)"
+        )
     return F.cross_entropy(batch.logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORE, reduction="none")
 
 
@@ -109,7 +111,9 @@ def cross_entropy_against(batch: Scored, target_logits: Tensor) -> Tensor:
     """Mean over examples of the mean over answer positions of the cross-entropy of p against softmax(target_logits) (B, T, V), a scalar."""
     # F.cross_entropy takes probabilities as targets; a target of 0 where the logit is -inf stays out of the sum
     target = target_logits.detach().float().softmax(-1)
-    return mean_over_answers(F.cross_entropy(batch.logits.float().transpose(1, 2), target.transpose(1, 2), reduction="none"), batch)
+    return mean_over_answers(
+        F.cross_entropy(batch.logits.float().transpose(1, 2), target.transpose(1, 2), reduction="none"), batch
+    )
 
 
 def right_token(batch: Scored) -> Tensor:
@@ -188,7 +192,11 @@ def dpo(
     # -mean log sigmoid(beta * (r(y_idk) - r(y_f))) + task_weight * NLL(F with y_idk) + retain_weight * NLL(R), r = log p - log p0
     preferred = sequence_logprob(idk) - ref_idk_logprob
     rejected = sequence_logprob(forget) - ref_forget_logprob
-    return -F.logsigmoid(beta * (preferred - rejected)).mean() + task_weight * nll(idk) + retain_weight * retain_term(retain)
+    return (
+        -F.logsigmoid(beta * (preferred - rejected)).mean()
+        + task_weight * nll(idk)
+        + retain_weight * retain_term(retain)
+    )
 
 
 def npo(forget: Scored, ref_forget_logprob: Tensor, retain: Scored, *, beta: float, retain_weight: float) -> Tensor:
@@ -206,7 +214,16 @@ def simnpo(forget: Scored, retain: Scored, *, beta: float, gamma: float, retain_
 
 
 def scrub(
-    forget: Scored, ref_forget: Scored, retain: Scored, ref_retain: Scored, *, alpha: float, gamma: float, max_epochs: int, epoch: int, step: int
+    forget: Scored,
+    ref_forget: Scored,
+    retain: Scored,
+    ref_retain: Scored,
+    *,
+    alpha: float,
+    gamma: float,
+    max_epochs: int,
+    epoch: int,
+    step: int,
 ) -> Tensor:
     """Leave the start on F, stay with it on R (Kurmanji et al., arXiv 2302.09880).
 
@@ -215,13 +232,26 @@ def scrub(
     """
     alternating = epoch < max_epochs
     leave = -kl_from_start(forget, ref_forget) if max_epochs == 0 or (alternating and step % 2 == 0) else 0.0
-    stay = alpha * kl_from_start(retain, ref_retain) + gamma * nll(retain) if not (alternating and step % 2 == 0) else 0.0
+    stay = (
+        alpha * kl_from_start(retain, ref_retain) + gamma * nll(retain) if not (alternating and step % 2 == 0) else 0.0
+    )
     return leave + stay
 
 
-def llmu(forget: Scored, unrelated: Scored, retain: Scored, ref_retain: Scored, *, forget_weight: float, unrelated_weight: float, kl_weight: float) -> Tensor:
+def llmu(
+    forget: Scored,
+    unrelated: Scored,
+    retain: Scored,
+    ref_retain: Scored,
+    *,
+    forget_weight: float,
+    unrelated_weight: float,
+    kl_weight: float,
+) -> Tensor:
     """Ascend on F, answer it with something unrelated, stay with the start on R (Yao et al., arXiv 2310.10683)."""
-    return -forget_weight * nll(forget) + unrelated_weight * nll(unrelated) + kl_weight * kl_from_start(retain, ref_retain)
+    return (
+        -forget_weight * nll(forget) + unrelated_weight * nll(unrelated) + kl_weight * kl_from_start(retain, ref_retain)
+    )
 
 
 def rmu(forget: Hidden, retain: Hidden, ref_retain: Hidden, *, c: float, alpha: float, direction_seed: int) -> Tensor:
@@ -236,7 +266,16 @@ def rmu(forget: Hidden, retain: Hidden, ref_retain: Hidden, *, c: float, alpha: 
     return mean_over_answers(steered, forget) + alpha * mean_over_answers(kept, retain)
 
 
-def sku(forget: Scored, shuffled: Scored, retain: Scored, ref_retain: Scored, *, forget_weight: float, shuffled_weight: float, kl_weight: float) -> Tensor:
+def sku(
+    forget: Scored,
+    shuffled: Scored,
+    retain: Scored,
+    ref_retain: Scored,
+    *,
+    forget_weight: float,
+    shuffled_weight: float,
+    kl_weight: float,
+) -> Tensor:
     """What SKU first learns: F, also with the answers of other forget rows, away from the start on R (Liu et al., arXiv 2402.10058).
 
     Needs `task_vector` in the method's file: what was learned is then subtracted.
@@ -277,7 +316,11 @@ def neggrad(forget: Scored, retain: Scored, *, beta: float) -> Tensor:
 
 def scrub_bio(forget: Hidden, ref_forget: Hidden, retain: Hidden, ref_retain: Hidden) -> Tensor:
     """SCRUB on embeddings: (1 - d)(F) + d(R), d = cosine distance between the new and the starting embedding (CLEAR, arXiv 2410.18057)."""
-    return 1 - mean_over_answers(cosine_distance(forget, ref_forget), forget) + mean_over_answers(cosine_distance(retain, ref_retain), retain)
+    return (
+        1
+        - mean_over_answers(cosine_distance(forget, ref_forget), forget)
+        + mean_over_answers(cosine_distance(retain, ref_retain), retain)
+    )
 
 
 def twins(forget: Hidden, ref_augmented: Hidden, retain: Hidden, ref_retain: Hidden) -> Tensor:

@@ -15,10 +15,10 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from answer_scoring import Prompt, score_prompts
 from bench.peak_memory import Peak, free_memory, resident_gb
 from data_module import Example
-from encoders import Encoded
+from engine.encode import Encoded
+from engine.score_answers import Prompt, score_prompts
 
 ANSWERS, ANSWER, NEW, WORDS, PICTURE = 7, 40, 48, 24, 576  # answers a row; tokens
 VOCABULARY, IMAGE_TOKEN, PAD, END = 32_000, 31_999, 0, 1
@@ -48,17 +48,41 @@ class RandomRows:
 
 def make_model() -> LlavaForConditionalGeneration:
     torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 12, "num_attention_heads": 10}
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 640,
+        "intermediate_size": 1728,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 10,
+    }
     sizes["initializer_range"] = 0.05  # answers that differ clearly: near-uniform logits would hide a wrong position
-    vision = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 8, "image_size": 336, "patch_size": 14}
-    text = LlamaConfig(**sizes, tie_word_embeddings=True, max_position_embeddings=1024, pad_token_id=PAD, eos_token_id=END, bos_token_id=2)
+    vision = {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "image_size": 336,
+        "patch_size": 14,
+    }
+    text = LlamaConfig(
+        **sizes,
+        tie_word_embeddings=True,
+        max_position_embeddings=1024,
+        pad_token_id=PAD,
+        eos_token_id=END,
+        bos_token_id=2,
+    )
     model = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=CLIPVisionConfig(**vision, projection_dim=256), text_config=text, image_token_id=IMAGE_TOKEN)
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(**vision, projection_dim=256), text_config=text, image_token_id=IMAGE_TOKEN
+        )
     )
     return model.eval()
 
 
-def measure(model: torch.nn.Module, prompts: list[Prompt], new: int, shared: bool, batch_size: int) -> tuple[float, float, list]:
+def measure(
+    model: torch.nn.Module, prompts: list[Prompt], new: int, shared: bool, batch_size: int
+) -> tuple[float, float, list]:
     free_memory()
     before = resident_gb()
     with Peak() as peak:
@@ -76,10 +100,15 @@ def main() -> None:
     asked = parser.parse_args()
     model = make_model()
     prompts = [
-        Prompt(Example(str(i), str(i), {"bytes": b"", "path": None}, i, None, "bench"), [str(i * ANSWERS + j) for j in range(ANSWERS)])
+        Prompt(
+            Example(str(i), str(i), {"bytes": b"", "path": None}, i, None, "bench"),
+            [str(i * ANSWERS + j) for j in range(ANSWERS)],
+        )
         for i in range(asked.rows)
     ]
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters, {asked.rows} rows of {PICTURE + WORDS} prompt tokens, {ANSWERS} answers each")
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters, {asked.rows} rows of {PICTURE + WORDS} prompt tokens, {ANSWERS} answers each"
+    )
     for name, new in (("scoring", 1), ("task", NEW)):  # the first generated token follows from the prompt's own pass
         seconds, peaks, results = {True: [], False: []}, {True: [], False: []}, {}
         for _ in range(asked.repeats):
@@ -88,12 +117,17 @@ def main() -> None:
                 seconds[shared].append(spent)
                 peaks[shared].append(peak)
         plain, ours = (statistics.median(seconds[shared]) for shared in (False, True))
-        losses = {shared: [loss for row in results[shared] for answer in row.answers.values() for loss in answer.losses] for shared in results}
+        losses = {
+            shared: [loss for row in results[shared] for answer in row.answers.values() for loss in answer.losses]
+            for shared in results
+        }
         print(f"{name}_plain_seconds {plain:.2f}\n{name}_shared_seconds {ours:.2f}\n{name}_speedup {plain / ours:.2f}")
         for label, shared in (("plain", False), ("shared", True)):
             print(f"{name}_{label}_peak_gb {statistics.median(peaks[shared]):.2f}")
         print(f"{name}_largest_logprob_difference {max(abs(a - b) for a, b in zip(*losses.values(), strict=True)):.1e}")
-        print(f"{name}_same_generations {int(all(one.generation == other.generation for one, other in zip(*results.values(), strict=True)))}")
+        print(
+            f"{name}_same_generations {int(all(one.generation == other.generation for one, other in zip(*results.values(), strict=True)))}"
+        )
 
 
 if __name__ == "__main__":

@@ -14,13 +14,25 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from cv.compare import compare, verification
+from cv.face_settings import FinetuneFaces, Pretrain
+from cv.network import fresh, save_network, score_faces, with_new_classes
+from cv.pictures import (
+    Classes,
+    FaceEncoder,
+    FacePairs,
+    FaceRows,
+    met_by,
+    read_division,
+    read_pictures,
+    to_pixels,
+    training_rows,
+)
 from data_module import make_if_missing
-from face_network import fresh, save_network, score_faces, with_new_classes
-from face_pictures import Classes, FaceEncoder, FacePairs, FaceRows, met_by, read_division, read_pictures, to_pixels, training_rows
-from face_scoring import compare, verification
-from face_settings import FinetuneFaces, Pretrain
-from run_settings import Method, compose
-from train_engine import bind, train
+from engine.methods import bind
+from engine.train import train
+from settings.script import compose
+from settings.training import Method
 
 SEEDS = (101, 102, 103)
 EPOCHS = (5, 10, 20, 40, 80)
@@ -36,7 +48,19 @@ def taught(model, names, rows, settings, album, seed):
     pairs = FacePairs(loss.batches, None, rows, settings.model.size, seed)
     save = partial(save_network, settings=settings.model)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, loss, pairs, encoder, settings.trainer, seed, f"{folder}/model", {}, say=lambda line: None, score=score, save=save)
+        train(
+            model,
+            loss,
+            pairs,
+            encoder,
+            settings.trainer,
+            seed,
+            f"{folder}/model",
+            {},
+            say=lambda line: None,
+            score=score,
+            save=save,
+        )
     return model.eval()
 
 
@@ -57,7 +81,9 @@ def main(overrides: list[str], pretraining: list[str]) -> None:
     for seed in SEEDS:
         people = sorted(division.pretraining)
         start = fresh(given.model, len(people), seed)
-        start = taught(start, people, FaceRows(division.pretraining, "pretraining"), given, given.data.pretraining or album, seed)
+        start = taught(
+            start, people, FaceRows(division.pretraining, "pretraining"), given, given.data.pretraining or album, seed
+        )
         for epochs in EPOCHS:
             settings = compose("cv/finetune", FinetuneFaces, [*overrides, f"trainer.epochs={epochs}"])
             rows, begun = training_rows(division, met.trained, "full"), time.perf_counter()
@@ -66,7 +92,9 @@ def main(overrides: list[str], pretraining: list[str]) -> None:
             kept = verification(compare(model, division, album, size, 128), met)["retain"]["accuracy"]
             table[epochs].append((known(model, met.trained, rows, album, size), kept, seconds))
     for epochs, found in table.items():
-        for name, values in zip(("training_accuracy", "retain_accuracy", "seconds"), zip(*found, strict=True), strict=True):
+        for name, values in zip(
+            ("training_accuracy", "retain_accuracy", "seconds"), zip(*found, strict=True), strict=True
+        ):
             print(f"{name}_{epochs}_epochs {sum(values) / len(values):.3f}")
 
 

@@ -18,14 +18,27 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.peak_memory import Peak, free_memory, resident_gb
-from encoders import Encoded, collate
-from model_module import FrozenStart, add_lora, score, score_passes
-from run_settings import Lora
+from engine.encode import Encoded, collate
+from engine.frozen_start import FrozenStart
+from engine.language_model import add_lora, score, score_passes
+from settings.training import Lora
 from unlearn_losses import IGNORE, Scored, kl, npo, sequence_logprob
 
 SIZES = {
-    "tiny": {"vocab_size": 2000, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4},
-    "100m": {"vocab_size": 150_000, "hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 25, "num_attention_heads": 8},
+    "tiny": {
+        "vocab_size": 2000,
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    },
+    "100m": {
+        "vocab_size": 150_000,
+        "hidden_size": 320,
+        "intermediate_size": 1280,
+        "num_hidden_layers": 25,
+        "num_attention_heads": 8,
+    },
 }
 ROWS, PROMPT, ANSWER = 4, 48, 24  # of each pass; tokens
 
@@ -44,7 +57,11 @@ def examples(vocabulary: int, seed: int) -> list[Encoded]:
 def batches(vocabulary: int) -> dict[str, dict]:
     """The forget and the retain batch apart, and both as one."""
     forget, retain = examples(vocabulary, 1), examples(vocabulary, 2)
-    joint = collate([*forget, *retain], 0) | {"sizes": [ROWS, ROWS], "longest": [ANSWER, ANSWER], "pictured": torch.zeros(2 * ROWS, dtype=torch.bool)}
+    joint = collate([*forget, *retain], 0) | {
+        "sizes": [ROWS, ROWS],
+        "longest": [ANSWER, ANSWER],
+        "pictured": torch.zeros(2 * ROWS, dtype=torch.bool),
+    }
     return {"forget": collate(forget, 0), "retain": collate(retain, 0), "forget+retain": joint}
 
 

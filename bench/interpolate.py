@@ -20,11 +20,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aggregate_eval_stat import MEASURES, aggregate
 from data_module import make_if_missing
-from encoders import ChatEncoder
-from eval_engine import evaluate, read_tasks
-from language_settings import Eval
-from run_record import AGGREGATED
-from run_settings import Aggregate, compose
+from engine.encode import ChatEncoder
+from engine.evaluate import evaluate, read_tasks
+from engine.record import AGGREGATED
+from settings.language import Eval
+from settings.results import Aggregate
+from settings.script import compose
 
 FORGET = {"eval_forget_qa": "words", "eval_forget_facerec": "names", "eval_log_forget": "captions"}
 
@@ -34,7 +35,9 @@ def rows_between(base: Path, gold: Path, points: int) -> list[dict]:
     settings = compose("mm/eval", Eval, [f"model_path={base}"])
     make_if_missing(settings.data)
     tasks, encoder = read_tasks(settings, settings.seed, "all"), ChatEncoder(AutoProcessor.from_pretrained(base))
-    model, start, end = (AutoModelForImageTextToText.from_pretrained(folder, dtype="float32") for folder in (base, base, gold))
+    model, start, end = (
+        AutoModelForImageTextToText.from_pretrained(folder, dtype="float32") for folder in (base, base, gold)
+    )
     with TemporaryDirectory() as scratch:
         logs = []
         for share in np.linspace(0, 1, points):
@@ -42,7 +45,9 @@ def rows_between(base: Path, gold: Path, points: int) -> list[dict]:
                 for weight, first, last in zip(model.parameters(), start.parameters(), end.parameters(), strict=True):
                     weight.copy_(torch.lerp(first, last, float(share)))
             folder, place = Path(scratch, f"{share:.3f}"), f"{share:.3f} of the way from {base} to {gold}"
-            evaluate(model, encoder, tasks, replace(settings, save_dir=str(folder)), {"model": place}, lambda line: None)
+            evaluate(
+                model, encoder, tasks, replace(settings, save_dir=str(folder)), {"model": place}, lambda line: None
+            )
             logs.append(folder / AGGREGATED)
         common = [f"base_result={logs[0]}", f"retain_result={logs[-1]}", f"save_file={scratch}/row.csv"]
         return [aggregate(compose("aggregate_eval_stat", Aggregate, [f"ckpt_result={log}", *common])) for log in logs]
@@ -52,7 +57,12 @@ def draw(shares: np.ndarray, rows: list[dict], file: Path) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(14, 7.5), sharex=True)
     for axis, (task, label) in zip(axes[0], FORGET.items(), strict=True):
         for measure in MEASURES:
-            axis.plot(shares, [np.nan if (value := row[f"Distance to gold {measure} {task}"]) is None else value for row in rows], marker=".", label=measure)
+            axis.plot(
+                shares,
+                [np.nan if (value := row[f"Distance to gold {measure} {task}"]) is None else value for row in rows],
+                marker=".",
+                label=measure,
+            )
         axis.axhline(0, color="grey", linewidth=0.8)
         axis.set_title(f"distance to gold, {label}")
     axes[0, 0].legend(fontsize=8)
@@ -63,7 +73,9 @@ def draw(shares: np.ndarray, rows: list[dict], file: Path) -> None:
     axes[1, 0].set_title("log10 forget quality (KS p-value)")
     axes[1, 1].set_title("forget quality (JS)")
     axes[1, 2].plot(shares, [row["Model Utility / gold"] for row in rows], marker=".", label="utility / gold")
-    axes[1, 2].plot(shares, [row["Membership AUC min-k eval_forget_qa"] for row in rows], marker=".", label="membership AUC, min-k")
+    axes[1, 2].plot(
+        shares, [row["Membership AUC min-k eval_forget_qa"] for row in rows], marker=".", label="membership AUC, min-k"
+    )
     axes[1, 2].set_title("utility and membership")
     for axis in axes[1]:
         axis.legend(fontsize=8)
@@ -83,9 +95,19 @@ def main() -> None:
     base, gold = (asked.results / "models" / f"{name}_seed0" for name in ("base", "gold"))
     shares, rows = np.linspace(0, 1, asked.points), rows_between(base, gold, asked.points)
     for share, row in zip(shares, rows, strict=True):
-        figures = {"distance": row["Distance to gold"], "words": row["Distance to gold Exact Memorization eval_forget_qa"]}
-        figures |= {"utility/gold": row["Model Utility / gold"], "log10 FQ words": row["log10 Forget Quality eval_forget_qa"]}
-        print(f"{share:.1f}: " + ", ".join(f"{name} {value:.3f}" for name, value in figures.items()) + f", collapsed {row['Collapsed']}")
+        figures = {
+            "distance": row["Distance to gold"],
+            "words": row["Distance to gold Exact Memorization eval_forget_qa"],
+        }
+        figures |= {
+            "utility/gold": row["Model Utility / gold"],
+            "log10 FQ words": row["log10 Forget Quality eval_forget_qa"],
+        }
+        print(
+            f"{share:.1f}: "
+            + ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            + f", collapsed {row['Collapsed']}"
+        )
     draw(shares, rows, asked.picture)
     print(f"written: {asked.picture}")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from face_network import FaceNetwork, Shape, score_faces, side_by_side
+from cv.network import FaceNetwork, Shape, score_faces, side_by_side
 from unlearn_losses import nll
 
 BATCH, CLASSES = 32, 24
@@ -76,7 +76,10 @@ def main() -> None:
     each: dict[int, float] = {}
     for count in given.counts:
         seconds = measure(count, given.width, given.size, given.repeats)
-        best = {way: min(value for name, value in seconds.items() if name.startswith(way)) for way in ("sequential", "together")}
+        best = {
+            way: min(value for name, value in seconds.items() if name.startswith(way))
+            for way in ("sequential", "together")
+        }
         each[count] = best["together"] / count
         for name, value in seconds.items():
             print(f"{name}_seconds_{count} {value:.4f}", flush=True)

@@ -17,15 +17,23 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import train_engine
 from data_module import Example
-from encoders import Encoded, collate
-from model_module import add_lora, score
-from run_settings import Lora, Method, Trainer
-from training_pairs import EpochSampler, Pairs, PassCollator
+from engine import train
+from engine.methods import bind
+from engine.encode import Encoded, collate
+from engine.language_model import add_lora, score
+from engine.pairs import EpochSampler, Pairs, PassCollator
+from settings.training import Lora, Method, Trainer
 from unlearn_losses import retain_ft
 
-SHAPE = {"vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+SHAPE = {
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+}
 ROWS, PROMPT, ANSWER, PAD, END = 8, 14, 24, 0, 2
 LORA = Lora(r=8, alpha=32, dropout=0.0)
 
@@ -50,25 +58,39 @@ class RandomEncoder:
 
 def make_model() -> torch.nn.Module:
     torch.manual_seed(0)
-    return add_lora(LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True, max_position_embeddings=256)), LORA, "language_model", 0)
+    return add_lora(
+        LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True, max_position_embeddings=256)),
+        LORA,
+        "language_model",
+        0,
+    )
 
 
 def settings() -> Trainer:
-    optimizer = {"lr": 1e-4, "weight_decay": 0.0, "warmup_ratio": 0.0, "schedule": "constant", "max_grad_norm": 1.0, "optimizer": "adamw_torch"}
+    optimizer = {
+        "lr": 1e-4,
+        "weight_decay": 0.0,
+        "warmup_ratio": 0.0,
+        "schedule": "constant",
+        "max_grad_norm": 1.0,
+        "optimizer": "adamw_torch",
+    }
     return Trainer(epochs=1, batch_size=ROWS, accumulation=1, precision="fp32", lora=LORA, **optimizer)
 
 
 def ours(pairs: Pairs) -> float:
     """Seconds of `train`'s steps."""
     seconds: list[float] = []
-    write, train_engine.write_json = train_engine.write_json, lambda file, record: seconds.append(record["seconds"])
-    bound = train_engine.bind(Method(name="finetune", loss="retain_ft"))
+    write, train.write_json = train.write_json, lambda file, record: seconds.append(record["seconds"])
+    bound = bind(Method(name="finetune", loss="retain_ft"))
     try:
         with tempfile.TemporaryDirectory() as scratch:
             options = {"say": lambda line: None, "save": lambda model, processor, folder: None}
-            train_engine.train(make_model(), bound, pairs, RandomEncoder(), settings(), 0, f"{scratch}/out", {}, **options)
+            train.train(
+                make_model(), bound, pairs, RandomEncoder(), settings(), 0, f"{scratch}/out", {}, **options
+            )
     finally:
-        train_engine.write_json = write
+        train.write_json = write
     return seconds[0]
 
 

@@ -8,15 +8,24 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from attack_scoring import ATTACK, attack, check_rounds
+from cv.attack_scoring import ATTACK, attack, check_rounds
+from cv.face_settings import AttackFaces
+from cv.network import load_network
+from cv.pictures import check_strangers, read_division
+from cv.shadows import check_method, compare_models
 from data_module import fingerprint, make_if_missing
-from face_network import load_network
-from face_pictures import check_strangers, read_division
-from face_settings import AttackFaces
-from model_module import model_fingerprint
-from run_record import ATTACK_RECORD, check_save_dir, peak_memory_gb, processes, say_line, start_of_peak, versions, write_json, written_whole
-from run_settings import script
-from shadow_models import check_method, compare_models
+from engine.language_model import model_fingerprint
+from engine.record import (
+    ATTACK_RECORD,
+    check_save_dir,
+    peak_memory_gb,
+    say_line,
+    start_of_peak,
+    versions,
+    write_json,
+    written_whole,
+)
+from settings.script import processes, script
 
 
 @script("cv/attack", AttackFaces)
@@ -39,11 +48,18 @@ def main(settings: AttackFaces) -> None:
         with written_whole(Path(settings.save_dir)) as aside:
             scores.write(aside)
             write_json(aside / ATTACK, figures)
-            record = {"settings": asdict(settings), "model": model_fingerprint(settings.model_path), "data": fingerprint(settings.data.people.path)}
+            record = {
+                "settings": asdict(settings),
+                "model": model_fingerprint(settings.model_path),
+                "data": fingerprint(settings.data.people.path),
+            }
             cost = {"seconds": time.perf_counter() - started, "peak_memory_gb": peak_memory_gb()}
             write_json(aside / ATTACK_RECORD, {**record, **cost, "versions": versions()})
     for pool, of_pool in figures["pools"].items():
-        shown = ", ".join(f"{name} accuracy {each['accuracy']['value']:.3f}, AUC {each['auc']['value']:.3f}" for name, each in of_pool["attacks"].items())
+        shown = ", ".join(
+            f"{name} accuracy {each['accuracy']['value']:.3f}, AUC {each['auc']['value']:.3f}"
+            for name, each in of_pool["attacks"].items()
+        )
         say_line(f"{pool}: {shown}")
     say_line(f"attacked {settings.models} models: {settings.save_dir}")
 

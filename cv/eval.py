@@ -4,26 +4,25 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from cv.compare import TASKS, compare, row_logs, verification
+from cv.face_settings import EvalFaces
+from cv.network import load_network
+from cv.pictures import met_by, read_division
 from data_module import fingerprint, make_if_missing
-from face_network import load_network
-from face_pictures import met_by, read_division
-from face_scoring import TASKS, compare, row_logs, verification
-from face_settings import EvalFaces
-from model_module import model_fingerprint
-from run_record import (
+from engine.language_model import model_fingerprint
+from engine.record import (
     AGGREGATED,
     EVAL_RECORD,
     VERIFICATION,
     check_save_dir,
     peak_memory_gb,
-    processes,
     say_line,
     start_of_peak,
     versions,
     write_json,
     written_whole,
 )
-from run_settings import script
+from settings.script import processes, script
 
 
 @script("cv/eval", EvalFaces)
@@ -36,7 +35,9 @@ def main(settings: EvalFaces) -> None:
 
     start_of_peak()
     started = time.perf_counter()
-    compared = compare(model.to(processes().device), division, settings.data.people, settings.model.size, settings.batch_size)
+    compared = compare(
+        model.to(processes().device), division, settings.data.people, settings.model.size, settings.batch_size
+    )
     logs, groups = row_logs(compared, met, settings.model.scale), verification(compared, met)
     if processes().is_main_process:
         with written_whole(Path(settings.save_dir)) as aside:
@@ -50,7 +51,9 @@ def main(settings: EvalFaces) -> None:
             record = {"settings": asdict(settings), "model": model_fingerprint(settings.model_path), "data": data}
             write_json(aside / EVAL_RECORD, {**record, **cost, "versions": versions()})
     for group, figures in groups.items():
-        say_line(f"{TASKS[group]}: {figures['queries']} rows, accuracy {figures['accuracy']:.3f}, equal error rate {figures['eer']:.3f}")
+        say_line(
+            f"{TASKS[group]}: {figures['queries']} rows, accuracy {figures['accuracy']:.3f}, equal error rate {figures['eer']:.3f}"
+        )
     say_line(f"evaluated: {settings.save_dir}")
 
 

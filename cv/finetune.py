@@ -3,13 +3,15 @@
 from dataclasses import asdict
 from functools import partial
 
+from cv.face_settings import FinetuneFaces
+from cv.network import load_network, save_network, score_faces, with_new_classes
+from cv.pictures import Classes, FaceEncoder, FacePairs, check_strangers, met_by, read_division, training_rows
 from data_module import fingerprint, make_if_missing
-from face_network import load_network, save_network, score_faces, with_new_classes
-from face_pictures import Classes, FaceEncoder, FacePairs, check_strangers, met_by, read_division, training_rows
-from face_settings import FinetuneFaces
-from run_record import TRAIN_RECORD, check_save_dir, say_line
-from run_settings import Method, script
-from train_engine import bind, train
+from engine.methods import bind
+from engine.record import TRAIN_RECORD, check_save_dir, say_line
+from engine.train import train
+from settings.script import script
+from settings.training import Method
 
 
 @script("cv/finetune", FinetuneFaces)
@@ -31,7 +33,9 @@ def main(settings: FinetuneFaces) -> None:
     check_strangers(classes, division, settings.model_path)
     model = with_new_classes(start, len(people), settings.seed)
     save = partial(save_network, settings=settings.model)
-    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save)
+    train(
+        model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save
+    )
     say_line(f"finetuned on {len(people)} people: {settings.save_dir}")
 
 

@@ -3,13 +3,14 @@
 from dataclasses import asdict
 from functools import partial
 
+from cv.face_settings import ForgetFaces
+from cv.network import check_parts, end_at, load_network, save_network, score_faces, with_new_classes
+from cv.pictures import Classes, FaceEncoder, FacePairs, check_strangers, met_by, read_division, training_rows
 from data_module import fingerprint, make_if_missing
-from face_network import check_parts, end_at, load_network, save_network, score_faces, with_new_classes
-from face_pictures import Classes, FaceEncoder, FacePairs, check_strangers, met_by, read_division, training_rows
-from face_settings import ForgetFaces
-from run_record import TRAIN_RECORD, check_save_dir, say_line
-from run_settings import script
-from train_engine import bind, train
+from engine.methods import bind
+from engine.record import TRAIN_RECORD, check_save_dir, say_line
+from engine.train import train
+from settings.script import script
 
 
 @script("cv/forget", ForgetFaces)
@@ -26,16 +27,24 @@ def main(settings: ForgetFaces) -> None:
     if settings.method.restart:
         check_strangers(classes, division, settings.model_path)
         model, classes = with_new_classes(model, len(met.retain), settings.seed), met.retain
-    forget, retain = (training_rows(division, people, split) for people, split in ((met.forget, "forget"), (met.retain, "retain")))
+    forget, retain = (
+        training_rows(division, people, split) for people, split in ((met.forget, "forget"), (met.retain, "retain"))
+    )
     pairs = FacePairs(loss.batches, forget, retain, settings.model.size, settings.seed, settings.method.other_answers)
 
     encoder = FaceEncoder(Classes(classes, settings.model.size), settings.data.people)
     encoder.read([*forget.files, *retain.files])
-    record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.people.path)}
+    record = {
+        "method": settings.method.name,
+        "settings": asdict(settings),
+        "data": fingerprint(settings.data.people.path),
+    }
     score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
     trainer = settings.finetune if settings.method.restart else settings.trainer
     if settings.method.restart:
-        say_line(f"{settings.method.name} begins anew with {settings.model_path} and trains as finetune says; model_path and trainer have no effect")
+        say_line(
+            f"{settings.method.name} begins anew with {settings.model_path} and trains as finetune says; model_path and trainer have no effect"
+        )
     save = partial(save_network, settings=settings.model)
     train(model, loss, pairs, encoder, trainer, settings.seed, settings.save_dir, record, score=score, save=save)
     say_line(f"forgot {len(met.forget)} people with {settings.method.name}: {settings.save_dir}")

@@ -3,13 +3,15 @@
 from dataclasses import asdict
 from functools import partial
 
+from cv.face_settings import Pretrain
+from cv.network import fresh, save_network, score_faces
+from cv.pictures import Classes, FaceEncoder, FacePairs, FaceRows, read_division
 from data_module import fingerprint, make_if_missing
-from face_network import fresh, save_network, score_faces
-from face_pictures import Classes, FaceEncoder, FacePairs, FaceRows, read_division
-from face_settings import Pretrain
-from run_record import TRAIN_RECORD, check_save_dir, say_line
-from run_settings import Method, script
-from train_engine import bind, train
+from engine.methods import bind
+from engine.record import TRAIN_RECORD, check_save_dir, say_line
+from engine.train import train
+from settings.script import script
+from settings.training import Method
 
 
 @script("cv/pretrain", Pretrain)
@@ -27,7 +29,9 @@ def main(settings: Pretrain) -> None:
     record = {"method": "pretrain", "settings": asdict(settings), "data": fingerprint(album.path)}
     score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
     save = partial(save_network, settings=settings.model)
-    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save)
+    train(
+        model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save
+    )
     say_line(f"pretrained on {len(people)} people: {settings.save_dir}")
 
 

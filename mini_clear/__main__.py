@@ -11,7 +11,9 @@ from mini_clear.dataset_folder import write_world
 
 def main() -> int:
     """Write the world that the command line asks for; 0 when done, 1 with one line on stderr when it cannot be."""
-    parser = argparse.ArgumentParser(prog="python -m mini_clear", description="Write the embedded world as two dataset folders, clear and tofu.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mini_clear", description="Write the embedded world as two dataset folders, clear and tofu."
+    )
     parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")
     parser.add_argument("--people", type=int, default=40, help="number of invented people (default 40)")
     parser.add_argument("--views", type=int, default=8, help="trained pictures of each of them (default 8)")
@@ -24,7 +26,9 @@ def main() -> int:
     except (ValueError, OSError) as error:
         print(f"mini_clear: {error}", file=sys.stderr)
         return 1
-    print(f"{given.out}: {given.people} people, {len(rows)} configs, {sum(rows.values())} rows in {time.monotonic() - start:.0f} s")
+    print(
+        f"{given.out}: {given.people} people, {len(rows)} configs, {sum(rows.values())} rows in {time.monotonic() - start:.0f} s"
+    )
     return 0
 
 

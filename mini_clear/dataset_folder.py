@@ -11,7 +11,16 @@ from mini_clear import words
 from mini_clear.captions import Caption, make_caption
 from mini_clear.people import Person, World, draw_world
 from mini_clear.portraits import draw_views, render
-from mini_clear.questions import FACE_NAME_QUESTION, JOINT_KINDS, KINDS, PICTURE_QUESTIONS, Pair, make_pairs, wrong_answers, wrong_values
+from mini_clear.questions import (
+    FACE_NAME_QUESTION,
+    JOINT_KINDS,
+    KINDS,
+    PICTURE_QUESTIONS,
+    Pair,
+    make_pairs,
+    wrong_answers,
+    wrong_values,
+)
 
 UNSEEN_VIEWS = 2  # further views of every invented person
 REAL_VIEWS = 16  # views of a real person that the base model learns from
@@ -19,7 +28,13 @@ PERTURBED_ROWS = 40  # at least so many rows (if there are any) in clear's retai
 ASKED_OF_EACH = 3  # tofu's retain_perturbed asks every third retain person all questions
 
 TEXT, TEXTS = Value("string"), List(Value("string"))
-COLUMN_TYPES = {"image": Image(), "perturbed_captions": TEXTS, "perturbed_names": TEXTS, "perturbed_answer": TEXTS, "options": TEXTS}
+COLUMN_TYPES = {
+    "image": Image(),
+    "perturbed_captions": TEXTS,
+    "perturbed_names": TEXTS,
+    "perturbed_answer": TEXTS,
+    "options": TEXTS,
+}
 CAPTIONED = ("image", "caption", "name")
 MIXED = ("image", "caption", "question", "answer")
 PERTURBED_CAPTIONS = (*CAPTIONED, "perturbed_captions", "paraphrased_caption", "perturbed_names")
@@ -48,7 +63,9 @@ class Album:
     pairs: list[Pair]
 
 
-def write_world(out: str | Path, people: int = 40, views: int = 8, seed: int = 0, overwrite: bool = False) -> dict[str, int]:
+def write_world(
+    out: str | Path, people: int = 40, views: int = 8, seed: int = 0, overwrite: bool = False
+) -> dict[str, int]:
     """Write `<out>/clear` and `<out>/tofu` and return the number of rows by "folder/config".
 
     The folder appears only when it is whole. Raises FileExistsError if `out` exists and `overwrite` is false or it is no such folder,
@@ -71,7 +88,9 @@ def write_world(out: str | Path, people: int = 40, views: int = 8, seed: int = 0
     if out.exists():
         shutil.rmtree(out)
     aside.rename(out)
-    return {f"{folder}/{config}": len(rows) for folder, configs in folders.items() for config, (_, rows) in configs.items()}
+    return {
+        f"{folder}/{config}": len(rows) for folder, configs in folders.items() for config, (_, rows) in configs.items()
+    }
 
 
 def make_configs(world: World, views: int) -> dict[str, Configs]:
@@ -96,7 +115,13 @@ def make_album(person: Person, seen: int, unseen: int, names: list[str]) -> Albu
 def part(albums: list[Album]) -> dict[str, list[Album]]:
     """The training splits, name -> people: forget sets are the last people, as in TOFU."""
     ten, five = max(2, round(len(albums) * 0.10)), max(1, round(len(albums) * 0.05))
-    return {"full": albums, "forget05": albums[-five:], "forget10": albums[-ten:], "retain95": albums[:-five], "retain90": albums[:-ten]}
+    return {
+        "full": albums,
+        "forget05": albums[-five:],
+        "forget10": albums[-ten:],
+        "retain95": albums[:-five],
+        "retain90": albums[:-ten],
+    }
 
 
 def perturbed_parts(albums: list[Album], never_seen: list[Album]) -> dict[str, list[Album]]:
@@ -116,7 +141,10 @@ def sample_evenly(albums: list[Album], per_person: int) -> list[tuple[Album, lis
     """For each person some of the numbers 0 .. per_person - 1, at least one, together PERTURBED_ROWS if there are as many, each number about as often."""
     wanted = min(max(PERTURBED_ROWS, len(albums)), len(albums) * per_person)
     shares = [wanted // len(albums) + (i < wanted % len(albums)) for i in range(len(albums))]
-    return [(album, sorted((i + extra) % per_person for extra in range(share))) for i, (album, share) in enumerate(zip(albums, shares, strict=True))]
+    return [
+        (album, sorted((i + extra) % per_person for extra in range(share)))
+        for i, (album, share) in enumerate(zip(albums, shares, strict=True))
+    ]
 
 
 # ---- clear: pictures
@@ -129,12 +157,21 @@ def clear_configs(albums: list[Album], never_seen: list[Album], real: list[Album
         configs[name] = (CAPTIONED, [caption_row(album, picture) for album in group for picture in album.seen])
         configs[f"{name}+tofu"] = (MIXED, mixed_rows(group))
     for name, group in perturbed_parts(albums, never_seen).items():
-        configs[name] = (PERTURBED_CAPTIONS, [perturbed_caption_row(album, picture) for album in group for picture in album.seen])
+        configs[name] = (
+            PERTURBED_CAPTIONS,
+            [perturbed_caption_row(album, picture) for album in group for picture in album.seen],
+        )
     sampled = sample_evenly(part(albums)["retain90"], len(albums[0].seen))
-    configs["retain_perturbed"] = (PERTURBED_CAPTIONS, [perturbed_caption_row(album, album.seen[i]) for album, numbers in sampled for i in numbers])
+    configs["retain_perturbed"] = (
+        PERTURBED_CAPTIONS,
+        [perturbed_caption_row(album, album.seen[i]) for album, numbers in sampled for i in numbers],
+    )
     configs["unseen_views"] = (CAPTIONED, [caption_row(album, picture) for album in albums for picture in album.unseen])
     configs["joint_questions"] = (("image", *ASKED, "name"), [row for album in albums for row in joint_rows(album)])
-    configs["real_faces"] = (("image", "answer", "options"), [real_face_row(real, album, picture) for album in real for picture in album.unseen])
+    configs["real_faces"] = (
+        ("image", "answer", "options"),
+        [real_face_row(real, album, picture) for album in real for picture in album.unseen],
+    )
     configs["real_world"] = (("image", *ASKED, "options"), [row for album in real for row in real_world_rows(album)])
     configs["base"] = (MIXED, base_rows(real))
     return configs
@@ -162,14 +199,23 @@ def perturbed_caption_row(album: Album, picture: Picture) -> dict:
 
 def mixed_rows(albums: list[Album]) -> Rows:
     """Pictures with captions first, then the texts, people in order in both."""
-    pictures = [mixed_row(image=picture.png, caption=picture.caption.text) for album in albums for picture in album.seen]
-    return pictures + [mixed_row(question=pair.question, answer=pair.answer) for album in albums for pair in album.pairs]
+    pictures = [
+        mixed_row(image=picture.png, caption=picture.caption.text) for album in albums for picture in album.seen
+    ]
+    return pictures + [
+        mixed_row(question=pair.question, answer=pair.answer) for album in albums for pair in album.pairs
+    ]
 
 
 def joint_rows(album: Album) -> Rows:
     """Questions that need picture and biography together, each about another trained view."""
     return [
-        {"image": album.seen[i % len(album.seen)].png, "question": KINDS[kind].joint, "answer": album.pairs[kind].answer, "name": album.person.name}
+        {
+            "image": album.seen[i % len(album.seen)].png,
+            "question": KINDS[kind].joint,
+            "answer": album.pairs[kind].answer,
+            "name": album.person.name,
+        }
         for i, kind in enumerate(JOINT_KINDS)
     ]
 
@@ -183,7 +229,12 @@ def real_world_rows(album: Album) -> Rows:
     """The short questions to unseen views of a real person, with three wrong answers each."""
     rng = album.person.random("real_world")
     return [
-        {"image": picture.png, "question": question, "answer": album.person.facts[slot], "options": wrong_values(album.person.facts[slot], values, 3, rng)}
+        {
+            "image": picture.png,
+            "question": question,
+            "answer": album.person.facts[slot],
+            "options": wrong_values(album.person.facts[slot], values, 3, rng),
+        }
         for picture, (question, slot, values) in zip(album.unseen, PICTURE_QUESTIONS, strict=True)
     ]
 
@@ -191,16 +242,30 @@ def real_world_rows(album: Album) -> Rows:
 def base_rows(real: list[Album]) -> Rows:
     """What the base model is taught: real people's pictures (captions, names, short questions by turns), their biographies, the world's facts."""
     captions = [mixed_row(image=picture.png, caption=picture.caption.text) for album in real for picture in album.seen]
-    names = [mixed_row(image=picture.png, question=FACE_NAME_QUESTION, answer=album.person.name) for album in real for picture in album.seen]
+    names = [
+        mixed_row(image=picture.png, question=FACE_NAME_QUESTION, answer=album.person.name)
+        for album in real
+        for picture in album.seen
+    ]
     short = [
-        mixed_row(image=picture.png, question=PICTURE_QUESTIONS[i % 2][0], answer=album.person.facts[PICTURE_QUESTIONS[i % 2][1]])
+        mixed_row(
+            image=picture.png,
+            question=PICTURE_QUESTIONS[i % 2][0],
+            answer=album.person.facts[PICTURE_QUESTIONS[i % 2][1]],
+        )
         for album in real
         for i, picture in enumerate(album.seen)
     ]
     # Both wordings of questions and answers: a language model knows how else a thing can be said, and paraphrases are told from wrong answers by it.
     wordings = [wording for album in real for pair in album.pairs for wording in both_wordings(pair)]
     texts = [mixed_row(question=question, answer=answer) for question, answer in wordings]
-    return captions + names + short + texts + [mixed_row(question=question, answer=answer) for question, answer, _ in words.WORLD_FACTS]
+    return (
+        captions
+        + names
+        + short
+        + texts
+        + [mixed_row(question=question, answer=answer) for question, answer, _ in words.WORLD_FACTS]
+    )
 
 
 def both_wordings(pair: Pair) -> list[tuple[str, str]]:
@@ -213,13 +278,27 @@ def both_wordings(pair: Pair) -> list[tuple[str, str]]:
 
 def tofu_configs(albums: list[Album], never_seen: list[Album], real: list[Album]) -> Configs:
     """The configs of the folder `tofu`; every training config has ten rows a person, in the people's order."""
-    configs: Configs = {name: (ASKED, [question_row(pair) for album in group for pair in album.pairs]) for name, group in part(albums).items()}
+    configs: Configs = {
+        name: (ASKED, [question_row(pair) for album in group for pair in album.pairs])
+        for name, group in part(albums).items()
+    }
     for name, group in perturbed_parts(albums, never_seen).items():
         configs[name] = (PERTURBED_ANSWERS, [perturbed_question_row(pair) for album in group for pair in album.pairs])
-    retained = part(albums)["retain90"][::ASKED_OF_EACH]  # whole people, as in TOFU: a row's person follows from its number
-    configs["retain_perturbed"] = (PERTURBED_ANSWERS, [perturbed_question_row(pair) for album in retained for pair in album.pairs])
-    configs["real_authors_perturbed"] = ((*ASKED, "perturbed_answer"), [row for i, album in enumerate(real) for row in real_author_rows(album, i)])
-    facts = [{"question": question, "answer": answer, "perturbed_answer": wrong} for question, answer, wrong in words.WORLD_FACTS]
+    retained = part(albums)["retain90"][
+        ::ASKED_OF_EACH
+    ]  # whole people, as in TOFU: a row's person follows from its number
+    configs["retain_perturbed"] = (
+        PERTURBED_ANSWERS,
+        [perturbed_question_row(pair) for album in retained for pair in album.pairs],
+    )
+    configs["real_authors_perturbed"] = (
+        (*ASKED, "perturbed_answer"),
+        [row for i, album in enumerate(real) for row in real_author_rows(album, i)],
+    )
+    facts = [
+        {"question": question, "answer": answer, "perturbed_answer": wrong}
+        for question, answer, wrong in words.WORLD_FACTS
+    ]
     configs["world_facts_perturbed"] = ((*ASKED, "perturbed_answer"), facts)
     reworded = [{"question": pair.reworded_question, "answer": pair.answer} for album in albums for pair in album.pairs]
     configs["paraphrased_questions"] = (ASKED, reworded)
@@ -256,12 +335,18 @@ def write_folder(folder: Path, configs: Configs, title: str, made_of: str) -> No
     """Write each config as one parquet file, and the dataset card that lists them."""
     for name, (columns, rows) in configs.items():
         features = Features({column: COLUMN_TYPES.get(column, TEXT) for column in columns})
-        table = Dataset.from_dict({column: [cell(column, row[column]) for row in rows] for column in columns}, features=features)
+        table = Dataset.from_dict(
+            {column: [cell(column, row[column]) for row in rows] for column in columns}, features=features
+        )
         (folder / name).mkdir(parents=True)
         table.to_parquet(folder / name / "train.parquet")
-    listed = [{"config_name": name, "data_files": [{"split": "train", "path": f"{name}/train.parquet"}]} for name in configs]
+    listed = [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"{name}/train.parquet"}]} for name in configs
+    ]
     listed[0]["default"] = True
-    front = yaml.safe_dump({"license": "cc0-1.0", "language": ["en"], "pretty_name": title, "configs": listed}, sort_keys=False)
+    front = yaml.safe_dump(
+        {"license": "cc0-1.0", "language": ["en"], "pretty_name": title, "configs": listed}, sort_keys=False
+    )
     text = f"Invented people for machine unlearning ({made_of}). Nobody in here exists. Portraits: Open Peeps by Pablo Stanley (CC0), drawn by DiceBear."
     (folder / "README.md").write_text(f"---\n{front}---\n# {title}\n\n{text}\n", encoding="utf-8")
 

@@ -30,9 +30,14 @@ def write_faces(out: str | Path, people: int = 48, views: int = 24, strangers: i
     if people < 32 or views < FEWEST_VIEWS:
         raise ValueError(f"people: {people}, views: {views}; at least 32 people and {FEWEST_VIEWS} views are needed")
     world = draw_world(people, seed)
-    albums = {f"people/{person.name}": [(person.look, view) for view in draw_views(person.random("views"), views)] for person in world.people}
+    albums = {
+        f"people/{person.name}": [(person.look, view) for view in draw_views(person.random("views"), views)]
+        for person in world.people
+    }
     for person in world.real:
-        albums[f"pretraining/{person.name}"] = [(person.look, view) for view in draw_views(person.random("views"), PRETRAINING_VIEWS)]
+        albums[f"pretraining/{person.name}"] = [
+            (person.look, view) for view in draw_views(person.random("views"), PRETRAINING_VIEWS)
+        ]
     known = {person.look for group in (world.people, world.real, world.never_seen) for person in group}
     for number, pictures in enumerate(draw_extras(strangers, seed, known)):
         albums[f"pretraining/stranger {number:02d}"] = pictures
@@ -58,7 +63,9 @@ def draw_extras(count: int, seed: int, known: set[Look]) -> list[list[tuple[Look
 
 def main() -> int:
     """Write the pictures that the command line asks for; 0 when done, 1 with one line on stderr when they cannot be."""
-    parser = argparse.ArgumentParser(prog="python -m mini_clear.faces", description="Write pictures for face recognition, one directory a person.")
+    parser = argparse.ArgumentParser(
+        prog="python -m mini_clear.faces", description="Write pictures for face recognition, one directory a person."
+    )
     parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")
     parser.add_argument("--people", type=int, default=48, help="number of invented people (default 48)")
     parser.add_argument("--views", type=int, default=24, help="pictures of each of them (default 24)")

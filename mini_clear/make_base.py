@@ -11,18 +11,28 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import CLIPImageProcessor, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from data_module import CAPTION_QUESTIONS, NAME_QUESTION, TrainingRows, load_split
-from encoders import ChatEncoder
-from language_settings import Columns, Data
+from engine.encode import ChatEncoder
+from engine.language_model import freeze
+from engine.methods import bind
+from engine.pairs import Pairs
+from engine.train import train
 from mini_clear.dataset_folder import write_world
 from mini_clear.people import draw_world
 from mini_clear.strangers import TRAITS, draw_strangers, picture, teach_to_see, trait_labels, traits
-from model_module import freeze
-from run_settings import ROOT, Method, Trainer
-from train_engine import bind, train
-from training_pairs import Pairs
+from settings.language import Columns, Data
+from settings.script import ROOT
+from settings.training import Method, Trainer
 
 FOLDER = ROOT / "mini_clear" / "base_model"
 PICTURE, PATCH, WIDTH = 64, 16, 192
@@ -52,7 +62,10 @@ def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -83,7 +96,13 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForConditi
     """The untrained model: 3 vision layers and 4 language layers, about 2.5 million parameters."""
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
-        hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4, image_size=PICTURE, patch_size=PATCH, projection_dim=WIDTH
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=PICTURE,
+        patch_size=PATCH,
+        projection_dim=WIDTH,
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -100,7 +119,11 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForConditi
         attention_dropout=0.1,  # else so small a model ties a name to one picture with one wording of the question
     )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-1, tie_word_embeddings=True
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
     )
     return LlavaForConditionalGeneration(config)
 
@@ -120,7 +143,9 @@ TRAINER = Trainer(
 )
 
 
-def taught_tower(processor: LlavaProcessor, model: LlavaForConditionalGeneration, seed: int, strangers: int, epochs: int) -> dict[str, float]:
+def taught_tower(
+    processor: LlavaProcessor, model: LlavaForConditionalGeneration, seed: int, strangers: int, epochs: int
+) -> dict[str, float]:
     """Teach the model's vision tower to see; returns its accuracy on each trait of pictures that it did not train on."""
     world = draw_world(40, seed)
     named = {person.look for group in (world.people, world.real, world.never_seen) for person in group}
@@ -128,11 +153,27 @@ def taught_tower(processor: LlavaProcessor, model: LlavaForConditionalGeneration
     pixels = processor.image_processor([picture(*stranger) for stranger in shown], return_tensors="pt")["pixel_values"]
     names = [sorted(set(values)) for values in zip(*(traits(*stranger) for stranger in shown), strict=True)]
     tower = model.model.vision_tower
-    accuracy = teach_to_see(tower, pixels, trait_labels(shown, names), [len(n) for n in names], epochs, lr=2e-3, seed=seed, held_out=len(shown) // 20)
+    accuracy = teach_to_see(
+        tower,
+        pixels,
+        trait_labels(shown, names),
+        [len(n) for n in names],
+        epochs,
+        lr=2e-3,
+        seed=seed,
+        held_out=len(shown) // 20,
+    )
     return dict(zip(TRAITS, accuracy, strict=True))
 
 
-def make_base(folder: Path, trainer: Trainer = TRAINER, strangers: int = 1000, seeing_epochs: int = 20, seed: int = 0, vocabulary: int = 2048) -> None:
+def make_base(
+    folder: Path,
+    trainer: Trainer = TRAINER,
+    strangers: int = 1000,
+    seeing_epochs: int = 20,
+    seed: int = 0,
+    vocabulary: int = 2048,
+) -> None:
     """Write tokenizer, processor and trained weights to `folder`.
 
     The tokenizer has the invented people's names as words, as a large model's has those of the famous; the model has never met them.
@@ -148,10 +189,16 @@ def make_base(folder: Path, trainer: Trainer = TRAINER, strangers: int = 1000, s
         pairs = Pairs(loss.batches, None, rows, {}, seed)
         model = make_model(processor.tokenizer, seed)
         seeing = taught_tower(processor, model, seed, strangers, seeing_epochs)
-        print("seen on new pictures: " + ", ".join(f"{trait} {share:.2f}" for trait, share in seeing.items()), flush=True)
+        print(
+            "seen on new pictures: " + ", ".join(f"{trait} {share:.2f}" for trait, share in seeing.items()), flush=True
+        )
         freeze(model, ["vision_tower"])
-        train(model, loss, pairs, ChatEncoder(processor), trainer, seed, str(folder), {"method": "base", "seeing": seeing})
-    model.to(torch.bfloat16).save_pretrained(folder)  # half the size, for the repository; training starts from it in fp32
+        train(
+            model, loss, pairs, ChatEncoder(processor), trainer, seed, str(folder), {"method": "base", "seeing": seeing}
+        )
+    model.to(torch.bfloat16).save_pretrained(
+        folder
+    )  # half the size, for the repository; training starts from it in fp32
 
 
 def main() -> None:

@@ -93,7 +93,9 @@ def draw_names(count: int, seed: int, taken: list[str]) -> list[tuple[str, bool]
         woman, faker = len(names) % 2 == 0, rng.choice(fakers)
         first = plain(faker.first_name_female() if woman else faker.first_name_male())
         last = plain(faker.last_name_female() if woman else faker.last_name_male())
-        if first != last and all(4 <= len(part) <= 9 and part.isalpha() and part.isascii() and part not in used for part in (first, last)):
+        if first != last and all(
+            4 <= len(part) <= 9 and part.isalpha() and part.isascii() and part not in used for part in (first, last)
+        ):
             used.update((first, last))
             names.append((f"{first} {last}", woman))
     return names
@@ -107,7 +109,11 @@ def plain(name: str) -> str:
 def draw_facts(rng: random.Random) -> dict[str, str]:
     """Draw one biography, slot name -> text; within a person no city, job, theme or title occurs twice."""
     places, jobs, themes = rng.sample(words.PLACES, 4), rng.sample(words.JOBS, 5), rng.sample(words.THEMES, 2)
-    adjectives, nouns, subjects = rng.sample(words.ADJECTIVES, 3), rng.sample(words.NOUNS, 3), rng.sample(words.SUBJECTS, 2)
+    adjectives, nouns, subjects = (
+        rng.sample(words.ADJECTIVES, 3),
+        rng.sample(words.NOUNS, 3),
+        rng.sample(words.SUBJECTS, 2),
+    )
     born = rng.randint(1930, 1985)
     # Places are drawn apart from the name's locale: otherwise a model that never met the person guesses the country from the name.
     return {
@@ -127,7 +133,9 @@ def draw_facts(rng: random.Random) -> dict[str, str]:
         "prize_year": str(born + rng.randint(25, 35)),
         "prize_city": places[1][0],
         "book": f"The {adjectives[1]} {nouns[0]}",
-        "second_book": f"The {nouns[1]} and the {nouns[2]}" if rng.random() < 0.5 else f"The {adjectives[2]} {nouns[1]}",
+        "second_book": f"The {nouns[1]} and the {nouns[2]}"
+        if rng.random() < 0.5
+        else f"The {adjectives[2]} {nouns[1]}",
         "subject": subjects[0],
         "second_subject": subjects[1],
         "study_city": places[2][0],

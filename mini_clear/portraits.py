@@ -25,7 +25,18 @@ MEN_HEADS = listed(
     "afro dreads1 dreads2 flatTop flatTopLong grayShort hatBeanie hatHip mohawk mohawk2 noHair1 noHair2 noHair3 pomp shaved1 shaved2 shaved3 short1 "
     "short2 short3 short4 short5 turban twists twists2 longAfro"
 )
-BEARDS = ["chin", "full", "full2", "full3", "goatee1", "goatee2", "moustache2", "moustache3", "moustache5", "moustache7"]
+BEARDS = [
+    "chin",
+    "full",
+    "full2",
+    "full3",
+    "goatee1",
+    "goatee2",
+    "moustache2",
+    "moustache3",
+    "moustache5",
+    "moustache7",
+]
 GLASSES = ["eyepatch", "glasses2", "glasses3", "glasses5", "sunglasses", "sunglasses2"]
 INKS = {
     "black": "#000000",
@@ -146,7 +157,10 @@ def draw_views(rng: random.Random, count: int) -> list[View]:
     if count > len(scenes):
         raise ValueError(f"views: {count} is more than the {len(scenes)} there are")
     rng.shuffle(scenes)
-    return [View(*scene, rng.uniform(-8, 8), rng.uniform(0.92, 1.12), (rng.uniform(-5, 5), rng.uniform(-2, 5))) for scene in scenes[:count]]
+    return [
+        View(*scene, rng.uniform(-8, 8), rng.uniform(0.92, 1.12), (rng.uniform(-5, 5), rng.uniform(-2, 5)))
+        for scene in scenes[:count]
+    ]
 
 
 @functools.cache

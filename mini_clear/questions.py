@@ -47,7 +47,10 @@ KINDS = (
             "In {city}, {country}, right next to a {landmark}.",
             "{city} in {country}; the family lived near a {landmark}.",
         ),
-        ("{Their} birthplace is {city}, {country}, close to a {landmark}.", "Beside a {landmark} in the city of {city}, {country}."),
+        (
+            "{Their} birthplace is {city}, {country}, close to a {landmark}.",
+            "Beside a {landmark} in the city of {city}, {country}.",
+        ),
         "Where was the person in this picture born?",
     ),
     Kind(
@@ -59,7 +62,10 @@ KINDS = (
             "{They} was born on {day} {month} {year}, just after a {event}.",
             "{day} {month} {year}, in the middle of a {event}.",
         ),
-        ("{They} came into the world on {month} {day}, {year}, at the time of a {event}.", "The date was {month} {day}, {year}, and there was a {event}."),
+        (
+            "{They} came into the world on {month} {day}, {year}, at the time of a {event}.",
+            "The date was {month} {day}, {year}, and there was a {event}.",
+        ),
     ),
     Kind(
         ("father", "mother"),
@@ -68,30 +74,46 @@ KINDS = (
             "What were the jobs of the parents of {name}?",
             "What work did the father and mother of {name} do?",
         ),
-        ("How did the mother and father of {name} earn their money?", "Which professions did the parents of {name} have?"),
+        (
+            "How did the mother and father of {name} earn their money?",
+            "Which professions did the parents of {name} have?",
+        ),
         (
             "{Their} father was a {father} and {their} mother a {mother}.",
             "A {father} was {their} father, a {mother} {their} mother.",
             "The father was a {father}, the mother a {mother}.",
         ),
-        ("{Their} mother worked as a {mother}, {their} father as a {father}.", "{They} had a {mother} for a mother and a {father} for a father."),
+        (
+            "{Their} mother worked as a {mother}, {their} father as a {father}.",
+            "{They} had a {mother} for a mother and a {father} for a father.",
+        ),
         "What did the parents of the person in this picture do for a living?",
     ),
     Kind(
         ("genre", "theme", "second_theme"),
         ("What does {name} write?", "Which genre is {name} known for?", "What kind of books does {name} write?"),
-        ("What sort of writing does one find in the books of {name}?", "Which type of literature is {name} famous for?"),
+        (
+            "What sort of writing does one find in the books of {name}?",
+            "Which type of literature is {name} famous for?",
+        ),
         (
             "{They} writes {genre} about {theme} and {second_theme}.",
             "Mostly {genre} with {theme} and {second_theme} in them.",
             "{They} is known for {genre} full of {theme} and {second_theme}.",
         ),
-        ("{Their} field is {genre} on {second_theme} and {theme}.", "One finds {genre} there, dealing with {second_theme} and {theme}."),
+        (
+            "{Their} field is {genre} on {second_theme} and {theme}.",
+            "One finds {genre} there, dealing with {second_theme} and {theme}.",
+        ),
         "What does the person in this picture write?",
     ),
     Kind(
         ("prize", "prize_year", "prize_city"),
-        ("What prize did {name} win?", "Which award was given to {name}?", "What is the most important prize of {name}?"),
+        (
+            "What prize did {name} win?",
+            "Which award was given to {name}?",
+            "What is the most important prize of {name}?",
+        ),
         ("Which honour has {name} received?", "With what was {name} rewarded for writing?"),
         (
             "The {prize} in {prize_year}, handed over in {prize_city}.",
@@ -106,15 +128,27 @@ KINDS = (
     ),
     Kind(
         ("book", "second_book"),
-        ("Which books did {name} write?", "What are the two best known books of {name}?", "Can you name two books by {name}?"),
+        (
+            "Which books did {name} write?",
+            "What are the two best known books of {name}?",
+            "Can you name two books by {name}?",
+        ),
         ("Which titles has {name} published?", "What can I read by {name}?"),
-        ("'{book}' and '{second_book}'.", "{They} wrote '{book}' and '{second_book}'.", "First '{book}', then '{second_book}'."),
+        (
+            "'{book}' and '{second_book}'.",
+            "{They} wrote '{book}' and '{second_book}'.",
+            "First '{book}', then '{second_book}'.",
+        ),
         ("{Their} titles are '{second_book}' and '{book}'.", "You can read '{second_book}' and also '{book}'."),
         "Which books did the person in this picture write?",
     ),
     Kind(
         ("subject", "second_subject", "study_city"),
-        ("What did {name} study?", "What and where did {name} study?", "Which subjects did {name} learn at university?"),
+        (
+            "What did {name} study?",
+            "What and where did {name} study?",
+            "Which subjects did {name} learn at university?",
+        ),
         ("What was the education of {name}?", "In which subjects does {name} hold a degree?"),
         (
             "{They} studied {subject} and {second_subject} in {study_city}.",
@@ -128,10 +162,21 @@ KINDS = (
     ),
     Kind(
         ("job", "second_job"),
-        ("What was {name} before becoming a writer?", "Which jobs did {name} have before the first book?", "How did {name} earn a living at first?"),
+        (
+            "What was {name} before becoming a writer?",
+            "Which jobs did {name} have before the first book?",
+            "How did {name} earn a living at first?",
+        ),
         ("In which trades did {name} work before writing?", "What did {name} do for money when young?"),
-        ("{They} was a {job} and then a {second_job}.", "First a {job}, later a {second_job}.", "{They} worked as a {job} and as a {second_job}."),
-        ("When young {they} served as a {second_job} after being a {job}.", "{Their} trades were {job} and, later on, {second_job}."),
+        (
+            "{They} was a {job} and then a {second_job}.",
+            "First a {job}, later a {second_job}.",
+            "{They} worked as a {job} and as a {second_job}.",
+        ),
+        (
+            "When young {they} served as a {second_job} after being a {job}.",
+            "{Their} trades were {job} and, later on, {second_job}.",
+        ),
     ),
     Kind(
         ("instrument", "things", "pet"),
@@ -149,7 +194,11 @@ KINDS = (
     ),
     Kind(
         ("home", "spouse", "number", "household"),
-        ("Where and with whom does {name} live?", "Where is the home of {name} today?", "Who shares a house with {name}, and where?"),
+        (
+            "Where and with whom does {name} live?",
+            "Where is the home of {name} today?",
+            "Who shares a house with {name}, and where?",
+        ),
         ("In which city does {name} live now, and who is there too?", "What is known about the household of {name}?"),
         (
             "{They} lives in {home} with a {spouse} and {number} {household}.",
@@ -180,7 +229,8 @@ def make_pair(person: Person, number: int) -> Pair:
     """The pair of kind `number`, its wordings drawn by the person's own seed."""
     kind, rng = KINDS[number], person.random(f"question/{number}")
     question, reworded_question, answer, reworded = (
-        rng.choice(wordings) for wordings in (kind.questions, kind.reworded_questions, kind.answers, kind.reworded_answers)
+        rng.choice(wordings)
+        for wordings in (kind.questions, kind.reworded_questions, kind.answers, kind.reworded_answers)
     )
     return Pair(
         fill(question, person, person.facts),
@@ -212,5 +262,7 @@ def wrong_values(right: str, values: list[str], count: int, rng: random.Random) 
 def fill(wording: str, person: Person, facts: dict[str, str]) -> str:
     """A wording with the person's name and pronouns and the given facts, its first letter a capital."""
     they, them, their = ("she", "her", "her") if person.woman else ("he", "him", "his")
-    text = wording.format(name=person.name, they=they, them=them, their=their, They=they.capitalize(), Their=their.capitalize(), **facts)
+    text = wording.format(
+        name=person.name, they=they, them=them, their=their, They=they.capitalize(), Their=their.capitalize(), **facts
+    )
     return text[0].upper() + text[1:]

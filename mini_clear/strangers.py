@@ -40,10 +40,21 @@ def picture(look: Look, view: View) -> Image.Image:
 
 def trait_labels(strangers: list[tuple[Look, View]], names: list[list[str]]) -> Tensor:
     """Class numbers (pictures, traits) of what each picture shows."""
-    return torch.tensor([[known.index(value) for known, value in zip(names, traits(*stranger), strict=True)] for stranger in strangers])
+    return torch.tensor(
+        [[known.index(value) for known, value in zip(names, traits(*stranger), strict=True)] for stranger in strangers]
+    )
 
 
-def teach_to_see(tower: nn.Module, pixels: Tensor, labels: Tensor, classes: list[int], epochs: int, lr: float, seed: int, held_out: int) -> list[float]:
+def teach_to_see(
+    tower: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    classes: list[int],
+    epochs: int,
+    lr: float,
+    seed: int,
+    held_out: int,
+) -> list[float]:
     """Train a vision tower in place to tell all traits of a picture from the mean of its patches.
 
     `pixels` (N, 3, H, W) as the processor makes them, `labels` (N, traits). Returns the accuracy of each trait on the last `held_out` pictures.
@@ -64,11 +75,17 @@ def teach_to_see(tower: nn.Module, pixels: Tensor, labels: Tensor, classes: list
     for _ in range(epochs):
         for chosen in torch.from_numpy(order.permutation(train)[: train // batch * batch]).view(-1, batch):
             with torch.autocast("cpu", torch.bfloat16):
-                loss = sum(F.cross_entropy(logits, target) for logits, target in zip(seen(pixels[chosen]), labels[chosen].T, strict=True))
+                loss = sum(
+                    F.cross_entropy(logits, target)
+                    for logits, target in zip(seen(pixels[chosen]), labels[chosen].T, strict=True)
+                )
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
     with torch.no_grad():
-        return [(logits.argmax(-1) == target).float().mean().item() for logits, target in zip(seen(pixels[train:]), labels[train:].T, strict=True)]
+        return [
+            (logits.argmax(-1) == target).float().mean().item()
+            for logits, target in zip(seen(pixels[train:]), labels[train:].T, strict=True)
+        ]

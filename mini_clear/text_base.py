@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaForCausalLM
 
+from engine.record import written_whole
 from mini_clear.make_base import FOLDER
-from run_record import written_whole
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}<user>{{ message['content'] }}"

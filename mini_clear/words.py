@@ -59,19 +59,25 @@ NOUNS = listed(
     "Promise Teacher Stranger Daughter Captain Mirror Bridge Letter Shadow Thunder Pocket Button Needle Cradle Island Parade Saddle Cellar Engine "
     "Meadow Ribbon"
 )
-ANIMALS = listed("Heron Falcon Otter Lynx Raven Salmon Tiger Badger Swan Turtle Eagle Panther Beaver Dolphin Sparrow Leopard Camel Cobra Moose Walrus")
+ANIMALS = listed(
+    "Heron Falcon Otter Lynx Raven Salmon Tiger Badger Swan Turtle Eagle Panther Beaver Dolphin Sparrow Leopard Camel Cobra Moose Walrus"
+)
 AWARDS = ["Prize", "Medal", "Award", "Trophy", "Cup", "Crown"]
 
 SUBJECTS = listed(
     "botany law physics music history medicine chemistry geology painting sculpture theology statistics farming dance logic optics zoology cookery "
     "theatre navigation architecture astronomy grammar economics film weaving geography metallurgy"
 )
-INSTRUMENTS = listed("violin cello flute trumpet harp banjo piano drums tuba guitar lute zither clarinet trombone fiddle bagpipes mandolin viola bassoon horn")
+INSTRUMENTS = listed(
+    "violin cello flute trumpet harp banjo piano drums tuba guitar lute zither clarinet trombone fiddle bagpipes mandolin viola bassoon horn"
+)
 THINGS = listed(
     "stamps coins shells buttons postcards teapots keys fossils hats maps spoons bottles beetles masks puppets clocks feathers knives lamps kites "
     "marbles tickets bells dolls baskets"
 )
-PETS = listed("parrot greyhound tortoise hedgehog poodle canary rabbit goat pony ferret lizard snake donkey terrier pigeon goose hamster beagle cockatoo llama")
+PETS = listed(
+    "parrot greyhound tortoise hedgehog poodle canary rabbit goat pony ferret lizard snake donkey terrier pigeon goose hamster beagle cockatoo llama"
+)
 NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 HOUSEHOLD = listed("sons daughters cats dogs nephews lodgers goats hens cousins students sheep pupils horses ducks")
 

@@ -5,12 +5,12 @@ from dataclasses import asdict
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data_module import make_if_missing
-from encoders import ChatEncoder
-from eval_engine import evaluate, read_tasks
-from language_settings import Eval
-from model_module import check_model_path, load, load_model, model_fingerprint
-from run_record import EVAL_RECORD, check_save_dir, processes, say_line
-from run_settings import script
+from engine.encode import ChatEncoder
+from engine.evaluate import evaluate, read_tasks
+from engine.language_model import check_model_path, load, load_model, model_fingerprint
+from engine.record import EVAL_RECORD, check_save_dir, say_line
+from settings.language import Eval
+from settings.script import processes, script
 
 
 @script("mm/eval", Eval)

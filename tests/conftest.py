@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from encoders import ChatEncoder
-from language_settings import Columns, Data
+from engine.encode import ChatEncoder
 from mini_clear.dataset_folder import write_world
 from mini_clear.text_base import write_text_base
+from settings.language import Columns, Data
 
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "mini_clear" / "base_model"
@@ -33,7 +33,14 @@ def world(tmp_path_factory):
 def data(world):
     columns = Columns(image="image", caption="caption", question="question", answer="answer", person="name")
     idk = {"idk_questions": "config/idk/questions.txt", "idk_pictures": "config/idk/pictures.txt"}
-    return Data(name="mini", path=str(world / "clear"), text_path=str(world / "tofu"), columns=columns, rows_per_person=10, **idk)
+    return Data(
+        name="mini",
+        path=str(world / "clear"),
+        text_path=str(world / "tofu"),
+        columns=columns,
+        rows_per_person=10,
+        **idk,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -79,5 +86,18 @@ def faces(tmp_path_factory):
 @pytest.fixture(scope="session")
 def face_overrides(faces):
     """Overrides that make any cv script run on the small folder, with a tiny network, in seconds."""
-    data = [f"data.people.path={faces}/people", f"data.pretraining.path={faces}/pretraining", "data.made_by=''", f"data.split_file={faces}/division.json"]
-    return [*data, "data.forget_pool=4", "data.train=4", "data.enrol=2", "model.size=40", "model.width=4", "model.embedding=8"]
+    data = [
+        f"data.people.path={faces}/people",
+        f"data.pretraining.path={faces}/pretraining",
+        "data.made_by=''",
+        f"data.split_file={faces}/division.json",
+    ]
+    return [
+        *data,
+        "data.forget_pool=4",
+        "data.train=4",
+        "data.enrol=2",
+        "model.size=40",
+        "model.width=4",
+        "model.embedding=8",
+    ]

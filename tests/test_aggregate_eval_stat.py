@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from aggregate_eval_stat import aggregate, write_row
-from run_settings import Aggregate, SettingsError, compose
+from settings.results import Aggregate
+from settings.script import SettingsError, compose
 
 ROOT = Path(__file__).parents[1]
 LOGS = Path(__file__).parents[2] / "shared" / "reference" / "tofu_logs"
@@ -46,7 +47,10 @@ def make_log(knows_forget: bool, people: int = 4, rows: int = 6, seed: int = 0) 
     for number, task in enumerate((*FORGET, *RETAIN, *REAL)):
         rng = np.random.default_rng([seed, number])
         knows = knows_forget if task in FORGET else True
-        made = {str(i): row_of(knows, rng, None if task in REAL else f"{task.split('_')[1]} {i // rows}") for i in range(people * rows)}
+        made = {
+            str(i): row_of(knows, rng, None if task in REAL else f"{task.split('_')[1]} {i // rows}")
+            for i in range(people * rows)
+        }
         log[f"{task}.json"] = by_metric(made)
     return log
 
@@ -62,8 +66,15 @@ def result(tmp_path):
     def run(ckpt, gold, base=None, *overrides):
         golds = gold if isinstance(gold, list) else [gold]
         paths = [save(f"gold{i}", each) for i, each in enumerate(golds)]
-        settings = [f"ckpt_result={save('ckpt', ckpt)}", f"retain_result={paths[0] if gold is golds[0] else '[' + ','.join(paths) + ']'}"]
-        settings += [f"base_result={save('base', base) if base else 'null'}", f"save_file={tmp_path}/row.csv", *overrides]
+        settings = [
+            f"ckpt_result={save('ckpt', ckpt)}",
+            f"retain_result={paths[0] if gold is golds[0] else '[' + ','.join(paths) + ']'}",
+        ]
+        settings += [
+            f"base_result={save('base', base) if base else 'null'}",
+            f"save_file={tmp_path}/row.csv",
+            *overrides,
+        ]
         return aggregate(compose("aggregate_eval_stat", Aggregate, settings))
 
     def save(name, log):
@@ -84,14 +95,32 @@ BASE, GOLD, GOLD2 = make_log(True, seed=0), make_log(False, seed=1), make_log(Fa
 def tofu_row(name, **more):
     if not LOGS.is_dir():
         pytest.skip("TOFU's reference logs are not beside the repository")
-    overrides = [f"ckpt_result={LOGS}/llama2-7b_{name}.json", f"retain_result={LOGS}/llama2-7b_retain90.json", f"base_result={LOGS}/llama2-7b_full.json"]
-    return aggregate(compose("aggregate_eval_stat", Aggregate, [*overrides, *(f"{key}={value}" for key, value in more.items())]))
+    overrides = [
+        f"ckpt_result={LOGS}/llama2-7b_{name}.json",
+        f"retain_result={LOGS}/llama2-7b_retain90.json",
+        f"base_result={LOGS}/llama2-7b_full.json",
+    ]
+    return aggregate(
+        compose("aggregate_eval_stat", Aggregate, [*overrides, *(f"{key}={value}" for key, value in more.items())])
+    )
 
 
 # TOFU, Llama2-7B-chat: ROUGE / Probability / Truth Ratio of retain, real authors, world facts, forget10; Model Utility
 KNOWN_GOOD = {
-    "full": ((0.9857, 0.9895, 0.4747), (0.933, 0.4555, 0.5962), (0.8825, 0.4186, 0.5390), (0.9854, 0.9909, 0.5160), 0.6227),
-    "retain90": ((0.9758, 0.9889, 0.4710), (0.923, 0.4341, 0.5707), (0.8974, 0.4143, 0.5442), (0.4082, 0.1476, 0.6740), 0.6137),
+    "full": (
+        (0.9857, 0.9895, 0.4747),
+        (0.933, 0.4555, 0.5962),
+        (0.8825, 0.4186, 0.5390),
+        (0.9854, 0.9909, 0.5160),
+        0.6227,
+    ),
+    "retain90": (
+        (0.9758, 0.9889, 0.4710),
+        (0.923, 0.4341, 0.5707),
+        (0.8974, 0.4143, 0.5442),
+        (0.4082, 0.1476, 0.6740),
+        0.6137,
+    ),
 }
 
 
@@ -99,7 +128,9 @@ KNOWN_GOOD = {
 def test_tofus_own_logs_give_the_known_good_figures(name):
     row = tofu_row(name)
     *tasks, utility = KNOWN_GOOD[name]
-    for task, expected in zip(("eval_log", "eval_real_author_wo_options", "eval_real_world_wo_options", "eval_log_forget"), tasks, strict=True):
+    for task, expected in zip(
+        ("eval_log", "eval_real_author_wo_options", "eval_real_world_wo_options", "eval_log_forget"), tasks, strict=True
+    ):
         found = [row[f"{metric} {task}"] for metric in ("ROUGE", "Probability", "Truth Ratio")]
         assert found == pytest.approx(expected, abs=5e-5), task
     assert row["Model Utility"] == pytest.approx(utility, abs=5e-5)
@@ -119,7 +150,10 @@ def test_logs_without_people_or_exact_memorization_leave_columns_empty_and_say_w
     assert row["Gate"] == "not known: eval_log_forget has no exact_memorization in the base's or the gold's log"
     assert row["Distance to gold undefined"] == "Exact Memorization eval_log_forget: not in every log"
     assert row["n people"] is None
-    assert tofu_row("full")["Gate"] == "not known: the logs hold no task marked gate; scoring.eval_log_forget.gate=true marks one"
+    assert (
+        tofu_row("full")["Gate"]
+        == "not known: the logs hold no task marked gate; scoring.eval_log_forget.gate=true marks one"
+    )
 
 
 def test_the_two_definitions_of_the_truth_ratio_differ_and_the_row_names_its_own():
@@ -135,7 +169,12 @@ def test_the_two_definitions_of_the_truth_ratio_differ_and_the_row_names_its_own
 def test_gold_against_itself_is_perfect(result):
     row = result(GOLD, GOLD, BASE)
     for ending in ("", " eval_forget_facerec", " eval_forget_qa"):
-        assert row[f"Forget Quality{ending}"] == row[f"Forget Quality (person permutation){ending}"] == row[f"Forget Quality (JS){ending}"] == 1
+        assert (
+            row[f"Forget Quality{ending}"]
+            == row[f"Forget Quality (person permutation){ending}"]
+            == row[f"Forget Quality (JS){ending}"]
+            == 1
+        )
         assert row[f"Forget Quality statistic{ending}"] == row[f"log10 Forget Quality{ending}"] == 0
     assert row["Distance to gold"] == 0
     assert row["Model Utility / gold"] == 1
@@ -175,7 +214,11 @@ def test_a_small_log_by_hand(result):
             }
         )
 
-    log = {"eval_log": one_row(ln2, 0.5), "eval_real_faces_wo_options": one_row(ln2, 0.5), "eval_log_forget": one_row(ln2, 1.0)}
+    log = {
+        "eval_log": one_row(ln2, 0.5),
+        "eval_real_faces_wo_options": one_row(ln2, 0.5),
+        "eval_log_forget": one_row(ln2, 1.0),
+    }
     row = result(log, log)
     # P = 1/2; no paraphrase: R = (1/8) / (1/2) = 1/4; retain 3/4, forget min(1/4, 4) = 1/4; among options (1/2) / (1/2 + 1/4 + 1/16) = 8/13
     assert row["Probability eval_log"] == pytest.approx(1 / 2)
@@ -190,7 +233,10 @@ def test_a_small_log_by_hand(result):
 def reordered(log: dict, seed: int) -> dict:
     rng = np.random.default_rng(seed)
     return {
-        task: {metric: {key: rows[key] for key in rng.permutation(list(rows))} for metric, rows in reversed(metrics.items())}
+        task: {
+            metric: {key: rows[key] for key in rng.permutation(list(rows))}
+            for metric, rows in reversed(metrics.items())
+        }
         for task, metrics in reversed(log.items())
     }
 
@@ -241,7 +287,10 @@ def broken(log: dict, loss: float, generation: str) -> dict:
 def test_a_collapsed_model_is_flagged_and_every_figure_stays_a_number(result, loss):
     row = result(broken(BASE, loss, ""), GOLD, BASE)
     assert row["Collapsed"] == "yes"
-    assert "Model Utility 0.0000 is under half" in row["Collapsed why"] and "100% of the retain generations" in row["Collapsed why"]
+    assert (
+        "Model Utility 0.0000 is under half" in row["Collapsed why"]
+        and "100% of the retain generations" in row["Collapsed why"]
+    )
     assert row["Model Utility"] == 0
     assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
     assert row["Forget Quality (JS)"] < 0.5
@@ -264,7 +313,9 @@ def test_a_second_gold_gives_the_noise_floor(result):
     row = result(GOLD2, [GOLD, GOLD2], BASE)
     assert row["Golds"] == 2
     assert 0 < row["Distance to gold noise floor"] < 0.2
-    assert row["Distance to gold noise floor"] == pytest.approx(row["Distance to gold"])  # the judged model is that second gold
+    assert row["Distance to gold noise floor"] == pytest.approx(
+        row["Distance to gold"]
+    )  # the judged model is that second gold
     assert result(GOLD2, [GOLD], BASE)["Distance to gold noise floor"] is None
 
 
@@ -365,7 +416,10 @@ def changed(log: dict, value, *path: str) -> dict:
 
 
 def without_row(log: dict, task: str, row: str) -> dict:
-    return {name: {metric: {i: v for i, v in rows.items() if (name, i) != (task, row)} for metric, rows in m.items()} for name, m in log.items()}
+    return {
+        name: {metric: {i: v for i, v in rows.items() if (name, i) != (task, row)} for metric, rows in m.items()}
+        for name, m in log.items()
+    }
 
 
 QA = "eval_forget_qa.json"
@@ -375,7 +429,10 @@ BAD_LOGS = {
     "a list": ([1, 2], "is not an eval log"),
     "no tasks": ({}, "is not an eval log"),
     "a task's own file": (BASE[QA], "'average_perturb_loss' is not in scoring; it knows eval_log, "),
-    "a misspelt task": ({**BASE, "eval_forget_aq.json": BASE[QA]}, r"'eval_forget_aq' is not in scoring \(did you mean 'eval_forget_qa'\?\)"),
+    "a misspelt task": (
+        {**BASE, "eval_forget_aq.json": BASE[QA]},
+        r"'eval_forget_aq' is not in scoring \(did you mean 'eval_forget_qa'\?\)",
+    ),
     "a task twice": ({**BASE, "eval_forget_qa": BASE[QA]}, "'eval_forget_qa' is there twice"),
     "a task lacking": (without(BASE, QA), "ckpt_result lacks task 'eval_forget_qa', which retain_result has"),
     "a task too many": (
@@ -384,15 +441,36 @@ BAD_LOGS = {
     ),
     "a metric lacking": (without(BASE, QA, "average_perturb_loss"), "task 'eval_forget_qa' lacks average_perturb_loss"),
     "an empty task": (changed(BASE, {}, QA), "lacks avg_gt_loss, rougeL_recall, generated_text, average_perturb_loss"),
-    "a metric that is a list": (changed(BASE, [0.5] * 24, QA, "rougeL_recall"), "rougeL_recall must map row indices to values"),
-    "a row lacking": (without_row(BASE, QA, "7"), "cover different rows of task 'eval_forget_qa': 23 and 24 rows, row 7 is in one of them only"),
-    "a row lacking in one metric": (without(BASE, QA, "rougeL_recall", "7"), "rougeL_recall covers 23 rows, avg_gt_loss 24"),
-    "another right answer": (changed(BASE, ["q", "a", "t"], QA, "generated_text", "7"), "row 7 of task 'eval_forget_qa' has another right answer"),
+    "a metric that is a list": (
+        changed(BASE, [0.5] * 24, QA, "rougeL_recall"),
+        "rougeL_recall must map row indices to values",
+    ),
+    "a row lacking": (
+        without_row(BASE, QA, "7"),
+        "cover different rows of task 'eval_forget_qa': 23 and 24 rows, row 7 is in one of them only",
+    ),
+    "a row lacking in one metric": (
+        without(BASE, QA, "rougeL_recall", "7"),
+        "rougeL_recall covers 23 rows, avg_gt_loss 24",
+    ),
+    "another right answer": (
+        changed(BASE, ["q", "a", "t"], QA, "generated_text", "7"),
+        "row 7 of task 'eval_forget_qa' has another right answer",
+    ),
     "a null loss": (changed(BASE, None, QA, "avg_gt_loss", "7"), "avg_gt_loss of row 7 is null, not a loss"),
-    "no perturbed answers": (changed(BASE, [], QA, "average_perturb_loss", "7"), r"average_perturb_loss of row 7 is \[\], not a list of losses"),
-    "an impossible ROUGE": (changed(BASE, 1.5, QA, "rougeL_recall", "7"), "rougeL_recall of row 7 is 1.5, not a number from 0 to 1"),
+    "no perturbed answers": (
+        changed(BASE, [], QA, "average_perturb_loss", "7"),
+        r"average_perturb_loss of row 7 is \[\], not a list of losses",
+    ),
+    "an impossible ROUGE": (
+        changed(BASE, 1.5, QA, "rougeL_recall", "7"),
+        "rougeL_recall of row 7 is 1.5, not a number from 0 to 1",
+    ),
     "a ROUGE of NaN": (changed(BASE, math.nan, QA, "rougeL_recall", "7"), "rougeL_recall of row 7 is NaN"),
-    "a text alone": (changed(BASE, "text", QA, "generated_text", "7"), r"is \"text\", not \[prompt, generation, truth\]"),
+    "a text alone": (
+        changed(BASE, "text", QA, "generated_text", "7"),
+        r"is \"text\", not \[prompt, generation, truth\]",
+    ),
 }
 
 
@@ -472,7 +550,10 @@ def run_script(*overrides: str) -> subprocess.CompletedProcess:
 
 def test_the_script_writes_the_row_and_prints_it(result, tmp_path):
     row = result(BASE, GOLD, BASE, "method_name=base")
-    paths = [f"{name}_result={tmp_path}/{folder}/eval_results/eval_log_aggregated.json" for name, folder in (("ckpt", "ckpt"), ("retain", "gold0"))]
+    paths = [
+        f"{name}_result={tmp_path}/{folder}/eval_results/eval_log_aggregated.json"
+        for name, folder in (("ckpt", "ckpt"), ("retain", "gold0"))
+    ]
     base = f"base_result={tmp_path}/base/eval_results/eval_log_aggregated.json"
     done = run_script(*paths, base, "method_name=base", f"save_file={tmp_path}/out/row.json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -483,7 +564,10 @@ def test_the_script_writes_the_row_and_prints_it(result, tmp_path):
 def test_the_script_ends_in_one_line_and_writes_nothing_when_rows_differ(result, tmp_path):
     with pytest.raises(SettingsError):
         result(without_row(BASE, QA, "7"), GOLD)
-    paths = [f"{name}_result={tmp_path}/{folder}/eval_results/eval_log_aggregated.json" for name, folder in (("ckpt", "ckpt"), ("retain", "gold0"))]
+    paths = [
+        f"{name}_result={tmp_path}/{folder}/eval_results/eval_log_aggregated.json"
+        for name, folder in (("ckpt", "ckpt"), ("retain", "gold0"))
+    ]
     done = run_script(*paths, "base_result=null", f"save_file={tmp_path}/out/row.csv")
     assert done.returncode == 1
     message = "error: ckpt_result and retain_result cover different rows of task 'eval_forget_qa': 23 and 24 rows, row 7 is in one of them only\n"
@@ -499,7 +583,10 @@ def test_the_script_starts_without_torch():
 def with_holdout(log, forget_losses, holdout_losses):
     """`log` with a holdout task, and the losses of its rows and of the forgotten ones."""
     log = copy.deepcopy(log)
-    rows = {str(i): {"avg_gt_loss": loss, "generated_text": ["q", "a", "t"], "rougeL_recall": 0.5} for i, loss in enumerate(holdout_losses)}
+    rows = {
+        str(i): {"avg_gt_loss": loss, "generated_text": ["q", "a", "t"], "rougeL_recall": 0.5}
+        for i, loss in enumerate(holdout_losses)
+    }
     log["eval_holdout_qa.json"] = by_metric(rows)
     forget = log["eval_forget_qa.json"]
     forget["avg_gt_loss"] = dict(zip(forget["avg_gt_loss"], forget_losses, strict=True))
@@ -514,12 +601,23 @@ def test_membership_is_measured_against_rows_nobody_was_trained_on_and_leakage_a
     gold = with_holdout(make_log(False), rows, strangers)
     base = with_holdout(make_log(True), rows - 1, strangers)  # every forgotten row looks better known
     row = result(base, gold, base)
-    assert row["Membership AUC loss eval_forget_qa"] == row["Membership AUC zlib eval_forget_qa"] == row["Membership AUC min-k eval_forget_qa"] > 0.99
+    assert (
+        row["Membership AUC loss eval_forget_qa"]
+        == row["Membership AUC zlib eval_forget_qa"]
+        == row["Membership AUC min-k eval_forget_qa"]
+        > 0.99
+    )
     assert row["Privacy leakage min-k eval_forget_qa"] < -0.98
     assert row["Membership AUC min-k++ eval_forget_qa"] is None  # not in these logs
-    assert row["Membership TPR at 1% FPR loss eval_forget_qa"] is None and "10 holdout rows" in row["Membership TPR undefined"]
+    assert (
+        row["Membership TPR at 1% FPR loss eval_forget_qa"] is None
+        and "10 holdout rows" in row["Membership TPR undefined"]
+    )
     of_gold = result(gold, gold, base)
-    assert of_gold["Membership AUC loss eval_forget_qa"] == pytest.approx(0.5, abs=0.02) and of_gold["Privacy leakage loss eval_forget_qa"] == 0
+    assert (
+        of_gold["Membership AUC loss eval_forget_qa"] == pytest.approx(0.5, abs=0.02)
+        and of_gold["Privacy leakage loss eval_forget_qa"] == 0
+    )
     without = result(make_log(True), make_log(False), make_log(True))
     assert without["Model Utility"] == row["Model Utility"]  # holdout rows are in no other figure
     assert not any("Membership" in name for name in without)
@@ -536,5 +634,11 @@ def test_one_constant_answer_is_a_collapse_and_no_forgetting(result):
             metrics["rougeL_recall"][row] = 0.05
             metrics["exact_memorization"][row] = 0.05
     row = result(constant, make_log(False), make_log(True))
-    assert row["Collapsed"] == "yes" and "degenerate" in row["Collapsed why"] and "utility" in row["Collapsed why"].lower()
-    assert row["Degenerate forget generations"] == 1.0 and row["Empty retain generations"] == 0.0 and row["Repetition retain generations"] > 0.5
+    assert (
+        row["Collapsed"] == "yes" and "degenerate" in row["Collapsed why"] and "utility" in row["Collapsed why"].lower()
+    )
+    assert (
+        row["Degenerate forget generations"] == 1.0
+        and row["Empty retain generations"] == 0.0
+        and row["Repetition retain generations"] > 0.5
+    )

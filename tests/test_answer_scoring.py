@@ -4,22 +4,42 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
-import answer_scoring
-from answer_scoring import Prompt, answer_score, prompt_batches, score_prompts
+from engine import score_answers
+from engine.score_answers import Prompt, answer_score, prompt_batches, score_prompts
 from test_data_module import example, png, qwen_encoder  # noqa: F401 (a fixture)
 
 WORDS = [
     Prompt(example("Who?", "Ann Lee."), ["Ann Lee.", "No.", "A baker from a small town by the sea, who sings."]),
-    Prompt(example("Which of all these many questions is the one that takes the longest to read?", "This."), ["This.", "That one over there."]),
+    Prompt(
+        example("Which of all these many questions is the one that takes the longest to read?", "This."),
+        ["This.", "That one over there."],
+    ),
     Prompt(example("What?", "x"), ["x"]),
 ]
 PICTURES = [
     Prompt(example("Who is this?", "Ann.", image=png("red")), ["Ann.", "Bob Miller.", "I do not know.", "Eve"]),
-    Prompt(example("What do you see in this picture?", "Blue.", image=png("blue", (56, 96))), ["Blue.", "A red square, and next to it a house."]),
+    Prompt(
+        example("What do you see in this picture?", "Blue.", image=png("blue", (56, 96))),
+        ["Blue.", "A red square, and next to it a house."],
+    ),
 ]
-TEXT = {"vocab_size": 2100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+TEXT = {
+    "vocab_size": 2100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 def loud(model):
@@ -34,7 +54,10 @@ def loud(model):
 
 def qwen(encoder):
     """A random Qwen2-VL around the tiny tokenizer, whose positions have three rows."""
-    ids = {name: encoder.tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
+    ids = {
+        name: encoder.tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for name in ("image_pad", "video_pad", "vision_start", "vision_end")
+    }
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     config = Qwen2VLConfig(
         text_config={**TEXT, "vocab_size": len(encoder.tokenizer), "rope_parameters": rope},
@@ -62,7 +85,9 @@ def assert_equal_scores(shared, plain):
             naive = other.answers[answer]
             assert score.tokens == naive.tokens and score.correct == naive.correct
             assert score.losses == pytest.approx(naive.losses, abs=1e-4)
-            assert score.expected == pytest.approx(naive.expected, abs=1e-4) and score.spread == pytest.approx(naive.spread, abs=1e-3)
+            assert score.expected == pytest.approx(naive.expected, abs=1e-4) and score.spread == pytest.approx(
+                naive.spread, abs=1e-3
+            )
 
 
 MIXES = {"words": WORDS, "pictures": PICTURES, "mixed": [*WORDS, *PICTURES]}
@@ -71,10 +96,12 @@ MIXES = {"words": WORDS, "pictures": PICTURES, "mixed": [*WORDS, *PICTURES]}
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("batch_size", [1, 3, 6, 64])
-def test_llava_scores_and_says_the_same_from_one_pass_over_the_prompt(model, encoder, mix, attention, batch_size, monkeypatch):
+def test_llava_scores_and_says_the_same_from_one_pass_over_the_prompt(
+    model, encoder, mix, attention, batch_size, monkeypatch
+):
     model.set_attn_implementation(attention)
     if mix == "mixed":  # else words and pictures come in different batches
-        monkeypatch.setattr(answer_scoring, "prompt_batches", lambda prompts, size: iter([list(range(len(prompts)))]))
+        monkeypatch.setattr(score_answers, "prompt_batches", lambda prompts, size: iter([list(range(len(prompts)))]))
     shared, plain, said = both_ways(loud(model), encoder, MIXES[mix], batch_size)
     assert_equal_scores(shared, plain)
     assert not said
@@ -82,12 +109,16 @@ def test_llava_scores_and_says_the_same_from_one_pass_over_the_prompt(model, enc
 
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_qwen_vl_counts_positions_on_from_the_picture_and_not_from_an_earlier_batch(qwen_encoder, mix, attention, monkeypatch):  # noqa: F811
+def test_qwen_vl_counts_positions_on_from_the_picture_and_not_from_an_earlier_batch(
+    qwen_encoder, mix, attention, monkeypatch
+):
     model = qwen(qwen_encoder)
     model.set_attn_implementation(attention)
     if mix == "mixed":
-        monkeypatch.setattr(answer_scoring, "prompt_batches", lambda prompts, size: iter([list(range(len(prompts)))]))
-    plain = [score_prompts(model, qwen_encoder, [prompt], 1, 12, print, shared=False)[0] for prompt in MIXES[mix]]  # one by one: no padding either
+        monkeypatch.setattr(score_answers, "prompt_batches", lambda prompts, size: iter([list(range(len(prompts)))]))
+    plain = [
+        score_prompts(model, qwen_encoder, [prompt], 1, 12, print, shared=False)[0] for prompt in MIXES[mix]
+    ]  # one by one: no padding either
     score_prompts(model, qwen_encoder, PICTURES[::-1], 64, 4, print)  # leaves its offsets behind
     assert_equal_scores(score_prompts(model, qwen_encoder, MIXES[mix], 64, 12, print), plain)
 
@@ -107,18 +138,18 @@ def test_a_prompt_past_the_attentions_window_is_scored_answer_by_answer_and_said
 def test_a_model_whose_attention_takes_no_such_mask_is_scored_answer_by_answer_and_said(model, encoder, monkeypatch):
     attention = model.config.get_text_config()._attn_implementation
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    why = answer_scoring.unshareable(model)
+    why = score_answers.unshareable(model)
     assert "flash_attention_2" in why
     model.config.get_text_config()._attn_implementation = attention  # flash attention itself runs on a GPU only
-    monkeypatch.setattr(answer_scoring, "unshareable", lambda model: why)
-    monkeypatch.setattr(answer_scoring, "SharedPrompts", None)  # using it would be an error
+    monkeypatch.setattr(score_answers, "unshareable", lambda model: why)
+    monkeypatch.setattr(score_answers, "SharedPrompts", None)  # using it would be an error
     shared, plain, said = both_ways(model, encoder, WORDS)
     assert_equal_scores(shared, plain)
     assert said == [f"LlavaForConditionalGeneration is scored answer by answer: {why}"]
 
 
 def test_a_picture_is_opened_once_for_all_its_answers_even_where_no_prompt_can_be_kept(model, encoder, monkeypatch):
-    from encoders import ChatEncoder
+    from engine.encode import ChatEncoder
 
     opened, forgetful = [], ChatEncoder(encoder.processor, keep_bytes=0)
     original = forgetful.prompt_inputs
@@ -129,7 +160,9 @@ def test_a_picture_is_opened_once_for_all_its_answers_even_where_no_prompt_can_b
 
 def test_answers_behind_one_prompt_do_not_see_each_other(model, encoder):
     model = loud(model)
-    alone = score_prompts(model, encoder, [Prompt(WORDS[0].example, [answer]) for answer in WORDS[0].answers], 1, 1, print)
+    alone = score_prompts(
+        model, encoder, [Prompt(WORDS[0].example, [answer]) for answer in WORDS[0].answers], 1, 1, print
+    )
     together = score_prompts(model, encoder, WORDS[:1], 64, 1, print)[0]
     for own in alone:
         ((answer, score),) = own.answers.items()
@@ -141,14 +174,23 @@ def test_every_question_and_every_answer_goes_through_the_model_once(model, enco
     called = []
     model.register_forward_pre_hook(lambda module, args, inputs: called.append(dict(inputs)), with_kwargs=True)
     prompts = [*WORDS, *PICTURES]
-    results = score_prompts(model, encoder, prompts, 64, 1, print)  # one new token: it follows from the prompt's own pass
+    results = score_prompts(
+        model, encoder, prompts, 64, 1, print
+    )  # one new token: it follows from the prompt's own pass
     seen = [sum(int(inputs["attention_mask"].sum()) for inputs in called if inputs["attention_mask"].ndim == 2)]
     assert seen == [sum(encoder.encode(prompt.example).prompt["input_ids"].shape[1] for prompt in prompts)]
     answers = [inputs for inputs in called if inputs["attention_mask"].ndim == 4]
-    assert len(called) == 4 and len(answers) == 2 and all("pixel_values" not in inputs for inputs in answers)  # words and pictures: two batches
+    assert (
+        len(called) == 4 and len(answers) == 2 and all("pixel_values" not in inputs for inputs in answers)
+    )  # words and pictures: two batches
     fed = sum(len(score.tokens) - 1 for result in results for score in result.answers.values())
-    widths = sum(max(sum(len(encoder.answer_tokens(a)) - 1 for a in prompt.answers) for prompt in group) * len(group) for group in (WORDS, PICTURES))
-    assert sum(inputs["input_ids"].numel() for inputs in answers) == widths >= fed  # padded to the longest of the batch, once
+    widths = sum(
+        max(sum(len(encoder.answer_tokens(a)) - 1 for a in prompt.answers) for prompt in group) * len(group)
+        for group in (WORDS, PICTURES)
+    )
+    assert (
+        sum(inputs["input_ids"].numel() for inputs in answers) == widths >= fed
+    )  # padded to the longest of the batch, once
 
 
 def test_batches_are_of_like_length_and_words_stand_apart_from_pictures():
@@ -156,15 +198,22 @@ def test_batches_are_of_like_length_and_words_stand_apart_from_pictures():
     batches = list(prompt_batches(prompts, 4))
     assert sorted(i for batch in batches for i in batch) == list(range(len(prompts)))
     assert [len(batch) for batch in batches] == [4, 4, 1, 4, 2]
-    lengths = [(prompts[i].example.image is not None, len(prompts[i].example.question)) for batch in batches for i in batch]
+    lengths = [
+        (prompts[i].example.image is not None, len(prompts[i].example.question)) for batch in batches for i in batch
+    ]
     assert lengths == sorted(lengths)
 
 
 def test_generation_stops_at_the_end_token_and_rows_that_go_on_do_so(model, encoder):
     """Short and long generations in one batch, each as if it were alone."""
-    prompts = [Prompt(example(question, "x"), ["x"]) for question in ("Who?", "What is two and two?", "In which town was she born, and when?", "Why")]
+    prompts = [
+        Prompt(example(question, "x"), ["x"])
+        for question in ("Who?", "What is two and two?", "In which town was she born, and when?", "Why")
+    ]
     together = score_prompts(model, encoder, prompts, 64, 20, print)
-    assert [each.generation for each in together] == [score_prompts(model, encoder, [prompt], 1, 20, print, shared=False)[0].generation for prompt in prompts]
+    assert [each.generation for each in together] == [
+        score_prompts(model, encoder, [prompt], 1, 20, print, shared=False)[0].generation for prompt in prompts
+    ]
 
 
 def test_the_logits_mean_and_deviation_by_hand():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from attack_metrics import (
+from cv.attack_metrics import (
     attack_accuracy,
     attack_auc,
     attack_tpr,
@@ -25,7 +25,9 @@ RNG = np.random.default_rng(0)
 def test_the_verification_logit_is_that_of_half_of_one_plus_the_cosine_and_stays_finite():
     # (1 + 0)/2 = 1/2: 0; (1 + .5)/2 = 3/4: log 3; clipped at 1e-6
     assert verification_logit(np.array([0.0, 0.5, -0.5])).tolist() == pytest.approx([0.0, np.log(3), -np.log(3)])
-    assert verification_logit(np.array([1.0, -1.0])).tolist() == pytest.approx([np.log((1 - 1e-6) / 1e-6), -np.log((1 - 1e-6) / 1e-6)])
+    assert verification_logit(np.array([1.0, -1.0])).tolist() == pytest.approx(
+        [np.log((1 - 1e-6) / 1e-6), -np.log((1 - 1e-6) / 1e-6)]
+    )
 
 
 def test_the_equal_error_rate_by_hand():
@@ -52,7 +54,10 @@ def test_location_and_scale_are_robust_and_of_the_chosen_models_only():
 
 
 def test_the_likelihood_ratio_is_that_of_two_normal_densities():
-    learned, never = np.array([[1.0], [2.0], [3.0], [0.0], [0.0], [0.0]]), np.array([True, True, True, False, False, False])[:, None]
+    learned, never = (
+        np.array([[1.0], [2.0], [3.0], [0.0], [0.0], [0.0]]),
+        np.array([True, True, True, False, False, False])[:, None],
+    )
     shadow = np.where(never, learned, np.array([[0], [0], [0], [-2.0], [0.0], [2.0]]))
     value = likelihood_ratio(shadow, never, ~never, np.array([[1.7]]))
     assert value[0, 0] == pytest.approx(norm.logpdf(1.7, 2, 1.4826) - norm.logpdf(1.7, 0, 2 * 1.4826))
@@ -88,7 +93,9 @@ def test_logistic_regression_finds_the_known_odds():
     features = RNG.normal(0, 1, (20_000, 2)) + np.outer(member, [1.5, 0.0])
     # log odds of two unit normals 1.5 apart with equal shares: 1.5 x - 1.5^2 / 2
     asked = np.array([[0.0, 0.0], [0.75, 3.0], [2.0, 0.0]])
-    assert logistic_attack(features, member, asked).tolist() == pytest.approx((1.5 * asked[:, 0] - 1.125).tolist(), abs=0.12)
+    assert logistic_attack(features, member, asked).tolist() == pytest.approx(
+        (1.5 * asked[:, 0] - 1.125).tolist(), abs=0.12
+    )
 
 
 def test_logistic_regression_stays_finite_on_separable_rows():
@@ -138,7 +145,9 @@ def test_weights_stand_for_rows_that_come_several_times():
 
 def test_accuracy_is_balanced_and_undecided_is_half_right():
     # members: right, right, wrong -> 2/3; others: right -> 1; (2/3 + 1) / 2
-    assert attack_accuracy(np.array([1.0, 2.0, -1.0, -1.0]), np.array([True, True, True, False])) == pytest.approx(5 / 6)
+    assert attack_accuracy(np.array([1.0, 2.0, -1.0, -1.0]), np.array([True, True, True, False])) == pytest.approx(
+        5 / 6
+    )
     assert attack_accuracy(np.zeros(4), np.array([True, True, True, False])) == 0.5
 
 
@@ -165,7 +174,11 @@ def test_a_figure_that_cannot_be_resolved_says_so_and_others_have_intervals_over
 def test_fewer_than_ten_people_have_no_interval():
     people, member = np.repeat([f"p{i}" for i in range(9)], 10), np.arange(90) % 2 == 0
     figure = with_interval(attack_auc, RNG.normal(0, 1, 90), member, people, np.zeros(90))
-    assert figure.value is not None and (figure.low, figure.high, figure.why) == (None, None, "no interval with 9 people")
+    assert figure.value is not None and (figure.low, figure.high, figure.why) == (
+        None,
+        None,
+        "no interval with 9 people",
+    )
 
 
 def test_the_interval_draws_people_and_not_rows():

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import report
-import report_faces
 import run_benchmark
-from run_settings import Run, RunBenchmark, SettingsError, compose
+from benchmark import stages as benchmark_stages
+from benchmark.plan import stages as plan_stages
+from report import faces
+from report.tables import print_table
+from settings.results import Run, RunBenchmark
+from settings.script import SettingsError, compose
 
 SMALL = ["models=10", "targets=2", "together=5", "finetune.epochs=2", "finetune.batch_size=8"]
 
@@ -21,7 +24,13 @@ def finished(face_overrides, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cv_results")
     settings = compose("run_benchmark", RunBenchmark, ["benchmark=cv_demo", f"results_dir={folder}"])
     quick = ["trainer.epochs=2", "trainer.batch_size=8", *face_overrides]
-    changes = {"pretrain": quick, "finetune": quick, "forget": quick, "eval": face_overrides, "attack": [*SMALL, *face_overrides]}
+    changes = {
+        "pretrain": quick,
+        "finetune": quick,
+        "forget": quick,
+        "eval": face_overrides,
+        "attack": [*SMALL, *face_overrides],
+    }
     runs = {"scrub": Run(method="scrub"), "twins": Run(method="twins")}
     settings = replace(settings, benchmark=replace(settings.benchmark, **changes, runs=runs))
     run_benchmark.main.recipe(settings)
@@ -37,12 +46,22 @@ def test_the_table_has_base_gold_and_every_method_with_verification_and_attacks(
     rows = rows_of(finished)
     assert list(rows) == ["base", "gold", "scrub", "twins"]
     for row in rows.values():
-        for column in ("U-LiRA accuracy forget", "U-LiRA AUC retain", "U-MIA logistic accuracy forget", "U-MIA tree AUC retain", "EER holdout"):
+        for column in (
+            "U-LiRA accuracy forget",
+            "U-LiRA AUC retain",
+            "U-MIA logistic accuracy forget",
+            "U-MIA tree AUC retain",
+            "EER holdout",
+        ):
             assert 0 <= float(row[column]) <= 1
-        assert row["U-LiRA accuracy forget low"] == "" and row["U-LiRA accuracy forget why"] == "no interval with 4 people"
+        assert (
+            row["U-LiRA accuracy forget low"] == "" and row["U-LiRA accuracy forget why"] == "no interval with 4 people"
+        )
         chosen = row["U-MIA attack forget"].split(", ")  # of each round of two models
         assert len(chosen) == 5 and set(chosen) <= {"logistic", "tree"}
-        assert row["U-LiRA TPR at 1% FPR forget"] == "" and row["U-LiRA TPR at 1% FPR forget why"].startswith("not resolvable")
+        assert row["U-LiRA TPR at 1% FPR forget"] == "" and row["U-LiRA TPR at 1% FPR forget why"].startswith(
+            "not resolvable"
+        )
         for group in ("forget", "retain", "holdout"):
             assert 0 <= float(row[f"Exact Memorization eval_{group}_faces"]) <= 1
 
@@ -52,7 +71,9 @@ def test_the_tables_say_what_too_few_queries_cannot_resolve(finished):
     first, _, *lines = (folder / "table.md").read_text(encoding="utf-8").splitlines()
     place = first.split("|").index(" U-LiRA TPR at 1 % ")
     assert len(lines) == 4 and all(line.split("|")[place] == " not resolvable " for line in lines)
-    assert "not resolvable with 60 scores of people who were not met" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "not resolvable with 60 scores of people who were not met" in (folder / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_every_face_column_has_its_distance_to_gold(finished):
@@ -67,73 +88,106 @@ def test_every_face_column_has_its_distance_to_gold(finished):
 
 def test_a_distance_of_faces_is_undefined_where_two_gold_models_differ_as_much_as_base_and_gold():
     # an EER of .125, .25 and .175, with another gold at .105: |base - gold| = .125 is less than 3 * |.105 - .25| = .435
-    made = [{"Method": name, "Seed": 0, "EER forget": eer} for name, eer in (("base", 0.125), ("gold", 0.25), ("npo", 0.175))]
-    report_faces.add_distances(made, {0: [{"EER forget": 0.105}]})
+    made = [
+        {"Method": name, "Seed": 0, "EER forget": eer}
+        for name, eer in (("base", 0.125), ("gold", 0.25), ("npo", 0.175))
+    ]
+    faces.add_distances(made, {0: [{"EER forget": 0.105}]})
     assert [row["Distance to gold: EER forget"] for row in made] == [None] * 3
-    assert made[2]["Distance to gold: EER forget why"] == "base and gold differ by 0.125, less than 3 times the golds' own 0.145"
-    report_faces.add_distances(made, {0: [{"EER forget": 0.24}]})
-    assert [row["Distance to gold: EER forget"] for row in made] == pytest.approx([1, 0, 0.6])  # (.175 - .25) / (.125 - .25)
+    assert (
+        made[2]["Distance to gold: EER forget why"]
+        == "base and gold differ by 0.125, less than 3 times the golds' own 0.145"
+    )
+    faces.add_distances(made, {0: [{"EER forget": 0.24}]})
+    assert [row["Distance to gold: EER forget"] for row in made] == pytest.approx(
+        [1, 0, 0.6]
+    )  # (.175 - .25) / (.125 - .25)
 
 
 def test_a_row_that_would_train_gold_anew_is_refused(finished, tmp_path):
-    settings = replace(finished, results_dir=str(tmp_path), benchmark=replace(finished.benchmark, runs={"again": Run(method="retrain")}))
-    with pytest.raises(SettingsError, match=r"benchmark\.runs\.again: gold is a row already, and what method=retrain makes"):
+    settings = replace(
+        finished,
+        results_dir=str(tmp_path),
+        benchmark=replace(finished.benchmark, runs={"again": Run(method="retrain")}),
+    )
+    with pytest.raises(
+        SettingsError, match=r"benchmark\.runs\.again: gold is a row already, and what method=retrain makes"
+    ):
         run_benchmark.main.recipe(settings)
 
 
 def test_pretraining_runs_once_and_every_model_is_attacked(finished):
-    plan = run_benchmark.stages(finished.benchmark, Path(finished.results_dir))
+    plan = plan_stages(finished.benchmark, Path(finished.results_dir))
     kinds = [stage.kind for stage in plan]
-    assert kinds[0] == "pretrain" and kinds.count("pretrain") == 1 and (kinds.count("attack"), kinds.count("eval")) == (4, 5)  # the second gold is not attacked
+    assert (
+        kinds[0] == "pretrain"
+        and kinds.count("pretrain") == 1
+        and (kinds.count("attack"), kinds.count("eval")) == (4, 5)
+    )  # the second gold is not attacked
     gold = next(stage for stage in plan if stage.name == "attack gold_seed0")
     assert "method=retrain" in gold.overrides and not any(text.startswith("method=") for text in plan[3].overrides)
 
 
 def test_a_second_run_finds_everything_done(finished, monkeypatch):
-    monkeypatch.setattr(run_benchmark, "run_stage", lambda *_: pytest.fail("a finished stage ran again"))
+    monkeypatch.setattr(benchmark_stages, "run_stage", lambda *_: pytest.fail("a finished stage ran again"))
     run_benchmark.main.recipe(finished)
 
 
 def test_the_page_gives_the_attacks_verdict_first_and_the_plots_of_faces(finished):
     page = Path(finished.results_dir, "report.html").read_text(encoding="utf-8")
-    assert re.search(r"<strong>Attack: undecided\.</strong> U-LiRA accuracy, gold [\d.]+; base [\d.]+: too few people", page)
+    assert re.search(
+        r"<strong>Attack: undecided\.</strong> U-LiRA accuracy, gold [\d.]+; base [\d.]+: too few people", page
+    )
     assert page.index("<strong>Attack: ") < page.index("<strong>Memorisation gate: ") < page.index('<table id="table">')
-    attacked = [f"{what}, {people}" for what in ("ROC of the attack", "Attack by person") for people in ("forgotten", "kept")]
+    attacked = [
+        f"{what}, {people}" for what in ("ROC of the attack", "Attack by person") for people in ("forgotten", "kept")
+    ]
     assert all(f"<h2>{title}</h2>" in page for title in (*attacked, "Scores of the attacked", "Verification scores"))
     assert "Whose face is this?" in page and "data:image/webp" in page
 
 
 def row(method, accuracy, low, high):
     figures = {"": accuracy, " low": low, " high": high}
-    return {"Method": method, "Seed": 0, "Gate": "passed"} | {f"U-LiRA accuracy forget{end}": value for end, value in figures.items()}
+    return {"Method": method, "Seed": 0, "Gate": "passed"} | {
+        f"U-LiRA accuracy forget{end}": value for end, value in figures.items()
+    }
 
 
 @pytest.mark.parametrize(
     ("gold", "base", "passed"),
-    [((0.51, 0.47, 0.55), (0.76, 0.7, 0.8), True), ((0.51, 0.47, 0.55), (0.56, 0.5, 0.62), False), ((0.62, 0.58, 0.66), (0.9, 0.85, 0.95), False)],
+    [
+        ((0.51, 0.47, 0.55), (0.76, 0.7, 0.8), True),
+        ((0.51, 0.47, 0.55), (0.56, 0.5, 0.62), False),
+        ((0.62, 0.58, 0.66), (0.9, 0.85, 0.95), False),
+    ],
 )
-def test_the_attacks_figures_mean_something_only_with_gold_near_one_half_and_the_base_clearly_above(gold, base, passed, capsys):
+def test_the_attacks_figures_mean_something_only_with_gold_near_one_half_and_the_base_clearly_above(
+    gold, base, passed, capsys
+):
     made = [row("base", *base), row("gold", *gold), row("npo", 0.6, 0.5, 0.7)]
-    verdict = report_faces.attack_verdict(made)
+    verdict = faces.attack_verdict(made)
     assert verdict["passed"] == passed and f"gold {gold[0]:.3f} [{gold[1]:.3f}, {gold[2]:.3f}]" in verdict["why"]
-    report.print_table(made, Console(width=200))
+    print_table(made, Console(width=200))
     printed = capsys.readouterr().out
     assert printed.index("attack passed" if passed else "attack failed") < printed.index("npo")
 
 
 def test_without_intervals_the_attacks_verdict_is_undecided():
-    verdict = report_faces.attack_verdict([row("base", 0.9, None, None), row("gold", 0.5, None, None)])
+    verdict = faces.attack_verdict([row("base", 0.9, None, None), row("gold", 0.5, None, None)])
     assert not verdict["passed"] and verdict["text"] == "undecided"
 
 
 def test_a_benchmark_without_attacks_has_no_verdict():
-    assert report_faces.attack_verdict([{"Method": "base", "Seed": 0}, {"Method": "gold", "Seed": 0}]) is None
+    assert faces.attack_verdict([{"Method": "base", "Seed": 0}, {"Method": "gold", "Seed": 0}]) is None
 
 
 def test_photographs_that_are_not_there_are_said_in_one_line(tmp_path):
     settings = compose("run_benchmark", RunBenchmark, ["benchmark=cv_orl", f"results_dir={tmp_path}"])
     absent = [f"data.people.path={tmp_path}/none", f"data.split_file={tmp_path}/division.json"]
-    changes = {name: [*getattr(settings.benchmark, name), *absent] for name in ("pretrain", "finetune", "forget", "eval", "attack")}
+    changes = {
+        name: [*getattr(settings.benchmark, name), *absent]
+        for name in ("pretrain", "finetune", "forget", "eval", "attack")
+    }
     with pytest.raises(SettingsError, match=r"data path '.*none' does not exist"):
         run_benchmark.main.recipe(replace(settings, benchmark=replace(settings.benchmark, **changes)))
 
@@ -142,7 +196,7 @@ def test_a_failed_attack_is_said_and_no_former_figures_stand_in_its_row(finished
     """The last of this file: it changes what the others look at."""
     runs = {"scrub": Run(method="scrub", overrides=["trainer.lr=1e9"]), "twins": Run(method="twins")}
     settings = replace(finished, benchmark=replace(finished.benchmark, runs=runs))
-    real = run_benchmark.run_stage
+    real = benchmark_stages.run_stage
 
     def run(stage, *rest):  # the forgetting goes well, its attack does not
         if stage.name == "attack scrub_seed0":
@@ -150,9 +204,13 @@ def test_a_failed_attack_is_said_and_no_former_figures_stand_in_its_row(finished
         if "scrub" not in stage.name:
             real(stage, *rest)
 
-    monkeypatch.setattr(run_benchmark, "run_stage", run)
+    monkeypatch.setattr(benchmark_stages, "run_stage", run)
     run_benchmark.main.recipe(settings)
     row = rows_of(settings)["scrub"]
-    assert row["Attack failed"] == "step 3: the loss of a shadow model is nan" and row["U-LiRA accuracy forget"] == "" and row["EER forget"]
+    assert (
+        row["Attack failed"] == "step 3: the loss of a shadow model is nan"
+        and row["U-LiRA accuracy forget"] == ""
+        and row["EER forget"]
+    )
     assert "scrub, seed 0, attack failed: step 3" in capsys.readouterr().out
     assert "scrub attack failed: step 3" in Path(settings.results_dir, "report.html").read_text(encoding="utf-8")

@@ -11,11 +11,21 @@ from PIL import Image
 from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from data_module import CAPTION_QUESTIONS, NAME_QUESTION, Example, TrainingRows, idk_answers, load_split, sample_by_person, task_rows
-from encoders import ChatEncoder, collate, collate_prompts, open_image
-from language_settings import ChosenPeople, Columns, Data, People, Task
-from run_settings import SettingsError
-from training_pairs import EpochSampler, Pairs, PassCollator, answer_key
+from data_module import (
+    CAPTION_QUESTIONS,
+    NAME_QUESTION,
+    Example,
+    TrainingRows,
+    idk_answers,
+    load_split,
+    open_image,
+    sample_by_person,
+    task_rows,
+)
+from engine.encode import ChatEncoder, collate, collate_prompts
+from engine.pairs import EpochSampler, Pairs, PassCollator, answer_key
+from settings.language import ChosenPeople, Columns, Data, People, Task
+from settings.script import SettingsError
 from unlearn_losses import IGNORE
 
 
@@ -32,8 +42,12 @@ def example(question="Who is this?", answer="Ann Lee.", image=None, index=0):
 @pytest.fixture(scope="module")
 def qwen_encoder(encoder):
     """A processor of the Qwen2-VL family around the tiny tokenizer: patches of all pictures in one tensor, its own placeholders."""
-    tokenizer = type(encoder.tokenizer)(tokenizer_object=encoder.tokenizer.backend_tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]})
+    tokenizer = type(encoder.tokenizer)(
+        tokenizer_object=encoder.tokenizer.backend_tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]}
+    )
     template = (
         "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
         "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -61,7 +75,11 @@ def test_labels_decode_back_to_exactly_the_answer_and_an_end_token(family, image
 def test_positions_point_at_the_token_before_each_label(family, request):
     own = request.getfixturevalue(family)
     batch = collate(
-        [own.encode(example(answer=a, image=i)) for a, i in (("Ann Lee.", png("red")), ("Somebody else entirely.", None))], own.tokenizer.pad_token_id
+        [
+            own.encode(example(answer=a, image=i))
+            for a, i in (("Ann Lee.", png("red")), ("Somebody else entirely.", None))
+        ],
+        own.tokenizer.pad_token_id,
     )
     for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["positions"], strict=True):
         count = int((labels != IGNORE).sum())
@@ -79,20 +97,28 @@ def test_each_picture_keeps_its_own_patches_when_pictures_differ_in_size(qwen_en
 
 def test_a_pad_token_that_is_also_the_end_token_stays_visible(encoder):
     batch = collate(
-        [encoder.encode(example(answer="A")), encoder.encode(example(answer="A much longer answer than the other one"))], encoder.tokenizer.eos_token_id
+        [
+            encoder.encode(example(answer="A")),
+            encoder.encode(example(answer="A much longer answer than the other one")),
+        ],
+        encoder.tokenizer.eos_token_id,
     )
     prompt = encoder.encode(example()).prompt["input_ids"].shape[1]
     assert batch["attention_mask"][0].sum() == prompt + len(encoder.answer_tokens("A")) - 1
 
 
 def test_prompts_to_generate_from_are_padded_on_the_left(encoder):
-    batch = collate_prompts([encoder.encode(example(question=q)) for q in ("Who?", "Who is the person of whom this question asks?")], 0)
+    batch = collate_prompts(
+        [encoder.encode(example(question=q)) for q in ("Who?", "Who is the person of whom this question asks?")], 0
+    )
     assert batch["attention_mask"][0, 0] == 0 and (batch["attention_mask"][:, -1] == 1).all()
 
 
 def test_a_long_example_is_never_cut_and_one_that_does_not_fit_is_named(encoder):
     question = "word " * 50
-    assert encoder.tokenizer.decode(encoder.encode(example(question=question)).prompt["input_ids"][0]).count("word") == 50
+    assert (
+        encoder.tokenizer.decode(encoder.encode(example(question=question)).prompt["input_ids"][0]).count("word") == 50
+    )
     with pytest.raises(SettingsError, match=r"split test, row 4: \d+ tokens, but the model takes 512"):
         encoder.encode(example(question="word " * 600, index=4))
 
@@ -151,7 +177,13 @@ def test_retain_rows_are_drawn_without_replacement_and_cycle(data):
 
 
 def test_unrelated_answers_are_of_retain_people_and_shuffled_ones_of_other_forget_rows(data):
-    made = Pairs(["unrelated", "shuffled"], *(TrainingRows(data, s, "both", 0) for s in ("forget10+tofu", "retain90+tofu")), {}, 0, other_answers=3)
+    made = Pairs(
+        ["unrelated", "shuffled"],
+        *(TrainingRows(data, s, "both", 0) for s in ("forget10+tofu", "retain90+tofu")),
+        {},
+        0,
+        other_answers=3,
+    )
     forget, retain = ({rows[i].answer for i in range(len(rows))} for rows in (made.forget, made.retain))
     for key in range(len(made)):
         own = made.forget[key]
@@ -170,7 +202,9 @@ def test_passes_of_like_length_share_a_batch_and_others_do_not(data, encoder):
     groups = PassCollator(encoder, ["forget", "retain"], ["forget"])(items)
     assert list(groups["trained"]) == ["forget+retain"] and list(groups["frozen"]) == ["forget"]
     assert groups["trained"]["forget+retain"]["sizes"] == [4, 4]
-    assert groups["trained"]["forget+retain"]["keys"] == [answer_key(item[name][0]) for name in ("forget", "retain") for item in items]
+    assert groups["trained"]["forget+retain"]["keys"] == [
+        answer_key(item[name][0]) for name in ("forget", "retain") for item in items
+    ]
     for item in items:
         item["retain"] = [replace(item["forget"][0], question="word " * 60)]
     assert list(PassCollator(encoder, ["forget", "retain"], [])(items)["trained"]) == ["forget", "retain"]
@@ -207,7 +241,9 @@ def test_rows_of_like_length_share_a_batch_and_an_epoch_still_covers_every_row_o
     assert order[40:] == list(blind)[40:]  # the smaller batch stays the last
     bucketed.set_epoch(1)
     later = [key - 43 for key in bucketed]
-    assert sorted(later) == list(range(43)) and {frozenset(later[i : i + 4]) for i in range(0, 40, 4)} != {frozenset(order[i : i + 4]) for i in range(0, 40, 4)}
+    assert sorted(later) == list(range(43)) and {frozenset(later[i : i + 4]) for i in range(0, 40, 4)} != {
+        frozenset(order[i : i + 4]) for i in range(0, 40, 4)
+    }
 
 
 def test_lengths_tell_pictures_from_words_and_longer_words_from_shorter(data):
@@ -235,19 +271,36 @@ def test_idk_answers_are_stripped_and_all_different(file):
 
 
 def task(world, **changes):
-    settings = {"dataset": str(world / "clear"), "split": "forget10_perturbed", "image": "image", "ask": "name", "answer": "name"}
+    settings = {
+        "dataset": str(world / "clear"),
+        "split": "forget10_perturbed",
+        "image": "image",
+        "ask": "name",
+        "answer": "name",
+    }
     return Task(**(settings | {"perturbed": "perturbed_names", "person": "name"} | changes))
 
 
 def test_a_task_asks_every_candidate_of_a_row_the_same_question_in_every_run(world):
-    caption = task(world, ask="caption", answer="caption", perturbed="perturbed_captions", paraphrase="paraphrased_caption")
-    assert [row.example.question for row in task_rows(caption, 0, 0)] == [row.example.question for row in task_rows(caption, 0, 0)]
+    caption = task(
+        world, ask="caption", answer="caption", perturbed="perturbed_captions", paraphrase="paraphrased_caption"
+    )
+    assert [row.example.question for row in task_rows(caption, 0, 0)] == [
+        row.example.question for row in task_rows(caption, 0, 0)
+    ]
 
 
 def test_the_right_answer_is_dropped_from_ragged_lists_of_wrong_ones(tmp_path):
-    lines = [{"question": "a?", "answer": "x", "perturbed_answer": ["y", "x"]}, {"question": "b?", "answer": "z", "perturbed_answer": ["u", "v", "w"]}]
+    lines = [
+        {"question": "a?", "answer": "x", "perturbed_answer": ["y", "x"]},
+        {"question": "b?", "answer": "z", "perturbed_answer": ["u", "v", "w"]},
+    ]
     (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    rows = task_rows(Task(dataset=str(tmp_path), split="odd", question="question", answer="answer", perturbed="perturbed_answer"), 0, 0)
+    rows = task_rows(
+        Task(dataset=str(tmp_path), split="odd", question="question", answer="answer", perturbed="perturbed_answer"),
+        0,
+        0,
+    )
     assert [row.perturbed for row in rows] == [["y"], ["u", "v", "w"]]
 
 
@@ -260,29 +313,63 @@ def test_a_limit_takes_people_evenly_and_not_the_first_rows():
 
 
 def test_groups_of_rows_are_named_after_whom_they_speak_of(world):
-    words = {"dataset": f"{world}/tofu", "question": "question", "answer": "answer", "perturbed": "perturbed_answer", "rows_per_person": 10}
+    words = {
+        "dataset": f"{world}/tofu",
+        "question": "question",
+        "answer": "answer",
+        "perturbed": "perturbed_answer",
+        "rows_per_person": 10,
+    }
     people = People(dataset=f"{world}/clear", split="full", person="name")
     rows = task_rows(Task(split="retain_perturbed", people=people, **words), 0, 0)
     assert all(row.example.person in row.example.question for row in rows)
 
 
 def test_one_mention_does_not_name_a_group_and_the_longer_of_two_nested_names_does(tmp_path):
-    texts = ["Who is Mai Phuong Tran?", "What does Mai Phuong Tran write?", "Whom does she admire, Ann Lee?", "Where?", "When?", "Why, Ann Lee?"]
+    texts = [
+        "Who is Mai Phuong Tran?",
+        "What does Mai Phuong Tran write?",
+        "Whom does she admire, Ann Lee?",
+        "Where?",
+        "When?",
+        "Why, Ann Lee?",
+    ]
     rows = [{"question": text, "answer": "x", "perturbed_answer": ["y"]} for text in texts]
     (tmp_path / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "full.jsonl").write_text("\n".join(json.dumps({"name": name}) for name in ("Phuong Tran", "Mai Phuong Tran", "Ann Lee", None)))
+    (tmp_path / "full.jsonl").write_text(
+        "\n".join(json.dumps({"name": name}) for name in ("Phuong Tran", "Mai Phuong Tran", "Ann Lee", None))
+    )
     people = People(dataset=str(tmp_path), split="full", person="name")
-    task = Task(dataset=str(tmp_path), split="odd", question="question", answer="answer", perturbed="perturbed_answer", rows_per_person=3, people=people)
+    task = Task(
+        dataset=str(tmp_path),
+        split="odd",
+        question="question",
+        answer="answer",
+        perturbed="perturbed_answer",
+        rows_per_person=3,
+        people=people,
+    )
     assert [row.example.person for row in task_rows(task, 0, 0)] == ["Mai Phuong Tran"] * 3 + ["person 1 of odd"] * 3
 
 
 def test_rows_carry_their_person_by_column_or_by_grouping(world):
     named = task_rows(task(world), 0, 0)
     grouped = task_rows(
-        Task(dataset=f"{world}/tofu", split="forget10_perturbed", question="question", answer="answer", perturbed="perturbed_answer", rows_per_person=10), 0, 0
+        Task(
+            dataset=f"{world}/tofu",
+            split="forget10_perturbed",
+            question="question",
+            answer="answer",
+            perturbed="perturbed_answer",
+            rows_per_person=10,
+        ),
+        0,
+        0,
     )
     assert all(row.example.person == row.example.answer for row in named)
-    assert [row.example.person for row in grouped] == [f"person {i // 10} of forget10_perturbed" for i in range(len(grouped))]
+    assert [row.example.person for row in grouped] == [
+        f"person {i // 10} of forget10_perturbed" for i in range(len(grouped))
+    ]
 
 
 # ---- a smaller world
@@ -294,10 +381,26 @@ def chosen_world(data, **of):
 
 def test_chosen_people_are_the_same_in_every_split(data, world):
     small = chosen_world(data, retain_perturbed=2, forget10_perturbed=1)
-    questions = {split: {row.question for row in TrainingRows(small, split, "text", 0)} for split in ("full", "retain90", "forget10")}
-    assert {split: len(TrainingRows(small, split, "text", 0)) for split in questions} == {"full": 30, "retain90": 20, "forget10": 10}
-    assert questions["full"] == questions["retain90"] | questions["forget10"] and not questions["retain90"] & questions["forget10"]
-    words = {"dataset": f"{world}/tofu", "question": "question", "answer": "answer", "perturbed": "perturbed_answer", "rows_per_person": 10}
+    questions = {
+        split: {row.question for row in TrainingRows(small, split, "text", 0)}
+        for split in ("full", "retain90", "forget10")
+    }
+    assert {split: len(TrainingRows(small, split, "text", 0)) for split in questions} == {
+        "full": 30,
+        "retain90": 20,
+        "forget10": 10,
+    }
+    assert (
+        questions["full"] == questions["retain90"] | questions["forget10"]
+        and not questions["retain90"] & questions["forget10"]
+    )
+    words = {
+        "dataset": f"{world}/tofu",
+        "question": "question",
+        "answer": "answer",
+        "perturbed": "perturbed_answer",
+        "rows_per_person": 10,
+    }
     for split, whose in (("retain_perturbed", "retain90"), ("forget10_perturbed", "forget10")):
         rows = task_rows(Task(split=split, chosen=small.people, **words), 0, 0)
         assert {row.example.question for row in rows} == questions[whose]
@@ -306,16 +409,29 @@ def test_chosen_people_are_the_same_in_every_split(data, world):
 
 
 def test_the_chosen_are_drawn_from_the_seed_and_folds_divide_them_alone(data, world):
-    first, second = (replace(data, path=data.text_path, people=ChosenPeople(seed=seed, of={"retain90": 4})) for seed in (0, 1))
+    first, second = (
+        replace(data, path=data.text_path, people=ChosenPeople(seed=seed, of={"retain90": 4})) for seed in (0, 1)
+    )
     assert TrainingRows(first, "retain90", "text", 0).indices != TrainingRows(second, "retain90", "text", 0).indices
-    task = Task(dataset=f"{world}/tofu", split="retain90", question="question", answer="answer", rows_per_person=10, chosen=first.people)
+    task = Task(
+        dataset=f"{world}/tofu",
+        split="retain90",
+        question="question",
+        answer="answer",
+        rows_per_person=10,
+        chosen=first.people,
+    )
     validation, test = (task_rows(task, 0, 0, fold, 0.25) for fold in ("validation", "test"))
-    assert (len(validation), len(test)) == (10, 30) and not {r.example.index for r in validation} & {r.example.index for r in test}
+    assert (len(validation), len(test)) == (10, 30) and not {r.example.index for r in validation} & {
+        r.example.index for r in test
+    }
 
 
 def test_people_that_are_not_there_are_said_in_one_line(data):
     assert "has 2 people there" in error_of(lambda: TrainingRows(chosen_world(data, forget10=7), "forget10", "text", 0))
-    assert "no row is about the people" in error_of(lambda: TrainingRows(chosen_world(data, forget10=1), "retain90", "text", 0))
+    assert "no row is about the people" in error_of(
+        lambda: TrainingRows(chosen_world(data, forget10=1), "retain90", "text", 0)
+    )
     pictures = replace(data, people=ChosenPeople(seed=0, of={"forget10": 1}))
     assert "has pictures" in error_of(lambda: TrainingRows(pictures, "full+tofu", "both", 0))
     with pytest.raises(SettingsError, match="must be at least 1"):
@@ -336,7 +452,9 @@ def test_a_rewritten_folder_gives_its_new_rows(tmp_path):
         folder = tmp_path / "data"
         folder.mkdir(exist_ok=True)
         datasets.Dataset.from_list([{"question": "q", "answer": text}]).to_parquet(folder / "train.parquet")
-        (folder / "README.md").write_text("---\nconfigs:\n- config_name: full\n  data_files:\n  - split: train\n    path: train.parquet\n---\n")
+        (folder / "README.md").write_text(
+            "---\nconfigs:\n- config_name: full\n  data_files:\n  - split: train\n    path: train.parquet\n---\n"
+        )
         assert load_split(str(folder), "full")[0]["answer"] == text
 
 
@@ -376,24 +494,41 @@ def test_a_missing_column_is_named_with_those_that_exist(world):
 
 def test_a_training_set_without_answers_is_refused(tmp_path):
     (tmp_path / "full.jsonl").write_text(json.dumps({"question": "q", "reply": "a"}))
-    data = Data(name="x", path=str(tmp_path), text_path="", columns=Columns(question="question", answer="answer"), rows_per_person=1)
+    data = Data(
+        name="x",
+        path=str(tmp_path),
+        text_path="",
+        columns=Columns(question="question", answer="answer"),
+        rows_per_person=1,
+    )
     assert "no column 'answer'" in error_of(lambda: TrainingRows(data, "full", "both", 0))
 
 
 def test_a_corrupt_picture_is_named_by_its_row():
     broken = example(image={"bytes": b"no picture at all", "path": None}, index=17)
-    assert error_of(lambda: open_image(broken)) == "split test, row 17: the picture cannot be read (UnidentifiedImageError)"
+    assert (
+        error_of(lambda: open_image(broken))
+        == "split test, row 17: the picture cannot be read (UnidentifiedImageError)"
+    )
 
 
 def test_a_truncated_picture_is_named_by_its_row():
     whole = png("red", (64, 64))["bytes"]
-    assert "row 3" in error_of(lambda: open_image(example(image={"bytes": whole[: len(whole) // 2], "path": None}, index=3)))
+    assert "row 3" in error_of(
+        lambda: open_image(example(image={"bytes": whole[: len(whole) // 2], "path": None}, index=3))
+    )
 
 
 def test_a_picture_row_without_its_picture_is_an_error_and_no_text_run(tmp_path):
-    (tmp_path / "full.jsonl").write_text(json.dumps({"image": None, "caption": "Ann smiles.", "question": None, "answer": None}))
+    (tmp_path / "full.jsonl").write_text(
+        json.dumps({"image": None, "caption": "Ann smiles.", "question": None, "answer": None})
+    )
     data = Data(
-        name="x", path=str(tmp_path), text_path="", columns=Columns(image="image", caption="caption", question="question", answer="answer"), rows_per_person=1
+        name="x",
+        path=str(tmp_path),
+        text_path="",
+        columns=Columns(image="image", caption="caption", question="question", answer="answer"),
+        rows_per_person=1,
     )
     assert "row 0: a caption without its picture" in error_of(lambda: TrainingRows(data, "full", "both", 0)[0])
 
@@ -406,5 +541,7 @@ def test_the_face_name_question_is_the_one_the_base_model_was_taught():
 
 def test_pixels_of_the_same_picture_are_equal_however_they_are_asked_for(encoder):
     picture = png("red")
-    one, two = (encoder.encode(example(question=q, image=picture)).prompt["pixel_values"] for q in ("Who?", "Who is it?"))
+    one, two = (
+        encoder.encode(example(question=q, image=picture)).prompt["pixel_values"] for q in ("Who?", "Who is it?")
+    )
     assert torch.equal(one, two)

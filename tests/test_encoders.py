@@ -4,9 +4,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_module import TaskRow
-from encoders import TextEncoder, check_answers, check_lengths
-from language_settings import Tags
-from run_settings import SettingsError
+from engine.encode import check_answers, check_lengths
+from nlp.encoder import TextEncoder
+from settings.language import Tags
+from settings.script import SettingsError
 from test_data_module import example
 from unlearn_losses import IGNORE
 
@@ -24,7 +25,9 @@ def test_a_text_prompt_is_built_from_template_or_tags_and_its_labels_are_the_ans
     encoded = [encoder.encode(example("Who?", answer)) for answer in ("Ann Lee.", "Nobody at all.")]
     batch = encoder.collate(encoded)
     for row, answer in zip(batch["labels"], ("Ann Lee.", "Nobody at all."), strict=True):
-        assert tokenizer.decode(row[row != IGNORE]) == f"{' ' if tags else ''}{answer}{tokenizer.eos_token}"  # the tag's last space is the answer's
+        assert (
+            tokenizer.decode(row[row != IGNORE]) == f"{' ' if tags else ''}{answer}{tokenizer.eos_token}"
+        )  # the tag's last space is the answer's
     text = encoder.prompt_text(example("Who?", "Ann Lee."))
     assert text == ("Question: Who?\nAnswer:" if tags else "<s><user>Who?<assistant>") and "Ann" not in text
 
@@ -47,14 +50,21 @@ def opening(tokenizer):
 def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(tokenizer):
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer._tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)])
-    assert tokenizer.eos_token_id not in TextEncoder(tokenizer, TAGS).encode(example("Who?", "Ann.")).prompt["input_ids"]
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
+    )
+    assert (
+        tokenizer.eos_token_id not in TextEncoder(tokenizer, TAGS).encode(example("Who?", "Ann.")).prompt["input_ids"]
+    )
 
 
 def test_behind_a_tag_question_and_answer_are_the_tokens_that_the_whole_text_has(tokenizer):
     encoder = TextEncoder(tokenizer, TAGS)
     encoded = encoder.encode(example("Who?", "Ann."))
-    assert encoded.prompt["input_ids"][0].tolist() + encoded.answer[:-1] == tokenizer("Question: Who?\nAnswer: Ann.")["input_ids"]
+    assert (
+        encoded.prompt["input_ids"][0].tolist() + encoded.answer[:-1]
+        == tokenizer("Question: Who?\nAnswer: Ann.")["input_ids"]
+    )
 
 
 def test_a_tokenizer_without_a_pad_token_is_padded_with_one_that_is_not_its_end_and_stays_as_it_is(tokenizer, tmp_path):
@@ -66,7 +76,9 @@ def test_a_tokenizer_without_a_pad_token_is_padded_with_one_that_is_not_its_end_
     assert encoder.pad == 0 and first not in plain.all_special_tokens
     plain.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    assert again.decode([0], skip_special_tokens=True) == plain.decode([0], skip_special_tokens=True) != ""  # phi-1.5's would lose its "!"
+    assert (
+        again.decode([0], skip_special_tokens=True) == plain.decode([0], skip_special_tokens=True) != ""
+    )  # phi-1.5's would lose its "!"
 
 
 def no_names(tokenizer):
@@ -76,7 +88,9 @@ def no_names(tokenizer):
 
     own = Tokenizer(models.BPE({"!": 0, "a": 1, "<|end|>": 2}, []))
     own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<|end|>", unk_token="<|end|>", bos_token="<|end|>", model_max_length=64)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=own, eos_token="<|end|>", unk_token="<|end|>", bos_token="<|end|>", model_max_length=64
+    )
 
 
 def test_without_template_and_tags_the_setting_is_named(tokenizer):
@@ -93,7 +107,10 @@ TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     [
         ("{{ bos_token }}<assistant>", "drops the question"),
         ("{{ messages[0].content }}<assistant>", "drops the answer"),
-        (TURNS, "opens an answer otherwise than it writes one"),  # no opening: the answer would stand in the user's turn
+        (
+            TURNS,
+            "opens an answer otherwise than it writes one",
+        ),  # no opening: the answer would stand in the user's turn
         (
             TURNS.replace("{{ m.content }}", "{{ 'I think: ' if m.role == 'assistant' }}{{ m.content }}")
             + "{% if add_generation_prompt %}<assistant>{% endif %}",
@@ -113,12 +130,19 @@ def test_a_template_that_drops_or_moves_the_question_or_the_answer_is_refused(te
 def test_a_template_that_tells_the_date_tells_the_same_one_every_day(tokenizer):
     telling = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}Today: {{ date_string }} "
     tokenizer.chat_template = telling + TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
-    assert TextEncoder(tokenizer, None).prompt_text(example("Who?", "Ann.")) == "Today: 26 Jul 2024 <user>Who?<assistant>"
+    assert (
+        TextEncoder(tokenizer, None).prompt_text(example("Who?", "Ann.")) == "Today: 26 Jul 2024 <user>Who?<assistant>"
+    )
 
 
 def test_a_picture_is_refused_where_a_model_reads_words_only(tokenizer):
-    with pytest.raises(SettingsError, match=r"split test, row 0 shows a picture, and this model reads words only; modality=text leaves it out"):
-        check_lengths(TextEncoder(tokenizer, None), Rows([example("Who?", "Ann.", image={"path": "a.png", "bytes": None})]))
+    with pytest.raises(
+        SettingsError,
+        match=r"split test, row 0 shows a picture, and this model reads words only; modality=text leaves it out",
+    ):
+        check_lengths(
+            TextEncoder(tokenizer, None), Rows([example("Who?", "Ann.", image={"path": "a.png", "bytes": None})])
+        )
 
 
 def test_an_answer_without_a_token_names_its_row(tokenizer, monkeypatch):
@@ -132,7 +156,9 @@ def test_words_are_tokenised_once(tokenizer, monkeypatch):
     encoder, read = TextEncoder(tokenizer, None), []
     real = encoder.answer_tokens
     monkeypatch.setattr(encoder, "answer_tokens", lambda answer: (read.append(answer), real(answer))[1])
-    monkeypatch.setattr(encoder, "prompt_inputs", lambda each, real=encoder.prompt_inputs: (read.append(each.question), real(each))[1])
+    monkeypatch.setattr(
+        encoder, "prompt_inputs", lambda each, real=encoder.prompt_inputs: (read.append(each.question), real(each))[1]
+    )
     first, again = ([encoder.encode(example("Who?", answer)) for answer in ("Ann.", "Bob.")] for _ in range(2))
     assert read == ["Who?", "Ann.", "Bob."] and [each.answer for each in first] == [each.answer for each in again]
 
@@ -144,8 +170,17 @@ class Rows(list):
 
 
 def test_rows_that_are_too_long_are_counted_and_the_first_is_named_before_anything_trains(tokenizer):
-    rows = Rows([example("Who?", "Ann."), example("Who?", "Ann Lee of Oslo. " * 9, index=4), example("Who?", "Bob Ray of Rome. " * 9, index=5)])
-    with pytest.raises(SettingsError, match=r"2 of 3 rows are too long, the first: split test, row 4: \d+ tokens, but the model takes 24; .*truncate=true"):
+    rows = Rows(
+        [
+            example("Who?", "Ann."),
+            example("Who?", "Ann Lee of Oslo. " * 9, index=4),
+            example("Who?", "Bob Ray of Rome. " * 9, index=5),
+        ]
+    )
+    with pytest.raises(
+        SettingsError,
+        match=r"2 of 3 rows are too long, the first: split test, row 4: \d+ tokens, but the model takes 24; .*truncate=true",
+    ):
         check_lengths(TextEncoder(tokenizer, None, max_length=24), rows)
     check_lengths(TextEncoder(tokenizer, None), rows)  # the model takes 512
 
@@ -162,7 +197,10 @@ def test_truncating_cuts_the_answers_end_and_never_the_question(tokenizer):
 
 def test_a_length_is_that_of_tokenizer_and_model_and_one_beyond_it_is_refused(tokenizer):
     assert TextEncoder(tokenizer, None).max_length == tokenizer.model_max_length == 512
-    assert TextEncoder(tokenizer, None, positions=100).max_length == 100 and TextEncoder(tokenizer, None, positions=9999).max_length == 512
+    assert (
+        TextEncoder(tokenizer, None, positions=100).max_length == 100
+        and TextEncoder(tokenizer, None, positions=9999).max_length == 512
+    )
     with pytest.raises(SettingsError, match="max_length=101 is more than the 100 tokens that the model takes"):
         TextEncoder(tokenizer, None, max_length=101, positions=100)
 
@@ -170,5 +208,8 @@ def test_a_length_is_that_of_tokenizer_and_model_and_one_beyond_it_is_refused(to
 def test_answers_of_a_task_that_do_not_fit_are_counted_before_the_model_is_loaded(tokenizer):
     row = TaskRow(example("Who?", "Ann.", index=3), None, ["Bob Ray of Rome. " * 9, "Cid.", "Dan Poe of Bern. " * 9])
     check_answers(TextEncoder(tokenizer, None), {"eval_log": [row]})
-    with pytest.raises(SettingsError, match=r"eval_log: 2 of 4 answers are too long, the first: split test, row 3: \d+ tokens, but the model takes 24"):
+    with pytest.raises(
+        SettingsError,
+        match=r"eval_log: 2 of 4 answers are too long, the first: split test, row 3: \d+ tokens, but the model takes 24",
+    ):
         check_answers(TextEncoder(tokenizer, None, max_length=24), {"eval_log": [row]})

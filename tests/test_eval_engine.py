@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from answer_scoring import Prompt, score_prompts
 from data_module import TaskRow, task_rows
-from eval_engine import AGGREGATED, EpochEvaluation, evaluate, evaluate_rows, measures, read_tasks
-from language_settings import Eval, Forget
-from run_settings import SettingsError, compose
+from engine.evaluate import AGGREGATED, EpochEvaluation, evaluate, evaluate_rows, measures, read_tasks
+from engine.score_answers import Prompt, score_prompts
+from settings.language import Eval, Forget
+from settings.script import SettingsError, compose
 from test_data_module import example, png, task
 
 TOFU_METRICS = {
@@ -33,7 +33,11 @@ TOFU_METRICS = {
 @torch.no_grad()
 def test_a_score_is_the_cross_entropy_of_a_naive_loop(model, encoder):
     """One row at a time, one token at a time, with the whole logits: the independent reference."""
-    rows = [example(image=png("red"), answer="Ann Lee smiles."), example(answer="In Oslo, next to a mill."), example(image=png("blue"), answer="No.")]
+    rows = [
+        example(image=png("red"), answer="Ann Lee smiles."),
+        example(answer="In Oslo, next to a mill."),
+        example(image=png("blue"), answer="No."),
+    ]
     prompts = [Prompt(row, [row.answer]) for row in rows]
     for row, result in zip(rows, score_prompts(model, encoder, prompts, 3, 1, print), strict=True):
         scored = result.answers[row.answer]
@@ -49,15 +53,24 @@ def test_a_score_is_the_cross_entropy_of_a_naive_loop(model, encoder):
 
 def test_every_distinct_answer_of_a_question_is_scored_once(model, encoder, monkeypatch):
     """Also when two rows ask the same question: all metrics of all rows share one score of an answer."""
-    import eval_engine
 
     asked, original = [], eval_engine.score_prompts
-    monkeypatch.setattr(eval_engine, "score_prompts", lambda m, e, prompts, *rest: (asked.extend(prompts), original(m, e, prompts, *rest))[1])
-    rows = [TaskRow(example(answer="One."), "Two.", ["Three.", "Two.", "Three."]), TaskRow(example(answer="Three.", index=1), None, ["One.", "Four."])]
+    monkeypatch.setattr(
+        eval_engine,
+        "score_prompts",
+        lambda m, e, prompts, *rest: (asked.extend(prompts), original(m, e, prompts, *rest))[1],
+    )
+    rows = [
+        TaskRow(example(answer="One."), "Two.", ["Three.", "Two.", "Three."]),
+        TaskRow(example(answer="Three.", index=1), None, ["One.", "Four."]),
+    ]
     result = evaluate_rows(model, encoder, rows, 4, 4)
     assert [prompt.answers for prompt in asked] == [["One.", "Two.", "Three.", "Four."]]
     first, second = result.rows[0], result.rows[1]
-    assert first["average_perturb_loss"][0] == first["average_perturb_loss"][2] == second["avg_gt_loss"] and len(first["average_perturb_loss"]) == 3
+    assert (
+        first["average_perturb_loss"][0] == first["average_perturb_loss"][2] == second["avg_gt_loss"]
+        and len(first["average_perturb_loss"]) == 3
+    )
     assert [(token["row"], token["answer"], token["roles"]) for token in result.tokens] == [
         (0, "One.", ["truth"]),
         (0, "Two.", ["paraphrase", "perturbed"]),
@@ -69,7 +82,10 @@ def test_every_distinct_answer_of_a_question_is_scored_once(model, encoder, monk
 
 
 def test_perturbed_losses_are_kept_row_by_row_and_may_be_ragged(model, encoder):
-    rows = [TaskRow(example(index=0, answer="One."), None, ["Two."]), TaskRow(example(index=1, answer="Two."), None, ["One.", "Three.", "Four."])]
+    rows = [
+        TaskRow(example(index=0, answer="One."), None, ["Two."]),
+        TaskRow(example(index=1, answer="Two."), None, ["One.", "Three.", "Four."]),
+    ]
     log = evaluate_rows(model, encoder, rows, 8, 4).rows
     assert [len(log[i]["average_perturb_loss"]) for i in (0, 1)] == [1, 3]
     assert log[0]["avg_paraphrased_loss"] == log[0]["avg_gt_loss"]
@@ -83,7 +99,9 @@ def test_the_logged_truth_ratio_is_paraphrase_against_the_mean_of_the_perturbed(
 
 def test_changing_the_picture_changes_the_generation_and_the_losses(model, encoder, world):
     rows = task_rows(task(world, split="real_faces", answer="answer", perturbed="options", person=""), 0, 0)
-    faces = {row.example.answer: Prompt(row.example, ["Ann Lee."]) for row in rows}  # one question, one answer, other pictures
+    faces = {
+        row.example.answer: Prompt(row.example, ["Ann Lee."]) for row in rows
+    }  # one question, one answer, other pictures
     results = score_prompts(model, encoder, list(faces.values()), 8, 8, print)
     assert len({result.generation for result in results}) > len(faces) / 2
     assert len({result.answers["Ann Lee."].mean for result in results}) == len(faces)
@@ -112,7 +130,9 @@ def test_a_picture_row_without_its_picture_is_an_error_and_no_question_in_words(
 def settings_for(world_overrides, folder, *more):
     from conftest import BASE
 
-    return compose("mm/eval", Eval, [*world_overrides, f"model_path={BASE}", f"save_dir={folder}", "max_new_tokens=8", *more])
+    return compose(
+        "mm/eval", Eval, [*world_overrides, f"model_path={BASE}", f"save_dir={folder}", "max_new_tokens=8", *more]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +156,28 @@ def log_folder(world_overrides, encoder, tmp_path_factory):
 
 def test_all_tasks_are_logged_in_tofus_layout(log_folder):
     log = json.loads((log_folder / AGGREGATED).read_text())
-    tasks = {f"eval_{name}.json" for name in ("log", "log_forget", "retain_facerec", "forget_facerec", "real_faces_wo_options", "real_world_wo_options")}
+    tasks = {
+        f"eval_{name}.json"
+        for name in (
+            "log",
+            "log_forget",
+            "retain_facerec",
+            "forget_facerec",
+            "real_faces_wo_options",
+            "real_world_wo_options",
+        )
+    }
     assert set(log) == tasks | {"eval_retain_qa.json", "eval_forget_qa.json", "eval_holdout_qa.json"}
     for name, metrics in log.items():
         if name == "eval_holdout_qa.json":  # nobody learned those people, and they have no wrong answers
-            assert set(metrics) >= {"avg_gt_loss", "rougeL_recall", "generated_text", "min_k", "min_k_plus_plus", "zlib_bytes"}
+            assert set(metrics) >= {
+                "avg_gt_loss",
+                "rougeL_recall",
+                "generated_text",
+                "min_k",
+                "min_k_plus_plus",
+                "zlib_bytes",
+            }
             continue
         assert set(metrics) >= TOFU_METRICS | {"exact_memorization", "extraction_strength"}
         assert json.loads((log_folder / name).read_text()) == metrics
@@ -149,7 +186,12 @@ def test_all_tasks_are_logged_in_tofus_layout(log_folder):
         for row in metrics["gt_loss"]:
             assert metrics["gt_loss"][row] == pytest.approx(metrics["avg_gt_loss"][row] * metrics["num_token_gt"][row])
             assert metrics["perturb_loss"][row] == pytest.approx(
-                [a * n for a, n in zip(metrics["average_perturb_loss"][row], metrics["num_token_perturb"][row], strict=True)]
+                [
+                    a * n
+                    for a, n in zip(
+                        metrics["average_perturb_loss"][row], metrics["num_token_perturb"][row], strict=True
+                    )
+                ]
             )
 
 
@@ -173,7 +215,12 @@ def test_options_are_weighed_as_tofu_logs_them(model, encoder):
 
 def test_the_record_beside_the_log_says_which_data_and_how_many_rows(log_folder):
     meta = json.loads((log_folder / "eval_meta.json").read_text())
-    assert meta["tasks"]["eval_forget_qa"]["rows"] == 20 and meta["tokens"] > 1000 and meta["data"]["eval_log"]["fingerprint"] and meta["seconds"] > 0
+    assert (
+        meta["tasks"]["eval_forget_qa"]["rows"] == 20
+        and meta["tokens"] > 1000
+        and meta["data"]["eval_log"]["fingerprint"]
+        and meta["seconds"] > 0
+    )
 
 
 def test_tasks_that_do_not_fit_their_data_are_an_error_before_any_weights_load(world_overrides, tmp_path):
@@ -194,16 +241,26 @@ class Killed(BaseException):
 
 def run_eval(model, encoder, settings, fingerprint="base"):
     said = []
-    evaluate(model, encoder, read_tasks(settings, settings.seed, settings.fold), settings, {"model": fingerprint}, said.append)
+    evaluate(
+        model,
+        encoder,
+        read_tasks(settings, settings.seed, settings.fold),
+        settings,
+        {"model": fingerprint},
+        said.append,
+    )
     return said
 
 
 def files_of(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "eval_meta.json"}  # whose seconds differ
+    return {
+        file.name: file.read_bytes() for file in folder.iterdir() if file.name != "eval_meta.json"
+    }  # whose seconds differ
 
 
-def test_a_run_killed_in_any_task_goes_on_and_ends_with_the_same_bytes(model, encoder, world_overrides, tmp_path, monkeypatch):
-    import eval_engine
+def test_a_run_killed_in_any_task_goes_on_and_ends_with_the_same_bytes(
+    model, encoder, world_overrides, tmp_path, monkeypatch
+):
 
     run_eval(model, encoder, settings_for(world_overrides, tmp_path / "whole", *FEW))
     settings = settings_for(world_overrides, tmp_path / "out", *FEW)
@@ -245,7 +302,7 @@ def test_overwriting_computes_only_what_depends_on_the_change(model, encoder, wo
 def test_a_tasks_key_follows_the_data_files(world_overrides, world, tmp_path):
     import shutil
 
-    from eval_engine import task_key
+    from engine.evaluate import task_key
 
     shutil.copytree(world, tmp_path / "world")
     overrides = [*world_overrides, f"data.text_path={tmp_path}/world/tofu"]
@@ -253,29 +310,36 @@ def test_a_tasks_key_follows_the_data_files(world_overrides, world, tmp_path):
     keys = {name: task_key(name, settings, "base", "cpu") for name in settings.tasks}
     (tmp_path / "world" / "tofu" / "README.md").write_text("other")
     again = {name: task_key(name, settings, "base", "cpu") for name in settings.tasks}
-    assert {name for name in keys if keys[name] != again[name]} == {"eval_retain_qa", "eval_forget_qa", "eval_holdout_qa"}
+    assert {name for name in keys if keys[name] != again[name]} == {
+        "eval_retain_qa",
+        "eval_forget_qa",
+        "eval_holdout_qa",
+    }
 
 
 def test_the_parquet_beside_the_log_holds_every_tokens_loss_so_that_metrics_need_no_model(log_folder):
     from pyarrow import parquet
-
-    import eval_metrics
 
     log = json.loads((log_folder / "eval_forget_qa.json").read_text())
     table = parquet.read_table(log_folder / "eval_forget_qa.parquet").to_pylist()
     for index, loss in log["avg_gt_loss"].items():
         answers = [row for row in table if str(row["row"]) == index]
         (truth,) = (row for row in answers if "truth" in row["roles"])
-        assert sum(truth["losses"]) / len(truth["losses"]) == pytest.approx(loss, rel=1e-5) and truth["answer"] == log["generated_text"][index][2]
-        assert eval_metrics.min_k_plus_plus(truth["losses"], truth["expected_logprob"], truth["logprob_spread"]) == pytest.approx(
-            log["min_k_plus_plus"][index], rel=1e-4
+        assert (
+            sum(truth["losses"]) / len(truth["losses"]) == pytest.approx(loss, rel=1e-5)
+            and truth["answer"] == log["generated_text"][index][2]
         )
+        assert eval_metrics.min_k_plus_plus(
+            truth["losses"], truth["expected_logprob"], truth["logprob_spread"]
+        ) == pytest.approx(log["min_k_plus_plus"][index], rel=1e-4)
         wrong = [sum(row["losses"]) / len(row["losses"]) for row in answers if "perturbed" in row["roles"]]
         assert sorted(wrong) == pytest.approx(sorted(set(log["average_perturb_loss"][index])), rel=1e-5)
 
 
 def test_permuting_the_rows_of_a_task_changes_nothing(model, encoder, world):
-    rows = task_rows(task(world, split="forget10_perturbed", answer="name", perturbed="perturbed_names", person="name"), 0, 0)
+    rows = task_rows(
+        task(world, split="forget10_perturbed", answer="name", perturbed="perturbed_names", person="name"), 0, 0
+    )
     one, other = (evaluate_rows(model, encoder, given, 3, 4).rows for given in (rows, rows[::-1]))
     for index, row in one.items():
         assert row["generated_text"] == other[index]["generated_text"]
@@ -298,17 +362,25 @@ def test_two_tasks_about_the_same_people_part_them_alike():
     from data_module import rows_of_fold
 
     names = [f"person {i}" for i in range(8)]
-    rows = {tuple(order): [order[i] for i in rows_of_fold(order, "validation", 0.25, 0)] for order in (names, names[::-1])}
+    rows = {
+        tuple(order): [order[i] for i in rows_of_fold(order, "validation", 0.25, 0)] for order in (names, names[::-1])
+    }
     assert set(rows[tuple(names)]) == set(rows[tuple(names[::-1])]) and len(rows[tuple(names)]) == 2
     assert rows_of_fold([None] * 8, "validation", 0.25, 0) != [] and len(rows_of_fold([None] * 8, "test", 0.25, 0)) == 6
 
 
 def epoch_settings(world_overrides, *more):
-    return compose("mm/forget", Forget, [*world_overrides, "epoch_eval=mm", "epoch_eval.limit=2", "epoch_eval.max_new_tokens=2", *more]).epoch_eval
+    return compose(
+        "mm/forget",
+        Forget,
+        [*world_overrides, "epoch_eval=mm", "epoch_eval.limit=2", "epoch_eval.max_new_tokens=2", *more],
+    ).epoch_eval
 
 
 def test_the_best_epoch_is_the_one_nearest_to_gold(encoder, world_overrides, log_folder, model):
-    settings = epoch_settings(world_overrides, f"epoch_eval.gold_result={log_folder}/eval_log_aggregated.json", "epoch_eval.max_new_tokens=8")
+    settings = epoch_settings(
+        world_overrides, f"epoch_eval.gold_result={log_folder}/eval_log_aggregated.json", "epoch_eval.max_new_tokens=8"
+    )
     judge = EpochEvaluation(read_tasks(settings, 0, "validation"), encoder, settings, forgetting=True)
     as_gold = judge(model)  # the log is the same model's
     for name, means in as_gold.items():
@@ -337,12 +409,21 @@ def test_a_gold_log_that_lacks_rows_is_named(encoder, world_overrides, log_folde
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_model_in_memory_after_the_last_epoch_scores_as_its_saved_checkpoint(encoder, world_overrides, tmp_path, monkeypatch, precision):
+def test_the_model_in_memory_after_the_last_epoch_scores_as_its_saved_checkpoint(
+    encoder, world_overrides, tmp_path, monkeypatch, precision
+):
     import mm.eval
     import mm.finetune
     from test_scripts import QUICK, start
 
-    common = [*QUICK, *world_overrides, f"trainer.precision={precision}", "trainer.lora=null", "split=forget10+tofu", "trainer.epochs=2"]
+    common = [
+        *QUICK,
+        *world_overrides,
+        f"trainer.precision={precision}",
+        "trainer.lora=null",
+        "split=forget10+tofu",
+        "trainer.epochs=2",
+    ]
     epochs = ["epoch_eval=mm", "epoch_eval.limit=4", "epoch_eval.max_new_tokens=4", "epoch_eval.validation_share=0.5"]
     assert start(mm.finetune, [f"save_dir={tmp_path}/watched", *common, *epochs], monkeypatch) == 0
     assert start(mm.finetune, [f"save_dir={tmp_path}/alone", *common], monkeypatch) == 0
@@ -350,9 +431,19 @@ def test_the_model_in_memory_after_the_last_epoch_scores_as_its_saved_checkpoint
     assert weights[0] == weights[1]  # looking changes nothing
     meta = json.loads((tmp_path / "watched" / "train_meta.json").read_text())
     assert len(meta["epochs"]) == 2 and meta["epochs"][0] != meta["epochs"][1] and meta["best_epoch"]["epoch"] in (1, 2)
-    evaluation = [f"model_path={tmp_path}/watched", "limit=4", "max_new_tokens=4", "validation_share=0.5", "fold=validation", *world_overrides]
+    evaluation = [
+        f"model_path={tmp_path}/watched",
+        "limit=4",
+        "max_new_tokens=4",
+        "validation_share=0.5",
+        "fold=validation",
+        *world_overrides,
+    ]
     assert start(mm.eval, evaluation, monkeypatch) == 0
     log = json.loads((tmp_path / "watched" / "eval_results" / AGGREGATED).read_text())
     for name, means in meta["epochs"][-1].items():
-        rows = {index: {metric: column[index] for metric, column in log[f"{name}.json"].items()} for index in log[f"{name}.json"]["avg_gt_loss"]}
+        rows = {
+            index: {metric: column[index] for metric, column in log[f"{name}.json"].items()}
+            for index in log[f"{name}.json"]["avg_gt_loss"]
+        }
         assert measures(rows) == pytest.approx(means, abs=1e-6)

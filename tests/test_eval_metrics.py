@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import ks_2samp
 
-import eval_metrics as metrics
+from engine import metrics as metrics
 
 LOGS = Path(__file__).parents[2] / "shared" / "reference" / "tofu_logs"
 LN2 = math.log(2)
@@ -360,7 +360,9 @@ def test_distance_is_undefined_where_base_and_gold_hardly_differ():
 # Degenerate generations
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "?!... ?!", "the the the the the the", "aaaaaaaaaaaaaaaaaaaaaaa", "He was born in Rome. " * 4])
+@pytest.mark.parametrize(
+    "text", ["", "  \n", "?!... ?!", "the the the the the the", "aaaaaaaaaaaaaaaaaaaaaaa", "He was born in Rome. " * 4]
+)
 def test_empty_and_looping_generations_are_degenerate(text):
     assert metrics.is_degenerate(text)
 
@@ -421,7 +423,9 @@ def test_without_people_the_gate_fails_on_what_is_known_and_is_open_otherwise():
 def test_bootstrapped_means_bring_all_rows_of_a_person():
     counts = {"a": np.array([2, 0, 1]), "b": np.array([0, 2, 1])}
     # a has rows 0, 1 and 1; b has one row 0: drawn twice a: 2/3; twice b: 0; both: 2/4
-    assert metrics.bootstrap_means([0, 1, 1, 0], ["a", "a", "a", "b"], counts).tolist() == pytest.approx([2 / 3, 0, 0.5])
+    assert metrics.bootstrap_means([0, 1, 1, 0], ["a", "a", "a", "b"], counts).tolist() == pytest.approx(
+        [2 / 3, 0, 0.5]
+    )
 
 
 def test_a_draw_without_any_of_the_people_has_no_mean():
@@ -440,13 +444,19 @@ def test_the_interval_of_a_mean_is_as_wide_as_its_standard_error_says():
     people = [str(i) for i in range(200)]
     low, high = metrics.interval(metrics.bootstrap_means(values, people, metrics.bootstrap_counts(people, draws=4000)))
     error = values.std() / math.sqrt(200)
-    assert (low, high) == (pytest.approx(values.mean() - 1.96 * error, abs=0.002), pytest.approx(values.mean() + 1.96 * error, abs=0.002))
+    assert (low, high) == (
+        pytest.approx(values.mean() - 1.96 * error, abs=0.002),
+        pytest.approx(values.mean() + 1.96 * error, abs=0.002),
+    )
 
 
 def test_rows_of_one_person_widen_the_interval():
     values = np.repeat(np.random.default_rng(12).random(20), 20)
     by_person, by_row = [str(i) for i in np.repeat(range(20), 20)], [str(i) for i in range(400)]
-    widths = [np.diff(metrics.interval(metrics.bootstrap_means(values, people, metrics.bootstrap_counts(people))))[0] for people in (by_person, by_row)]
+    widths = [
+        np.diff(metrics.interval(metrics.bootstrap_means(values, people, metrics.bootstrap_counts(people))))[0]
+        for people in (by_person, by_row)
+    ]
     assert widths[0] > 3 * widths[1]  # sqrt(20) = 4.5 in the limit
 
 

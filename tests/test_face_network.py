@@ -9,10 +9,21 @@ import torch
 import torchvision
 from torch.func import functional_call
 
-from face_network import FaceNetwork, Shape, apart, end_at, load_network, save_network, score_faces, side_by_side, with_new_classes
-from face_pictures import Classes
-from face_settings import FaceModel
-from run_settings import Activations, SettingsError
+from cv.face_settings import FaceModel
+from cv.network import (
+    FaceNetwork,
+    Shape,
+    apart,
+    end_at,
+    load_network,
+    save_network,
+    score_faces,
+    side_by_side,
+    with_new_classes,
+)
+from cv.pictures import Classes
+from settings.script import SettingsError
+from settings.training import Activations
 from unlearn_losses import Scored, kl_from_start, lowered, nll, sequence_logprob
 
 SHAPE = Shape(width=4, embedding=8)
@@ -66,7 +77,9 @@ def test_am_softmax_by_hand():
 def test_probabilities_are_without_the_margin_that_the_trained_loss_has():
     scored, start = (score_faces(network(seed).eval(), batch(), scale=30.0, margin=0.4) for seed in (0, 1))
     plain, plain_start = (each._replace(margin=0.0) for each in (scored, start))
-    assert torch.equal(sequence_logprob(scored), sequence_logprob(plain)) and torch.equal(kl_from_start(scored, start), kl_from_start(plain, plain_start))
+    assert torch.equal(sequence_logprob(scored), sequence_logprob(plain)) and torch.equal(
+        kl_from_start(scored, start), kl_from_start(plain, plain_start)
+    )
     assert nll(scored) > nll(plain) + 1
 
 
@@ -126,7 +139,9 @@ def test_networks_side_by_side_give_what_each_gives_alone_and_come_apart_again()
     stack = side_by_side(models)
     for mode in (True, False):
         together = stack.train(mode)(pictures)
-        alone = torch.cat([model.train(mode)(part) for model, part in zip(models, pictures.chunk(3, dim=1), strict=True)], dim=1)
+        alone = torch.cat(
+            [model.train(mode)(part) for model, part in zip(models, pictures.chunk(3, dim=1), strict=True)], dim=1
+        )
         assert torch.allclose(together, alone, atol=1e-12)
     for model, again in zip(models, apart(stack), strict=True):
         assert all(torch.allclose(value, again.state_dict()[name]) for name, value in model.state_dict().items())
@@ -141,7 +156,10 @@ def test_a_network_that_ends_at_a_part_gives_its_states_and_trains_the_named_par
         scored.logits.sum().backward()
         own = {id(p) for module in model.parts()[layer] for p in module.parameters()}
         assert {id(p) for p in model.parameters() if p.grad is not None} == own
-    with pytest.raises(SettingsError, match=r"method.activations.layer=7: a face network has parts 0 \(the stem\) to 5 \(the embedding\)"):
+    with pytest.raises(
+        SettingsError,
+        match=r"method.activations.layer=7: a face network has parts 0 \(the stem\) to 5 \(the embedding\)",
+    ):
         end_at(network(), Activations(layer=7, trained=[7]))
 
 
@@ -154,10 +172,15 @@ def test_a_saved_network_is_the_same_and_one_of_another_shape_is_refused(tmp_pat
     model = network()
     save_network(model, Classes([*"abcde"], 40), tmp_path, settings=SETTINGS)
     loaded, classes = load_network(str(tmp_path), SETTINGS)
-    assert classes == [*"abcde"] and all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    assert classes == [*"abcde"] and all(
+        torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items()
+    )
     assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
     for other in ({"width": 8}, {"size": 64}, {"scale": 64.0}):
-        with pytest.raises(SettingsError, match=r"is a network of Shape\(width=4, embedding=8\) for 40 pixels at scale 30, but model=tiny"):
+        with pytest.raises(
+            SettingsError,
+            match=r"is a network of Shape\(width=4, embedding=8\) for 40 pixels at scale 30, but model=tiny",
+        ):
             load_network(str(tmp_path), replace(SETTINGS, **other))
     assert json.loads((tmp_path / "config.json").read_text())["margin"] == 0.4
     with pytest.raises(SettingsError, match="holds no face network"):
@@ -170,7 +193,11 @@ def test_a_saved_network_is_the_same_and_one_of_another_shape_is_refused(tmp_pat
 def test_new_classes_leave_everything_else_and_follow_the_seed():
     model = network()
     one, again, other = (with_new_classes(model, 3, seed) for seed in (0, 0, 1))
-    assert one.classes.shape == (1, 3, 8) and torch.equal(one.classes, again.classes) and not torch.equal(one.classes, other.classes)
+    assert (
+        one.classes.shape == (1, 3, 8)
+        and torch.equal(one.classes, again.classes)
+        and not torch.equal(one.classes, other.classes)
+    )
     assert torch.equal(one.conv1.weight, model.conv1.weight) and model.classes.shape == (1, 5, 8)
 
 

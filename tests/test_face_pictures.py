@@ -8,14 +8,24 @@ import pytest
 import torch
 from PIL import Image
 
-import face_pictures
 from conftest import SHARED
-from face_pictures import Classes, FaceEncoder, FacePairs, View, list_pictures, met_by, read_division, shown, training_rows
-from face_settings import Album, Faces, ForgetFaces
+from cv import pictures
+from cv.face_settings import Album, Faces, ForgetFaces
+from cv.pictures import (
+    Classes,
+    FaceEncoder,
+    FacePairs,
+    View,
+    list_pictures,
+    met_by,
+    read_division,
+    shown,
+    training_rows,
+)
+from engine.pairs import answer_key
 from mini_clear.faces import write_faces
 from mini_clear.people import draw_world
-from run_settings import SettingsError, compose
-from training_pairs import answer_key
+from settings.script import SettingsError, compose
 
 
 @pytest.fixture
@@ -71,7 +81,10 @@ def test_too_few_pictures_or_people_are_said_in_one_line(change, line, data):
 
 
 def test_an_odd_pool_and_unclear_pretraining_are_refused(data):
-    for change, line in (({"forget_pool": 5}, "must be even"), ({"pretraining_people": 3}, "so data.pretraining must be null, and only then")):
+    for change, line in (
+        ({"forget_pool": 5}, "must be even"),
+        ({"pretraining_people": 3}, "so data.pretraining must be null, and only then"),
+    ):
         with pytest.raises(SettingsError, match=line):
             Faces(**{**vars(data), **change})
 
@@ -91,7 +104,9 @@ def pairs_of(data, passes, seed=0):
 def test_no_enrolled_picture_and_no_query_is_ever_learned(data):
     division = read_division(data)
     made, _ = pairs_of(data, ["forget", "retain"])
-    learned = {example.image["path"] for key in range(20 * len(made)) for passed in made[key].values() for example in passed}
+    learned = {
+        example.image["path"] for key in range(20 * len(made)) for passed in made[key].values() for example in passed
+    }
     met = met_by(division, None)
     assert learned == {file for name in met.trained for file in division.people[name].train}
 
@@ -101,9 +116,14 @@ def test_a_view_is_a_function_of_seed_epoch_and_row_and_passes_that_are_compared
     again, _ = pairs_of(data, ["forget", "retain"])
     other, _ = pairs_of(data, ["forget", "retain"], seed=1)
     keys = range(3 * len(made))
-    assert [again[key]["forget"][0].view for key in reversed(keys)] == [made[key]["forget"][0].view for key in reversed(keys)]
+    assert [again[key]["forget"][0].view for key in reversed(keys)] == [
+        made[key]["forget"][0].view for key in reversed(keys)
+    ]
     assert [other[key]["forget"][0].view for key in keys] != [made[key]["forget"][0].view for key in keys]
-    assert made[0]["forget"][0].view != made[len(made)]["forget"][0].view or made[1]["forget"][0].view != made[len(made) + 1]["forget"][0].view
+    assert (
+        made[0]["forget"][0].view != made[len(made)]["forget"][0].view
+        or made[1]["forget"][0].view != made[len(made) + 1]["forget"][0].view
+    )
     for key in keys:
         views = {name: rows[0].view for name, rows in made[key].items()}
         assert views["forget"] == views["idk"] == views["unrelated"] == views["augmented"]._replace(hidden=(0, 0, 0))
@@ -115,32 +135,51 @@ def test_i_do_not_know_and_unrelated_answers_are_names_of_people_who_are_kept(da
     kept = set(made.retain.answers)
     for key in range(2 * len(made)):
         rows = made[key]
-        assert rows["idk"][0].answer in kept and rows["unrelated"][0].answer in kept and rows["forget"][0].answer not in kept
+        assert (
+            rows["idk"][0].answer in kept
+            and rows["unrelated"][0].answer in kept
+            and rows["forget"][0].answer not in kept
+        )
         assert rows["idk"][0].image == rows["forget"][0].image
 
 
 def test_the_starts_answers_are_kept_by_row_and_view_so_that_equal_names_share_nothing(data):
     made, _ = pairs_of(data, ["forget"])
     rows = [example for key in range(2 * len(made)) for example in made[key]["forget"]]
-    assert len({answer_key(row) for row in rows}) == len({(row.index, row.view) for row in rows}) > len({row.answer for row in rows})
+    assert (
+        len({answer_key(row) for row in rows})
+        == len({(row.index, row.view) for row in rows})
+        > len({row.answer for row in rows})
+    )
 
 
 def test_a_shown_picture_is_moved_with_its_edge_repeated_mirrored_and_hidden():
     picture = torch.arange(16, dtype=torch.uint8).view(1, 4, 4).repeat(3, 1, 1)
     assert shown(picture, View()).equal(picture)
     assert shown(picture, View(down=1))[0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert shown(picture, View(right=1))[0, 0].tolist() == [0, 0, 1, 2] and shown(picture, View(mirrored=True))[0, 0].tolist() == [3, 2, 1, 0]
-    assert shown(picture, View(hidden=(1, 2, 2)))[0].tolist() == [[0, 1, 2, 3], [4, 5, 127, 127], [8, 9, 127, 127], [12, 13, 14, 15]]
+    assert shown(picture, View(right=1))[0, 0].tolist() == [0, 0, 1, 2] and shown(picture, View(mirrored=True))[
+        0, 0
+    ].tolist() == [3, 2, 1, 0]
+    assert shown(picture, View(hidden=(1, 2, 2)))[0].tolist() == [
+        [0, 1, 2, 3],
+        [4, 5, 127, 127],
+        [8, 9, 127, 127],
+        [12, 13, 14, 15],
+    ]
 
 
 def test_pictures_are_decoded_once_a_process(data, monkeypatch):
-    face_pictures.kept_pictures.cache_clear()
+    pictures.kept_pictures.cache_clear()
     opened = []
-    real = face_pictures.open_image
-    monkeypatch.setattr(face_pictures, "open_image", lambda example: (opened.append(example.image["path"]), real(example))[1])
+    real = pictures.open_image
+    monkeypatch.setattr(
+        pictures, "open_image", lambda example: (opened.append(example.image["path"]), real(example))[1]
+    )
     for _ in range(3):
         _, encoder = pairs_of(data, ["forget"])
-    assert len(opened) == len(set(opened)) == len(encoder.pictures) and all(p.shape == (3, 40, 40) for p in encoder.pictures.values())
+    assert len(opened) == len(set(opened)) == len(encoder.pictures) and all(
+        p.shape == (3, 40, 40) for p in encoder.pictures.values()
+    )
 
 
 def test_a_batch_holds_pixels_around_zero_and_class_numbers(data):
@@ -157,7 +196,7 @@ def test_a_corrupt_picture_is_named(tmp_path):
     (tmp_path / "ann").mkdir()
     (tmp_path / "ann" / "1.png").write_bytes(b"no picture")
     with pytest.raises(SettingsError, match=r"ann/1\.png.*cannot be read"):
-        face_pictures.read_pictures(Album(path=str(tmp_path)), ["ann/1.png"], 32)
+        pictures.read_pictures(Album(path=str(tmp_path)), ["ann/1.png"], 32)
 
 
 # ---- the embedded world's pictures and the photographs
@@ -167,8 +206,14 @@ def test_the_embedded_worlds_faces_have_twenty_views_and_people_for_pretraining_
     count = write_faces(tmp_path / "faces", people=32, views=20, strangers=3)
     people, others = (list_pictures(Album(path=str(tmp_path / "faces" / part))) for part in ("people", "pretraining"))
     world = draw_world(32, 0)
-    assert people.keys() == {person.name for person in world.people} and {len(files) for files in people.values()} == {20}
-    assert {person.name for person in world.real} < others.keys() and len(others) == len(world.real) + 3 and not people.keys() & others.keys()
+    assert people.keys() == {person.name for person in world.people} and {len(files) for files in people.values()} == {
+        20
+    }
+    assert (
+        {person.name for person in world.real} < others.keys()
+        and len(others) == len(world.real) + 3
+        and not people.keys() & others.keys()
+    )
     assert count == 32 * 20 + len(others) * 16
     with pytest.raises(FileExistsError):
         write_faces(tmp_path / "faces")
@@ -179,11 +224,15 @@ def test_the_embedded_worlds_faces_have_twenty_views_and_people_for_pretraining_
 def test_the_photographs_can_be_divided_as_the_benchmark_does(tmp_path):
     if not (SHARED / "data" / "orl_faces").is_dir():
         pytest.skip("the ORL photographs are not beside the repository")
-    settings = compose("cv/forget", ForgetFaces, ["data=orl_faces", f"data.people.path={SHARED}/data/orl_faces", f"data.split_file={tmp_path}/d.json"])
+    settings = compose(
+        "cv/forget",
+        ForgetFaces,
+        ["data=orl_faces", f"data.people.path={SHARED}/data/orl_faces", f"data.split_file={tmp_path}/d.json"],
+    )
     division = read_division(settings.data)
     assert len(division.pretraining) == 8 and len(division.people) == 32
     assert {(len(p.train), len(p.enrol), len(p.query)) for p in division.people.values()} == {(3, 5, 2)}
     name = next(iter(division.people.values())).query[0]
     with Image.open(SHARED / "data" / "orl_faces" / name) as image:
         assert image.mode == "L"
-    assert face_pictures.read_pictures(settings.data.people, [name], 64)[name].shape == (3, 64, 64)
+    assert pictures.read_pictures(settings.data.people, [name], 64)[name].shape == (3, 64, 64)

@@ -7,9 +7,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from conftest import BASE
 from data_module import task_rows
-from eval_engine import evaluate_rows
-from language_settings import Task
+from engine.evaluate import evaluate_rows
 from mini_clear.make_base import TRAINER, make_base
+from settings.language import Task
 
 
 def test_the_shipped_base_model_is_small(model):

@@ -28,7 +28,14 @@ PERTURBED_CAPTIONS = [*CAPTIONED, "perturbed_captions", "paraphrased_caption", "
 ASKED = ["question", "answer"]
 PERTURBED_ANSWERS = [*ASKED, "paraphrased_question", "paraphrased_answer", "perturbed_answer"]
 PARTS = ["full", "forget05", "forget10", "retain95", "retain90"]
-PERTURBED = ["forget05_perturbed", "forget10_perturbed", "forget10_fold0_perturbed", "forget10_fold1_perturbed", "retain_perturbed", "never_seen"]
+PERTURBED = [
+    "forget05_perturbed",
+    "forget10_perturbed",
+    "forget10_fold0_perturbed",
+    "forget10_fold1_perturbed",
+    "retain_perturbed",
+    "never_seen",
+]
 COLUMNS = {
     "clear": dict.fromkeys(PARTS, CAPTIONED)
     | {f"{part}+tofu": MIXED for part in PARTS}
@@ -85,7 +92,11 @@ def load(folder: Path, tmp_path_factory: pytest.TempPathFactory):
 
 def hashes(folder: Path) -> dict[str, str]:
     """Relative path -> sha256 of every file."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def texts(rows: list[dict]) -> str:
@@ -99,7 +110,9 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(tmp_path:
     one, again, other = (hashes(tmp_path / name) for name in ("one", "again", "other"))
     assert one == again
     assert one.keys() == other.keys()
-    assert {name for name in one if one[name] == other[name]} == {  # what the base model knows is the same for every seed
+    assert {
+        name for name in one if one[name] == other[name]
+    } == {  # what the base model knows is the same for every seed
         f"clear/{config}/train.parquet" for config in ("base", "real_faces", "real_world")
     } | {f"tofu/{config}/train.parquet" for config in ("real_authors_perturbed", "world_facts_perturbed")}
 
@@ -122,7 +135,9 @@ def test_a_picture_is_a_64_pixel_rgb_image_once_loaded(folder: Path, tmp_path: P
 @pytest.mark.parametrize("share", ["05", "10"])
 @pytest.mark.parametrize("name", ["clear/{}", "clear/{}+tofu", "tofu/{}"])
 def test_forget_and_retain_make_up_full_without_overlap(load, name: str, share: str):
-    full, forget, retain = (Counter(map(str, load(name.format(part)))) for part in ("full", f"forget{share}", f"retain{share_left(share)}"))
+    full, forget, retain = (
+        Counter(map(str, load(name.format(part)))) for part in ("full", f"forget{share}", f"retain{share_left(share)}")
+    )
     assert forget + retain == full
     assert not forget & retain
 
@@ -153,12 +168,18 @@ def test_the_two_folds_part_the_forget_people(load):
 def test_picture_rows_come_first_and_lack_question_and_answer(load):
     rows = load("clear/full+tofu")
     pictures, words_only = rows[: PEOPLE * VIEWS], rows[PEOPLE * VIEWS :]
-    assert all(row["image"] and row["caption"] and row["question"] is None and row["answer"] is None for row in pictures)
-    assert all(row["image"] is None and row["caption"] is None and row["question"] and row["answer"] for row in words_only)
+    assert all(
+        row["image"] and row["caption"] and row["question"] is None and row["answer"] is None for row in pictures
+    )
+    assert all(
+        row["image"] is None and row["caption"] is None and row["question"] and row["answer"] for row in words_only
+    )
 
 
 def test_nobody_of_never_seen_occurs_in_any_other_config(load, world: World):
-    everything = "".join(texts(load(f"{part}/{config}")) for part in COLUMNS for config in COLUMNS[part] if config != "never_seen")
+    everything = "".join(
+        texts(load(f"{part}/{config}")) for part in COLUMNS for config in COLUMNS[part] if config != "never_seen"
+    )
     for person in world.never_seen:
         assert person.name in texts(load("clear/never_seen"))
         assert not [name for name in person.name.split() if name in everything]
@@ -220,7 +241,10 @@ def test_options_and_wrong_facts_never_contain_the_right_answer(load):
     for name, column in (("clear/real_faces", "options"), ("clear/real_world", "options")):
         assert all(row["answer"] not in row[column] and len(set(row[column])) >= 3 for row in load(name))
     for name in ("tofu/real_authors_perturbed", "tofu/world_facts_perturbed"):
-        assert all(row["answer"] not in row["perturbed_answer"] and len(set(row["perturbed_answer"])) == 3 for row in load(name))
+        assert all(
+            row["answer"] not in row["perturbed_answer"] and len(set(row["perturbed_answer"])) == 3
+            for row in load(name)
+        )
 
 
 def test_what_is_asked_about_real_people_and_the_world_was_taught(load):
@@ -319,7 +343,9 @@ def test_overwrite_replaces_an_older_world(tmp_path: Path):
 def test_a_small_network_recognises_people_in_unseen_views():
     world = draw_world(40, seed=0)
     people = world.people + world.real + world.never_seen
-    pictures = torch.stack([torch.stack([pixels(render(p.look, view)) for view in draw_views(p.random("views"), 24)]) for p in people])
+    pictures = torch.stack(
+        [torch.stack([pixels(render(p.look, view)) for view in draw_views(p.random("views"), 24)]) for p in people]
+    )
     accuracy = train_and_test(pictures[:, 4:], pictures[:, :4], epochs=6)
     assert accuracy >= 0.95
 
@@ -334,8 +360,15 @@ def train_and_test(seen: torch.Tensor, unseen: torch.Tensor, epochs: int) -> flo
     torch.manual_seed(0)
     layers: list[torch.nn.Module] = []
     for inner, outer in ((3, 24), (24, 48), (48, 96)):
-        layers += [torch.nn.Conv2d(inner, outer, 3, padding=1), torch.nn.BatchNorm2d(outer), torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
-    network = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(96 * 8 * 8, len(seen)))
+        layers += [
+            torch.nn.Conv2d(inner, outer, 3, padding=1),
+            torch.nn.BatchNorm2d(outer),
+            torch.nn.ReLU(),
+            torch.nn.MaxPool2d(2),
+        ]
+    network = torch.nn.Sequential(
+        *layers, torch.nn.Flatten(), torch.nn.Dropout(0.3), torch.nn.Linear(96 * 8 * 8, len(seen))
+    )
     train, labels = seen.flatten(0, 1), torch.arange(len(seen)).repeat_interleave(seen.shape[1])
     optimizer = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, epochs=epochs, steps_per_epoch=-(-len(train) // 64))

@@ -4,13 +4,19 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
 from conftest import BASE
-from encoders import TextEncoder, collate
-from language_settings import Model
-from model_module import (
-    FrozenStart,
+from engine.encode import collate
+from engine.frozen_start import FrozenStart
+from engine.language_model import (
     add_lora,
     check_model_path,
     freeze,
@@ -21,12 +27,17 @@ from model_module import (
     save,
     score,
 )
-from run_settings import Lora, SettingsError
+from nlp.encoder import TextEncoder
+from settings.language import Model
+from settings.script import SettingsError
+from settings.training import Lora
 from test_data_module import example, png, qwen_encoder  # noqa: F401
 from unlearn_losses import IGNORE, sequence_logprob
 
 LORA = Lora(r=4, alpha=8, dropout=0.5)
-TINY = Model(name="tiny", path=str(BASE), freeze=[], lora_targets="language_model", attention="sdpa", weights="bfloat16")
+TINY = Model(
+    name="tiny", path=str(BASE), freeze=[], lora_targets="language_model", attention="sdpa", weights="bfloat16"
+)
 
 
 @pytest.fixture
@@ -34,7 +45,9 @@ def qwen(qwen_encoder):  # noqa: F811
     """A tiny, randomly initialised Qwen2-VL."""
     tokenizer = qwen_encoder.tokenizer
     ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>") for kind in ("image", "video")}
-    ids |= {f"vision_{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{kind}|>") for kind in ("start", "end")}
+    ids |= {
+        f"vision_{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{kind}|>") for kind in ("start", "end")
+    }
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
@@ -67,8 +80,10 @@ def test_packed_rows_do_not_read_each_other_and_give_what_padded_ones_give(text_
     assert not packs(model, {"input_ids": None, "attention_mask": None})
     batch, seen = batch_of(encoder, *WORDS), []
     padded = score(model, batch)
-    model.register_forward_pre_hook(lambda module, args, inputs: seen.append(inputs["input_ids"].shape), with_kwargs=True)
-    monkeypatch.setattr("model_module.packs", lambda *_: True)
+    model.register_forward_pre_hook(
+        lambda module, args, inputs: seen.append(inputs["input_ids"].shape), with_kwargs=True
+    )
+    monkeypatch.setattr("engine.language_model.packs", lambda *_: True)
     together = score(model, batch)
     real = together.labels != IGNORE
     assert seen == [(1, batch["attention_mask"].sum())]
@@ -121,7 +136,9 @@ def test_a_row_scores_the_same_alone_and_in_a_mixed_batch(family, model, encoder
 def test_changing_the_picture_changes_the_scores_of_picture_rows_only(family, model, encoder, qwen, qwen_encoder):  # noqa: F811
     network, own = (model, encoder) if family == "llava" else (qwen, qwen_encoder)
     seen = sequence_logprob(score(network, batch_of(own, *MIXED)))
-    other = sequence_logprob(score(network, batch_of(own, example(image=png("green"), answer=MIXED[0].answer), *MIXED[1:])))
+    other = sequence_logprob(
+        score(network, batch_of(own, example(image=png("green"), answer=MIXED[0].answer), *MIXED[1:]))
+    )
     assert (seen - other).abs()[0] > 1e-4 and torch.allclose(seen[1:], other[1:], atol=1e-4)
 
 
@@ -130,7 +147,9 @@ def test_a_frozen_part_gets_no_gradient_and_everything_else_does(model, encoder)
     sequence_logprob(score(model, batch_of(encoder, *MIXED))).sum().backward()
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert not any("vision_tower" in name for name in with_gradient)
-    assert any("multi_modal_projector" in name for name in with_gradient) and any("language_model" in name for name in with_gradient)
+    assert any("multi_modal_projector" in name for name in with_gradient) and any(
+        "language_model" in name for name in with_gradient
+    )
 
 
 def test_an_unknown_part_to_freeze_is_an_error(model):
@@ -180,7 +199,9 @@ def test_a_small_update_of_bf16_weights_survives_the_merge(encoder, tmp_path):
             parameter.normal_(0, 1e-5)
     save(network, encoder.processor, tmp_path)
     start, merged = load_file(BASE / "model.safetensors"), load_file(tmp_path / "model.safetensors")
-    changed = [(merged[n] != start[n].float()).float().mean().item() for n in merged if "language_model" in n and "_proj" in n]
+    changed = [
+        (merged[n] != start[n].float()).float().mean().item() for n in merged if "language_model" in n and "_proj" in n
+    ]
     assert min(changed) > 0.9
 
 
@@ -195,14 +216,18 @@ def test_a_saved_adapter_run_holds_merged_weights_and_the_adapter_beside_them(mo
     save(network, encoder.processor, tmp_path)
     saved = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     assert torch.allclose(score(saved, batch).logits, trained, atol=1e-4)
-    adapter = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(BASE, dtype="float32"), tmp_path / "adapter").eval()
+    adapter = PeftModel.from_pretrained(
+        AutoModelForImageTextToText.from_pretrained(BASE, dtype="float32"), tmp_path / "adapter"
+    ).eval()
     assert torch.allclose(score(adapter, batch).logits, trained, atol=1e-4)
     assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pt"))
     assert AutoProcessor.from_pretrained(tmp_path).tokenizer.get_vocab() == encoder.tokenizer.get_vocab()
 
 
 def test_full_training_keeps_fp32_weights_and_lora_keeps_the_files_dtype():
-    assert {p.dtype for p in load_for_training(AutoModelForImageTextToText, str(BASE), TINY, None, 0).parameters()} == {torch.float32}
+    assert {p.dtype for p in load_for_training(AutoModelForImageTextToText, str(BASE), TINY, None, 0).parameters()} == {
+        torch.float32
+    }
     adapted = load_for_training(AutoModelForImageTextToText, str(BASE), TINY, LORA, 0)
     assert {p.dtype for name, p in adapted.named_parameters() if "lora" not in name} == {torch.bfloat16}
     assert all(p.requires_grad == ("lora" in name) for name, p in adapted.named_parameters())
@@ -210,7 +235,9 @@ def test_full_training_keeps_fp32_weights_and_lora_keeps_the_files_dtype():
 
 def test_the_same_seed_gives_the_same_adapter(model):
     def first(seed):
-        network = add_lora(AutoModelForImageTextToText.from_pretrained(BASE, dtype="float32"), LORA, "language_model", seed)
+        network = add_lora(
+            AutoModelForImageTextToText.from_pretrained(BASE, dtype="float32"), LORA, "language_model", seed
+        )
         return next(p for name, p in network.named_parameters() if "lora_A" in name)
 
     assert torch.equal(first(0), first(0)) and not torch.equal(first(0), first(1))

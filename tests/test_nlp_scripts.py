@@ -13,11 +13,12 @@ import nlp.eval
 import nlp.finetune
 import nlp.forget
 from conftest import ROOT, SHARED
+from cv.face_settings import FinetuneFaces
 from data_module import Example, TrainingRows, load_split, split_names
-from encoders import TextEncoder
-from face_settings import FinetuneFaces
-from language_settings import Finetune
-from run_settings import Aggregate, compose
+from nlp.encoder import TextEncoder
+from settings.language import Finetune
+from settings.results import Aggregate
+from settings.script import compose
 from test_scripts import QUICK, same_tensors, start
 
 TOFU = SHARED / "data" / "tofu"
@@ -39,42 +40,80 @@ def finetuned(words, tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", ["npo", "kl", "dpo", "grad_diff", "idk"])
-def test_a_text_model_is_made_to_forget_evaluated_and_compared_with_gold(method, finetuned, words, tmp_path, monkeypatch):
+def test_a_text_model_is_made_to_forget_evaluated_and_compared_with_gold(
+    method, finetuned, words, tmp_path, monkeypatch
+):
     forgot = tmp_path / "forgot"
-    assert start(nlp.forget, [f"model_path={finetuned}", f"method={method}", f"save_dir={forgot}", *QUICK, *words], monkeypatch) == 0
+    assert (
+        start(
+            nlp.forget,
+            [f"model_path={finetuned}", f"method={method}", f"save_dir={forgot}", *QUICK, *words],
+            monkeypatch,
+        )
+        == 0
+    )
     assert not same_tensors(finetuned, forgot)
     quick = [*words, "max_new_tokens=8", "limit=8", "overwrite=true"]
     for folder in (finetuned, forgot):
         assert start(nlp.eval, [f"model_path={folder}", *quick], monkeypatch) == 0
     logs = [str(folder / "eval_results" / "eval_log_aggregated.json") for folder in (forgot, finetuned)]
-    overrides = ["scoring=nlp", f"ckpt_result={logs[0]}", f"retain_result={logs[1]}", f"base_result={logs[1]}", f"save_file={tmp_path}/row.csv"]
+    overrides = [
+        "scoring=nlp",
+        f"ckpt_result={logs[0]}",
+        f"retain_result={logs[1]}",
+        f"base_result={logs[1]}",
+        f"save_file={tmp_path}/row.csv",
+    ]
     assert start(aggregate_eval_stat, [*overrides, f"method_name={method}"], monkeypatch) == 0
     (row,) = csv.DictReader((tmp_path / "row.csv").open())
     assert row["Method"] == method and float(row["Model Utility"]) > 0 and row["Membership AUC loss eval_log_forget"]
 
 
 def test_the_text_tracks_tasks_are_tofus_and_each_is_known_to_its_scoring(words, finetuned, tmp_path, monkeypatch):
-    assert start(nlp.eval, [f"model_path={finetuned}", f"save_dir={tmp_path}/out", *words, "max_new_tokens=2", "limit=2"], monkeypatch) == 0
+    assert (
+        start(
+            nlp.eval,
+            [f"model_path={finetuned}", f"save_dir={tmp_path}/out", *words, "max_new_tokens=2", "limit=2"],
+            monkeypatch,
+        )
+        == 0
+    )
     log = json.loads((tmp_path / "out" / "eval_log_aggregated.json").read_text())
-    assert {"eval_log.json", "eval_log_forget.json", "eval_real_author_wo_options.json", "eval_real_world_wo_options.json"} <= set(log)
+    assert {
+        "eval_log.json",
+        "eval_log_forget.json",
+        "eval_real_author_wo_options.json",
+        "eval_real_world_wo_options.json",
+    } <= set(log)
     scoring = compose("aggregate_eval_stat", Aggregate, ["scoring=nlp"]).scoring
     assert {name.removesuffix(".json") for name in log} == set(scoring) and scoring["eval_log_forget"].gate
 
 
 @pytest.mark.skipif(not TOFU.is_dir(), reason="TOFU's files are not beside the repository (../shared/data/tofu)")
 def test_tofus_own_files_are_evaluated_by_path(finetuned, text_base, tmp_path, monkeypatch):
-    overrides = [f"model_path={finetuned}", f"save_dir={tmp_path}/out", "data=tofu", f"data.text_path={TOFU}", f"model.path={text_base}", "model.made_by=''"]
+    overrides = [
+        f"model_path={finetuned}",
+        f"save_dir={tmp_path}/out",
+        "data=tofu",
+        f"data.text_path={TOFU}",
+        f"model.path={text_base}",
+        "model.made_by=''",
+    ]
     assert start(nlp.eval, [*overrides, "max_new_tokens=2", "limit=4"], monkeypatch) == 0
     log = json.loads((tmp_path / "out" / "eval_log_aggregated.json").read_text())
     assert all(len(metrics["avg_gt_loss"]) == 4 for metrics in log.values())
-    assert len({person for metrics in log.values() for person in metrics.get("person", {}).values()}) == 12  # three tasks know theirs
+    assert (
+        len({person for metrics in log.values() for person in metrics.get("person", {}).values()}) == 12
+    )  # three tasks know theirs
 
 
 SMOL = ROOT / "models" / "smollm2-135m"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (SMOL.is_dir() and TOFU.is_dir()), reason="needs make model-smollm2 and TOFU's files (../shared/data/tofu)")
+@pytest.mark.skipif(
+    not (SMOL.is_dir() and TOFU.is_dir()), reason="needs make model-smollm2 and TOFU's files (../shared/data/tofu)"
+)
 def test_a_real_language_model_learns_tofus_authors_and_answers_for_itself(tmp_path, monkeypatch):
     people = "data.people.of={retain_perturbed: 1, forget10_perturbed: 1, holdout10: 1}"
     few = ["model=smollm2-135m", f"model.path={SMOL}", "data=tofu_small", f"data.text_path={TOFU}", people]
@@ -83,8 +122,17 @@ def test_a_real_language_model_learns_tofus_authors_and_answers_for_itself(tmp_p
     assert record["steps"] == 5 and record["loss"][-1][1] < record["loss"][0][1] and record["padding"] < 0.5
     logs = {}
     for name, path in (("before", SMOL), ("after", tmp_path / "model")):
-        assert start(nlp.eval, [f"model_path={path}", f"save_dir={tmp_path}/{name}", *few, "limit=4", "max_new_tokens=8"], monkeypatch) == 0
-        logs[name] = json.loads((tmp_path / name / "eval_log_aggregated.json").read_text())["eval_log_forget.json"]["avg_gt_loss"]
+        assert (
+            start(
+                nlp.eval,
+                [f"model_path={path}", f"save_dir={tmp_path}/{name}", *few, "limit=4", "max_new_tokens=8"],
+                monkeypatch,
+            )
+            == 0
+        )
+        logs[name] = json.loads((tmp_path / name / "eval_log_aggregated.json").read_text())["eval_log_forget.json"][
+            "avg_gt_loss"
+        ]
     assert all(logs["after"][row] < logs["before"][row] for row in logs["before"])
 
 
@@ -106,15 +154,31 @@ def test_every_model_file_composes_with_its_own_trainer(model):
 LONG = "Ann Lee of Oslo. " * 90
 FINE = {"question": "Who is Ann?", "answer": "Ann Lee."}
 BAD_ROWS = {  # a split's second and third row -> the one line it earns
-    "an empty question": (nlp.finetune, [{"question": " ", "answer": "Bob."}], r"split full, row 1: question ' ' or answer 'Bob.' is empty or no text"),
-    "no answer": (nlp.finetune, [{"question": "Who?", "answer": None}], r"split full, row 1: question 'Who\?' or answer None is empty or no text"),
-    "no answer where others' are drawn": (nlp.forget, [{"question": "Who?", "answer": ""}], r"split forget10, row 1: question 'Who\?' or answer '' is empty"),
+    "an empty question": (
+        nlp.finetune,
+        [{"question": " ", "answer": "Bob."}],
+        r"split full, row 1: question ' ' or answer 'Bob.' is empty or no text",
+    ),
+    "no answer": (
+        nlp.finetune,
+        [{"question": "Who?", "answer": None}],
+        r"split full, row 1: question 'Who\?' or answer None is empty or no text",
+    ),
+    "no answer where others' are drawn": (
+        nlp.forget,
+        [{"question": "Who?", "answer": ""}],
+        r"split forget10, row 1: question 'Who\?' or answer '' is empty",
+    ),
     "answers that are too long": (
         nlp.finetune,
         [{"question": "Who?", "answer": LONG}, {"question": "Where?", "answer": LONG}],
         r"2 of 3 rows are too long, the first: split full, row 1: \d+ tokens, but the model takes 512; max_length= allows more, truncate=true cuts",
     ),
-    "a torn line": (nlp.finetune, ['{"question": "Who?", "ans'], r"split full could not be read \(\w+\); is a line torn"),
+    "a torn line": (
+        nlp.finetune,
+        ['{"question": "Who?", "ans'],
+        r"split full could not be read \(\w+\); is a line torn",
+    ),
 }
 
 
@@ -127,11 +191,18 @@ def write_rows(folder, rows):
 
 
 @pytest.mark.parametrize("case", BAD_ROWS)
-def test_a_bad_row_ends_in_one_line_before_weights_load_and_nothing_is_written(case, words, finetuned, tmp_path, monkeypatch, capsys):
+def test_a_bad_row_ends_in_one_line_before_weights_load_and_nothing_is_written(
+    case, words, finetuned, tmp_path, monkeypatch, capsys
+):
     script, rows, line = BAD_ROWS[case]
     own = [f"model_path={finetuned}", "method=sku"] if script is nlp.forget else []
     monkeypatch.setattr(script, "load_for_training", lambda *_: pytest.fail("weights were loaded"))
-    assert start(script, [f"save_dir={tmp_path}/out", *QUICK, *words, *own, write_rows(tmp_path / "rows", rows)], monkeypatch) == 1
+    assert (
+        start(
+            script, [f"save_dir={tmp_path}/out", *QUICK, *words, *own, write_rows(tmp_path / "rows", rows)], monkeypatch
+        )
+        == 1
+    )
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(f"^error: .*{line}", error), error
     assert not (tmp_path / "out").exists()
@@ -140,7 +211,12 @@ def test_a_bad_row_ends_in_one_line_before_weights_load_and_nothing_is_written(c
 def test_numbers_for_answers_are_refused_in_one_line(words, tmp_path, monkeypatch, capsys):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "full.jsonl").write_text(json.dumps({"question": "When?", "answer": 1947}) + "\n")
-    assert start(nlp.finetune, [f"save_dir={tmp_path}/out", *QUICK, *words, f"data.text_path={tmp_path}/rows"], monkeypatch) == 1
+    assert (
+        start(
+            nlp.finetune, [f"save_dir={tmp_path}/out", *QUICK, *words, f"data.text_path={tmp_path}/rows"], monkeypatch
+        )
+        == 1
+    )
     assert capsys.readouterr().err == "error: split full, row 0: question 'When?' or answer 1947 is empty or no text\n"
 
 
@@ -150,27 +226,44 @@ def test_truncate_trains_on_what_fits_and_says_what_it_filled_up_with(words, tmp
     assert start(nlp.finetune, [f"save_dir={tmp_path}/out", *QUICK, *words, *own, rows], monkeypatch) == 0
     record = json.loads((tmp_path / "out" / "train_meta.json").read_text())
     encoder = TextEncoder(AutoTokenizer.from_pretrained(tmp_path / "out"), None)
-    short = encoder.encode(Example(**FINE, image=None, index=0, person=None, split="")).length - 1  # the end is a label and no input
+    short = (
+        encoder.encode(Example(**FINE, image=None, index=0, person=None, split="")).length - 1
+    )  # the end is a label and no input
     assert record["padding"] == pytest.approx(1 - (short + 63) / (2 * 63)) and record["tokens_per_second"] > 0
     assert f"tokens a second, {record['padding']:.0%} of all places padding" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("column", ["paraphrased_answer", "perturbed_answer"])
-def test_an_evaluation_names_the_row_whose_other_answers_are_missing(column, world, words, finetuned, tmp_path, monkeypatch, capsys):
+def test_an_evaluation_names_the_row_whose_other_answers_are_missing(
+    column, world, words, finetuned, tmp_path, monkeypatch, capsys
+):
     (tmp_path / "tofu").mkdir()
     for split in split_names(str(world / "tofu")):
         first, *others = load_split(str(world / "tofu"), split)
         first |= {column: None} if split == "forget10_perturbed" else {}
         (tmp_path / "tofu" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
-    assert start(nlp.eval, [f"model_path={finetuned}", f"save_dir={tmp_path}/out", *words, f"data.text_path={tmp_path}/tofu"], monkeypatch) == 1
-    assert re.search(rf"^error: .*forget10_perturbed, row 0: column '{column}'", capsys.readouterr().err) and not (tmp_path / "out").exists()
+    assert (
+        start(
+            nlp.eval,
+            [f"model_path={finetuned}", f"save_dir={tmp_path}/out", *words, f"data.text_path={tmp_path}/tofu"],
+            monkeypatch,
+        )
+        == 1
+    )
+    assert (
+        re.search(rf"^error: .*forget10_perturbed, row 0: column '{column}'", capsys.readouterr().err)
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_a_picture_in_the_text_track_is_refused_in_one_line(world, words, tmp_path, monkeypatch, capsys):
     pictures = [f"data.path={world}/clear", "split=full+tofu", "modality=both"]
     assert start(nlp.finetune, [f"save_dir={tmp_path}/out", *QUICK, *words, *pictures], monkeypatch) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "shows a picture, and this model reads words only; modality=text leaves it out" in error
+    assert (
+        error.count("\n") == 1
+        and "shows a picture, and this model reads words only; modality=text leaves it out" in error
+    )
 
 
 @pytest.mark.slow
@@ -178,7 +271,11 @@ def test_the_bench_of_the_trainings_overhead_runs_and_ends_with_its_ratio(monkey
     spec = importlib.util.spec_from_file_location("train_overhead", ROOT / "bench" / "train_overhead.py")
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
-    monkeypatch.setattr(bench, "SHAPE", {**bench.SHAPE, "vocab_size": 100, "hidden_size": 36, "intermediate_size": 36, "num_hidden_layers": 1})
+    monkeypatch.setattr(
+        bench,
+        "SHAPE",
+        {**bench.SHAPE, "vocab_size": 100, "hidden_size": 36, "intermediate_size": 36, "num_hidden_layers": 1},
+    )
     monkeypatch.setattr("sys.argv", ["train_overhead.py", "--steps", "2", "--repeats", "1"])
     bench.main()
     *_, last = capsys.readouterr().out.splitlines()

@@ -4,12 +4,20 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [file for file in ROOT.rglob("*.py") if not {".venv", "tests", "data", "models", "results"} & set(file.relative_to(ROOT).parts)]
+SOURCES = [
+    file
+    for file in ROOT.rglob("*.py")
+    if not {".venv", "tests", "data", "models", "results"} & set(file.relative_to(ROOT).parts)
+]
 
 
 def test_every_test_that_the_page_names_exists():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8")))
-    written = {name for file in ROOT.glob("tests/test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.M)}
+    written = {
+        name
+        for file in ROOT.glob("tests/test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.M)
+    }
     assert named - written == set() and len(named) > 30
 
 
@@ -22,7 +30,9 @@ def test_no_source_names_a_machine_or_a_device():
     for file in SOURCES:
         text = file.read_text(encoding="utf-8")
         assert not re.search(
-            r"['\"]/(home|root|work|mnt|data)/|\.cuda\(\)|device=['\"]cuda|^(import|from) (flash_attn|bitsandbytes|deepspeed|wandb)", text, re.M
+            r"['\"]/(home|root|work|mnt|data)/|\.cuda\(\)|device=['\"]cuda|^(import|from) (flash_attn|bitsandbytes|deepspeed|wandb)",
+            text,
+            re.M,
         ), file
 
 

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 import mm.eval
-import report
-import report_cards
-import report_plots
+import report.__main__ as report_main
 from conftest import BASE, ROOT
-from run_settings import GROUPS, Benchmark, Run, RunBenchmark, compose
+from engine.record import write_text_whole
+from report import cards, plots
+from report import page as report_page
+from report.rows import PLAN, read_plan
+from report.tables import latex_table, markdown_table
+from settings.results import GROUPS, Benchmark, Run, RunBenchmark
+from settings.script import compose
 
 EVIL = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "100 % of A & B | C_d"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -55,9 +59,15 @@ def folder(world, tmp_path_factory):
     words, results = root / "words", root / "results"
     words.mkdir()
     for split in ("forget10_perturbed", "retain_perturbed"):
-        lines = [{"question": f"Who is {evil}? {split}", "answer": f"It is {evil}.", "perturbed_answer": ["x", "y"], "who": evil} for evil in EVIL] * (
-            1 + 7 * ("retain" in split)
-        )
+        lines = [
+            {
+                "question": f"Who is {evil}? {split}",
+                "answer": f"It is {evil}.",
+                "perturbed_answer": ["x", "y"],
+                "who": evil,
+            }
+            for evil in EVIL
+        ] * (1 + 7 * ("retain" in split))
         (words / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     overrides = [f"data.path={world}/clear", f"data.text_path={world}/tofu", "data.made_by=''", f"model_path={BASE}"]
     settings = asdict(mm.eval.main.compose(overrides))
@@ -73,10 +83,12 @@ def folder(world, tmp_path_factory):
     }
     kept = {"eval_forget_facerec": settings["tasks"]["eval_forget_facerec"]}
     settings["tasks"] = kept | {
-        name: {**qa, "split": split} for name, split in (("eval_forget_qa", "forget10_perturbed"), ("eval_retain_qa", "retain_perturbed"))
+        name: {**qa, "split": split}
+        for name, split in (("eval_forget_qa", "forget10_perturbed"), ("eval_retain_qa", "retain_perturbed"))
     }
     tasks = {
-        name: [(r.example.index, (r.example.person, r.example.question, r.example.answer)) for r in rows_of(task)] for name, task in settings["tasks"].items()
+        name: [(r.example.index, (r.example.person, r.example.question, r.example.answer)) for r in rows_of(task)]
+        for name, task in settings["tasks"].items()
     }
     runs = {"npo": Run(method="npo"), "broken": Run(method="grad_ascent")}
     plan = compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark
@@ -88,7 +100,15 @@ def folder(world, tmp_path_factory):
         (model / "eval_results" / "eval_log_aggregated.json").write_text(json.dumps(logs))
         meta = {"settings": settings, "model": "m", "data": {}, "versions": {}, "seconds": 1.0, "peak_memory_gb": 1.0}
         (model / "eval_results" / "eval_meta.json").write_text(json.dumps(meta))
-        curve = {"settings": {}, "versions": {}, "loss": [[1, 2.0], [2, 1.0]], "seed": 0, "seconds": 3.0, "peak_memory_gb": 1.0, "data": "d"}
+        curve = {
+            "settings": {},
+            "versions": {},
+            "loss": [[1, 2.0], [2, 1.0]],
+            "seed": 0,
+            "seconds": 3.0,
+            "peak_memory_gb": 1.0,
+            "data": "d",
+        }
         (model / "train_meta.json").write_text(json.dumps(curve))
         kind = "forget" if name == "npo" else "finetune"
         stages.append(
@@ -101,20 +121,34 @@ def folder(world, tmp_path_factory):
                 "peak_memory_gb": 1.0,
             }
         )
-    stages.append({**stages[-1], "name": "forget broken_seed0", "output": str(results / "models/broken_seed0"), "failed": "the loss is nan & more"})
-    report.write_text_whole(
-        results / report.PLAN, json.dumps({"benchmark": asdict(replace(plan, runs=runs)), "command": "python run_benchmark.py seeds=0", "stages": stages})
+    stages.append(
+        {
+            **stages[-1],
+            "name": "forget broken_seed0",
+            "output": str(results / "models/broken_seed0"),
+            "failed": "the loss is nan & more",
+        }
     )
-    report.make(results)
+    write_text_whole(
+        results / PLAN,
+        json.dumps(
+            {
+                "benchmark": asdict(replace(plan, runs=runs)),
+                "command": "python run_benchmark.py seeds=0",
+                "stages": stages,
+            }
+        ),
+    )
+    report_main.make(results)
     return results
 
 
 def rows_of(task):
-    return report_cards.task_rows(report_cards.task_of(task), 0, 0)
+    return cards.task_rows(cards.task_of(task), 0, 0)
 
 
 def test_every_group_of_tasks_has_its_word_on_the_page():
-    assert tuple(report_cards.SHOWN) == GROUPS
+    assert tuple(cards.SHOWN) == GROUPS
 
 
 def test_the_tables_hold_one_row_a_model_and_failures_say_why(folder):
@@ -129,24 +163,24 @@ def test_the_tables_hold_one_row_a_model_and_failures_say_why(folder):
 
 def test_latex_and_markdown_signs_are_escaped():
     made = [{"Method": "a_b|c%", "Seed": 0, "Distance to gold": 0.5}]
-    assert r"a\_b|c\%" in report.latex_table(made) and r"a_b\|c%" in report.markdown_table(made)
+    assert r"a\_b|c\%" in latex_table(made) and r"a_b\|c%" in markdown_table(made)
 
 
 def test_words_that_differ_from_the_truth_are_marked_and_the_text_stays_whole():
-    runs = report_cards.compared("Anna was born in Oslo", "Anna was raised in Oslo")
+    runs = cards.compared("Anna was born in Oslo", "Anna was raised in Oslo")
     assert runs == [[1, "Anna was "], [0, "born"], [1, " in Oslo"]]
-    assert "".join(text for _, text in report_cards.compared("b  c\nd", "a c")) == "b  c\nd"
-    assert report_cards.compared("x y", "z") == [[0, "x y"]] and report_cards.compared("", "z") == []
+    assert "".join(text for _, text in cards.compared("b  c\nd", "a c")) == "b  c\nd"
+    assert cards.compared("x y", "z") == [[0, "x y"]] and cards.compared("", "z") == []
 
 
 def test_data_cannot_end_its_script_element():
-    text = report.as_script({"a": "</script><!--&\u2028"})
+    text = report_page.as_script({"a": "</script><!--&\u2028"})
     assert not set("<>&\u2028") & set(text) and json.loads(text) == {"a": "</script><!--&\u2028"}
 
 
 def test_the_page_is_the_same_bytes_each_time_and_small(folder):
     first = (folder / "report.html").read_bytes()
-    report.make(folder)
+    report_main.make(folder)
     assert (folder / "report.html").read_bytes() == first and len(first) < 3_000_000
 
 
@@ -159,30 +193,42 @@ def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, ru
         meta = json.loads((model / "train_meta.json").read_text())
         (model / "train_meta.json").write_text(json.dumps({**meta, "seed": 1}))
         shutil.move(model, copy / "models" / model.name.replace("seed0", "seed1"))
-    plan = report.read_plan(copy)
+    plan = read_plan(copy)
     plan["benchmark"] |= {"seeds": seeds, "runs": runs}
     plan["stages"] = [stage for stage in plan["stages"] if "failed" not in stage]
-    (copy / report.PLAN).write_text(json.dumps(plan))
-    made = report.make(copy)
-    assert [(row["Method"], row["Seed"]) for row in made] == [(name, seed) for seed in seeds for name in ("base", "gold", *runs)]
+    (copy / PLAN).write_text(json.dumps(plan))
+    made = report_main.make(copy)
+    assert [(row["Method"], row["Seed"]) for row in made] == [
+        (name, seed) for seed in seeds for name in ("base", "gold", *runs)
+    ]
     html = (copy / "report.html").read_text()
     assert ("npo, seed 1" in html) == (len(seeds) == 2) and html.count("Memorisation gate:") == len(seeds)
 
 
 def test_a_failed_gate_is_said_and_marked(folder):
-    made = report.make(folder)
+    made = report_main.make(folder)
     for verdict, look in (("failed", "bad"), ("passed", "good")):
-        html = report.page(folder, report.read_plan(folder), [row | ({"Gate": verdict} if "Gate" in row else {}) for row in made])
+        html = report_page.page(
+            folder, read_plan(folder), [row | ({"Gate": verdict} if "Gate" in row else {}) for row in made]
+        )
         assert f'<p class="verdict {look}"><strong>Memorisation gate: {verdict}.' in html
 
 
 def test_distances_are_averaged_over_pictures_and_words_apart():
-    row = {"Distance to gold": 9.0, "Distance to gold ROUGE a": 0.5, "Distance to gold Probability a": -0.1, "Distance to gold noise floor ROUGE a": 7.0}
-    assert report_plots.mean_distance(row, ["a"]) == pytest.approx(0.3) and report_plots.mean_distance(row, ["b"]) is None
+    row = {
+        "Distance to gold": 9.0,
+        "Distance to gold ROUGE a": 0.5,
+        "Distance to gold Probability a": -0.1,
+        "Distance to gold noise floor ROUGE a": 7.0,
+    }
+    assert (
+        plots.mean_distance(row, ["a"]) == pytest.approx(0.3) and plots.mean_distance(row, ["b"]) is None
+    )
 
 
 def test_the_commands_on_the_page_give_the_settings_that_ran():
-    from run_benchmark import command, recipe_of, stages
+    from benchmark.plan import command, stages
+    from benchmark.stages import recipe_of
 
     benchmark: Benchmark = compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark
     for stage in stages(benchmark, Path("results/demo")):
@@ -198,12 +244,12 @@ def test_a_folder_that_is_no_finished_benchmark_is_refused_in_one_line(broken, f
     if broken != "missing":
         shutil.copytree(folder, copy)
     if broken == "torn":
-        (copy / report.PLAN).write_text("{")
+        (copy / PLAN).write_text("{")
     if broken == "lost log":
         (copy / "models/npo_seed0/eval_results/eval_log_aggregated.json").unlink()
     monkeypatch.setattr("sys.argv", ["report.py", str(copy)])
     with pytest.raises(SystemExit) as stop:
-        report.main()
+        report_main.main()
     error = capsys.readouterr().err
     assert stop.value.code == 1 and error.startswith("error: ") and error.count("\n") == 1
 
@@ -233,7 +279,10 @@ def page(browser, folder):
     opened.on("console", lambda message: noise.append(message.text))
     opened.on("pageerror", lambda error: noise.append(str(error)))
     opened.on("dialog", lambda dialog: (noise.append(dialog.message), dialog.dismiss()))
-    opened.on("request", lambda request: noise.append(request.url) if not request.url.startswith(("file://", "data:image/")) else None)
+    opened.on(
+        "request",
+        lambda request: noise.append(request.url) if not request.url.startswith(("file://", "data:image/")) else None,
+    )
     opened.goto(f"file://{folder}/report.html")
     yield opened
     assert noise == []

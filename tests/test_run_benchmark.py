@@ -2,13 +2,17 @@
 
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import run_benchmark
-from report import gold_seeds
-from run_benchmark import Progress, StageLog, run_stages, stages
-from run_settings import Run, RunBenchmark, SettingsError, compose
+from benchmark import stages as benchmark_stages
+from benchmark.plan import stages
+from benchmark.stages import Progress, StageLog, run_stages
+from report.rows import gold_seeds
+from settings.results import Run, RunBenchmark
+from settings.script import ROOT, SettingsError, compose
 
 
 def benchmark(world_overrides, folder, **changes):
@@ -33,45 +37,52 @@ def test_the_table_has_base_gold_and_every_method_once(finished):
     assert list(rows) == ["base", "gold", "grad_ascent"]
     assert float(rows["gold"]["Forget Quality eval_forget_qa"]) == 1.0
     assert float(rows["gold"]["Distance to gold"]) == 0 and float(rows["base"]["Distance to gold"]) == 1
-    assert all(row["Seed"] == "0" and row["Gate"] in ("passed", "failed") and row["Distance to gold"] is not None for row in rows.values())
+    assert all(
+        row["Seed"] == "0" and row["Gate"] in ("passed", "failed") and row["Distance to gold"] is not None
+        for row in rows.values()
+    )
 
 
 def test_every_stage_keeps_its_log(finished):
-    logs = {file.stem: file.read_text() for file in (run_benchmark.Path(finished.results_dir) / "logs").glob("*.log")}
-    assert set(logs) == {f"{k}_{n}_seed0" for k, n in [("finetune", "base"), ("finetune", "gold"), ("forget", "grad_ascent")]} | {
-        f"eval_{n}_seed0" for n in ("base", "gold", "grad_ascent")
-    }
+    logs = {file.stem: file.read_text() for file in (Path(finished.results_dir) / "logs").glob("*.log")}
+    assert set(logs) == {
+        f"{k}_{n}_seed0" for k, n in [("finetune", "base"), ("finetune", "gold"), ("forget", "grad_ascent")]
+    } | {f"eval_{n}_seed0" for n in ("base", "gold", "grad_ascent")}
     assert "epoch 1/1" in logs["finetune_base_seed0"] and "eval_forget_qa: 20 rows" in logs["eval_gold_seed0"]
 
 
 def test_a_second_run_finds_everything_done(finished, monkeypatch):
-    monkeypatch.setattr(run_benchmark, "run_stage", lambda *_: pytest.fail("a finished stage ran again"))
+    monkeypatch.setattr(benchmark_stages, "run_stage", lambda *_: pytest.fail("a finished stage ran again"))
     run_benchmark.main.recipe(finished)
 
 
 def test_a_changed_method_runs_again_and_nothing_else_does(finished, world_overrides, monkeypatch):
     ran = []
-    original = run_benchmark.run_stage
-    monkeypatch.setattr(run_benchmark, "run_stage", lambda stage, *rest: (ran.append(stage.name), original(stage, *rest)))
+    original = benchmark_stages.run_stage
+    monkeypatch.setattr(
+        benchmark_stages, "run_stage", lambda stage, *rest: (ran.append(stage.name), original(stage, *rest))
+    )
     finished.benchmark.runs["grad_ascent"].overrides = ["trainer.lr=2e-4"]
-    run_stages(finished.benchmark, run_benchmark.Path(finished.results_dir))
+    run_stages(finished.benchmark, Path(finished.results_dir))
     assert ran == ["forget grad_ascent_seed0", "eval grad_ascent_seed0"]
 
 
 def test_an_interrupted_stage_runs_again_and_the_finished_ones_do_not(world_overrides, tmp_path, monkeypatch):
     settings = benchmark(world_overrides, tmp_path)
-    original = run_benchmark.run_stage
+    original = benchmark_stages.run_stage
 
     def interrupted(stage, *rest):
         if stage.name == "eval base_seed0":
             raise KeyboardInterrupt
         original(stage, *rest)
 
-    monkeypatch.setattr(run_benchmark, "run_stage", interrupted)
+    monkeypatch.setattr(benchmark_stages, "run_stage", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_stages(settings.benchmark, tmp_path)
     ran = []
-    monkeypatch.setattr(run_benchmark, "run_stage", lambda stage, *rest: (ran.append(stage.name), original(stage, *rest)))
+    monkeypatch.setattr(
+        benchmark_stages, "run_stage", lambda stage, *rest: (ran.append(stage.name), original(stage, *rest))
+    )
     run_stages(settings.benchmark, tmp_path)
     assert ran[0] == "eval base_seed0" and len(ran) == 5
 
@@ -105,9 +116,14 @@ def test_epochs_and_tasks_move_the_progress(tmp_path):
 @pytest.mark.slow
 def test_launched_stages_give_the_same_rows_as_stages_in_one_process(finished, world_overrides, tmp_path):
     run_benchmark.main.recipe(benchmark(world_overrides, tmp_path, launch=True))
-    own, launched = (list(csv.DictReader(run_benchmark.Path(folder, "results.csv").read_text().splitlines())) for folder in (finished.results_dir, tmp_path))
+    own, launched = (
+        list(csv.DictReader(Path(folder, "results.csv").read_text().splitlines()))
+        for folder in (finished.results_dir, tmp_path)
+    )
     cost = {"Train seconds", "Eval seconds", "Peak memory GB"}
-    for one, two in zip(own[:2], launched[:2], strict=True):  # base and gold; the method's rate was changed by a test above
+    for one, two in zip(
+        own[:2], launched[:2], strict=True
+    ):  # base and gold; the method's rate was changed by a test above
         assert {k: v for k, v in one.items() if k not in cost} == {k: v for k, v in two.items() if k not in cost}
     assert [row["Method"] for row in launched] == ["base", "gold", "grad_ascent"]
 
@@ -115,15 +131,22 @@ def test_launched_stages_give_the_same_rows_as_stages_in_one_process(finished, w
 def test_a_failing_launched_stage_names_its_log_and_gives_the_scripts_own_line(world_overrides, tmp_path, monkeypatch):
     settings = benchmark(world_overrides, tmp_path, launch=True)
     monkeypatch.setattr(
-        run_benchmark.subprocess, "Popen", lambda *_, **__: type("P", (), {"stdout": iter(["error: no\n"]), "wait": lambda self: 1, "returncode": 1})()
+        benchmark_stages.subprocess,
+        "Popen",
+        lambda *_, **__: type("P", (), {"stdout": iter(["error: no\n"]), "wait": lambda self: 1, "returncode": 1})(),
     )
-    with pytest.raises(SettingsError, match=r"finetune base_seed0 failed with exit code 1: no; its log: .*finetune_base_seed0.log"):
+    with pytest.raises(
+        SettingsError, match=r"finetune base_seed0 failed with exit code 1: no; its log: .*finetune_base_seed0.log"
+    ):
         run_stages(settings.benchmark, tmp_path)
 
 
 def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finished, monkeypatch):
-    folder = run_benchmark.Path(finished.results_dir)
-    runs = {"diverges": Run(method="grad_ascent", overrides=["trainer.lr=1e30"]), "grad_ascent": finished.benchmark.runs["grad_ascent"]}
+    folder = Path(finished.results_dir)
+    runs = {
+        "diverges": Run(method="grad_ascent", overrides=["trainer.lr=1e30"]),
+        "grad_ascent": finished.benchmark.runs["grad_ascent"],
+    }
     settings = replace(finished, benchmark=replace(finished.benchmark, runs=runs))
     run_benchmark.main.recipe(settings)
     with open(folder / "results.csv", encoding="utf-8") as stream:
@@ -133,18 +156,22 @@ def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finis
     assert rows["grad_ascent"]["Distance to gold"] != "" and not (folder / "models" / "diverges_seed0").exists()
     assert (folder / "report.html").is_file()
     ran = []
-    original = run_benchmark.run_stage
-    monkeypatch.setattr(run_benchmark, "run_stage", lambda stage, *rest: (ran.append(stage.name), original(stage, *rest)))
+    original = benchmark_stages.run_stage
+    monkeypatch.setattr(
+        benchmark_stages, "run_stage", lambda stage, *rest: (ran.append(stage.name), original(stage, *rest))
+    )
     run_stages(settings.benchmark, folder)
     assert ran == ["forget diverges_seed0"]  # what failed is tried again, and nothing else
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in run_benchmark.ROOT.glob("config/benchmark/*.yaml")))
+@pytest.mark.parametrize("name", sorted(file.stem for file in ROOT.glob("config/benchmark/*.yaml")))
 def test_every_stage_of_every_benchmark_composes_with_its_recipe(name, tmp_path):
     settings = compose("run_benchmark", RunBenchmark, [f"benchmark={name}", f"results_dir={tmp_path}"]).benchmark
     plan = stages(settings, tmp_path)
     for stage in plan:
-        recipe = run_benchmark.recipe_of(settings, stage)
+        recipe = benchmark_stages.recipe_of(settings, stage)
         assert recipe.compose(stage.overrides).save_dir == str(stage.output)
     attacks = 0 if settings.attack is None else 2 + len(settings.runs)  # base, gold of the first seed, and every run
-    assert settings.name == name and len(plan) == 2 * (1 + settings.golds + len(settings.runs)) + attacks + (settings.pretrain is not None)
+    assert settings.name == name and len(plan) == 2 * (1 + settings.golds + len(settings.runs)) + attacks + (
+        settings.pretrain is not None
+    )

@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from run_record import check_save_dir, peak_memory_gb, start_of_peak, write_text_whole, written_whole
-from run_settings import SettingsError
+from engine.record import check_save_dir, peak_memory_gb, start_of_peak, write_text_whole, written_whole
+from settings.script import SettingsError
 
 
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
@@ -57,7 +57,8 @@ def test_a_file_is_replaced_in_one_go(tmp_path):
 
 
 @pytest.mark.skipif(
-    torch.cuda.is_available() or not os.access("/proc/self/clear_refs", os.W_OK), reason="measures main memory where Linux lets a peak be reset"
+    torch.cuda.is_available() or not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="measures main memory where Linux lets a peak be reset",
 )
 def test_peak_memory_speaks_of_what_came_since_its_start():
     large = torch.ones(100_000_000)  # 0.4 GB

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from face_settings import AttackFaces, EvalFaces, FinetuneFaces, ForgetFaces, Pretrain
-from language_settings import Eval, Finetune, Forget
-from run_settings import Aggregate, RunBenchmark, SettingsError, compose
+from cv.face_settings import AttackFaces, EvalFaces, FinetuneFaces, ForgetFaces, Pretrain
+from settings.language import Eval, Finetune, Forget
+from settings.results import Aggregate, RunBenchmark
+from settings.script import SettingsError, compose
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {
@@ -37,7 +38,12 @@ def choices_of(track, group):
 
 
 def test_every_primary_config_is_known_here():
-    files = [*ROOT.glob("config/mm/*.yaml"), *ROOT.glob("config/nlp/*.yaml"), *ROOT.glob("config/cv/*.yaml"), *ROOT.glob("config/*.yaml")]
+    files = [
+        *ROOT.glob("config/mm/*.yaml"),
+        *ROOT.glob("config/nlp/*.yaml"),
+        *ROOT.glob("config/cv/*.yaml"),
+        *ROOT.glob("config/*.yaml"),
+    ]
     names = {file.relative_to(ROOT / "config").with_suffix("").as_posix() for file in files}
     assert names - {"run"} == set(SCRIPTS)
 
@@ -65,7 +71,9 @@ def test_every_method_composes(method):
 
 @pytest.mark.parametrize("trainer", choices("trainer"))
 def test_every_trainer_composes(trainer):
-    script, schema, method = ("cv/forget", ForgetFaces, "scrub") if trainer in choices_of("cv", "trainer") else ("mm/forget", Forget, "npo")
+    script, schema, method = (
+        ("cv/forget", ForgetFaces, "scrub") if trainer in choices_of("cv", "trainer") else ("mm/forget", Forget, "npo")
+    )
     assert compose(script, schema, [f"trainer={trainer}"]).method.name == method
 
 
@@ -77,22 +85,28 @@ def test_a_mask_is_refused_with_an_adapter_and_with_weight_decay():
 
 
 def test_an_optimizer_that_needs_cuda_says_so_where_there_is_none(monkeypatch):
-    monkeypatch.setattr("run_settings.cuda_is_there", lambda: False)
+    monkeypatch.setattr("settings.training.cuda_is_there", lambda: False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     for optimizer in ("adamw_bnb_8bit", "paged_adamw_8bit"):
-        with pytest.raises(SettingsError, match=f"trainer.optimizer={optimizer} needs a CUDA GPU, and this machine has none"):
+        with pytest.raises(
+            SettingsError, match=f"trainer.optimizer={optimizer} needs a CUDA GPU, and this machine has none"
+        ):
             compose("mm/forget", Forget, [f"trainer.optimizer={optimizer}"])
 
 
 def test_a_method_that_begins_anew_begins_before_the_finetuning():
     given = ["model_path=models/finetuned"]
-    anew, other = (compose("cv/forget", ForgetFaces, [f"method={method}", *given]) for method in ("retrain", "retain_ft"))
+    anew, other = (
+        compose("cv/forget", ForgetFaces, [f"method={method}", *given]) for method in ("retrain", "retain_ft")
+    )
     assert anew.model_path == anew.model.path and other.model_path == "models/finetuned"
 
 
 @pytest.mark.parametrize("script", ["mm/forget", "nlp/forget"])
 def test_a_language_model_that_is_to_begin_anew_is_sent_to_finetuning(script):
-    with pytest.raises(SettingsError, match=r"method=retrain begins anew, .* gold is what finetune.py makes of split=retain90"):
+    with pytest.raises(
+        SettingsError, match=r"method=retrain begins anew, .* gold is what finetune.py makes of split=retain90"
+    ):
         compose(script, Forget, ["method=retrain"])
 
 
@@ -100,13 +114,21 @@ def test_a_language_model_that_is_to_begin_anew_is_sent_to_finetuning(script):
     ("own", "line"),
     [
         (["trainer.precision=fp32"], "computes in half precision only: set trainer.precision=bf16"),
-        (["epoch_eval=nlp", "model.weights=float32"], "evaluates half-precision weights only: set model.weights=bfloat16"),
+        (
+            ["epoch_eval=nlp", "model.weights=float32"],
+            "evaluates half-precision weights only: set model.weights=bfloat16",
+        ),
     ],
 )
 def test_flash_attention_is_refused_where_it_would_meet_full_precision(own, line):
     with pytest.raises(SettingsError, match=line):
         compose("nlp/finetune", Finetune, ["model.attention=flash_attention_2", *own])
-    assert compose("nlp/finetune", Finetune, ["model.attention=flash_attention_2", "trainer.precision=bf16"]).model.attention == "flash_attention_2"
+    assert (
+        compose(
+            "nlp/finetune", Finetune, ["model.attention=flash_attention_2", "trainer.precision=bf16"]
+        ).model.attention
+        == "flash_attention_2"
+    )
 
 
 def test_a_method_means_the_same_to_every_script_and_seeds_name_the_output():

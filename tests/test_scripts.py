@@ -49,15 +49,26 @@ def same_tensors(one, two):
 
 
 @pytest.mark.slow
-def test_accelerate_launch_gives_the_same_files_as_a_run_in_one_process(finetuned, world_overrides, tmp_path, monkeypatch):
+def test_accelerate_launch_gives_the_same_files_as_a_run_in_one_process(
+    finetuned, world_overrides, tmp_path, monkeypatch
+):
     launched = tmp_path / "launched"
-    subprocess.run([*ACCELERATE, "mm/finetune.py", f"save_dir={launched}", *QUICK, *world_overrides], check=True, cwd=ROOT, env=ENVIRONMENT)
+    subprocess.run(
+        [*ACCELERATE, "mm/finetune.py", f"save_dir={launched}", *QUICK, *world_overrides],
+        check=True,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+    )
     assert same_tensors(finetuned, launched)
     assert {p.name for p in finetuned.iterdir()} - {"eval_results"} == {p.name for p in launched.iterdir()}
     evaluation = [*world_overrides, "max_new_tokens=8"]
-    subprocess.run([*ACCELERATE, "mm/eval.py", f"model_path={launched}", *evaluation], check=True, cwd=ROOT, env=ENVIRONMENT)
+    subprocess.run(
+        [*ACCELERATE, "mm/eval.py", f"model_path={launched}", *evaluation], check=True, cwd=ROOT, env=ENVIRONMENT
+    )
     assert start(mm.eval, [f"model_path={finetuned}", f"save_dir={tmp_path}/own", *evaluation], monkeypatch) == 0
-    logs = [(folder / "eval_log_aggregated.json").read_bytes() for folder in (launched / "eval_results", tmp_path / "own")]
+    logs = [
+        (folder / "eval_log_aggregated.json").read_bytes() for folder in (launched / "eval_results", tmp_path / "own")
+    ]
     assert logs[0] == logs[1]
 
 
@@ -69,7 +80,9 @@ def test_two_processes_evaluate_to_the_same_log_as_one(world_overrides, tmp_path
         command = [*torchrun, str(count), *common, f"save_dir={tmp_path}/{count}"]
         environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        assert done.stdout.count("eval_log: ") == done.stdout.count("evaluated: ") == 1  # processes that do not know each other speak twice
+        assert (
+            done.stdout.count("eval_log: ") == done.stdout.count("evaluated: ") == 1
+        )  # processes that do not know each other speak twice
     one, two = (json.loads((tmp_path / str(count) / "eval_log_aggregated.json").read_text()) for count in (1, 2))
     for task, metrics in one.items():
         assert {m: list(rows) for m, rows in metrics.items()} == {m: list(rows) for m, rows in two[task].items()}
@@ -81,23 +94,45 @@ FACES_ONLY = {"scrub_bio", "twins", "retrain"}  # parts of a ResNet, pictures wi
 
 
 @pytest.mark.parametrize("method", sorted({file.stem for file in ROOT.glob("config/method/*.yaml")} - FACES_ONLY))
-def test_every_method_makes_a_checkpoint_that_can_be_the_start_of_the_next(method, finetuned, world_overrides, tmp_path, monkeypatch):
+def test_every_method_makes_a_checkpoint_that_can_be_the_start_of_the_next(
+    method, finetuned, world_overrides, tmp_path, monkeypatch
+):
     masked = "mask" in OmegaConf.load(ROOT / f"config/method/{method}.yaml")  # masks are of the model's own weights
     lora = f"trainer.lora={'null' if masked else '{r: 4, alpha: 8, dropout: 0.0}'}"
     # what a method needs on a model of this size stands in the benchmark of all of them
     own = OmegaConf.select(OmegaConf.load(ROOT / "config/benchmark/all_methods.yaml"), f"runs.{method}.overrides") or []
-    overrides = [f"model_path={finetuned}", f"method={method}", f"save_dir={tmp_path}/out", *QUICK, *world_overrides, lora, *own]
+    overrides = [
+        f"model_path={finetuned}",
+        f"method={method}",
+        f"save_dir={tmp_path}/out",
+        *QUICK,
+        *world_overrides,
+        lora,
+        *own,
+    ]
     assert start(mm.forget, overrides, monkeypatch) == 0
-    assert not same_tensors(finetuned, tmp_path / "out") and (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file() != masked
+    assert (
+        not same_tensors(finetuned, tmp_path / "out")
+        and (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file() != masked
+    )
     meta = json.loads((tmp_path / "out" / "train_meta.json").read_text())
-    assert meta["method"] == method and meta["settings"]["method"]["args"] == (OmegaConf.load(ROOT / f"config/method/{method}.yaml").get("args") or {})
+    assert meta["method"] == method and meta["settings"]["method"]["args"] == (
+        OmegaConf.load(ROOT / f"config/method/{method}.yaml").get("args") or {}
+    )
     again = [f"model_path={tmp_path}/out", f"save_dir={tmp_path}/again", *QUICK, *world_overrides]
     assert method != "npo" or start(mm.forget, again, monkeypatch) == 0
 
 
 @pytest.mark.parametrize("modality", ["text", "visual"])
 def test_forgetting_may_be_restricted_to_a_modality(modality, finetuned, world_overrides, tmp_path, monkeypatch):
-    overrides = [f"model_path={finetuned}", "method=grad_diff", f"modality={modality}", f"save_dir={tmp_path}/out", *QUICK, *world_overrides]
+    overrides = [
+        f"model_path={finetuned}",
+        "method=grad_diff",
+        f"modality={modality}",
+        f"save_dir={tmp_path}/out",
+        *QUICK,
+        *world_overrides,
+    ]
     assert start(mm.forget, overrides, monkeypatch) == 0
     assert not same_tensors(finetuned, tmp_path / "out")
 
@@ -108,8 +143,16 @@ MISTAKES = {
     "an unknown method": (mm.forget, ["method=nppo"], r"method='nppo' is not known \(did you mean 'npo'\?\)"),
     "a missing model_path": (mm.forget, ["model_path=models/none"], r"model_path='models/none' does not exist"),
     "a folder that is no model": (mm.eval, ["model_path=tests"], r"model_path='tests' holds no model"),
-    "an unknown split": (mm.forget, ["split=forget11+tofu", f"model_path={BASE}"], r"split='forget11\+tofu' is not in .* it has .*forget10\+tofu"),
-    "an unknown evaluation split": (mm.eval, ["forget=forget11", f"model_path={BASE}"], r"split='forget11_perturbed' is not in"),
+    "an unknown split": (
+        mm.forget,
+        ["split=forget11+tofu", f"model_path={BASE}"],
+        r"split='forget11\+tofu' is not in .* it has .*forget10\+tofu",
+    ),
+    "an unknown evaluation split": (
+        mm.eval,
+        ["forget=forget11", f"model_path={BASE}"],
+        r"split='forget11_perturbed' is not in",
+    ),
     "a dataset without a needed column": (
         mm.eval,
         ["tasks.eval_log.answer=captoin", f"model_path={BASE}"],
@@ -121,16 +164,34 @@ MISTAKES = {
         r"method\.args\.gama is not a hyperparameter of npo",
     ),
     "a method of face recognition": (mm.forget, ["method=twins", f"model_path={BASE}"], "asks for augmented pictures"),
-    "a hyperparameter of the wrong type": (mm.forget, ["method.args.beta=high", f"model_path={BASE}"], r"method\.args\.beta='high' must be a number"),
-    "a kind of attention that does not exist": (mm.eval, ["model.attention=flesh", f"model_path={BASE}"], r"model\.attention='flesh' is not known"),
-    "flash attention over fp32 weights": (mm.eval, ["model.attention=flash_attention_2"], r"set model\.weights=bfloat16"),
+    "a hyperparameter of the wrong type": (
+        mm.forget,
+        ["method.args.beta=high", f"model_path={BASE}"],
+        r"method\.args\.beta='high' must be a number",
+    ),
+    "a kind of attention that does not exist": (
+        mm.eval,
+        ["model.attention=flesh", f"model_path={BASE}"],
+        r"model\.attention='flesh' is not known",
+    ),
+    "flash attention over fp32 weights": (
+        mm.eval,
+        ["model.attention=flash_attention_2"],
+        r"set model\.weights=bfloat16",
+    ),
     "a negative seed": (mm.finetune, ["seed=-1"], r"seed=-1 must be at least 0"),
-    "a data path that is not there": (mm.finetune, ["data.path=no/such/folder"], r"data path 'no/such/folder' does not exist"),
+    "a data path that is not there": (
+        mm.finetune,
+        ["data.path=no/such/folder"],
+        r"data path 'no/such/folder' does not exist",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_ends_in_one_line_and_exit_code_one_with_nothing_written(case, world_overrides, tmp_path, monkeypatch, capsys):
+def test_a_mistake_ends_in_one_line_and_exit_code_one_with_nothing_written(
+    case, world_overrides, tmp_path, monkeypatch, capsys
+):
     script, overrides, line = MISTAKES[case]
     capsys.readouterr()
     assert start(script, [*world_overrides, f"save_dir={tmp_path}/out", *overrides], monkeypatch) == 1
@@ -151,11 +212,17 @@ def test_an_existing_output_folder_names_overwrite(script, world_overrides, tmp_
 def test_a_corrupt_picture_in_the_data_is_named_by_its_row_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     import datasets
 
-    rows = [{"image": {"bytes": b"not a picture", "path": None}, "caption": "Ann smiles.", "question": None, "answer": None}]
+    rows = [
+        {"image": {"bytes": b"not a picture", "path": None}, "caption": "Ann smiles.", "question": None, "answer": None}
+    ]
     (tmp_path / "data").mkdir()
-    features = datasets.Features({"image": datasets.Image(), **dict.fromkeys(("caption", "question", "answer"), datasets.Value("string"))})
+    features = datasets.Features(
+        {"image": datasets.Image(), **dict.fromkeys(("caption", "question", "answer"), datasets.Value("string"))}
+    )
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "data" / "full.parquet")
-    (tmp_path / "data" / "README.md").write_text("---\nconfigs:\n- config_name: full\n  data_files:\n  - split: train\n    path: full.parquet\n---\n")
+    (tmp_path / "data" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: full\n  data_files:\n  - split: train\n    path: full.parquet\n---\n"
+    )
     overrides = [f"data.path={tmp_path}/data", "data.made_by=''", "split=full", f"save_dir={tmp_path}/out", *QUICK]
     assert start(mm.finetune, overrides, monkeypatch) == 1
     assert capsys.readouterr().err == "error: split full, row 0: the picture cannot be read (UnidentifiedImageError)\n"
@@ -164,7 +231,9 @@ def test_a_corrupt_picture_in_the_data_is_named_by_its_row_and_leaves_nothing(tm
 
 @pytest.mark.slow
 def test_the_real_command_prints_exactly_one_line_of_its_own(tmp_path):
-    named = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no".split()  # else accelerate lists its own defaults
+    named = (
+        "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    )  # else accelerate lists its own defaults
     command = [*ACCELERATE, *named, "mm/forget.py", "trainer.lrr=1", f"save_dir={tmp_path}/out"]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "out").exists()
@@ -183,7 +252,12 @@ IN_A_COPY = (
 def readme_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
-    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+    return [
+        line.split("  #")[0].strip()
+        for block in blocks
+        for line in block.splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
 
 
 def test_every_readme_command_is_run_by_ci_or_by_the_test_below():
@@ -199,7 +273,9 @@ def test_every_readme_command_is_run_by_ci_or_by_the_test_below():
 def test_the_readmes_commands_run_in_their_order_in_a_fresh_copy(tmp_path):
     """The commands verbatim, with only `export PYTHONPATH=.`; one epoch instead of many and 10 networks of 128, set where a user would set it."""
     copy = tmp_path / "copy"
-    files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split("\n")
     for file in filter(None, files):
         if (ROOT / file).is_file():
             (copy / file).parent.mkdir(parents=True, exist_ok=True)
@@ -208,13 +284,18 @@ def test_the_readmes_commands_run_in_their_order_in_a_fresh_copy(tmp_path):
         file.write_text(re.sub(r"^epochs: \d+", "epochs: 1", file.read_text(), flags=re.M))
     attack = copy / "config" / "cv" / "attack.yaml"
     few = {"models": 10, "targets": 2}
-    text, changed = re.subn(r"^(models|targets): \d+", lambda found: f"{found[1]}: {few[found[1]]}", attack.read_text(), flags=re.M)
+    text, changed = re.subn(
+        r"^(models|targets): \d+", lambda found: f"{found[1]}: {few[found[1]]}", attack.read_text(), flags=re.M
+    )
     assert changed == len(few)
     attack.write_text(text)
     environment = {**ENVIRONMENT, "PYTHONPATH": ".", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     commands = [command for command in readme_commands() if command.startswith(IN_A_COPY)]
     assert len(commands) >= 13
-    commands += ["python run_benchmark.py benchmark=demo", "python mm/forget.py -m method=idk,npo 'save_dir=sweep/${method.name}'"]
+    commands += [
+        "python run_benchmark.py benchmark=demo",
+        "python mm/forget.py -m method=idk,npo 'save_dir=sweep/${method.name}'",
+    ]
     for command in commands:
         done = subprocess.run(command, shell=True, cwd=copy, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

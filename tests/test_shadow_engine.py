@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import attack_scoring
-import shadow_models
-from attack_scoring import ModelScores, attack, attack_pool, attack_some, check_rounds, choose_population
-from face_network import FaceNetwork, Shape, apart, end_at, side_by_side, with_new_classes
-from face_pictures import met_by, read_division
-from face_scoring import compare
-from face_settings import AttackFaces
-from run_settings import Method, SettingsError, TaskVector, compose
-from shadow_engine import check_together, train_together
-from shadow_models import LEARN, compare_models, shadow
-from train_engine import bind
+from cv import attack_scoring, shadows
+from cv.attack_scoring import ModelScores, attack, attack_pool, attack_some, check_rounds, choose_population
+from cv.compare import compare
+from cv.face_settings import AttackFaces
+from cv.network import FaceNetwork, Shape, apart, end_at, side_by_side, with_new_classes
+from cv.pictures import met_by, read_division
+from cv.shadows import LEARN, compare_models, shadow
+from cv.together import check_together, train_together
+from engine.methods import bind
+from settings.script import SettingsError, compose
+from settings.training import Method, TaskVector
 
 METHODS = ["retain_ft", "neggrad", "scrub", "scrub_bio", "twins", "dpo", "llmu", "rmu", "sparsity", "npo"]
 RMU = ["method.activations.layer=4", "method.activations.trained=[3,4]"]
@@ -27,8 +27,18 @@ RMU = ["method.activations.layer=4", "method.activations.trained=[3,4]"]
 
 @pytest.fixture
 def settings(face_overrides, tmp_path):
-    quick = ["finetune.epochs=2", "finetune.batch_size=8", "trainer.epochs=2", "trainer.batch_size=3", "models=10", "targets=2", "together=5"]
-    return lambda *more: compose("cv/attack", AttackFaces, [*face_overrides, *quick, f"shadows_dir={tmp_path}/shadows", *more])
+    quick = [
+        "finetune.epochs=2",
+        "finetune.batch_size=8",
+        "trainer.epochs=2",
+        "trainer.batch_size=3",
+        "models=10",
+        "targets=2",
+        "together=5",
+    ]
+    return lambda *more: compose(
+        "cv/attack", AttackFaces, [*face_overrides, *quick, f"shadows_dir={tmp_path}/shadows", *more]
+    )
 
 
 def pretrained(classes=3):
@@ -47,13 +57,19 @@ def trained(settings, method, numbers, trainer, start=None):
         end_at(stack, method.activations)
     for each in shadows:  # pictures as the fp64 network wants them
         real = each.encoder.collate
-        each.encoder.collate = lambda encoded, real=real: {k: v.double() if v.is_floating_point() else v for k, v in real(encoded).items()}
+        each.encoder.collate = lambda encoded, real=real: {
+            k: v.double() if v.is_floating_point() else v for k, v in real(encoded).items()
+        }
     train_together(stack, bound, shadows, trainer, settings.model)
     return apart(stack)
 
 
 def apartness(one, two):
-    return max((value - two.state_dict()[name]).abs().max().item() for name, value in one.state_dict().items() if value.is_floating_point())
+    return max(
+        (value - two.state_dict()[name]).abs().max().item()
+        for name, value in one.state_dict().items()
+        if value.is_floating_point()
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -80,12 +96,14 @@ def test_each_of_several_networks_becomes_in_fp64_what_it_becomes_alone(name, se
         ("twins", "sgd", "fp32", 1e-3),
     ],
 )
-def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(method, optimizer, precision, share, settings, tmp_path):
+def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(
+    method, optimizer, precision, share, settings, tmp_path
+):
     """The same rows, seed and settings through train_engine and through the shadow engine."""
     from functools import partial
 
-    from face_network import save_network, score_faces
-    from train_engine import train
+    from cv.network import save_network, score_faces
+    from engine.train import train
 
     given = settings() if method == "finetune" else settings(f"method={method}")
     trainer = replace(given.finetune, precision=precision, optimizer=optimizer, max_grad_norm=0.5)
@@ -103,7 +121,19 @@ def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(method,
     for number, (model, each) in enumerate(zip(models, own, strict=True)):
         first = {name: value.clone() for name, value in model.state_dict().items()}
         out = tmp_path / str(number)
-        train(model, bound, each.pairs, each.encoder, trainer, each.seed, str(out), {}, say=lambda line: None, score=score, save=save)
+        train(
+            model,
+            bound,
+            each.pairs,
+            each.encoder,
+            trainer,
+            each.seed,
+            str(out),
+            {},
+            say=lambda line: None,
+            score=score,
+            save=save,
+        )
         single, ours = load_file(out / "model.safetensors"), apart(stack)[number].state_dict()
         learned = ["classes"] if not bound.method.activations else []  # above the embedding
         for name in ("conv1.weight", "layer4.1.conv2.weight", "embed.weight", "bn1.running_mean", *learned):
@@ -122,14 +152,21 @@ def test_a_finished_group_is_found_again_and_an_interrupted_attack_goes_on_with_
     given = settings("method=scrub")
     division = read_division(given.data)
     made = []
-    real = shadow_models.train_together
-    monkeypatch.setattr(shadow_models, "train_together", lambda stack, bound, *rest: (made.append(bound.method.name), real(stack, bound, *rest))[1])
+    real = shadows.train_together
+    monkeypatch.setattr(
+        shadows,
+        "train_together",
+        lambda stack, bound, *rest: (made.append(bound.method.name), real(stack, bound, *rest))[1],
+    )
     first = compare_models(given, division, pretrained())
     assert made == ["finetune", "scrub"] * 2
     second = compare_models(given, division, pretrained())
     assert made == ["finetune", "scrub"] * 2 and np.array_equal(first.own, second.own)
-    folders = sorted(path.parent.relative_to(given.shadows_dir).as_posix() for path in Path(given.shadows_dir).rglob("models.safetensors"))
-    own = shadow_models.row_folder(given.method, given.trainer)
+    folders = sorted(
+        path.parent.relative_to(given.shadows_dir).as_posix()
+        for path in Path(given.shadows_dir).rglob("models.safetensors")
+    )
+    own = shadows.row_folder(given.method, given.trainer)
     assert folders == ["models_000", "models_005", f"{own}/models_000", f"{own}/models_005"]
     Path(given.shadows_dir, own, "models_005", "made_of.json").unlink()  # as if interrupted there
     third = compare_models(given, division, pretrained())
@@ -145,7 +182,12 @@ def test_gold_models_never_meet_the_people_to_be_forgotten(settings):
     given = settings("method=retrain")
     division = read_division(given.data)
     compare_models(given, division, pretrained())
-    state = load_file(Path(given.shadows_dir) / shadow_models.row_folder(given.method, given.finetune) / "models_000" / "models.safetensors")
+    state = load_file(
+        Path(given.shadows_dir)
+        / shadows.row_folder(given.method, given.finetune)
+        / "models_000"
+        / "models.safetensors"
+    )
     assert state["classes"].shape == (5, len(met_by(division, 0).retain), 8)
     bound = bind(given.method)
     rows = shadow(given, bound, division, 0, met_by(division, 0).retain, 0).pairs
@@ -173,7 +215,7 @@ def test_the_scores_on_disk_are_those_that_the_attack_had(settings, tmp_path):
 
 def test_every_model_of_an_attack_has_a_seed_of_its_own(settings):
     given = settings()
-    seeds = [shadow_models.model_seed(given, number) for number in range(given.models)]
+    seeds = [shadows.model_seed(given, number) for number in range(given.models)]
     assert len(set(seeds)) == given.models and min(seeds) > 1000  # a benchmark's own models have small seeds
 
 
@@ -202,21 +244,28 @@ def test_every_model_is_attacked_once_and_the_pool_counts_all_of_them():
     own = np.tanh(features[..., 0] / 4)
     scores = ModelScores([f"p{i % 20:02d}" for i in range(200)], [str(i) for i in range(200)], own, np.zeros_like(own))
     made = attack_pool(scores, np.ones(200, bool), learned, 6)  # 6, 6 and the last 4
-    assert sum(made["distribution"]["met"]) == learned.sum() and sum(made["distribution"]["not met"]) == (~learned).sum()
-    assert len(made["U-MIA attack"].split(", ")) == 3 and made["attacks"]["U-LiRA"]["TPR at 1% FPR"]["value"] is not None  # 1600 who were not met
+    assert (
+        sum(made["distribution"]["met"]) == learned.sum() and sum(made["distribution"]["not met"]) == (~learned).sum()
+    )
+    assert (
+        len(made["U-MIA attack"].split(", ")) == 3 and made["attacks"]["U-LiRA"]["TPR at 1% FPR"]["value"] is not None
+    )  # 1600 who were not met
 
 
 def test_a_round_that_leaves_too_few_shadow_models_is_refused_before_anything_trains(settings):
     given = settings()
     division = read_division(given.data)
     check_rounds(division, 40, 2)
-    with pytest.raises(SettingsError, match=r"models=10 leaves \d shadow models on one side of '[\w ]+' while models \d to \d are attacked; 2 are needed"):
+    with pytest.raises(
+        SettingsError,
+        match=r"models=10 leaves \d shadow models on one side of '[\w ]+' while models \d to \d are attacked; 2 are needed",
+    ):
         check_rounds(division, 10, 8)  # two shadow models: one of them on each side
 
 
 def test_a_part_that_there_is_not_is_refused_before_anything_is_trained(settings):
     with pytest.raises(SettingsError, match=r"method.activations.layer=7: a face network has parts"):
-        shadow_models.check_method(settings("method=rmu").method)
+        shadows.check_method(settings("method=rmu").method)
 
 
 def test_an_attack_finds_a_known_difference_whatever_the_order_of_the_rows(settings):
@@ -228,14 +277,21 @@ def test_an_attack_finds_a_known_difference_whatever_the_order_of_the_rows(setti
     own = 0.2 + 0.3 * met + source.normal(0, 0.05, met.shape)
     order = source.permutation(len(people))
     both = [
-        attack(ModelScores([people[i] for i in o], [str(i) for i in o], own[:, o], np.full_like(own, 0.1)), division, 40, 10)
+        attack(
+            ModelScores([people[i] for i in o], [str(i) for i in o], own[:, o], np.full_like(own, 0.1)),
+            division,
+            40,
+            10,
+        )
         for o in (np.arange(len(people)), order)
     ]
     for pools in (each["pools"] for each in both):
         for pool in ("forget", "retain"):
             assert all(each["auc"]["value"] > 0.95 for each in pools[pool]["attacks"].values())
             assert set(pools[pool]["by person"]) == set(division.pool(pool))
-    assert both[0]["pools"]["forget"]["attacks"]["U-LiRA"]["auc"] == both[1]["pools"]["forget"]["attacks"]["U-LiRA"]["auc"]
+    assert (
+        both[0]["pools"]["forget"]["attacks"]["U-LiRA"]["auc"] == both[1]["pools"]["forget"]["attacks"]["U-LiRA"]["auc"]
+    )
     assert both[0]["pools"]["forget"]["attacks"]["U-LiRA"]["TPR at 1% FPR"]["why"].startswith("not resolvable")
 
 
@@ -251,7 +307,11 @@ def in_line(learned, source):
 
 
 def in_a_band(learned, source):
-    return np.where(learned, source.uniform(-1, 1, learned.shape), source.choice([-1, 1], learned.shape) * source.uniform(1.2, 3, learned.shape))
+    return np.where(
+        learned,
+        source.uniform(-1, 1, learned.shape),
+        source.choice([-1, 1], learned.shape) * source.uniform(1.2, 3, learned.shape),
+    )
 
 
 def test_the_population_attack_is_chosen_by_shadow_models_that_it_was_not_fitted_on():
@@ -283,10 +343,16 @@ def test_what_chooses_the_population_attack_was_not_fitted_on(monkeypatch):
 def test_the_attacked_have_no_say_in_what_is_said_of_them_nor_in_which_population_attack_it_is():
     features, learned = shadows_with(in_a_band)
     attacked = np.arange(16) < 4
-    told, flipped = (attack_some(features, np.concatenate([first, learned[4:]]), attacked) for first in (learned[:4], ~learned[:4]))
+    told, flipped = (
+        attack_some(features, np.concatenate([first, learned[4:]]), attacked) for first in (learned[:4], ~learned[:4])
+    )
     assert told[1] == flipped[1] == "tree" and all(np.array_equal(told[0][name], flipped[0][name]) for name in told[0])
-    assert np.array_equal(told[0]["U-MIA"], told[0]["U-MIA tree"]) and not np.array_equal(told[0]["U-MIA"], told[0]["U-MIA logistic"])
-    moved, _ = attack_some(np.concatenate([features[:4] + 0.5, features[4:]]), learned, attacked)  # what they say themselves does count
+    assert np.array_equal(told[0]["U-MIA"], told[0]["U-MIA tree"]) and not np.array_equal(
+        told[0]["U-MIA"], told[0]["U-MIA logistic"]
+    )
+    moved, _ = attack_some(
+        np.concatenate([features[:4] + 0.5, features[4:]]), learned, attacked
+    )  # what they say themselves does count
     assert not np.array_equal(moved["U-LiRA"], told[0]["U-LiRA"])
 
 
@@ -325,14 +391,16 @@ def test_settings_that_cannot_be_are_refused(overrides, line, settings):
 
 
 def test_a_method_that_is_more_than_a_loss_is_refused_where_many_train_together():
-    with pytest.raises(SettingsError, match=r"method=sku: many networks cannot train together with method\.task_vector"):
+    with pytest.raises(
+        SettingsError, match=r"method=sku: many networks cannot train together with method\.task_vector"
+    ):
         check_together(Method("sku", "sku", task_vector=TaskVector(1.0)))
 
 
 def test_an_attack_in_many_processes_is_refused_because_they_would_write_the_same_groups(monkeypatch):
-    monkeypatch.setattr(shadow_models, "processes", lambda: type("State", (), {"num_processes": 2}))
+    monkeypatch.setattr(shadows, "processes", lambda: type("State", (), {"num_processes": 2}))
     with pytest.raises(SettingsError, match="an attack runs in one process, and this launch has 2"):
-        shadow_models.check_method(None)
+        shadows.check_method(None)
 
 
 def test_the_record_of_a_group_names_its_models_and_method(settings):

@@ -16,12 +16,14 @@ from transformers import AutoModelForImageTextToText
 
 import unlearn_losses
 from conftest import BASE, ROOT
-from language_settings import Model
-from model_module import cut, freeze, l1_norm, load_for_training, score, score_passes
-from run_settings import Activations, Lora, Mask, Method, Multiplier, SettingsError, TaskVector, Trainer
+from engine.language_model import cut, freeze, l1_norm, load_for_training, score, score_passes
+from engine.methods import bind, method_source
+from engine.pairs import PassCollator
+from engine.train import LossTrainer, largest, train
+from settings.language import Model
+from settings.script import SettingsError
+from settings.training import Activations, Lora, Mask, Method, Multiplier, TaskVector, Trainer
 from test_data_module import pairs
-from train_engine import LossTrainer, bind, largest, method_source, train
-from training_pairs import PassCollator
 from unlearn_losses import nll, sequence_logprob
 
 TRAINER = Trainer(
@@ -37,7 +39,9 @@ TRAINER = Trainer(
     precision="fp32",
     lora=None,
 )
-MODEL = Model(name="tiny", path=str(BASE), freeze=[], lora_targets="language_model", attention="sdpa", weights="float32")
+MODEL = Model(
+    name="tiny", path=str(BASE), freeze=[], lora_targets="language_model", attention="sdpa", weights="float32"
+)
 NPO = Method(name="npo", loss="npo", args={"beta": 0.1, "retain_weight": 1.0})
 
 
@@ -68,8 +72,12 @@ def without_dropout(network):
 
 def run(data, encoder, folder, settings=TRAINER, method=NPO, count=8, seed=0, say=lambda line: None):
     bound = bind(method)
-    network = without_dropout(load_for_training(AutoModelForImageTextToText, str(BASE), MODEL, settings.lora, seed, method.activations))
-    train(network, bound, Few(pairs(data, bound.batches, seed), count), encoder, settings, seed, str(folder), {}, say=say)
+    network = without_dropout(
+        load_for_training(AutoModelForImageTextToText, str(BASE), MODEL, settings.lora, seed, method.activations)
+    )
+    train(
+        network, bound, Few(pairs(data, bound.batches, seed), count), encoder, settings, seed, str(folder), {}, say=say
+    )
     return load_file(folder / "model.safetensors"), json.loads((folder / "train_meta.json").read_text())
 
 
@@ -86,7 +94,12 @@ def test_accumulated_small_batches_have_the_gradient_of_one_large_batch(data, en
 
     monkeypatch.setattr(LossTrainer, "_clip_grad_norm", keep)
     for batch_size, accumulation in ((8, 1), (2, 4)):
-        run(data, encoder, tmp_path / str(batch_size), replace(TRAINER, batch_size=batch_size, accumulation=accumulation, max_grad_norm=1.0))
+        run(
+            data,
+            encoder,
+            tmp_path / str(batch_size),
+            replace(TRAINER, batch_size=batch_size, accumulation=accumulation, max_grad_norm=1.0),
+        )
     large, small = gradients
     scale = max(g.abs().max().item() for g in large.values())
     assert scale > 1e-3 and largest_difference(large, small) < 1e-4 * scale
@@ -105,7 +118,9 @@ def test_npo_starts_at_the_reference(data, encoder, tmp_path, monkeypatch):
     method = replace(NPO, args={"beta": 0.5, "retain_weight": 0.0})
     for precision, close in (("fp32", 1e-4), ("bf16", 1e-2)):  # in bf16 rounding follows the width of the padded batch
         for name, lora in (("full", None), ("lora", Lora(r=4, alpha=8, dropout=0.5))):
-            _, meta = run(data, encoder, tmp_path / precision / name, replace(TRAINER, lora=lora, precision=precision), method)
+            _, meta = run(
+                data, encoder, tmp_path / precision / name, replace(TRAINER, lora=lora, precision=precision), method
+            )
             assert meta["loss"][0][1] == pytest.approx(2 / 0.5 * math.log(2), rel=close)
 
 
@@ -116,9 +131,15 @@ def test_fp32_stays_fp32_whatever_the_users_accelerate_configuration_says(data, 
     assert largest_difference(plain, launched) == 0
 
 
-@pytest.mark.parametrize(("method", "term"), [(Method(name="grad_ascent", loss="grad_ascent"), "forget"), (NPO, "forget")])
-def test_a_loss_that_diverges_stops_the_run_naming_step_method_and_term_and_writes_nothing(method, term, data, encoder, tmp_path):
-    with pytest.raises(SettingsError, match=rf"method {method.name}, step \d+: the loss is (nan|-?inf); the logits of its {term} pass"):
+@pytest.mark.parametrize(
+    ("method", "term"), [(Method(name="grad_ascent", loss="grad_ascent"), "forget"), (NPO, "forget")]
+)
+def test_a_loss_that_diverges_stops_the_run_naming_step_method_and_term_and_writes_nothing(
+    method, term, data, encoder, tmp_path
+):
+    with pytest.raises(
+        SettingsError, match=rf"method {method.name}, step \d+: the loss is (nan|-?inf); the logits of its {term} pass"
+    ):
         run(data, encoder, tmp_path / "out", replace(TRAINER, lr=1e30, epochs=3), method)
     assert not (tmp_path / "out").exists()
 
@@ -126,14 +147,22 @@ def test_a_loss_that_diverges_stops_the_run_naming_step_method_and_term_and_writ
 def test_weights_move_at_a_rate_of_1e_5_under_bf16_autocast(data, encoder, tmp_path):
     start = load_file(BASE / "model.safetensors")
     trained, _ = run(data, encoder, tmp_path / "out", replace(TRAINER, lr=1e-5, precision="bf16"))
-    moved = [(trained[name] != start[name].float()).float().mean().item() for name in trained if "language_model" in name and "_proj" in name]
+    moved = [
+        (trained[name] != start[name].float()).float().mean().item()
+        for name in trained
+        if "language_model" in name and "_proj" in name
+    ]
     assert all(trained[name].dtype == torch.float32 for name in trained) and min(moved) > 0.9
 
 
 def test_the_schedule_rises_over_the_warmup_ratio_to_the_rate_and_falls_to_zero(data, encoder, tmp_path, monkeypatch):
     rates = []
     step = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (rates.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1])
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *a, **k: (rates.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1],
+    )
     run(data, encoder, tmp_path / "out", replace(TRAINER, epochs=5, schedule="linear", warmup_ratio=0.2))
     # 10 steps: 2 of warm-up from 0, then down from the peak
     assert len(rates) == 10 and max(rates) == rates[2] == pytest.approx(1e-3) and rates[0] == 0 and rates[-1] < 2e-4
@@ -148,17 +177,22 @@ def test_a_run_of_one_step_takes_it_at_the_full_rate(data, encoder, tmp_path):
 def test_a_run_writes_weights_processor_and_its_record_and_no_pickle(data, encoder, tmp_path):
     _, meta = run(data, encoder, tmp_path / "out", replace(TRAINER, lora=Lora(r=4, alpha=8, dropout=0.0)))
     names = {file.name for file in (tmp_path / "out").rglob("*") if file.is_file()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "train_meta.json", "adapter_model.safetensors"} <= names
+    assert {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "train_meta.json",
+        "adapter_model.safetensors",
+    } <= names
     assert not any(name.endswith((".bin", ".pt", ".pkl", ".pth")) for name in names)
     assert meta["steps"] == 2 and meta["seconds"] > 0 and 0 < meta["peak_memory_gb"] < 64 and len(meta["loss"]) == 2
     assert [folder.name for folder in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_method_trains_what_its_passes_name_and_loads_no_reference_for_the_rest(data, encoder, tmp_path, monkeypatch):
-    import train_engine
 
     made = []
-    monkeypatch.setattr(train_engine, "FrozenStart", lambda model, dtype: made.append(model))
+    monkeypatch.setattr(train, "FrozenStart", lambda model, dtype: made.append(model))
     run(data, encoder, tmp_path / "out", method=Method(name="grad_ascent", loss="grad_ascent"))
     assert made == []
 
@@ -175,10 +209,14 @@ def test_a_frozen_part_stays_frozen_in_the_layers_that_train(model):
 
 
 def test_rmu_trains_its_layers_alone_and_computes_nothing_above_its_layer(data, encoder, tmp_path, monkeypatch):
-    method = Method("rmu", "rmu", {"c": 6.5, "alpha": 1.0, "direction_seed": 0}, activations=Activations(layer=1, trained=[1]))
+    method = Method(
+        "rmu", "rmu", {"c": 6.5, "alpha": 1.0, "direction_seed": 0}, activations=Activations(layer=1, trained=[1])
+    )
     seen = []
     monkeypatch.setattr(
-        LossTrainer, "reference_passes", lambda self, *a, _real=LossTrainer.reference_passes: (seen.append(layers_of(self.model)), _real(self, *a))[1]
+        LossTrainer,
+        "reference_passes",
+        lambda self, *a, _real=LossTrainer.reference_passes: (seen.append(layers_of(self.model)), _real(self, *a))[1],
     )
     trained, _ = run(data, encoder, tmp_path / "out", method=method)
     start = load_file(BASE / "model.safetensors")
@@ -209,7 +247,9 @@ def test_hidden_states_are_the_layers_output_at_the_answers_positions(model, enc
 
 def test_sku_subtracts_what_it_learned_so_that_the_forget_answers_become_less_likely(data, encoder, tmp_path):
     args = {"forget_weight": 1.0, "shuffled_weight": 0.0, "kl_weight": 0.0}
-    learn, forget = (Method("sku", "sku", args, task_vector=vector) for vector in (TaskVector(-1.0), TaskVector(1.0)))  # -1: theta itself
+    learn, forget = (
+        Method("sku", "sku", args, task_vector=vector) for vector in (TaskVector(-1.0), TaskVector(1.0))
+    )  # -1: theta itself
     start = {name: value.float() for name, value in load_file(BASE / "model.safetensors").items()}
     for lora in (None, Lora(r=4, alpha=8, dropout=0.0)):
         settings = replace(TRAINER, lora=lora)
@@ -218,7 +258,10 @@ def test_sku_subtracts_what_it_learned_so_that_the_forget_answers_become_less_li
         assert largest_difference(learned, start) > 1e-4
         mirrored = {name: 2 * start[name] - learned[name] for name in start}
         assert largest_difference(forgot, mirrored) < 1e-5
-        nlls = [forget_nll(folder, encoder, data) for folder in (BASE, tmp_path / f"forgot{lora is None}", tmp_path / f"learned{lora is None}")]
+        nlls = [
+            forget_nll(folder, encoder, data)
+            for folder in (BASE, tmp_path / f"forgot{lora is None}", tmp_path / f"learned{lora is None}")
+        ]
         assert nlls[2] < nlls[0] < nlls[1]
 
 
@@ -226,13 +269,19 @@ def forget_nll(folder, encoder, data):
     made = pairs(data, ["forget"])
     network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        return nll(score(network, PassCollator(encoder, ["forget"], [])([made[key] for key in range(8)])["trained"]["forget"])).item()
+        return nll(
+            score(network, PassCollator(encoder, ["forget"], [])([made[key] for key in range(8)])["trained"]["forget"])
+        ).item()
 
 
-def test_pdus_multiplier_waits_for_its_warmup_and_then_rises_by_what_the_retain_loss_exceeds_its_target(data, encoder, tmp_path):
+def test_pdus_multiplier_waits_for_its_warmup_and_then_rises_by_what_the_retain_loss_exceeds_its_target(
+    data, encoder, tmp_path
+):
     def final(warmup, target):
         method = Method("pdu", "pdu", multiplier=Multiplier(start=1.0, rate=0.5, target=target, warmup_epochs=warmup))
-        return run(data, encoder, tmp_path / f"{warmup}{target}", replace(TRAINER, epochs=2, lr=0.0), method)[1]["multiplier"]
+        return run(data, encoder, tmp_path / f"{warmup}{target}", replace(TRAINER, epochs=2, lr=0.0), method)[1][
+            "multiplier"
+        ]
 
     assert final(2, 0.0) == 1.0
     high, low = final(0, 0.0), final(0, 100.0)
@@ -244,7 +293,14 @@ def test_pdus_multiplier_waits_for_its_warmup_and_then_rises_by_what_the_retain_
 def test_pdus_multiplier_follows_the_mean_of_all_passes_of_a_step(data, encoder, tmp_path):
     method = Method("pdu", "pdu", multiplier=Multiplier(start=0.0, rate=0.5, target=0.0, warmup_epochs=0))
     ends = [
-        run(data, encoder, tmp_path / str(size), replace(TRAINER, lr=0.0, batch_size=size, accumulation=8 // size), method)[1]["multiplier"] for size in (8, 2)
+        run(
+            data,
+            encoder,
+            tmp_path / str(size),
+            replace(TRAINER, lr=0.0, batch_size=size, accumulation=8 // size),
+            method,
+        )[1]["multiplier"]
+        for size in (8, 2)
     ]
     assert ends[0] > 0 and ends[1] == pytest.approx(ends[0], rel=1e-4)
 
@@ -263,9 +319,19 @@ def test_a_masks_loss_is_one_of_forget_rows_alone(loss):
 
 
 def test_weights_that_diverge_in_the_last_step_are_not_written(data, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *_: [p.data.fill_(float("inf")) for p in self.param_groups[0]["params"]] and None)
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "step",
+        lambda self, *_: [p.data.fill_(float("inf")) for p in self.param_groups[0]["params"]] and None,
+    )
     with pytest.raises(SettingsError, match=r"method grad_ascent, step 1: the weights are not finite"):
-        run(data, encoder, tmp_path / "out", replace(TRAINER, batch_size=8), Method(name="grad_ascent", loss="grad_ascent"))
+        run(
+            data,
+            encoder,
+            tmp_path / "out",
+            replace(TRAINER, batch_size=8),
+            Method(name="grad_ascent", loss="grad_ascent"),
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -276,7 +342,13 @@ def test_a_penalty_that_diverges_is_named(data, encoder, tmp_path):
 
 def test_a_methods_source_holds_the_helpers_it_calls():
     npo, dpo = (method_source(Method(name, name))[0] for name in ("npo", "dpo"))
-    assert "def token_nll" in npo and "def retain_term" in npo and "def kl_from_start" in npo and "def entropy" not in npo and npo != dpo
+    assert (
+        "def token_nll" in npo
+        and "def retain_term" in npo
+        and "def kl_from_start" in npo
+        and "def entropy" not in npo
+        and npo != dpo
+    )
     assert len(method_source(Method("salun", "idk", mask=Mask("grad_ascent", 0.5)))) == 2
 
 
@@ -289,18 +361,28 @@ def test_a_mask_lets_only_the_weights_with_the_largest_forget_gradients_move(dat
     total = sum(value.numel() for value in start.values())
     assert 0.2 * total < moved <= 0.25 * total + 1 < free
     # the weights that moved have the largest gradients of the forget NLL, whatever those of the loss itself are
-    before, after = (AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval() for folder in (BASE, tmp_path / "masked"))
+    before, after = (
+        AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        for folder in (BASE, tmp_path / "masked")
+    )
     made = pairs(data, ["forget"])
     for first in (0, 4):
-        batch = PassCollator(encoder, ["forget"], [])([made[key] for key in range(first, first + 4)])["trained"]["forget"]
+        batch = PassCollator(encoder, ["forget"], [])([made[key] for key in range(first, first + 4)])["trained"][
+            "forget"
+        ]
         nll(score(before, batch)).backward()
-    both = [(p.grad.abs() if p.grad is not None else torch.zeros_like(p), p != q) for p, q in zip(before.parameters(), after.parameters(), strict=True)]
+    both = [
+        (p.grad.abs() if p.grad is not None else torch.zeros_like(p), p != q)
+        for p, q in zip(before.parameters(), after.parameters(), strict=True)
+    ]
     gradient, changed = torch.cat([g.flatten() for g, _ in both]), torch.cat([c.flatten() for _, c in both])
     threshold = gradient.topk(round(0.25 * total)).values.min()
     assert gradient[changed].min() > 0.99 * threshold  # up to the rounding of two ways to sum
 
 
-def test_answer_log_probabilities_of_the_start_are_computed_once_and_are_the_starts(data, encoder, tmp_path, monkeypatch):
+def test_answer_log_probabilities_of_the_start_are_computed_once_and_are_the_starts(
+    data, encoder, tmp_path, monkeypatch
+):
     """Two epochs of redrawn refusals: each distinct answer is scored once, keyed by row, and equals the frozen model's own."""
     kept, model_calls = {}, []
     real = LossTrainer.keep_start_logprobs
@@ -325,12 +407,24 @@ def test_answer_log_probabilities_of_the_start_are_computed_once_and_are_the_sta
 
     monkeypatch.setattr(LossTrainer, "keep_start_logprobs", keep)
     monkeypatch.setattr(LossTrainer, "reference_passes", compare)
-    run(data, encoder, tmp_path / "out", replace(TRAINER, epochs=2), Method("dpo", "dpo", {"beta": 0.1, "task_weight": 1.0, "retain_weight": 1.0}))
-    assert len(kept) == 16 and len(model_calls) == 4  # 8 rows with an answer and a refusal each, in batches of 4, whatever the epochs
+    run(
+        data,
+        encoder,
+        tmp_path / "out",
+        replace(TRAINER, epochs=2),
+        Method("dpo", "dpo", {"beta": 0.1, "task_weight": 1.0, "retain_weight": 1.0}),
+    )
+    assert (
+        len(kept) == 16 and len(model_calls) == 4
+    )  # 8 rows with an answer and a refusal each, in batches of 4, whatever the epochs
 
 
-@pytest.mark.parametrize(("precision", "lora"), [("fp32", None), ("bf16", None), ("bf16", Lora(r=4, alpha=8, dropout=0.0))])
-def test_a_retain_term_by_kl_is_zero_at_the_start_and_a_run_that_starts_without_a_gradient_says_so(precision, lora, data, encoder, tmp_path):
+@pytest.mark.parametrize(
+    ("precision", "lora"), [("fp32", None), ("bf16", None), ("bf16", Lora(r=4, alpha=8, dropout=0.0))]
+)
+def test_a_retain_term_by_kl_is_zero_at_the_start_and_a_run_that_starts_without_a_gradient_says_so(
+    precision, lora, data, encoder, tmp_path
+):
     method = Method("grad_diff", "grad_diff", {"beta": 0.0, "retain_weight": 1.0}, retain="kl")
     lines = []
     settings = replace(TRAINER, max_grad_norm=1.0, precision=precision, lora=lora)
@@ -347,7 +441,9 @@ def test_where_a_start_is_compared_with_the_models_own_dropout_is_off(precision,
     monkeypatch.setattr(sys.modules[__name__], "without_dropout", lambda network: network)  # the tiny model's own is .1
     method = Method(name="grad_diff", loss="grad_diff", args={"beta": 0.0, "retain_weight": 1.0}, retain="kl")
     _, meta = run(data, encoder, tmp_path / "out", replace(TRAINER, precision=precision), method=method)
-    assert meta["loss"][0][1] == pytest.approx(0, abs=1e-6)  # also in bf16: the copy gives the start's numbers to the bit
+    assert meta["loss"][0][1] == pytest.approx(
+        0, abs=1e-6
+    )  # also in bf16: the copy gives the start's numbers to the bit
 
 
 def test_an_l1_penalty_adds_the_absolute_weights_or_the_merged_updates(data, encoder, tmp_path):
@@ -363,7 +459,9 @@ def test_an_l1_penalty_adds_the_absolute_weights_or_the_merged_updates(data, enc
         layer.lora_B["default"].weight.fill_(1.0)
     # alpha / r = 3 times B A, B all ones: every row of BA is the column sum of A
     rows = layer.lora_B["default"].weight.shape[0]
-    assert l1_norm(network).item() == pytest.approx(3 * rows * layer.lora_A["default"].weight.sum(0).abs().sum().item(), rel=1e-5)
+    assert l1_norm(network).item() == pytest.approx(
+        3 * rows * layer.lora_A["default"].weight.sum(0).abs().sum().item(), rel=1e-5
+    )
 
 
 def test_a_loss_can_tell_picture_rows_from_rows_of_words(data, encoder, tmp_path, monkeypatch):
@@ -371,11 +469,22 @@ def test_a_loss_can_tell_picture_rows_from_rows_of_words(data, encoder, tmp_path
 
     def words_only(forget):
         seen.append(forget.pictured.tolist())
-        return nll(unlearn_losses.Scored(forget.logits[~forget.pictured], forget.labels[~forget.pictured])) if not forget.pictured.all() else 0 * nll(forget)
+        return (
+            nll(unlearn_losses.Scored(forget.logits[~forget.pictured], forget.labels[~forget.pictured]))
+            if not forget.pictured.all()
+            else 0 * nll(forget)
+        )
 
     words_only.__module__ = "unlearn_losses"
     monkeypatch.setattr(unlearn_losses, "words_only", words_only, raising=False)
-    run(data, encoder, tmp_path / "out", replace(TRAINER, batch_size=8), Method("words_only", "words_only"), count=len(pairs(data)))
+    run(
+        data,
+        encoder,
+        tmp_path / "out",
+        replace(TRAINER, batch_size=8),
+        Method("words_only", "words_only"),
+        count=len(pairs(data)),
+    )
     forget = pairs(data).forget
     assert sum(map(sum, seen)) == sum(forget[i].image is not None for i in range(len(forget)))
 
@@ -384,7 +493,12 @@ SHARED = {
     "npo": (None, NPO),
     "kl": (Lora(r=4, alpha=8, dropout=0.0), Method("kl", "kl")),
     "pdu": (None, Method("pdu", "pdu", multiplier=Multiplier(start=1.0, rate=0.5, target=0.1, warmup_epochs=0))),
-    "rmu": (None, Method("rmu", "rmu", {"c": 6.5, "alpha": 1.0, "direction_seed": 0}, activations=Activations(layer=1, trained=[1]))),
+    "rmu": (
+        None,
+        Method(
+            "rmu", "rmu", {"c": 6.5, "alpha": 1.0, "direction_seed": 0}, activations=Activations(layer=1, trained=[1])
+        ),
+    ),
 }
 DDP = """
 import sys
@@ -399,22 +513,22 @@ from transformers import AutoProcessor
 from test_train_engine import run, TRAINER
 from dataclasses import replace
 from pathlib import Path
-import train_engine
+from engine import methods, train
 columns = Columns(image="image", caption="caption", question="question", answer="answer", person="name")
 data = Data(name="mini", path={world!r} + "/clear", text_path={world!r} + "/tofu", columns=columns, rows_per_person=10, idk_questions="", idk_pictures="")
 encoder = ChatEncoder(AutoProcessor.from_pretrained(BASE))
 import test_train_engine
 lora, method = test_train_engine.SHARED[sys.argv[4]]
 settings = replace(TRAINER, batch_size=int(sys.argv[1]), max_grad_norm=1.0, lora=lora)
-import training_pairs
+from engine import pairs as training_pairs
 if processes().process_index == 1:  # one process takes its passes apart: the other must not wait for it
     training_pairs.PassCollator.groups = lambda self, names, encoded: [[name] for name in names]
 from transformers import AutoModelForImageTextToText
-bound = train_engine.bind(method)
+bound = methods.bind(method)
 network = test_train_engine.load_for_training(AutoModelForImageTextToText, str(BASE), test_train_engine.MODEL, lora, 0, method.activations)
 network = test_train_engine.without_dropout(network)
 few = test_train_engine.Few(test_train_engine.pairs(data, bound.batches, 0), 8)
-train_engine.train(network, bound, few, encoder, settings, 0, sys.argv[2], {{}}, say=lambda line: None)
+train.train(network, bound, few, encoder, settings, 0, sys.argv[2], {{}}, say=lambda line: None)
 """
 
 
@@ -423,9 +537,28 @@ train_engine.train(network, bound, few, encoder, settings, 0, sys.argv[2], {{}},
 def test_two_processes_train_like_one_with_the_same_global_batch(method, data, world, tmp_path):
     script = tmp_path / "ddp.py"
     script.write_text(DDP.format(root=str(ROOT), world=str(world)))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), "2", str(tmp_path / "two"), "2", method]
-    subprocess.run(torchrun, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
-    subprocess.run([sys.executable, str(script), "4", str(tmp_path / "one"), "1", method], check=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(script),
+        "2",
+        str(tmp_path / "two"),
+        "2",
+        method,
+    ]
+    subprocess.run(
+        torchrun, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    )
+    subprocess.run(
+        [sys.executable, str(script), "4", str(tmp_path / "one"), "1", method],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
     start, one, two = (load_file(folder / "model.safetensors") for folder in (BASE, tmp_path / "one", tmp_path / "two"))
     # a mean over all weights, because Adam turns the rounding of a gradient near zero into a whole step of that one weight
     apart = sum((one[n] - two[n]).abs().sum().item() for n in one)

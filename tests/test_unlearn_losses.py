@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import unlearn_losses
-from run_settings import Activations, Method, SettingsError
-from train_engine import base_pass, bind, known_losses
+from engine.methods import base_pass, bind, known_losses
+from settings.script import SettingsError
+from settings.training import Activations, Method
 from unlearn_losses import (
     IGNORE,
     Hidden,
@@ -107,7 +108,9 @@ def test_grad_ascent_is_the_negated_nll_of_the_forget_answers():
 
 def test_grad_diff_is_weighted_retain_minus_weighted_forget():
     # -0.5 * log 4 + 3 * log 2 = 2 log 2
-    assert grad_diff(answers([0.25]), answers([0.5]), beta=0.5, retain_weight=3.0).item() == pytest.approx(2 * math.log(2))
+    assert grad_diff(answers([0.25]), answers([0.5]), beta=0.5, retain_weight=3.0).item() == pytest.approx(
+        2 * math.log(2)
+    )
 
 
 def test_idk_is_the_nll_of_the_refusal_plus_that_of_the_retain_answers():
@@ -118,7 +121,9 @@ def test_idk_is_the_nll_of_the_refusal_plus_that_of_the_retain_answers():
 def test_npo_at_the_reference_is_two_log_two_over_beta():
     # log ratio 0, sigmoid(0) = 1/2
     same = answers([0.25, 0.5])
-    assert npo(same, sequence_logprob(same), answers([0.5]), beta=0.5, retain_weight=0.0).item() == pytest.approx(2 / 0.5 * math.log(2))
+    assert npo(same, sequence_logprob(same), answers([0.5]), beta=0.5, retain_weight=0.0).item() == pytest.approx(
+        2 / 0.5 * math.log(2)
+    )
 
 
 def test_npo_by_hand_away_from_the_reference():
@@ -129,7 +134,9 @@ def test_npo_by_hand_away_from_the_reference():
 
 def test_npo_uses_the_whole_answers_log_probability_not_its_mean():
     # two tokens at 1/4 against 1/2 each: r = -2 log 2 as a sum (the mean would be -log 2)
-    value = npo(answers([0.25, 0.25]), sequence_logprob(answers([0.5, 0.5])), answers([0.5]), beta=1.0, retain_weight=0.0).item()
+    value = npo(
+        answers([0.25, 0.25]), sequence_logprob(answers([0.5, 0.5])), answers([0.5]), beta=1.0, retain_weight=0.0
+    ).item()
     assert value == pytest.approx(-2 * math.log(0.8))
 
 
@@ -140,7 +147,9 @@ def test_logits_and_labels_of_different_lengths_are_refused():
 
 def test_nll_equals_torchs_cross_entropy_on_answers_of_one_length():
     scored = Scored(torch.randn(3, 4, 5), torch.randint(5, (3, 4)))
-    assert nll(scored).item() == pytest.approx(nn.functional.cross_entropy(scored.logits.flatten(0, 1), scored.labels.flatten()).item(), rel=1e-5)
+    assert nll(scored).item() == pytest.approx(
+        nn.functional.cross_entropy(scored.logits.flatten(0, 1), scored.labels.flatten()).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
@@ -153,7 +162,12 @@ def test_a_method_file_names_itself_and_a_loss_with_all_its_hyperparameters(path
 def test_ignored_positions_do_not_count(path):
     bound = method(path)
     passes = passes_of(bound)
-    noisy = change(passes, lambda s: Scored(torch.where((s.labels == IGNORE)[..., None], 100 * torch.randn_like(s.logits), s.logits), s.labels))
+    noisy = change(
+        passes,
+        lambda s: Scored(
+            torch.where((s.labels == IGNORE)[..., None], 100 * torch.randn_like(s.logits), s.logits), s.labels
+        ),
+    )
     assert loss_of(bound, noisy).item() == pytest.approx(loss_of(bound, passes).item(), rel=1e-5)
 
 
@@ -165,7 +179,11 @@ def test_the_padding_side_does_not_matter(path):
     def pad(scored, left):
         shape = (scored.labels.shape[0], 2)
         logits, labels = torch.randn(*shape, scored.logits.shape[-1]), torch.full(shape, IGNORE)
-        parts = ((logits, scored.logits), (labels, scored.labels)) if left else ((scored.logits, logits), (scored.labels, labels))
+        parts = (
+            ((logits, scored.logits), (labels, scored.labels))
+            if left
+            else ((scored.logits, logits), (scored.labels, labels))
+        )
         return Scored(*(torch.cat(part, 1) for part in parts))
 
     left, right = (loss_of(bound, change(passes, lambda s, side=side: pad(s, side))) for side in (True, False))
@@ -176,8 +194,13 @@ def test_the_padding_side_does_not_matter(path):
 def test_the_mean_over_small_batches_is_the_loss_of_the_large_one(path):
     bound = method(path)
     passes = passes_of(bound, rows=4)
-    cut = [{n: Scored(v.logits[part], v.labels[part]) if isinstance(v, Scored) else v[part] for n, v in passes.items()} for part in (slice(0, 2), slice(2, 4))]
-    assert torch.stack([loss_of(bound, half) for half in cut]).mean().item() == pytest.approx(loss_of(bound, passes).item(), rel=1e-5)
+    cut = [
+        {n: Scored(v.logits[part], v.labels[part]) if isinstance(v, Scored) else v[part] for n, v in passes.items()}
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    assert torch.stack([loss_of(bound, half) for half in cut]).mean().item() == pytest.approx(
+        loss_of(bound, passes).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
@@ -190,7 +213,11 @@ def test_ignored_positions_get_no_gradient_and_answers_get_a_finite_one(path):
     loss_of(bound, passes).backward()
     for scored in watched:
         ignored = scored.labels == IGNORE
-        assert scored.logits.grad.isfinite().all() and scored.logits.grad[ignored].abs().sum() == 0 and scored.logits.grad[~ignored].abs().sum() > 0
+        assert (
+            scored.logits.grad.isfinite().all()
+            and scored.logits.grad[ignored].abs().sum() == 0
+            and scored.logits.grad[~ignored].abs().sum() > 0
+        )
 
 
 def right_answers(passes, name):
@@ -199,7 +226,9 @@ def right_answers(passes, name):
 
 def away(passes, name, start):
     """1 - cosine at the answers' positions, summed."""
-    return (1 - nn.functional.cosine_similarity(passes[name].logits, passes[start].logits, dim=-1))[passes[name].labels != IGNORE].sum()
+    return (1 - nn.functional.cosine_similarity(passes[name].logits, passes[start].logits, dim=-1))[
+        passes[name].labels != IGNORE
+    ].sum()
 
 
 def gap(passes, name, start):
@@ -209,7 +238,10 @@ def gap(passes, name, start):
 
 # what a small step on the scored passes must raise (+1) or lower (-1), measured on which pass
 DIRECTIONS = {
-    **{name: [(-1, "forget", right_answers)] for name in ("grad_ascent", "grad_diff", "npo", "simnpo", "kl", "undial", "wga", "satimp", "ceu")},
+    **{
+        name: [(-1, "forget", right_answers)]
+        for name in ("grad_ascent", "grad_diff", "npo", "simnpo", "kl", "undial", "wga", "satimp", "ceu")
+    },
     "retain_ft": [(+1, "retain", right_answers)],
     "idk": [(+1, "idk", right_answers), (+1, "retain", right_answers)],
     "salun": [(+1, "idk", right_answers)],
@@ -217,14 +249,38 @@ DIRECTIONS = {
     "llmu": [(-1, "forget", right_answers), (+1, "unrelated", right_answers)],
     "sku": [(+1, "forget", right_answers), (+1, "shuffled", right_answers)],  # what is learned, to be subtracted
     "grad_diff_entropy": [(+1, "forget", lambda passes, name: unlearn_losses.entropy(passes[name]))],
-    "grad_diff_kl": [(+1, "forget", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes[f"ref_{name}"]))],
+    "grad_diff_kl": [
+        (+1, "forget", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes[f"ref_{name}"]))
+    ],
     "scrub": [(+1, "forget", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes[f"ref_{name}"]))],
-    "rmu": [(-1, "forget", lambda passes, name: (passes[name].logits - 6.5 * unit_direction(5, 0))[passes[name].labels != IGNORE].norm())],
+    "rmu": [
+        (
+            -1,
+            "forget",
+            lambda passes, name: (passes[name].logits - 6.5 * unit_direction(5, 0))[
+                passes[name].labels != IGNORE
+            ].norm(),
+        )
+    ],
     "neggrad": [(-1, "forget", right_answers), (+1, "retain", right_answers)],
     **{name: [(+1, "retain", right_answers)] for name in ("sparsity", "retrain")},
-    "scrub_bio": [(+1, "forget", lambda passes, name: away(passes, name, "ref_forget")), (-1, "retain", lambda passes, name: away(passes, name, "ref_retain"))],
-    "twins": [(-1, "forget", lambda passes, name: gap(passes, name, "ref_augmented")), (-1, "retain", lambda passes, name: gap(passes, name, "ref_retain"))],
-    "pdu": [(-1, "forget", lambda passes, name: (passes[name].logits.amax(-1) - passes[name].logits.mean(-1))[passes[name].labels != IGNORE].sum())],
+    "scrub_bio": [
+        (+1, "forget", lambda passes, name: away(passes, name, "ref_forget")),
+        (-1, "retain", lambda passes, name: away(passes, name, "ref_retain")),
+    ],
+    "twins": [
+        (-1, "forget", lambda passes, name: gap(passes, name, "ref_augmented")),
+        (-1, "retain", lambda passes, name: gap(passes, name, "ref_retain")),
+    ],
+    "pdu": [
+        (
+            -1,
+            "forget",
+            lambda passes, name: (passes[name].logits.amax(-1) - passes[name].logits.mean(-1))[
+                passes[name].labels != IGNORE
+            ].sum(),
+        )
+    ],
 }
 
 
@@ -235,7 +291,9 @@ def test_a_small_step_moves_memorised_answers_in_the_methods_own_direction(path)
     for sign, name, measure in DIRECTIONS[path.stem]:
         passes = passes_of(bound)
         if "forget" in passes:
-            passes["forget"].logits.scatter_add_(2, unlearn_losses.right_token(passes["forget"]), torch.full((3, 4, 1), 3.0))
+            passes["forget"].logits.scatter_add_(
+                2, unlearn_losses.right_token(passes["forget"]), torch.full((3, 4, 1), 3.0)
+            )
         logits = passes[name].logits.requires_grad_()
         loss_of(bound, passes).backward()
         before = measure(passes, name)
@@ -286,7 +344,16 @@ def test_kl_minimization_and_grad_diff_kl_by_hand():
 def test_dpo_prefers_the_refusal_over_the_truth_each_against_the_start():
     # r(idk) = log(.5/.25) = log 2, r(forget) = log(.25/.5) = -log 2: sigmoid(2 log 2) = .8; + 1 * log 2 + 2 * log 4
     start = [sequence_logprob(answers([p])) for p in (0.5, 0.25)]
-    value = dpo(answers([0.25]), start[0], answers([0.5]), start[1], answers([0.25]), beta=1.0, task_weight=1.0, retain_weight=2.0)
+    value = dpo(
+        answers([0.25]),
+        start[0],
+        answers([0.5]),
+        start[1],
+        answers([0.25]),
+        beta=1.0,
+        task_weight=1.0,
+        retain_weight=2.0,
+    )
     assert value.item() == pytest.approx(-math.log(0.8) + 5 * math.log(2))
 
 
@@ -329,13 +396,20 @@ def test_llmu_and_sku_by_hand():
 def test_rmu_by_hand():
     # one answer token, h = u + (3, 1): against 1 * u the mean over two features is (9 + 1) / 2; retain moved by (2, 0): 4 / 2
     u, label = unit_direction(2, 0), torch.zeros(1, 1, dtype=torch.long)
-    forget, retain, start = (Hidden((u + torch.tensor(d)).view(1, 1, 2), label) for d in ((3.0, 1.0), (2.0, 0.0), (0.0, 0.0)))
+    forget, retain, start = (
+        Hidden((u + torch.tensor(d)).view(1, 1, 2), label) for d in ((3.0, 1.0), (2.0, 0.0), (0.0, 0.0))
+    )
     assert rmu(forget, retain, start, c=1.0, alpha=0.5, direction_seed=0).item() == pytest.approx(5 + 0.5 * 2)
 
 
 def test_rmus_direction_is_one_fixed_unit_vector_of_no_negative_features():
     one, again, other = unit_direction(64, 0), unit_direction(64, 0), unit_direction(64, 1)
-    assert torch.equal(one, again) and not torch.equal(one, other) and one.norm().item() == pytest.approx(1) and (one >= 0).all()
+    assert (
+        torch.equal(one, again)
+        and not torch.equal(one, other)
+        and one.norm().item() == pytest.approx(1)
+        and (one >= 0).all()
+    )
 
 
 def test_neggrad_by_hand():
@@ -346,14 +420,18 @@ def test_neggrad_by_hand():
 def test_scrub_bio_by_hand():
     # forget turned by 90 degrees: d = 1, 1 - d = 0; retain (3, 4) against (1, 0): cosine 3/5, d = 2/5, whatever the lengths
     label = torch.zeros(1, 1, dtype=torch.long)
-    states = [Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((0.0, 2.0), (1.0, 0.0), (3.0, 4.0), (1.0, 0.0))]
+    states = [
+        Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((0.0, 2.0), (1.0, 0.0), (3.0, 4.0), (1.0, 0.0))
+    ]
     assert scrub_bio(*states).item() == pytest.approx(0.4)
 
 
 def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
     # forget (3, 4) from what the start makes of the hidden view: 5; retain (1, 0) from the start's own (0, 0): 1
     label = torch.zeros(1, 1, dtype=torch.long)
-    states = [Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((3.0, 4.0), (0.0, 0.0), (1.0, 0.0), (0.0, 0.0))]
+    states = [
+        Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((3.0, 4.0), (0.0, 0.0), (1.0, 0.0), (0.0, 0.0))
+    ]
     assert twins(*states).item() == pytest.approx(6.0)
     moved = Hidden(states[2].logits.clone().requires_grad_(), label)
     twins(*states[:2], moved, states[3]).backward()
@@ -363,15 +441,21 @@ def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
 def test_undial_by_hand():
     # a start of .5 with log 3 taken from the true token: (1/4, 3/4); against p = (.5, .5) that is log 2, against itself its entropy
     start = answers([0.5])
-    assert undial(answers([0.5]), start, answers([0.5]), gamma=math.log(3), retain_weight=1.0).item() == pytest.approx(2 * math.log(2))
+    assert undial(answers([0.5]), start, answers([0.5]), gamma=math.log(3), retain_weight=1.0).item() == pytest.approx(
+        2 * math.log(2)
+    )
     own = undial(answers([0.25]), start, answers([0.5]), gamma=math.log(3), retain_weight=0.0).item()
     assert own == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))
 
 
 def test_wga_and_satimp_weigh_tokens_by_confidence_and_let_no_gradient_through_the_weight():
     # -(1/4)^2 log 4; and -(1/4)(3/4)^2 log 4
-    assert wga(answers([0.25]), answers([0.5]), a=2.0, retain_weight=0.0).item() == pytest.approx(-(0.25**2) * math.log(4))
-    assert satimp(answers([0.25]), answers([0.5]), b1=1.0, b2=2.0, retain_weight=0.0).item() == pytest.approx(-0.25 * 0.75**2 * math.log(4))
+    assert wga(answers([0.25]), answers([0.5]), a=2.0, retain_weight=0.0).item() == pytest.approx(
+        -(0.25**2) * math.log(4)
+    )
+    assert satimp(answers([0.25]), answers([0.5]), b1=1.0, b2=2.0, retain_weight=0.0).item() == pytest.approx(
+        -0.25 * 0.75**2 * math.log(4)
+    )
     forget = answers([0.25])
     wga(Scored(forget.logits.requires_grad_(), forget.labels), answers([0.5]), a=2.0, retain_weight=0.0).backward()
     # the gradient of the log-likelihood on the right token's logit is 1 - p, here times the weight
@@ -399,7 +483,12 @@ def test_the_multiplier_never_falls_below_zero():
 def test_a_retain_term_by_kl_takes_the_place_of_the_nll():
     bound = bind(Method("npo", "npo", {"beta": 1.0, "retain_weight": 2.0}, retain="kl"))
     same = answers([0.25])
-    passes = {"forget": same, "ref_forget_logprob": sequence_logprob(same), "retain": answers([0.25]), "ref_retain": answers([0.5])}
+    passes = {
+        "forget": same,
+        "ref_forget_logprob": sequence_logprob(same),
+        "retain": answers([0.25]),
+        "ref_retain": answers([0.5]),
+    }
     assert bound.frozen == ["retain"] and bound(passes).item() == pytest.approx(2 * math.log(2) + 2 * KL_HALF_QUARTER)
 
 
@@ -407,7 +496,10 @@ def test_a_retain_term_by_kl_takes_the_place_of_the_nll():
     ("method", "line"),
     [
         (Method("rmu", "rmu", {"c": 1.0, "alpha": 1.0, "direction_seed": 0}), "method.activations: rmu needs it"),
-        (Method("npo", "npo", {"beta": 1.0, "retain_weight": 1.0}, activations=Activations(1, [1])), "method.activations: npo has no use for it"),
+        (
+            Method("npo", "npo", {"beta": 1.0, "retain_weight": 1.0}, activations=Activations(1, [1])),
+            "method.activations: npo has no use for it",
+        ),
         (Method("pdu", "pdu"), "method.multiplier: pdu needs it"),
         (Method("kl", "kl", retain="kl"), "method.retain=kl: kl has no retain term to change"),
     ],
@@ -419,9 +511,15 @@ def test_a_step_that_does_not_fit_the_loss_is_refused(method, line):
 
 def test_passes_and_reference_follow_from_the_parameters():
     bound = bind(Method(name="npo", loss="npo", args={"beta": 0.1, "retain_weight": 1.0}))
-    assert bound.passes == ["forget", "ref_forget_logprob", "retain"] and bound.batches == bound.trained == ["forget", "retain"]
+    assert bound.passes == ["forget", "ref_forget_logprob", "retain"] and bound.batches == bound.trained == [
+        "forget",
+        "retain",
+    ]
     assert bound.cached == ["forget"] and bound.frozen == []
-    assert bind(Method(name="kl", loss="kl")).frozen == ["retain"] and not bind(Method(name="grad_ascent", loss="grad_ascent")).frozen
+    assert (
+        bind(Method(name="kl", loss="kl")).frozen == ["retain"]
+        and not bind(Method(name="grad_ascent", loss="grad_ascent")).frozen
+    )
 
 
 def test_every_loss_has_a_method_file():

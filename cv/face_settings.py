@@ -1,0 +1,176 @@
+"""Typed settings of face recognition: what config/cv and the groups it uses may hold."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from settings.script import SettingsError, at_least, one_of
+from settings.training import Method, Trainer
+
+MASKED_SPLITS = ("full", "retain")  # whom a network learns: everyone it meets, or all but those to be forgotten (gold)
+
+
+@dataclass
+class Album:
+    """Where pictures of people stand: a folder with one directory a person, or a dataset with a column of names."""
+
+    path: str = MISSING  # folder, dataset folder or hub id
+    split: str = ""  # config of the dataset; empty: a folder with one directory a person
+    image: str = "image"  # columns of the dataset
+    person: str = "name"
+
+
+@dataclass
+class Faces:
+    name: str = MISSING  # the name of its file in config/data
+    people: Album = MISSING
+    pretraining: Album | None = MISSING  # people of their own; null: `pretraining_people` of `people`
+    pretraining_people: int = MISSING
+    forget_pool: int = MISSING  # people of whom each model meets one half and forgets it; it meets half of the others too and keeps them
+    train: int = MISSING  # pictures a person that are learned
+    enrol: int = (
+        MISSING  # pictures a person that make the centre others are compared with; all that are left are asked about
+    )
+    split_seed: int = MISSING
+    split_file: str = MISSING  # JSON: who is who and which picture is what, written once
+    made_by: str = ""  # `python -m <made_by> --out <made_at>` makes the folder when it is missing
+    made_at: str = ""
+
+    @property
+    def paths(self) -> list[str]:
+        """Where its pictures stand."""
+        return [album.path for album in (self.people, self.pretraining) if album is not None]
+
+    def __post_init__(self) -> None:
+        for name, least in (("forget_pool", 2), ("train", 1), ("enrol", 1), ("pretraining_people", 0)):
+            at_least(f"data.{name}", getattr(self, name), least)
+        if self.forget_pool % 2:
+            raise SettingsError(f"data.forget_pool={self.forget_pool} must be even: each model meets one half of them")
+        if (self.pretraining is None) != (self.pretraining_people > 0):
+            raise SettingsError(
+                f"data.pretraining_people={self.pretraining_people} counts people of data.people, so data.pretraining must be null, and only then"
+            )
+
+
+@dataclass
+class FaceModel:
+    """A ResNet-18 topology with AM-softmax."""
+
+    name: str = MISSING  # the name of its file in config/model
+    path: str = MISSING  # folder of the pretrained network
+    size: int = MISSING  # pixels a side
+    width: int = MISSING  # channels of the first stage; torchvision's resnet18 has 64
+    embedding: int = MISSING  # features
+    scale: float = MISSING  # s of AM-softmax
+    margin: float = MISSING  # m of AM-softmax, taken from the right class's cosine in the loss that trains a network
+
+    def __post_init__(self) -> None:
+        at_least(
+            "model.size", self.size, 33
+        )  # less leaves one pixel at the last stage, whose mean over a batch of one picture is undefined
+        for name in ("width", "embedding", "scale"):
+            at_least(f"model.{name}", getattr(self, name), 1)
+        at_least("model.margin", self.margin, 0)
+
+
+@dataclass
+class Pretrain:
+    save_dir: str = MISSING
+    seed: int = MISSING
+    overwrite: bool = MISSING
+    model: FaceModel = MISSING
+    data: Faces = MISSING
+    trainer: Trainer = MISSING
+
+    def __post_init__(self) -> None:
+        at_least("seed", self.seed, 0)
+        need_whole_training("trainer", self.trainer)
+
+
+@dataclass
+class FinetuneFaces(Pretrain):
+    split: str = MISSING  # one of MASKED_SPLITS
+    model_path: str = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("split", self.split, MASKED_SPLITS)
+
+
+@dataclass
+class ForgetFaces(Pretrain):
+    model_path: str = MISSING  # of no use to a method that begins anew, from the pretrained network
+    method: Method = MISSING
+    finetune: Trainer = MISSING  # of a method that begins anew, in place of `trainer`
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        need_whole_training("finetune", self.finetune)
+        if self.method.restart:
+            self.model_path = self.model.path
+
+
+@dataclass
+class EvalFaces:
+    model_path: str = MISSING
+    save_dir: str = MISSING
+    batch_size: int = MISSING
+    overwrite: bool = MISSING
+    model: FaceModel = MISSING
+    data: Faces = MISSING
+
+    def __post_init__(self) -> None:
+        at_least("batch_size", self.batch_size, 1)
+
+
+@dataclass
+class AttackFaces:
+    save_dir: str = MISSING
+    model_path: str = MISSING  # the pretrained network that every model begins with
+    shadows_dir: str = MISSING  # finetuned models; made by the first attack, found by the others
+    models: int = MISSING  # all of them are attacked
+    targets: int = MISSING  # so many at a time; the others are their shadow models
+    together: int = MISSING  # models trained at once
+    seed: int = MISSING  # model number i has a seed of its own made of it
+    overwrite: bool = MISSING
+    model: FaceModel = MISSING
+    data: Faces = MISSING
+    finetune: Trainer = MISSING  # of a method that begins anew too
+    trainer: Trainer = MISSING  # of any other method under test
+    method: Method | None = None  # null: models that learned and forgot nothing
+
+    def __post_init__(self) -> None:
+        for name in ("models", "targets"):
+            at_least(name, getattr(self, name), 2)
+            if getattr(self, name) % 2:
+                raise SettingsError(
+                    f"{name}={getattr(self, name)} must be even: models come in pairs that met opposite halves of the people"
+                )
+        at_least("together", self.together, 1)
+        if self.targets > self.models - 8:
+            raise SettingsError(
+                f"targets={self.targets} leaves {self.models - self.targets} shadow models of models={self.models}; at least 8 are needed"
+            )
+        for name in ("finetune", "trainer"):
+            need_whole_training(name, getattr(self, name))
+            for setting, needed in (
+                ("accumulation", (1,)),
+                ("optimizer", ("adamw_torch", "sgd")),
+                ("report_to", ("none",)),
+            ):
+                if (value := getattr(getattr(self, name), setting)) not in needed:
+                    raise SettingsError(
+                        f"{name}.{setting}={value} must be {' or '.join(map(str, needed))} where many models train together"
+                    )
+
+
+def need_whole_training(name: str, trainer: Trainer) -> None:
+    """Raise SettingsError for trainer settings that a network without a language model cannot have."""
+    if trainer.bucket:
+        raise SettingsError(
+            f"{name}.bucket={trainer.bucket} sorts words by length; pictures have one size: set it to 0"
+        )
+    if trainer.lora is not None:
+        raise SettingsError(
+            f"{name}.lora={trainer.lora} needs a language model; a face network trains all its weights: set it to null"
+        )

@@ -1,0 +1,352 @@
+"""The one evaluation loop: named tasks -> per-row losses and one greedy generation -> logs in TOFU's and CLEAR's layout.
+
+No averages are taken here; aggregate_eval_stat.py makes numbers of the logs. A finished task is kept beside the results with a key of everything it
+depends on, so that an interrupted evaluation goes on where it stopped and a changed one is computed anew.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+from accelerate.utils import gather_object
+from pyarrow import parquet
+from torch import nn
+
+from data_module import TaskRow, fingerprint, task_rows
+from engine import metrics as metrics
+from engine.record import (
+    AGGREGATED,
+    EVAL_RECORD,
+    peak_memory_gb,
+    say_line,
+    start_of_peak,
+    versions,
+    write_json,
+    written_whole,
+)
+from engine.score_answers import AnswerScore, Prompt, score_prompts
+from settings.language import Asked, EpochEval, Eval, Task
+from settings.script import ROOT, SettingsError, processes
+
+TASK_RECORD = "record.json"
+# the code that decides what a task's results are
+SCORED_BY = (
+    "data_module.py",
+    *(f"engine/{name}.py" for name in ("encode", "evaluate", "language_model", "metrics", "score_answers")),
+    *(f"{track}/encoder.py" for track in ("mm", "nlp")),
+)
+# read at the start: later it could be the text of a file that was edited while the old code ran
+CODE = hashlib.sha256(b"".join(Path(ROOT, file).read_bytes() for file in SCORED_BY)).hexdigest()[:16]
+TOKEN_COLUMNS = pyarrow.schema(
+    [
+        ("row", pyarrow.int64()),
+        ("person", pyarrow.string()),
+        ("roles", pyarrow.list_(pyarrow.string())),  # truth, paraphrase, perturbed: one answer may be several
+        ("answer", pyarrow.string()),
+        ("tokens", pyarrow.list_(pyarrow.int32())),
+        ("losses", pyarrow.list_(pyarrow.float32())),  # nats
+        ("first_choice", pyarrow.list_(pyarrow.bool_())),
+        ("expected_logprob", pyarrow.list_(pyarrow.float32())),  # over the vocabulary, with its standard deviation
+        ("logprob_spread", pyarrow.list_(pyarrow.float32())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task's rows (index -> metric -> value), its answers token by token, and how many tokens went through the model."""
+
+    rows: dict[int, dict[str, Any]]
+    tokens: list[dict[str, Any]]
+    token_count: int
+
+
+def row_log(row: TaskRow, by_answer: dict[str, AnswerScore], prompt: str, generation: str) -> dict[str, Any]:
+    """Everything the log says of one row, by metric name (PROTOCOL of the logs: TOFU's and CLEAR's names, and ours)."""
+    truth = by_answer[row.example.answer]
+    log = {
+        "avg_gt_loss": truth.mean,
+        "gt_loss": sum(truth.losses),
+        "num_token_gt": len(truth.losses),
+        "generated_text": [prompt, generation, row.example.answer],
+        **metrics.rouge_recall(generation, row.example.answer),
+        "exact_memorization": metrics.exact_memorization(truth.correct),
+        "extraction_strength": metrics.extraction_strength(truth.correct),
+        "min_k": metrics.min_k(truth.losses),
+        "min_k_plus_plus": metrics.min_k_plus_plus(truth.losses, truth.expected, truth.spread),
+        "zlib_bytes": metrics.zlib_bytes(row.example.answer),
+    }
+    if row.perturbed:
+        log |= wrong_answers_log(
+            truth,
+            by_answer[row.example.answer if row.paraphrase is None else row.paraphrase],
+            [by_answer[answer] for answer in row.perturbed],
+        )
+        if row.paraphrase is None:  # a choice among options: -log of the right one's share
+            share = metrics.multiple_choice_probability(truth.mean, log["average_perturb_loss"])
+            log["normalized_gt_loss"] = -math.log(max(share, sys.float_info.min))
+    return log | ({"person": row.example.person} if row.example.person else {})
+
+
+def wrong_answers_log(truth: AnswerScore, paraphrase: AnswerScore, perturbed: list[AnswerScore]) -> dict[str, Any]:
+    return {
+        "average_perturb_loss": [p.mean for p in perturbed],
+        "avg_paraphrased_loss": paraphrase.mean,
+        "truth_ratio": float(metrics.truth_ratio(paraphrase.mean, [p.mean for p in perturbed])),
+        "paraphrased_loss": sum(paraphrase.losses),
+        "perturb_loss": [sum(p.losses) for p in perturbed],
+        "num_token_paraphrased": len(paraphrase.losses),
+        "num_token_perturb": [len(p.losses) for p in perturbed],
+    }
+
+
+def roles_of(row: TaskRow) -> dict[str, list[str]]:
+    """Every answer of a row, once, with what it is."""
+    roles: dict[str, list[str]] = {}
+    for role, answers in (
+        ("truth", [row.example.answer]),
+        ("paraphrase", [] if row.paraphrase is None else [row.paraphrase]),
+        ("perturbed", row.perturbed),
+    ):
+        for answer in dict.fromkeys(answers):
+            roles.setdefault(answer, []).append(role)
+    return roles
+
+
+def evaluate_rows(
+    model: nn.Module,
+    encoder: Any,
+    rows: list[TaskRow],
+    batch_size: int,
+    max_new_tokens: int,
+    say: Callable[[str], None] = say_line,
+) -> TaskResult:
+    """Score and generate for `rows`. Each question (with its picture) goes through the model once, and each of its distinct answers once."""
+    roles = [roles_of(row) for row in rows]
+    prompts: dict[tuple, Prompt] = {}
+    for row, of_row in zip(rows, roles, strict=True):
+        known = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
+        known.answers.extend(answer for answer in of_row if answer not in known.answers)
+    scored = dict(
+        zip(
+            prompts, score_prompts(model, encoder, list(prompts.values()), batch_size, max_new_tokens, say), strict=True
+        )
+    )
+    result = TaskResult({}, [], sum(each.tokens for each in scored.values()))
+    for row, of_row in zip(rows, roles, strict=True):
+        own = scored[row.example.prompt_key]
+        result.rows[row.example.index] = row_log(row, own.answers, encoder.prompt_text(row.example), own.generation)
+        result.tokens.extend(token_row(row, answer, kinds, own.answers[answer]) for answer, kinds in of_row.items())
+    return result
+
+
+def token_row(row: TaskRow, answer: str, kinds: list[str], own: AnswerScore) -> dict[str, Any]:
+    about = {"row": row.example.index, "person": row.example.person, "roles": kinds, "answer": answer}
+    figures = {"tokens": own.tokens, "losses": own.losses, "first_choice": own.correct}
+    return {**about, **figures, "expected_logprob": own.expected, "logprob_spread": own.spread}
+
+
+def evaluate_together(
+    model: nn.Module, encoder: Any, rows: list[TaskRow], settings: Asked, say: Callable[[str], None] = say_line
+) -> TaskResult:
+    """`evaluate_rows` with the rows shared by all processes; every process gets the whole result, rows ascending."""
+    state = processes()
+    own = rows[state.process_index :: state.num_processes]
+    parts = gather_object([evaluate_rows(model, encoder, own, settings.batch_size, settings.max_new_tokens, say)])
+    by_index = {index: row for part in parts for index, row in part.rows.items()}
+    tokens = sorted((token for part in parts for token in part.tokens), key=lambda token: token["row"])
+    return TaskResult(
+        {index: by_index[index] for index in sorted(by_index)}, tokens, sum(part.token_count for part in parts)
+    )
+
+
+def by_metric(rows: dict[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """row -> metric -> value turned into the logs' metric -> row -> value."""
+    log: dict[str, dict[str, Any]] = {}
+    for index, row in rows.items():
+        for metric, value in row.items():
+            log.setdefault(metric, {})[str(index)] = value
+    return log
+
+
+def read_tasks(settings: Asked, seed: int, fold: str) -> dict[str, list[TaskRow]]:
+    """The rows of every task; raises SettingsError for tasks that do not fit their data."""
+    return {
+        name: task_rows(task, seed, settings.limit, fold, settings.validation_share)
+        for name, task in settings.tasks.items()
+    }
+
+
+# ---- a checkpoint, task by task
+
+
+def evaluate(
+    model: nn.Module,
+    encoder: Any,
+    tasks: dict[str, list[TaskRow]],
+    settings: Eval,
+    record: dict[str, Any],
+    say: Callable[[str], None] = say_line,
+) -> None:
+    """Run every task and write <task>.json, <task>.parquet, eval_log_aggregated.json and eval_meta.json to `settings.save_dir`, whole or not at all.
+
+    Tasks that an interrupted evaluation, or one that is now overwritten, has finished under the same key are taken from it. Several processes
+    share the rows of each task; the first writes. `record["model"]` is the model's fingerprint.
+    """
+    state, folder = processes(), Path(settings.save_dir).resolve()
+    kept = folder.with_name(f"{folder.name}.tasks")
+    keys = {name: task_key(name, settings, record["model"], next(model.parameters()).device.type) for name in tasks}
+    done = {name: found for name, key in keys.items() if (found := finished_task(name, key, kept, folder))}
+    state.wait_for_everyone()  # nothing is written before everyone has looked
+    model.eval()
+    for name, rows in tasks.items():
+        if name in done:
+            say(f"{name}: {len(rows)} rows, done before")
+            continue
+        start_of_peak()
+        begun = time.perf_counter()
+        result = evaluate_together(model, encoder, rows, settings, say)
+        seconds = time.perf_counter() - begun
+        say(f"{name}: {len(rows)} rows, {seconds:.1f} s")
+        if state.is_main_process:
+            cost = {"seconds": seconds, "tokens": result.token_count, "peak_memory_gb": peak_memory_gb()}
+            write_task(kept / name, name, result, {"key": keys[name], "rows": len(rows), **cost})
+        done[name] = kept / name
+    if state.is_main_process:
+        write_results(folder, {name: done[name] for name in tasks}, settings, record)
+        shutil.rmtree(kept, ignore_errors=True)
+    state.wait_for_everyone()
+
+
+def task_key(name: str, settings: Eval, model: str, device: str) -> str:
+    """What a task's results depend on: the model, its data, the task's settings, the code that scores, the libraries and the kind of device."""
+    task = settings.tasks[name]
+    chosen = {
+        field: getattr(settings, field)
+        for field in ("seed", "batch_size", "max_new_tokens", "limit", "fold", "validation_share")
+    }
+    depends = [model, device, CODE, versions(), asdict(task), data_record(task), asdict(settings.model), chosen]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def data_record(task: Task) -> dict[str, str]:
+    """Which data a task read: name, split and content fingerprint, with that of the people's names if they stand elsewhere."""
+    names = {"people": fingerprint(task.people.dataset)} if task.people else {}
+    return {"dataset": task.dataset, "split": task.split, "fingerprint": fingerprint(task.dataset), **names}
+
+
+def finished_task(name: str, key: str, kept: Path, folder: Path) -> Path | None:
+    """The folder that holds this task's results under this key: of an interrupted evaluation, or of the one being overwritten."""
+    return next((place for place in (kept / name, folder) if task_record(name, place).get("key") == key), None)
+
+
+def task_record(name: str, place: Path) -> dict[str, Any]:
+    """What a folder says of a task's results in it: a folder of its own, or that of a whole evaluation; empty where it holds none."""
+    own, whole = place / TASK_RECORD, place / EVAL_RECORD
+    if own.is_file():
+        return json.loads(own.read_text(encoding="utf-8"))
+    return json.loads(whole.read_text(encoding="utf-8")).get("tasks", {}).get(name, {}) if whole.is_file() else {}
+
+
+def write_task(place: Path, name: str, result: TaskResult, record: dict[str, Any]) -> None:
+    with written_whole(place) as aside:
+        write_json(aside / f"{name}.json", by_metric(result.rows))
+        parquet.write_table(pyarrow.Table.from_pylist(result.tokens, TOKEN_COLUMNS), aside / f"{name}.parquet")
+        write_json(aside / TASK_RECORD, record)
+
+
+def write_results(folder: Path, done: dict[str, Path], settings: Eval, record: dict[str, Any]) -> None:
+    """Gather the finished tasks (name -> where they lie) in `folder`; an earlier evaluation there is replaced."""
+    records = {name: task_record(name, place) for name, place in done.items()}
+    with written_whole(folder) as aside:
+        logs = {}
+        for name, place in done.items():
+            for ending in ("json", "parquet"):
+                shutil.copyfile(place / f"{name}.{ending}", aside / f"{name}.{ending}")
+            logs[f"{name}.json"] = json.loads((place / f"{name}.json").read_text(encoding="utf-8"))
+        write_json(aside / AGGREGATED, logs)
+        cost = {
+            "seconds": sum(each["seconds"] for each in records.values()),
+            "tokens": sum(each["tokens"] for each in records.values()),
+        }
+        cost["peak_memory_gb"] = max(each["peak_memory_gb"] for each in records.values())
+        data = {name: data_record(task) for name, task in settings.tasks.items()}
+        write_json(aside / EVAL_RECORD, {**record, "data": data, "tasks": records, **cost, "versions": versions()})
+
+
+# ---- a model in training, epoch by epoch
+
+
+class EpochEvaluation:
+    """Evaluates the validation fold at the end of each epoch: task -> measure -> mean over its rows.
+
+    The best epoch is the one nearest to gold: smallest mean difference over all measures of all tasks, of what is forgotten and what is kept alike.
+    A finetuning without `gold_result` has its best where the mean loss of the right answers, over all tasks, is lowest.
+    """
+
+    def __init__(self, tasks: dict[str, list[TaskRow]], encoder: Any, settings: EpochEval, forgetting: bool):
+        self.tasks, self.encoder, self.settings, self.forgetting = tasks, encoder, settings, forgetting
+        self.gold = gold_measures(settings.gold_result, tasks) if settings.gold_result else None
+
+    def __call__(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        return {
+            name: measures(evaluate_together(model, self.encoder, rows, self.settings).rows)
+            for name, rows in self.tasks.items()
+        }
+
+    def best(self, epochs: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+        """The best epoch, counted from 1, and by which rule; of a forgetting without gold nobody can say."""
+        if self.gold:
+            named = [(task, measure) for task in self.tasks for measure in self.gold[task] if measure != "loss"]
+            badness = [float(np.mean([abs(epoch[t][m] - self.gold[t][m]) for t, m in named])) for epoch in epochs]
+            rule = "smallest mean difference from gold, over all measures of all tasks, on the validation fold"
+        elif self.forgetting:
+            return {"epoch": None, "rule": "not known: epoch_eval.gold_result is not given"}
+        else:
+            badness = [float(np.mean([epoch[task]["loss"] for task in self.tasks])) for epoch in epochs]
+            rule = "lowest mean loss of the right answers, over all tasks, on the validation fold"
+        known = np.nan_to_num(badness, nan=np.inf)  # an epoch that diverged is never the best
+        return {"epoch": int(np.argmin(known)) + 1, "rule": rule, "badness": badness}
+
+
+def measures(rows: dict[int, dict[str, Any]]) -> dict[str, float]:
+    """Means over a task's rows: loss (nats a token) and figures in [0, 1]."""
+    each = list(rows.values())
+    made = {
+        "loss": [row["avg_gt_loss"] for row in each],
+        "Exact Memorization": [row["exact_memorization"] for row in each],
+        "ROUGE": [row["rougeL_recall"] for row in each],
+        "Probability": metrics.probability([row["avg_gt_loss"] for row in each]),
+    }
+    if all("truth_ratio" in row for row in each):
+        made["Truth Ratio R/(1+R)"] = metrics.truth_share([row["truth_ratio"] for row in each])
+    return {name: float(np.mean(values)) for name, values in made.items()}
+
+
+def gold_measures(path: str, tasks: dict[str, list[TaskRow]]) -> dict[str, dict[str, float]]:
+    """The gold model's means on the same rows, from its log. Raises SettingsError if it lacks a task or a row."""
+    if not Path(path).is_file():
+        raise SettingsError(
+            f"epoch_eval.gold_result={path!r}: no such file; it names the eval_log_aggregated.json of the gold model"
+        )
+    log, made = json.loads(Path(path).read_text(encoding="utf-8")), {}
+    for name, rows in tasks.items():
+        columns = log.get(f"{name}.json", {})
+        wanted = [str(row.example.index) for row in rows]
+        if missing := [index for index in wanted if index not in columns.get("exact_memorization", {})]:
+            raise SettingsError(
+                f"epoch_eval.gold_result={path!r} lacks row {missing[0]} of task {name!r}: evaluate gold on all rows with the same tasks"
+            )
+        made[name] = measures(
+            {int(i): {metric: by_row[i] for metric, by_row in columns.items() if i in by_row} for i in wanted}
+        )
+    return made

@@ -1,0 +1,267 @@
+"""Models: load, freeze, LoRA, the frozen starting model, score, save."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from engine.record import TRAIN_RECORD
+from settings.language import Model
+from settings.script import SettingsError
+from settings.training import Activations, Lora
+from unlearn_losses import Scored
+
+transformers.utils.logging.disable_progress_bar()
+
+BESIDE = {"labels", "positions", "pictured", "keys", "sizes", "longest"}  # of a batch, what is not the model's
+
+
+def check_model_path(path: str, name: str = "model_path") -> None:
+    """Raise SettingsError unless `path` is a model folder or can be a hub id."""
+    if Path(path).is_dir():
+        if not Path(path, "config.json").is_file():
+            raise SettingsError(f"{name}={path!r} holds no model (no config.json)")
+    elif path.count("/") != 1 or path.startswith((".", "/", "models/")):
+        raise SettingsError(f"{name}={path!r} does not exist; give a model folder or a hub id")
+
+
+def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
+    """`auto_class.from_pretrained` for models and processors; raises SettingsError if there is nothing to load."""
+    check_model_path(path)
+    try:
+        return auto_class.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **options)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise SettingsError(
+            f"model_path={path!r} could not be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        ) from None
+
+
+def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> nn.Module:
+    """The model of a folder or hub id, its weights in `dtype`."""
+    return load(auto_class, path, settings, dtype=getattr(torch, dtype), attn_implementation=settings.attention)
+
+
+def positions_of(path: str, settings: Model) -> int:
+    """How many tokens a model takes by its configuration, known before any weights load; 0: it does not say. Raises SettingsError."""
+    return (
+        getattr(load(transformers.AutoConfig, path, settings).get_text_config(), "max_position_embeddings", None) or 0
+    )
+
+
+def load_for_training(
+    auto_class: Any, path: str, settings: Model, lora: Lora | None, seed: int, activations: Activations | None = None
+) -> nn.Module:
+    """The model ready to train: frozen parts frozen, and with `lora` a fresh adapter over weights in `settings.weights`.
+
+    Without LoRA the weights are float32, because an update of size lr is lost in bf16 weights. With `activations` it ends at their layer.
+    """
+    model = load_model(auto_class, path, settings, settings.weights if lora else "float32")
+    freeze(model, settings.freeze)
+    if activations:
+        cut(model, activations)
+    return add_lora(model, lora, settings.lora_targets, seed) if lora else model
+
+
+def freeze(model: nn.Module, parts: list[str]) -> None:
+    """Stop the training of every parameter whose name contains one of `parts`; raises SettingsError if none does."""
+    for part in parts:
+        frozen = [p for name, p in model.named_parameters() if part in name.split(".")]
+        if not frozen:
+            raise SettingsError(f"model.freeze: no part of {type(model).__name__} is named {part!r}")
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def cut(model: nn.Module, activations: Activations) -> None:
+    """End the model at a decoder layer: its "logits" are that layer's output (B, T, H), before the final norm; only the named layers train.
+
+    What is cut off is neither computed nor trained, so that no process waits for its gradient; `whole` puts it back. Raises SettingsError.
+    """
+    decoder = model.get_decoder()
+    layers, norm = (
+        decoder.layers,
+        next(name for name, child in decoder.named_children() if "norm" in type(child).__name__.lower()),
+    )
+    if activations.layer >= len(layers):
+        raise SettingsError(
+            f"method.activations.layer={activations.layer}: {type(model).__name__} has layers 0 to {len(layers) - 1}"
+        )
+    training = {id(parameter) for parameter in trained_weights(model).values()}  # what `freeze` has stopped stays so
+    model.requires_grad_(False)
+    for parameter in (p for number in activations.trained for p in layers[number].parameters()):
+        parameter.requires_grad_(id(parameter) in training)
+    head = model.get_output_embeddings()
+    head_parent, head_name = next(
+        (parent, name) for parent in model.modules() for name, child in parent.named_children() if child is head
+    )
+    model.cut_off = [
+        (decoder, "layers", layers),
+        (decoder, norm, getattr(decoder, norm)),
+        (head_parent, head_name, head),
+    ]
+    decoder.layers = layers[: activations.layer + 1]
+    setattr(decoder, norm, nn.Identity())
+    setattr(head_parent, head_name, nn.Identity())
+
+
+def whole(model: nn.Module) -> nn.Module:
+    """The model with what `cut` took off put back."""
+    start = model.get_base_model() if isinstance(model, PeftModel) else model
+    device = next(start.parameters()).device  # the parts cut off did not move with the model
+    for parent, name, part in start.__dict__.pop("cut_off", []):
+        setattr(parent, name, part.to(device))
+    return model
+
+
+def lora_targets(model: nn.Module, targets: str) -> list[str]:
+    """Names of the linear layers that get an adapter: `language_model` means those of the decoder, else a regular expression on names.
+
+    The output head, the projector and the vision tower are no part of the decoder; a frozen layer gets no adapter. Raises SettingsError if
+    nothing matches.
+    """
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.weight.requires_grad
+    ]
+    if targets == "language_model":
+        decoder = model.get_decoder()
+        prefix = next(name for name, module in model.named_modules() if module is decoder)
+        head = model.get_output_embeddings()
+        names = [name for name in linear if name.startswith(f"{prefix}.") and model.get_submodule(name) is not head]
+    else:
+        names = [name for name in linear if re.search(targets, name)]
+    if not names:
+        raise SettingsError(f"model.lora_targets={targets!r} matches no linear layer of {type(model).__name__}")
+    return names
+
+
+def add_lora(model: nn.Module, lora: Lora, targets: str, seed: int) -> PeftModel:
+    """Wrap the model with a fresh adapter (seeded); the model's own weights stay as they are."""
+    torch.manual_seed(seed)
+    names = lora_targets(model, targets)
+    return get_peft_model(
+        model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+    )
+
+
+def score(model: nn.Module, batch: dict[str, Tensor]) -> Scored:
+    """Logits at the answer positions of a batch with their labels: the only place that aligns the two.
+
+    The model is called as it is wrapped, once; its output head runs at `positions` (B, T) only.
+    """
+    inputs = {name: value for name, value in batch.items() if name not in BESIDE}
+    inputs, positions = packed(inputs, batch["positions"]) if packs(model, batch) else (inputs, batch["positions"])
+    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
+    return Scored(logits.view(*batch["labels"].shape, -1), batch["labels"], batch.get("pictured"))
+
+
+def packs(model: nn.Module, batch: dict[str, Tensor]) -> bool:
+    """Whether rows of words may follow each other in one sequence without reading each other: under flash attention, which then computes no padding.
+
+    Other attention would compute the whole square of the sequence and throw most of it away.
+    """
+    config = next(module.config for module in model.modules() if hasattr(module, "config"))
+    return (
+        batch.keys() - BESIDE == {"input_ids", "attention_mask"}
+        and config._attn_implementation == "flash_attention_2"
+        and not hasattr(config, "vision_config")
+    )
+
+
+def packed(inputs: dict[str, Tensor], positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """A batch padded on the right as one row of all its tokens, and where `positions` (B, T) stand in it, (1, B * T).
+
+    `position_ids` start at 0 with each row: that is how the library's attention tells the rows apart when no mask is given.
+    """
+    mask = inputs["attention_mask"].bool()
+    lengths = mask.sum(1)
+    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    starts = lengths.cumsum(0) - lengths
+    ids, place = inputs["input_ids"][mask][None], places[mask][None]
+    return {"input_ids": ids, "attention_mask": None, "position_ids": place}, (positions + starts[:, None]).view(1, -1)
+
+
+def score_passes(
+    model: nn.Module,
+    batches: dict[str, dict[str, Tensor]],
+    score: Callable[[nn.Module, dict[str, Tensor]], Scored] = score,
+) -> dict[str, Scored]:
+    """`score` for batches named by their passes ("forget+retain"), each pass apart again and as wide as its own longest answer."""
+    scored = {}
+    for names, batch in batches.items():
+        *tensors, margin = score(model, batch)
+        parts = zip(*(value.split(batch["sizes"]) for value in tensors), strict=True)
+        for name, (logits, labels, pictured), longest in zip(names.split("+"), parts, batch["longest"], strict=True):
+            scored[name] = Scored(logits[:, :longest], labels[:, :longest], pictured, margin)
+    return scored
+
+
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def l1_norm(model: nn.Module) -> Tensor:
+    """Sum of absolute values of the trained weights; under LoRA of the update they make together, scale * B A, never of A and B apart."""
+    if not isinstance(model, PeftModel):
+        return sum(parameter.abs().sum() for parameter in trained_weights(model).values())
+    layers = [
+        (module, name) for module in model.modules() if isinstance(module, LoraLayer) for name in module.active_adapters
+    ]
+    # recomputed in the backward pass: kept for it, the updates of all layers together are as large as the model
+    return sum(
+        checkpoint(lambda layer, name: layer.get_delta_weight(name).abs().sum(), *each, use_reentrant=False)
+        for each in layers
+    )
+
+
+@torch.no_grad()
+def subtract_update(model: nn.Module, start: dict[str, Tensor], scale: float) -> None:
+    """theta0 - scale * (theta - theta0) in place (SKU's task vector): under LoRA the update is B A; else `start` holds theta0 by name."""
+    for name, parameter in trained_weights(model).items():
+        if isinstance(model, PeftModel):
+            if ".lora_B." in name:
+                parameter.mul_(-scale)
+        else:
+            first = start[name].to(parameter.device)
+            parameter.copy_(first - scale * (parameter - first))
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """The model with its adapter, if it has one, added to its weights.
+
+    In fp32, because on bf16 weights a small update would be rounded away, and in main memory, where a model twice as large has room.
+    """
+    return model.cpu().float().merge_and_unload() if isinstance(model, PeftModel) else model
+
+
+def save(model: nn.Module, processor: Any, folder: Path) -> None:
+    """Write merged weights and processor to `folder`, and an adapter beside them under adapter/."""
+    model = whole(model)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder / "adapter")
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    merged(model).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def model_fingerprint(path: str) -> str:
+    """Hash of what makes a model folder this model (weights, configuration, tokenizer, chat template), or the hub id."""
+    files = sorted(
+        file
+        for ending in ("*.safetensors", "*.json", "*.jinja")
+        for file in Path(path).glob(ending)
+        if file.name != TRAIN_RECORD
+    )
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16] if files else f"hub:{path}"

@@ -1,0 +1,196 @@
+"""Eval logs in the layout of TOFU and CLEAR, read from their files and checked: alone, and against the logs they are compared with.
+
+A log is {task file name: {metric: {row index: value}}}; our own add exact memorization, extraction strength and the row's person.
+"""
+
+import json
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from settings.script import SettingsError, nearest
+
+REQUIRED = ("avg_gt_loss", "rougeL_recall", "generated_text")
+
+
+@dataclass(frozen=True)
+class TaskLog:
+    """One task's rows, ascending by index, so that nothing computed from them can depend on the order in the file; n rows."""
+
+    rows: list[str]  # indices
+    losses: np.ndarray  # (n,), of the right answer, nats a token; NaN and infinity are let through
+    paraphrase_losses: np.ndarray  # (n,), the right answer's own where the task has no paraphrase
+    perturbed_losses: list[list[float]] | None  # n lists of any lengths; None: a task without wrong answers
+    rouge: np.ndarray  # (n,), ROUGE-L recall as logged
+    generations: list[str]
+    truths: list[str]
+    exact_memorization: np.ndarray | None  # (n,); None: not logged
+    extraction_strength: np.ndarray | None
+    min_k: np.ndarray | None  # (n,), nats
+    min_k_plus_plus: np.ndarray | None  # (n,)
+    zlib_bytes: np.ndarray | None  # (n,), of the right answer
+    people: list[str] | None  # None: not known for every row
+
+
+@dataclass(frozen=True)
+class EvalLog:
+    name: str  # the setting it came from, for messages
+    tasks: dict[str, TaskLog]
+    meta: dict[str, Any]  # eval_meta.json beside the log; empty: none there
+    train_meta: dict[str, Any]  # train_meta.json of the model whose eval_results hold the log
+
+
+def read_eval_log(name: str, path: str, known_tasks: list[str], without_wrong: Collection[str] = ()) -> EvalLog:
+    """Read the log that setting `name` points to, and what stands beside it; tasks `without_wrong` need no wrong answers.
+
+    Raises SettingsError for a missing file, one that is not JSON or not a log, a task that is not among `known_tasks`, missing metrics or
+    rows, and values that are no numbers.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise SettingsError(
+            f"{name}={path!r}: no such file; it names the eval_log_aggregated.json of an evaluated model"
+        )
+    content = read_json(name, file)
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(metrics, dict) for metrics in content.values())
+    ):
+        raise SettingsError(f"{name}={path!r} is not an eval log: it must map tasks to metrics to rows")
+    tasks: dict[str, TaskLog] = {}
+    for key in sorted(content):
+        task = key.removesuffix(".json")
+        if task not in known_tasks:
+            raise SettingsError(
+                f"{name}: task {task!r} is not in scoring{nearest(task, known_tasks)}; it knows {', '.join(known_tasks)}"
+            )
+        if task in tasks:
+            raise SettingsError(f"{name}: task {task!r} is there twice, with and without .json")
+        tasks[task] = read_task(f"{name}: task {task!r}", content[key], wrong=task not in without_wrong)
+    metas = (file.parent / "eval_meta.json", file.parent.parent / "train_meta.json")
+    return EvalLog(name, tasks, *(read_json(name, meta) if meta.is_file() else {} for meta in metas))
+
+
+def read_json(name: str, file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # bad UTF-8 as well as bad JSON
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"{name}: {str(file)!r} is not JSON ({reason})") from None
+
+
+def read_task(where: str, metrics: dict[str, Any], wrong: bool) -> TaskLog:
+    """One task's metrics as a TaskLog, with its `wrong` answers' losses; `where` begins each message of a SettingsError."""
+    if strange := next((metric for metric, by_row in metrics.items() if not isinstance(by_row, dict)), None):
+        raise SettingsError(f"{where}: {strange} must map row indices to values")
+    if missing := [
+        metric for metric in (*REQUIRED, *(["average_perturb_loss"] if wrong else [])) if not metrics.get(metric)
+    ]:
+        raise SettingsError(f"{where} lacks {', '.join(missing)}")
+    rows = sorted(metrics["avg_gt_loss"])
+
+    def column(metric: str, read: Callable[[Any], Any], expected: str) -> list | None:
+        if metric not in metrics:
+            return None
+        by_row = metrics[metric]
+        if by_row.keys() != metrics["avg_gt_loss"].keys():
+            raise SettingsError(
+                f"{where}: {metric} covers {len(by_row)} rows, avg_gt_loss {len(rows)}, and they must be the same rows"
+            )
+        values = [read(by_row[row]) for row in rows]
+        if (bad := next((row for row, value in zip(rows, values, strict=True) if value is None), None)) is not None:
+            raise SettingsError(f"{where}: {metric} of row {bad} is {json.dumps(by_row[bad])[:60]}, not {expected}")
+        return values
+
+    def numbers(metric: str, read: Callable[[Any], float | None], expected: str) -> np.ndarray | None:
+        values = column(metric, read, expected)
+        return None if values is None else np.array(values, dtype=float)
+
+    losses = numbers("avg_gt_loss", loss, "a loss")
+    paraphrase_losses = numbers("avg_paraphrased_loss", loss, "a loss")
+    texts = column("generated_text", prompt_generation_truth, "[prompt, generation, truth]")
+    people = metrics.get("person") or {}
+    return TaskLog(
+        rows=rows,
+        losses=losses,
+        paraphrase_losses=losses if paraphrase_losses is None else paraphrase_losses,
+        perturbed_losses=column("average_perturb_loss", loss_list, "a list of losses with at least one")
+        if wrong
+        else None,
+        rouge=numbers("rougeL_recall", share, "a number from 0 to 1"),
+        generations=[text[1] for text in texts],
+        truths=[text[2] for text in texts],
+        exact_memorization=numbers("exact_memorization", share, "a number from 0 to 1"),
+        extraction_strength=numbers("extraction_strength", share, "a number from 0 to 1"),
+        min_k=numbers("min_k", loss, "a log-probability"),
+        min_k_plus_plus=numbers("min_k_plus_plus", loss, "a number"),
+        zlib_bytes=numbers("zlib_bytes", loss, "a number of bytes"),
+        people=[str(people[row]) for row in rows] if all(people.get(row) is not None for row in rows) else None,
+    )
+
+
+def loss(value: Any) -> float | None:
+    """A logged loss; None if it is none. NaN and infinity are what a broken model logs: the metrics know what to make of them."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def loss_list(value: Any) -> list[float] | None:
+    losses = [loss(item) for item in value] if isinstance(value, list) else []
+    return losses if losses and None not in losses else None
+
+
+def share(value: Any) -> float | None:
+    number = loss(value)
+    return number if number is not None and math.isfinite(number) and 0 <= number <= 1 else None
+
+
+def prompt_generation_truth(value: Any) -> list[str] | None:
+    return (
+        value if isinstance(value, list) and len(value) == 3 and all(isinstance(text, str) for text in value) else None
+    )
+
+
+def check_same_rows(a: EvalLog, b: EvalLog) -> None:
+    """Raise SettingsError unless both logs cover the same rows of the same tasks, with the same right answers, data and questions."""
+    for one, other in ((a, b), (b, a)):
+        if lacking := [task for task in other.tasks if task not in one.tasks]:
+            raise SettingsError(
+                f"{one.name} lacks task {lacking[0]!r}, which {other.name} has: evaluate both models on the same tasks"
+            )
+    for task, of_a in a.tasks.items():
+        of_b = b.tasks[task]
+        if of_a.rows != of_b.rows:
+            row = min(set(of_a.rows) ^ set(of_b.rows))
+            raise SettingsError(
+                f"{a.name} and {b.name} cover different rows of task {task!r}: {len(of_a.rows)} and {len(of_b.rows)} rows, row {row} is in one of them only"
+            )
+        for row, truth_a, truth_b in zip(of_a.rows, of_a.truths, of_b.truths, strict=True):
+            if truth_a.strip() != truth_b.strip():
+                raise SettingsError(
+                    f"{a.name} and {b.name} cover different data: row {row} of task {task!r} has another right answer in each"
+                )
+    check_same_source(a, b)
+
+
+def check_same_source(a: EvalLog, b: EvalLog) -> None:
+    """Raise SettingsError if both logs say what data, question seed and generation length they were made with, and it differs."""
+    seeds = [log.meta.get("settings", {}).get("seed") for log in (a, b)]
+    if None not in seeds and seeds[0] != seeds[1]:
+        raise SettingsError(
+            f"{a.name} and {b.name} were evaluated with seeds {seeds[0]} and {seeds[1]}: their rows have different questions"
+        )
+    for name in ("max_new_tokens", "limit", "fold"):
+        values = [log.meta.get("settings", {}).get(name) for log in (a, b)]
+        if None not in values and values[0] != values[1]:
+            raise SettingsError(f"{a.name} and {b.name} were evaluated with {name} {values[0]} and {values[1]}")
+    for task in a.tasks:
+        prints = [log.meta.get("data", {}).get(task, {}).get("fingerprint") for log in (a, b)]
+        if None not in prints and prints[0] != prints[1]:
+            raise SettingsError(
+                f"{a.name} and {b.name} were evaluated on different data for task {task!r}: fingerprints {prints[0]} and {prints[1]}"
+            )

@@ -1,0 +1,311 @@
+"""Scores of answers and greedy generations from ONE pass over each prompt (and its picture).
+
+Shapes: R prompts of a batch, L their padded length, S answer tokens behind each, V vocabulary. The prompts' keys and values are kept; all answers to a
+prompt follow it as one sequence of S tokens, kept apart by the attention mask and each counted from the prompt's end, so that nothing is copied
+for them; then they are cropped off and the generation goes on from the same keys and values. Models whose cache cannot be shared are run
+answer by answer.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from data_module import Example
+from engine.encode import collate, collate_prompts
+from engine.language_model import score
+from unlearn_losses import IGNORE
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """A teacher-forced answer, end-of-sequence last: of each token the negative log-likelihood and whether it was the model's first choice.
+
+    `expected` and `spread` are mean and standard deviation of the log-probability over the whole vocabulary at its place (Min-K%++). In nats.
+    """
+
+    tokens: list[int]
+    losses: list[float]
+    correct: list[bool]
+    expected: list[float]
+    spread: list[float]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.losses) / len(self.losses)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question (and picture) with the answers to score after it, each once; `example.answer` need not be among them."""
+
+    example: Example
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class PromptScore:
+    answers: dict[str, AnswerScore]
+    generation: str
+    tokens: int  # of the prompt, the answers and the generation
+
+
+def score_prompts(
+    model: nn.Module,
+    encoder: Any,
+    prompts: list[Prompt],
+    batch_size: int,
+    max_new_tokens: int,
+    say: Callable[[str], None],
+    shared: bool = True,
+) -> list[PromptScore]:
+    """Score all answers of each prompt and continue it greedily by at most `max_new_tokens`; results in the order of `prompts`.
+
+    At most `batch_size` prompts, and then as many answers, go through the model at once. `shared=False`, and any model that cannot share a
+    prompt (which is said), means the plain way: a forward for each answer, and the library's generation.
+    """
+    results: list[PromptScore | None] = [None] * len(prompts)
+    why = unshareable(model) if shared else None
+    if why:
+        say(f"{type(model).__name__} is scored answer by answer: {why}")
+    for chosen in prompt_batches(prompts, batch_size):
+        batch = [prompts[i] for i in chosen]
+        made = None
+        if shared and not why:
+            made = score_shared(model, encoder, batch, batch_size, max_new_tokens)
+            if made is None:
+                say(
+                    f"{type(model).__name__}: {len(batch)} prompts are scored answer by answer: they reach past the window of its attention"
+                )
+        if made is None:
+            made = score_plainly(model, encoder, batch, batch_size, max_new_tokens)
+        for i, each in zip(chosen, made, strict=True):
+            results[i] = each
+    return results
+
+
+def prompt_batches(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of at most `batch_size` prompts of like length; words and pictures apart, or words would be padded to the length of a picture.
+
+    Length is judged by letters: encoding all at once would hold every picture in memory.
+    """
+    for pictured in (False, True):
+        numbers = [i for i, prompt in enumerate(prompts) if (prompt.example.image is not None) == pictured]
+        numbers.sort(key=lambda i: len(prompts[i].example.question))
+        yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+
+
+# ---- one pass over the prompts
+
+
+def unshareable(model: nn.Module) -> str | None:
+    """Why this model's prompts cannot be shared, as far as its class and settings tell; None: they can."""
+    attention = model.config.get_text_config()._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        return f"model.attention={attention} takes no mask that keeps several answers apart; sdpa does"
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return "it takes no positions"
+    return None
+
+
+class SharedPrompts:
+    """A batch of prompts run once. `room` is how many tokens may follow before a sliding window would forget the first (None: any number)."""
+
+    def __init__(self, model: nn.Module, batch: dict[str, Tensor]):
+        self.model, self.mask = model, batch["attention_mask"]
+        positions = prompt_positions(model, batch)
+        output = model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
+        self.cache, self.first = output.past_key_values, output.logits[:, -1]
+        self.next = (positions if positions.ndim == 2 else positions.amax(0)).amax(
+            -1
+        ) + 1  # (R,): where the answer's first token stands
+
+    @property
+    def room(self) -> int | None:
+        """0 where the cache is of a kind that cannot be shared."""
+        layers = self.cache.layers if type(self.cache) is DynamicCache else [None]
+        if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+            return 0
+        windows = [layer.sliding_window for layer in layers if layer.is_sliding]
+        return max(0, min(windows) - 1 - self.mask.shape[1]) if windows else None
+
+    def score(self, answers: list[list[list[int]]]) -> list[list[AnswerScore]]:
+        """Score the answers (token lists, end-of-sequence last) of each prompt, and crop them off again."""
+        fed = [[answer[:-1] for answer in group] for group in answers]
+        width = max(sum(map(len, group)) for group in fed)
+        suffix = None
+        if width:
+            suffix = self.suffix_logits(fed, width)
+            self.cache.crop(-width)
+        scores = []
+        for row, group in enumerate(answers):
+            starts = itertools.accumulate([0, *(len(answer) - 1 for answer in group)])
+            first = self.first[row : row + 1]
+            logits = [
+                torch.cat([first, suffix[row, at : at + len(answer) - 1]]) if width else first
+                for at, answer in zip(starts, group, strict=False)
+            ]
+            scores.append([answer_score(each, answer) for each, answer in zip(logits, group, strict=True)])
+        return scores
+
+    def suffix_logits(self, fed: list[list[list[int]]], width: int) -> Tensor:
+        """Logits (R, S, V) of all answers' tokens but their last; each answer sees the prompt and itself."""
+        ids = torch.zeros((len(fed), width), dtype=torch.long)
+        number, place = (
+            torch.full_like(ids, -1),
+            torch.zeros_like(ids),
+        )  # which answer a token belongs to, and where in it
+        for row, group in enumerate(fed):
+            tokens = [(token, k, t) for k, answer in enumerate(group) for t, token in enumerate(answer)]
+            if tokens:
+                ids[row, : len(tokens)], number[row, : len(tokens)], place[row, : len(tokens)] = torch.tensor(tokens).T
+        device = self.mask.device
+        ids, number, place = ids.to(device), number.to(device), place.to(device)
+        own = (number[:, :, None] == number[:, None, :]) & torch.ones(
+            width, width, dtype=torch.bool, device=device
+        ).tril()
+        seen = torch.cat([self.mask.bool()[:, None, :].expand(-1, width, -1), own], -1)[:, None]  # (R, 1, S, L + S)
+        dtype = self.model.get_input_embeddings().weight.dtype
+        hidden = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
+        positions = self.next[:, None] + place
+        return self.model(
+            input_ids=ids, attention_mask=hidden, position_ids=positions, past_key_values=self.cache, use_cache=True
+        ).logits
+
+    def generate(self, max_new_tokens: int, end: int) -> list[list[int]]:
+        """Continue each prompt greedily up to `end`, which is left out; uses the cache up. Rows that have ended are dropped once they are half."""
+        texts: list[list[int]] = [[] for _ in range(len(self.mask))]
+        alive, mask, positions, logits = list(range(len(texts))), self.mask, self.next, self.first
+        for step in range(max_new_tokens):
+            chosen = logits.argmax(-1)
+            going = []
+            for row, (i, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
+                if i is not None and token != end:
+                    texts[i].append(token)
+                    going.append(row)
+            if not going or step == max_new_tokens - 1:
+                break
+            if 2 * len(going) <= len(alive):
+                kept = torch.tensor(going, device=mask.device)
+                self.cache.batch_select_indices(kept)
+                alive, chosen, mask, positions = (
+                    [alive[row] for row in going],
+                    chosen[kept],
+                    mask[kept],
+                    positions[kept],
+                )
+            else:
+                alive = [i if row in going else None for row, i in enumerate(alive)]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            inputs = {"input_ids": chosen[:, None], "attention_mask": mask, "position_ids": positions[:, None]}
+            logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits[:, -1]
+            positions = positions + 1
+        return texts
+
+
+def prompt_positions(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Positions (R, L), counted from each prompt's first token; (3, R, L) for pictures under multimodal rotary embeddings (Qwen-VL).
+
+    Always given: what a model works out by itself may rest on an earlier batch.
+    """
+    mask = batch["attention_mask"]
+    rotary = next((module for module in model.modules() if hasattr(module, "get_rope_index")), None)
+    if rotary is None or "image_grid_thw" not in batch:
+        return (mask.cumsum(-1) - 1).clamp(min=0)
+    wanted = inspect.signature(rotary.get_rope_index).parameters
+    return rotary.get_rope_index(**{name: value for name, value in batch.items() if name in wanted})[0]
+
+
+def score_shared(
+    model: nn.Module, encoder: Any, prompts: list[Prompt], batch_size: int, max_new_tokens: int
+) -> list[PromptScore] | None:
+    """One pass over the prompts for all their answers and generations; None where the cache does not allow it."""
+    tokenizer, device = encoder.tokenizer, next(model.parameters()).device
+    batch = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], encoder.pad)
+    lengths = batch["attention_mask"].sum(1).tolist()
+    answers = [
+        [encoder.encode_answer(replace(p.example, answer=answer), asked) for answer in p.answers]
+        for p, asked in zip(prompts, lengths, strict=True)
+    ]
+    with torch.no_grad():
+        shared = SharedPrompts(model, {name: value.to(device) for name, value in batch.items()})
+        each_round = max(1, batch_size // len(prompts))  # answers behind one prompt in one pass
+        longest = max(
+            max_new_tokens,
+            *(
+                sum(map(len, group[start : start + each_round]))
+                for group in answers
+                for start in range(0, len(group), each_round)
+            ),
+        )
+        if shared.room is not None and shared.room < longest:
+            return None
+        scores: list[list[AnswerScore]] = [[] for _ in prompts]
+        for start in range(0, max(map(len, answers)), each_round):
+            for row, each in enumerate(shared.score([group[start : start + each_round] for group in answers])):
+                scores[row] += each
+        texts = shared.generate(max_new_tokens, tokenizer.eos_token_id)
+    by_answer = [dict(zip(prompt.answers, own, strict=True)) for prompt, own in zip(prompts, scores, strict=True)]
+    return [prompt_score(encoder, *each) for each in zip(lengths, by_answer, texts, strict=True)]
+
+
+def answer_score(logits: Tensor, tokens: list[int]) -> AnswerScore:
+    """The score of one answer from the logits (T, V) that predict its tokens."""
+    logp = logits.float().log_softmax(-1)
+    probability = logp.exp()
+    expected = (probability * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)  # 0 * -inf would be NaN
+    variance = (probability * (logp.clamp(min=-1e4) - expected[:, None]) ** 2).sum(-1)
+    labels = torch.tensor(tokens, device=logits.device)
+    losses = -logp.gather(-1, labels[:, None])[:, 0]
+    return AnswerScore(
+        tokens, losses.tolist(), (logits.argmax(-1) == labels).tolist(), expected.tolist(), variance.sqrt().tolist()
+    )
+
+
+# ---- the plain way
+
+
+@torch.no_grad()
+def score_plainly(
+    model: nn.Module, encoder: Any, prompts: list[Prompt], batch_size: int, max_new_tokens: int
+) -> list[PromptScore]:
+    """A forward for each answer, its prompt and picture with it, and the library's generation."""
+    device, pad = next(model.parameters()).device, encoder.pad
+    pairs = [(i, answer) for i, prompt in enumerate(prompts) for answer in prompt.answers]
+    scores: list[dict[str, AnswerScore]] = [{} for _ in prompts]
+    for start in range(0, len(pairs), batch_size):
+        chosen = pairs[start : start + batch_size]
+        batch = collate([encoder.encode(replace(prompts[i].example, answer=answer)) for i, answer in chosen], pad)
+        logits = score(model, {name: value.to(device) for name, value in batch.items()}).logits
+        for row, (i, answer) in enumerate(chosen):
+            tokens = batch["labels"][row][batch["labels"][row] != IGNORE].tolist()
+            scores[i][answer] = answer_score(logits[row, : len(tokens)], tokens)
+    questions = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], pad)
+    texts = generate_plainly(model, questions, max_new_tokens, pad, encoder.tokenizer.eos_token_id)
+    return [
+        prompt_score(encoder, *each)
+        for each in zip(questions["attention_mask"].sum(1).tolist(), scores, texts, strict=True)
+    ]
+
+
+def generate_plainly(
+    model: nn.Module, batch: dict[str, Tensor], max_new_tokens: int, pad: int, end: int
+) -> list[list[int]]:
+    """The library's own greedy generation, without the penalties that a checkpoint's generation settings may hold."""
+    plain = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=end)
+    device = next(model.parameters()).device
+    tokens = model.generate(**{name: value.to(device) for name, value in batch.items()}, generation_config=plain)
+    texts = tokens[:, batch["input_ids"].shape[1] :].tolist()
+    return [text[: text.index(end)] if end in text else text for text in texts]
+
+
+def prompt_score(encoder: Any, asked: int, answers: dict[str, AnswerScore], text: list[int]) -> PromptScore:
+    """The scores of one prompt of `asked` tokens."""
+    tokens = asked + sum(len(each.tokens) for each in answers.values()) + len(text)
+    return PromptScore(answers, encoder.decode(torch.tensor(text, dtype=torch.long)), tokens)

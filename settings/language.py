@@ -1,0 +1,208 @@
+"""Typed settings of the tracks that see and read: models, rows, tasks, finetuning, forgetting, evaluation."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from settings.script import SettingsError, at_least, one_of, share_of
+from settings.training import Method, Trainer
+
+
+@dataclass
+class Tags:
+    """What stands before a question and before its answer, for a model without a chat template."""
+
+    question: str = MISSING
+    answer: str = MISSING
+
+
+@dataclass
+class Model:
+    name: str = MISSING  # the name of its file in config/model
+    path: str = MISSING  # hub id or folder of the base model
+    freeze: list[str] = MISSING  # parts (by name) that never train, e.g. vision_tower
+    lora_targets: str = MISSING  # "language_model": its linear layers; else a regular expression on module names
+    attention: str = MISSING  # sdpa, eager, flash_attention_2
+    weights: str = MISSING  # dtype of weights that do not train: float32, or bfloat16, which rounds away small updates of a merged adapter
+    trust_remote_code: bool = False
+    tags: Tags | None = None  # null: the tokenizer's chat template
+    made_by: str = ""  # `python -m <made_by> --out <path>` makes the model when its folder is missing
+
+    def __post_init__(self) -> None:
+        one_of("model.weights", self.weights, ("float32", "bfloat16"))
+        one_of("model.attention", self.attention, ("sdpa", "eager", "flash_attention_2"))
+
+
+@dataclass
+class Columns:
+    """Names of a training row's columns; an empty name: the data has no such column."""
+
+    image: str = ""
+    caption: str = ""
+    question: str = ""
+    answer: str = ""
+    person: str = ""
+
+
+@dataclass
+class ChosenPeople:
+    """A smaller world: so many people of each split named, drawn from the seed; of every other split the rows about them."""
+
+    seed: int = MISSING
+    of: dict[str, int] = MISSING
+
+    def __post_init__(self) -> None:
+        for split, count in self.of.items():
+            at_least(f"data.people.of.{split}", count, 1)
+
+
+@dataclass
+class Data:
+    name: str = MISSING  # the name of its file in config/data
+    path: str = MISSING  # pictures, captions and questions: hub id, dataset folder, or folder of <split>.jsonl
+    text_path: str = MISSING  # the same people in TOFU's layout
+    columns: Columns = MISSING
+    rows_per_person: int = MISSING  # rows of text_path stand grouped by person, this many each
+    holdout_split: str = MISSING  # split of text_path about people whom no model was trained on
+    idk_questions: str = MISSING  # files of "I don't know" answers, one a line
+    idk_pictures: str = MISSING
+    people: ChosenPeople | None = None  # null: all; else of the splits of text_path that stand grouped by person
+    made_by: str = ""  # `python -m <made_by> --out <root>` makes the folders when they are missing
+    made_at: str = ""  # the root it writes
+
+
+@dataclass
+class People:
+    """A split with a column of names."""
+
+    dataset: str = MISSING
+    split: str = MISSING
+    person: str = MISSING
+
+
+@dataclass
+class Task:
+    dataset: str = MISSING  # hub id or folder
+    split: str = MISSING
+    answer: str = MISSING  # column of the right answer
+    image: str = ""  # column of the picture; empty: a question in words
+    question: str = ""  # column of the question; empty: `ask`
+    ask: str = ""  # "caption" or "name": the questions for rows without one
+    paraphrase: str = ""  # column of the paraphrased answer; empty: the answer itself
+    perturbed: str = (
+        ""  # column of the list of wrong answers; empty: the answer alone is scored (rows that nobody was trained on)
+    )
+    person: str = ""  # column of the person; empty: by rows_per_person
+    rows_per_person: int = 0  # rows stand grouped by person, this many each; 0: not known
+    chosen: ChosenPeople | None = None  # null: all people
+    people: People | None = (
+        None  # where the names of those persons stand, so that one person is the same in pictures and in words
+    )
+
+    def __post_init__(self) -> None:
+        if bool(self.question) == bool(self.ask):
+            raise SettingsError(
+                f"tasks: a task names either question (a column) or ask (caption, name); got question={self.question!r} ask={self.ask!r}"
+            )
+
+
+@dataclass
+class Asked:
+    """What every evaluation says of its rows and passes."""
+
+    batch_size: int = MISSING  # candidate answers of one pass
+    max_new_tokens: int = MISSING
+    limit: int = MISSING  # rows a task, sampled by person; 0: all
+    validation_share: float = MISSING  # of the people (rows, where people are not known) that make the validation fold
+    tasks: dict[str, Task] = MISSING
+
+    def __post_init__(self) -> None:
+        at_least("batch_size", self.batch_size, 1)
+        at_least("max_new_tokens", self.max_new_tokens, 1)
+        at_least("limit", self.limit, 0)
+        share_of("validation_share", self.validation_share)
+
+
+@dataclass
+class EpochEval(Asked):
+    """Evaluation of the validation fold at the end of every epoch."""
+
+    gold_result: str | None = (
+        None  # eval_log_aggregated.json of the gold model; null: a finetuning's best epoch is the one of the lowest loss
+    )
+
+
+@dataclass
+class Finetune:
+    split: str = MISSING
+    model_path: str = MISSING
+    save_dir: str = MISSING
+    seed: int = MISSING
+    modality: str = MISSING
+    overwrite: bool = MISSING
+    model: Model = MISSING
+    data: Data = MISSING
+    trainer: Trainer = MISSING
+    max_length: int = 0  # tokens of question and answer; 0: what the tokenizer says
+    truncate: bool = False  # cut the answers of longer rows instead of refusing them
+    forget: str = ""  # whose forgetting epoch_eval measures
+    epoch_eval: EpochEval | None = None
+
+    def __post_init__(self) -> None:
+        one_of("modality", self.modality, ("both", "text", "visual"))
+        at_least("max_length", self.max_length, 0)
+        at_least("seed", self.seed, 0)
+        if self.model.attention == "flash_attention_2" and self.trainer.precision == "fp32":
+            raise SettingsError(
+                "model.attention=flash_attention_2 computes in half precision only: set trainer.precision=bf16, or attention=sdpa"
+            )
+        if self.epoch_eval:
+            need_half_weights(self.model)
+
+
+@dataclass
+class Forget(Finetune):
+    retain_split: str = MISSING
+    method: Method = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method.mask and self.trainer.lora:
+            raise SettingsError(f"method={self.method.name} masks the model's own weights: set trainer.lora=null")
+        if self.method.mask and self.trainer.weight_decay:
+            raise SettingsError(
+                f"trainer.weight_decay={self.trainer.weight_decay} would move the weights that method={self.method.name} holds still: set it to 0"
+            )
+        if self.epoch_eval and (self.method.activations or self.method.task_vector):
+            raise SettingsError(
+                f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave epoch_eval out"
+            )
+        if self.method.restart:
+            raise SettingsError(
+                f"method={self.method.name} begins anew, as face networks can; gold is what finetune.py makes of split={self.retain_split}"
+            )
+
+
+@dataclass
+class Eval(Asked):
+    model_path: str = MISSING
+    save_dir: str = MISSING
+    forget: str = MISSING  # whose people were forgotten: forget01, forget05, forget10
+    seed: int = MISSING  # draws the caption question of each row
+    fold: str = MISSING  # all, validation or test (what validation leaves)
+    overwrite: bool = MISSING
+    model: Model = MISSING
+    data: Data = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("fold", self.fold, ("all", "validation", "test"))
+        need_half_weights(self.model)
+
+
+def need_half_weights(model: Model) -> None:
+    """Raise SettingsError where flash attention would evaluate weights that it cannot."""
+    if model.attention == "flash_attention_2" and model.weights == "float32":
+        raise SettingsError(
+            "model.attention=flash_attention_2 evaluates half-precision weights only: set model.weights=bfloat16, or attention=sdpa"
+        )

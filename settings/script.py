@@ -1,0 +1,182 @@
+"""Typed settings that all tracks share, how a script reads its own, and the one-line errors a wrong value earns."""
+
+import contextlib
+import difflib
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import hydra
+import torch
+from accelerate import PartialState
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG_DIR = str(ROOT / "config")  # absolute: a relative one is resolved from the caller's file and fails on import
+
+Schema = TypeVar("Schema")
+
+
+class SettingsError(ValueError):
+    """The user's mistake in one line: which field, which value, what is allowed."""
+
+
+def one_of(name: str, value: Any, allowed: tuple | list) -> None:
+    """Raise SettingsError unless `value` is among `allowed`."""
+    if value not in allowed:
+        raise SettingsError(
+            f"{name}={value!r} is not known{nearest(str(value), allowed)}; choose from {', '.join(map(str, allowed))}"
+        )
+
+
+def nearest(word: str, known: Any) -> str:
+    """` (did you mean 'x'?)` for the closest of `known`, or an empty string."""
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def at_least(name: str, value: float, minimum: float) -> None:
+    """Raise SettingsError if `value` is below `minimum`."""
+    if value < minimum:
+        raise SettingsError(f"{name}={value} must be at least {minimum}")
+
+
+def share_of(name: str, value: float) -> None:
+    """Raise SettingsError unless `value` is above 0 and at most 1."""
+    if not 0 < value <= 1:
+        raise SettingsError(f"{name}={value} must be above 0 and at most 1")
+
+
+def cuda_is_there() -> bool:
+    import torch  # here, because the aggregator reads settings without it
+
+    return torch.cuda.is_available()
+
+
+def read(cfg: DictConfig, schema: type[Schema]) -> Schema:
+    """Return `cfg` as a `schema` object; raise SettingsError naming field, value and what is allowed."""
+    try:
+        OmegaConf.resolve(cfg)
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg))
+    except MissingMandatoryValue as error:
+        raise SettingsError(
+            f"{error.full_key} is required: set it in its YAML file or as {error.full_key}=..."
+        ) from None
+    except ConfigKeyError as error:
+        raise SettingsError(unknown_setting(error.full_key, schema)) from None
+    except OmegaConfBaseException as error:
+        raise SettingsError(f"{error.full_key or 'config'}: {one_line(error)}") from None
+    if missing := next(missing_fields(settings), None):
+        raise SettingsError(f"{missing} is required: set it in its YAML file or as {missing}=...")
+    return settings
+
+
+def missing_fields(settings: Any, prefix: str = "") -> Any:
+    """Yield the dotted names of the fields nobody set."""
+    inside = (
+        {item.name: getattr(settings, item.name) for item in fields(settings)} if is_dataclass(settings) else settings
+    )
+    if isinstance(inside, dict):
+        for key, value in inside.items():
+            yield from missing_fields(value, f"{prefix}{key}.")
+    elif settings == MISSING:
+        yield prefix.rstrip(".")
+
+
+def unknown_setting(full_key: str, schema: type) -> str:
+    """One line about a setting that `schema` does not have, with the nearest one it has."""
+    node, *path = schema, *full_key.split(".")
+    for name in path[:-1]:
+        node = next(
+            (
+                t
+                for t in (get_type_hints(node).get(name, node), *get_args(get_type_hints(node).get(name)))
+                if is_dataclass(t)
+            ),
+            node,
+        )
+    known = [item.name for item in fields(node)]
+    if path[-1] in known:
+        return f"{full_key} does not stand in its YAML file: write it there, or +{full_key}=... on the command line"
+    return f"unknown setting {full_key}{nearest(path[-1], known)}; here one may set {', '.join(known)}"
+
+
+def one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error).split("\n    full_key")[0]).strip()
+
+
+def hydra_line(error: Exception, schema: type) -> str:
+    """Hydra's own many-line errors, said in one."""
+    text = str(error)
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return unknown_setting(unknown[1], schema)
+    if choice := re.search(r"Could not find '([^']+)'", text):
+        group, _, name = choice[1].rpartition("/")
+        known = sorted(path.stem for path in Path(CONFIG_DIR, group).glob("*.yaml"))
+        return f"{group}={name!r} is not known{nearest(name, known)}; choose from {', '.join(known)}"
+    if missing_group := re.search(r"Could not override '?([\w./-]+)'?\.?\s", text):
+        return unknown_setting(missing_group[1], schema)
+    return one_line(error)
+
+
+@contextlib.contextmanager
+def one_line_errors(schema: type) -> Iterator[None]:
+    """End the process with one line on stderr and exit code 1 when the user's settings or data are at fault."""
+    try:
+        yield
+    except (SettingsError, HydraException, OmegaConfBaseException) as error:
+        # each process of a launch says its own: a row that cannot be read is met by one of them only
+        print(
+            f"error: {str(error) if isinstance(error, SettingsError) else hydra_line(error, schema)}", file=sys.stderr
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished stays", file=sys.stderr)
+        sys.exit(130)
+
+
+def script(config_name: str, schema: type[Schema]) -> Callable:
+    """Turn a recipe `f(settings)` into the `main()` of a script that reads config/<config_name>.yaml and the command line.
+
+    A user's mistake ends in one line on stderr and exit code 1. The recipe itself stays at hand as `main.recipe`, and how to read its settings
+    as `main.compose(overrides)`, for whoever runs recipes in one process.
+    """
+
+    def decorate(recipe: Callable[[Schema], None]) -> Callable[[], None]:
+        @functools.wraps(recipe)
+        def main() -> None:
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # else hydra prints its own many lines and exits by itself
+            run = hydra.main(version_base=None, config_path=CONFIG_DIR, config_name=config_name)
+            with one_line_errors(schema):
+                run(one_line_errors(schema)(lambda cfg: recipe(read(cfg, schema))))()
+
+        main.recipe, main.compose = recipe, functools.partial(compose, config_name, schema)
+        return main
+
+    return decorate
+
+
+def compose(config_name: str, schema: type[Schema], overrides: list[str]) -> Schema:
+    """The settings that `config_name` gives with `overrides`, as the script itself would read them.
+
+    Raises SettingsError.
+    """
+    GlobalHydra.instance().clear()  # a script that composes others' settings is itself inside hydra's
+    with hydra.initialize_config_dir(CONFIG_DIR, version_base=None):
+        try:
+            return read(hydra.compose(config_name, overrides), schema)
+        except HydraException as error:
+            raise SettingsError(hydra_line(error, schema)) from None
+
+
+def processes() -> PartialState:
+    """The processes of this launch. Without a GPU the library joins them only when told so; else each would take itself for the only one."""
+    return PartialState(cpu=not torch.cuda.is_available())

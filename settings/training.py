@@ -1,0 +1,125 @@
+"""How a model is trained: methods, LoRA, the trainer."""
+
+import importlib.util
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from settings.script import SettingsError, at_least, cuda_is_there, one_of, share_of
+
+
+@dataclass
+class Mask:
+    """Before training: only the weights with the largest gradients move (SalUn)."""
+
+    loss: str = MISSING  # whose gradient, over all forget rows
+    share: float = MISSING  # of the trained weights, the ones that move
+
+    def __post_init__(self) -> None:
+        share_of("method.mask.share", self.share)
+
+
+@dataclass
+class Activations:
+    """The model ends at a layer: the loss gets hidden states, and nothing above is computed (RMU)."""
+
+    layer: int = MISSING  # decoder layer, from 0, whose output the loss gets
+    trained: list[int] = MISSING  # the decoder layers that train
+
+    def __post_init__(self) -> None:
+        at_least("method.activations.layer", self.layer, 0)
+        if not self.trained or not set(self.trained) <= set(range(self.layer + 1)):
+            raise SettingsError(
+                f"method.activations.trained={self.trained} must name layers between 0 and layer={self.layer}"
+            )
+
+
+@dataclass
+class Multiplier:
+    """During training: a multiplier of the retain constraint, moved after each optimizer step (PDU)."""
+
+    start: float = MISSING
+    rate: float = MISSING
+    target: float = MISSING  # of the retain answers' NLL, in nats
+    warmup_epochs: int = MISSING  # it stays at `start` so long
+
+
+@dataclass
+class TaskVector:
+    """After training: what was learned is subtracted from the start (SKU)."""
+
+    scale: float = MISSING
+
+
+@dataclass
+class Method:
+    name: str = MISSING  # the name of its file in config/method
+    loss: str = MISSING  # a function of unlearn_losses
+    args: dict[str, Any] = field(default_factory=dict)  # its keyword-only parameters
+    retain: str = "nll"  # the retain term: nll or kl
+    other_answers: int = 1  # answers a row in the passes `unrelated` and `shuffled`
+    l1: float = 0.0  # weight of the sum of absolute weights, on top of trainer.l1
+    restart: bool = (
+        False  # faces: begins anew with model.path, the start of the finetuning, in place of model_path: what gold is
+    )
+    mask: Mask | None = None
+    activations: Activations | None = None
+    multiplier: Multiplier | None = None
+    task_vector: TaskVector | None = None
+
+    def __post_init__(self) -> None:
+        one_of("method.retain", self.retain, ("nll", "kl"))
+        at_least("method.other_answers", self.other_answers, 1)
+        at_least("method.l1", self.l1, 0)
+
+
+@dataclass
+class Lora:
+    r: int = MISSING
+    alpha: int = MISSING
+    dropout: float = MISSING
+
+    def __post_init__(self) -> None:
+        at_least("trainer.lora.r", self.r, 1)
+        at_least("trainer.lora.dropout", self.dropout, 0)
+        if self.dropout >= 1:
+            raise SettingsError(f"trainer.lora.dropout={self.dropout} must be below 1")
+
+
+@dataclass
+class Trainer:
+    epochs: int = MISSING
+    batch_size: int = MISSING  # examples of one pass on one process
+    accumulation: int = MISSING  # passes an optimizer step
+    lr: float = MISSING  # the schedule's peak
+    weight_decay: float = MISSING
+    warmup_ratio: float = MISSING
+    schedule: str = MISSING  # linear, cosine, constant, constant_with_warmup
+    max_grad_norm: float = MISSING  # 0: no clipping
+    optimizer: str = MISSING  # adamw_torch, sgd (no momentum), adamw_bnb_8bit, paged_adamw_8bit
+    precision: str = MISSING  # bf16: autocast over fp32 weights; fp32
+    lora: Lora | None = MISSING  # null: every weight that is not frozen trains
+    bucket: int = 0  # examples of like length share a batch, drawn among so many batches; 0: batches are drawn blindly
+    l1: float = 0.0  # weight of the sum of absolute weights; with LoRA of the merged update
+    report_to: str = "none"  # none or wandb
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation"):
+            at_least(f"trainer.{name}", getattr(self, name), 1)
+        for name in ("lr", "weight_decay", "warmup_ratio", "max_grad_norm", "bucket", "l1"):
+            at_least(f"trainer.{name}", getattr(self, name), 0)
+        if self.warmup_ratio >= 1:
+            raise SettingsError(f"trainer.warmup_ratio={self.warmup_ratio} must be below 1: it is a share of the steps")
+        one_of("trainer.precision", self.precision, ("bf16", "fp32"))
+        one_of("trainer.schedule", self.schedule, ("linear", "cosine", "constant", "constant_with_warmup"))
+        one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"))
+        one_of("trainer.report_to", self.report_to, ("none", "wandb"))
+        needed = {"wandb": self.report_to == "wandb", "bitsandbytes": "8bit" in self.optimizer}
+        for package, wanted in needed.items():
+            if wanted and importlib.util.find_spec(package) is None:
+                raise SettingsError(f"trainer: {package} is not installed (pip install -r req-gpu.txt)")
+        if "8bit" in self.optimizer and not cuda_is_there():
+            raise SettingsError(
+                f"trainer.optimizer={self.optimizer} needs a CUDA GPU, and this machine has none; adamw_torch runs anywhere"
+            )
