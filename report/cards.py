@@ -1,4 +1,4 @@
-"""What the models answered, side by side: rows of the logs with their question, picture and the words that differ from the truth."""
+"""What the models answered, side by side: rows of the logs with question, picture and the words that are not true."""
 
 import base64
 import difflib
@@ -136,7 +136,8 @@ def word_diff(answer: str, truth: str) -> list[list]:
     for number, text in enumerate(words):
         word = text.lstrip()
         space = text[: -len(word)]
-        add_to_runs(runs, int(number in same or number - 1 in same), space)  # it is marked between two marked words only
+        # a space is marked only between two marked words
+        add_to_runs(runs, int(number in same or number - 1 in same), space)
         add_to_runs(runs, int(number in same), word)
     return runs
 
@@ -153,7 +154,7 @@ def add_to_runs(runs: list[list], kind: int, text: str) -> None:
 
 
 def face_cards(logs: dict[str, dict], settings: dict[str, Any], scoring: dict[str, Scoring]) -> Cards:
-    """Whose face each network took a query for: every query of the forgotten people, and some people's of the others."""
+    """Whose face each network took a query for: all queries of the forgotten people, and those of some others."""
     pictures: dict[str, int] = {}  # file or row -> its number on the page
     cards: list[dict[str, Any]] = []
     forgotten: dict[str, None] = {}
@@ -192,8 +193,8 @@ def face_pictures(album: dict[str, str], names: list[str], size: int) -> list[st
     """The pictures of an album as the networks saw them, as data URLs.
 
     Args:
-        album: The setting `data.people` that the evaluation recorded: a folder with a directory per person where `split`
-            is empty, else a dataset with a column of pictures.
+        album: The setting `data.people` that the evaluation recorded. Where `split` is empty it is a folder with a
+            directory per person, else a dataset with a column of pictures.
         names: Files below the folder, or row numbers of the dataset as text.
         size: Pixels a side.
 

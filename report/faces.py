@@ -1,4 +1,4 @@
-"""Figures of face recognition in a result row: verification, attacks, their distances to gold, and the attack's verdict."""
+"""Face recognition in the result rows: verification, attacks, their distances to gold, and the attack's verdict."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ ATTACK_MEASURES = {
     "TPR at 1% FPR": "TPR at 1% FPR",
     "TPR at 0.1% FPR": "TPR at 0.1% FPR",
 }
-# beginnings of the columns that get a distance to gold here; the aggregation gives one to the forgotten people's accuracy
+# beginnings of the columns that get a distance to gold here; the aggregation gives one to the forgotten people's queries
 MEASURES_WITH_DISTANCE = (
     "EER",
     "U-LiRA",
@@ -119,8 +119,8 @@ def attack_accuracy(row: Row) -> Estimate | None:
 def attack_verdict(rows: list[Row]) -> dict[str, Any] | None:
     """Whether the attack can tell anything, in words.
 
-    It can where gold's accuracy on the forgotten people is near one half (its interval holds one half) and the base's is
-    clearly above gold's (the intervals do not touch). Without intervals neither is known.
+    It can where gold's accuracy on the forgotten people is near one half (its interval holds one half) and the base's
+    accuracy is clearly above gold's (the intervals do not touch). Without intervals neither is known.
 
     Returns:
         title, text, why and whether it passed, for the first seed; None: nothing was attacked.

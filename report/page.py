@@ -13,9 +13,10 @@ from report.cards import make_cards
 from report.faces import attack_verdict, read_attack, read_verification
 from report.folder import benchmark_of, log_file, model_folder, trained_model
 from report.plots import attack_plots, common_plots, render_plots, truth_ratio_plots, verification_plots
+from report.rows import aggregation_settings
 from report.tables import COLUMNS, FAILURES, REASONS, cell_text, headline_columns, row_label
-from settings.results import Aggregate, Benchmark, Scoring
-from settings.script import ROOT, compose
+from settings.results import Benchmark, Scoring
+from settings.script import ROOT
 
 TEMPLATE = ROOT / "report" / "template"
 UNSAFE = "&<>\u2028\u2029"  # characters that end a script element or a line of a script
@@ -24,7 +25,7 @@ Recorded = list[tuple[dict[str, Any], dict[str, Any]]]  # stages of the plan, ea
 
 
 def render_page(folder: Path, plan: dict[str, Any], rows: list[Row]) -> str:
-    """The page of a finished benchmark.
+    """The page of a finished benchmark, report.html, as text.
 
     Everything that comes from data is escaped: by the template, or as JSON without < > &.
 
@@ -32,9 +33,6 @@ def render_page(folder: Path, plan: dict[str, Any], rows: list[Row]) -> str:
         folder: The benchmark's results.
         plan: What `read_plan` found there.
         rows: Its result rows.
-
-    Returns:
-        report.html as text.
 
     Raises:
         SettingsError: A log, a record or the data cannot be read.
@@ -44,17 +42,14 @@ def render_page(folder: Path, plan: dict[str, Any], rows: list[Row]) -> str:
     models = {row["Method"]: f"{row['Method']}_seed{row['Seed']}" for row in first if "Failed" not in row}
     logs = {method: read_json(log_file(folder, model)) for method, model in models.items()}
     settings = read_json(log_file(folder, models["base"]).with_name(EVAL_RECORD))["settings"]
-    scoring = compose("aggregate_eval_stat", Aggregate, [f"scoring={benchmark.modality}"]).scoring
+    scoring = aggregation_settings(benchmark).scoring
     cards = make_cards(logs, settings, scoring)
     stages = [(stage, read_record(stage)) for stage in plan["stages"]]
     # the Truth Ratios of a face are all near 0, so that their distributions show nothing
     ratios = truth_ratios(logs, scoring, first) if "tasks" in settings else []
     tasks = settings["tasks"] if "tasks" in settings else picture_tasks(logs["base"])
     plots = common_plots(rows, tasks, scoring, loss_curves(stages)) + face_plots(folder, models)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html.jinja").render(
+    return load_template().render(
         **head(benchmark, cards.forgotten, stages),
         verdicts=verdicts(rows),
         **result_table(rows),
@@ -66,6 +61,12 @@ def render_page(folder: Path, plan: dict[str, Any], rows: list[Row]) -> str:
         css=template_text("page.css"),
         js=template_text("page.js"),
     )
+
+
+def load_template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(TEMPLATE)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html.jinja")
 
 
 def template_text(name: str) -> Markup:

@@ -227,8 +227,8 @@ def truth_ratio_plots(logs: dict[str, dict], scoring: dict[str, Scoring]) -> dic
         logs: Model -> aggregated log.
         scoring: Task -> how it is scored.
     """
-    forget = [name for name, of_task in scoring.items() if of_task.group == "forget"]
-    tasks = [name for name in forget if all(f"{name}.json" in log for log in logs.values())]
+    in_all_logs = set.intersection(*map(set, logs.values()))
+    tasks = [name for name in scoring if scoring[name].group == "forget" and f"{name}.json" in in_all_logs]
     if not tasks or not {"base", "gold"} <= logs.keys():
         return {}
     methods = [name for name in logs if name not in STYLE]

@@ -1,5 +1,6 @@
 """A benchmark's folder -> result rows."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def result_rows(folder: Path, plan: dict[str, Any]) -> list[Row]:
     benchmark = benchmark_of(plan)
     untrained = failures(plan, "forget")
     not_attacked = failures(plan, "attack")
+    settings = aggregation_settings(benchmark)
     rows = []
     other_golds = {}
     for seed in benchmark.seeds:
@@ -35,7 +37,8 @@ def result_rows(folder: Path, plan: dict[str, Any]) -> list[Row]:
             if model in untrained:
                 rows.append({"Method": method, "Seed": seed, "Failed": untrained[model]})
                 continue
-            row = aggregate(aggregation(benchmark, folder, method, seed)) | face_columns(model_folder(folder, model))
+            row = aggregate(replace(settings, **logs_of_row(benchmark, folder, method, seed)))
+            row |= face_columns(model_folder(folder, model))
             if model in not_attacked:
                 row["Attack failed"] = not_attacked[model]
             rows.append(row)
@@ -45,15 +48,18 @@ def result_rows(folder: Path, plan: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def aggregation(benchmark: Benchmark, folder: Path, method: str, seed: int) -> Aggregate:
-    """The settings with which the aggregator makes one row of the benchmark's table."""
-    golds = [str(log_file(folder, f"gold_seed{gold_seed}")) for gold_seed in gold_seeds(benchmark, seed)]
-    overrides = [
-        f"ckpt_result={log_file(folder, f'{method}_seed{seed}')}",
-        f"retain_result=[{','.join(golds)}]",
-        f"base_result={log_file(folder, f'base_seed{seed}')}",
-        f"scoring={benchmark.modality}",
-        f"method_name={method}",
-        f"save_file={folder}/results.csv",
-    ]
-    return compose("aggregate_eval_stat", Aggregate, overrides)
+def aggregation_settings(benchmark: Benchmark) -> Aggregate:
+    """The aggregator's settings for models of the benchmark's modality, without the logs of a row."""
+    return compose("aggregate_eval_stat", Aggregate, [f"scoring={benchmark.modality}"])
+
+
+def logs_of_row(benchmark: Benchmark, folder: Path, method: str, seed: int) -> dict[str, Any]:
+    """The aggregator's settings that name a row's method and logs."""
+    golds = gold_seeds(benchmark, seed)
+    return {
+        "ckpt_result": str(log_file(folder, f"{method}_seed{seed}")),
+        "retain_result": [str(log_file(folder, f"gold_seed{gold_seed}")) for gold_seed in golds],
+        "base_result": str(log_file(folder, f"base_seed{seed}")),
+        "method_name": method,
+        "save_file": f"{folder}/results.csv",
+    }

@@ -37,9 +37,7 @@ COLUMNS = {  # column of a row -> how it is shown
         "Accuracy of the population attack, logistic regression or decision tree, "
         "that shadow models held out for it preferred",
     ),
-    "U-LiRA accuracy retain": Column(
-        "U-LiRA, kept", ".3f", "Accuracy of telling kept people from people never met"
-    ),
+    "U-LiRA accuracy retain": Column("U-LiRA, kept", ".3f", "Accuracy of telling kept people from people never met"),
     "Exact Memorization eval_forget_faces": Column(
         "accuracy, forgotten",
         ".3f",
@@ -106,7 +104,10 @@ COLUMNS = {  # column of a row -> how it is shown
 }
 # captions in the multimodal benchmarks, where questions in words stand beside them
 TEXT_ONLY = ("Forget Quality", "Exact Memorization eval_log_forget")
-REASONS = {"Collapsed": "Collapsed why", "Distance to gold": "Distance to gold undefined"}  # column -> the one that says why
+REASONS = {
+    "Collapsed": "Collapsed why",
+    "Distance to gold": "Distance to gold undefined",
+}  # column -> the one that says why
 FAILURES = ("Failed", "Attack failed")
 LATEX = {
     "\\": r"\textbackslash{}",
