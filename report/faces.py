@@ -14,7 +14,8 @@ ATTACK_MEASURES = {
     "TPR at 1% FPR": "TPR at 1% FPR",
     "TPR at 0.1% FPR": "TPR at 0.1% FPR",
 }
-# beginnings of the columns that get a distance to gold here; the aggregation gives one to the forgotten people's queries
+# beginnings of the columns that get a distance to gold here; the aggregation itself gives one to the accuracy on the
+# forgotten people's queries
 MEASURES_WITH_DISTANCE = (
     "EER",
     "U-LiRA",

@@ -51,7 +51,7 @@ def benchmark_of(plan: dict[str, Any]) -> Benchmark:
 
 def trained_model(stage: dict[str, Any]) -> str:
     """The name of the model that a stage of the plan trains, evaluates or attacks."""
-    return stage["name"].split()[-1]
+    return stage["name"].partition(" ")[2]
 
 
 def failures(plan: dict[str, Any], kind: str) -> dict[str, str]:
