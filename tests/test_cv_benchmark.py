@@ -1,4 +1,4 @@
-"""A benchmark of face recognition: one pretrained network; each model trained, evaluated and attacked; the verdict first."""
+"""Face recognition in a benchmark: one pretrained network; each model trained, evaluated and attacked; the verdict first."""
 
 import csv
 import re
