@@ -19,9 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_module import Example
 from engine import train
-from engine.methods import bind
 from engine.encode import Encoded, collate
 from engine.language_model import add_lora, score
+from engine.methods import bind
 from engine.pairs import EpochSampler, Pairs, PassCollator
 from settings.training import Lora, Method, Trainer
 from unlearn_losses import retain_ft
@@ -86,9 +86,7 @@ def ours(pairs: Pairs) -> float:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             options = {"say": lambda line: None, "save": lambda model, processor, folder: None}
-            train.train(
-                make_model(), bound, pairs, RandomEncoder(), settings(), 0, f"{scratch}/out", {}, **options
-            )
+            train.train(make_model(), bound, pairs, RandomEncoder(), settings(), 0, f"{scratch}/out", {}, **options)
     finally:
         train.write_json = write
     return seconds[0]

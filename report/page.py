@@ -103,9 +103,7 @@ def page(folder: Path, plan: dict[str, Any], made: list[Row]) -> str:
     settings = json.loads((files["base"].parent / EVAL_RECORD).read_text(encoding="utf-8"))["settings"]
     scoring = compose("aggregate_eval_stat", Aggregate, [f"scoring={benchmark.modality}"]).scoring
     stages = [(stage, record_of(stage)) for stage in plan["stages"]]
-    make_cards, tasks = (
-        (card_data, settings["tasks"]) if "tasks" in settings else (faces.face_cards, faces.TASKS)
-    )
+    make_cards, tasks = (card_data, settings["tasks"]) if "tasks" in settings else (faces.face_cards, faces.TASKS)
     cards, people, sampled = make_cards(logs, settings, scoring)
     figures = faces.face_plots(folder, {method: file.parent.parent.name for method, file in files.items()})
     minutes, memory = (
@@ -115,7 +113,10 @@ def page(folder: Path, plan: dict[str, Any], made: list[Row]) -> str:
     cost = f"{minutes:.1f} minutes of work in {len(stages)} stages, at most {memory:.1f} GB of memory"
     losses = {stage["name"].split()[-1]: record["loss"] for stage, record in stages if "loss" in record}
     source = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ROOT / "report" / "template"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(ROOT / "report" / "template"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return source.get_template("page.html.jinja").render(
         name=f"{benchmark.name}: forgetting {len(people)} people",

@@ -64,8 +64,7 @@ def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str], not_attacke
                 aggregate(compose("aggregate_eval_stat", Aggregate, overrides)) | faces.face_columns(model) | why
             )
         other_golds[seed] = [
-            faces.face_columns(folder / "models" / f"gold_seed{other}")
-            for other in gold_seeds(benchmark, seed)[1:]
+            faces.face_columns(folder / "models" / f"gold_seed{other}") for other in gold_seeds(benchmark, seed)[1:]
         ]
     faces.add_distances(made, other_golds)
     return made

@@ -49,7 +49,7 @@ class Multiplier:
 class TaskVector:
     """After training: what was learned is subtracted from the start (SKU)."""
 
-    scale: float = MISSING
+    step: float = MISSING  # theta0 - step * (theta - theta0)
 
 
 @dataclass

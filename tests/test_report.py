@@ -221,9 +221,7 @@ def test_distances_are_averaged_over_pictures_and_words_apart():
         "Distance to gold Probability a": -0.1,
         "Distance to gold noise floor ROUGE a": 7.0,
     }
-    assert (
-        plots.mean_distance(row, ["a"]) == pytest.approx(0.3) and plots.mean_distance(row, ["b"]) is None
-    )
+    assert plots.mean_distance(row, ["a"]) == pytest.approx(0.3) and plots.mean_distance(row, ["b"]) is None
 
 
 def test_the_commands_on_the_page_give_the_settings_that_ran():

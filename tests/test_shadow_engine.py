@@ -183,10 +183,7 @@ def test_gold_models_never_meet_the_people_to_be_forgotten(settings):
     division = read_division(given.data)
     compare_models(given, division, pretrained())
     state = load_file(
-        Path(given.shadows_dir)
-        / shadows.row_folder(given.method, given.finetune)
-        / "models_000"
-        / "models.safetensors"
+        Path(given.shadows_dir) / shadows.row_folder(given.method, given.finetune) / "models_000" / "models.safetensors"
     )
     assert state["classes"].shape == (5, len(met_by(division, 0).retain), 8)
     bound = bind(given.method)
