@@ -26,9 +26,8 @@ from rich.console import Console
 from benchmark.plan import Stage, command, stages
 from cv.face_settings import Faces
 from data_module import fingerprint, idk_answers, make_if_missing, make_model_if_missing
-from engine.language_model import model_fingerprint
 from engine.methods import method_source
-from engine.record import RECORDS, TRAIN_RECORD, versions, write_json
+from engine.record import RECORDS, TRAIN_RECORD, model_fingerprint, versions, write_json
 from report.rows import PLAN
 from settings.language import Data, Finetune, Forget
 from settings.results import Benchmark

@@ -14,10 +14,10 @@ from cv.network import load_network
 from cv.pictures import check_strangers, read_division
 from cv.shadows import check_method, compare_models
 from data_module import fingerprint, make_if_missing
-from engine.language_model import model_fingerprint
 from engine.record import (
     ATTACK_RECORD,
     check_save_dir,
+    model_fingerprint,
     peak_memory_gb,
     say_line,
     start_of_peak,

@@ -9,12 +9,12 @@ from cv.face_settings import EvalFaces
 from cv.network import load_network
 from cv.pictures import met_by, read_division
 from data_module import fingerprint, make_if_missing
-from engine.language_model import model_fingerprint
 from engine.record import (
     AGGREGATED,
     EVAL_RECORD,
     VERIFICATION,
     check_save_dir,
+    model_fingerprint,
     peak_memory_gb,
     say_line,
     start_of_peak,

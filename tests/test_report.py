@@ -12,8 +12,8 @@ import pytest
 
 import mm.eval
 import report.__main__ as report_main
-from conftest import BASE, ROOT
 from engine.record import write_text_whole
+from helpers import BASE, ROOT
 from report import cards, plots
 from report import page as report_page
 from report.rows import PLAN, read_plan
