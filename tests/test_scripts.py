@@ -243,7 +243,7 @@ def test_every_readme_command_is_run_by_ci_or_by_the_test_below():
     by_ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     by_make = ["make test"] if "make test-all" in by_ci and "\ntest-all: test\n" in makefile else []
-    by_make += ["pip install -r req.txt"] if "pip install -q -r req.txt" in makefile else []
+    by_make += ["pip install -r req.txt -e ."] if "pip install -q -r req.txt -r req-test.txt" in makefile else []
     for command in readme_commands():
         assert command in by_ci + by_make or command.startswith(IN_A_COPY), command
 
