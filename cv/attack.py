@@ -17,7 +17,7 @@ def main(settings: AttackFaces) -> None:
     from engine import record
 
     record.check_save_dir(settings.save_dir, settings.overwrite, record.ATTACK_RECORD)
-    from cv.attack_scoring import ATTACK, attack, check_rounds
+    from cv.attack_scoring import ATTACK, attack, check_rounds, summary
     from cv.network import load_network
     from cv.pictures import check_strangers, read_division
     from cv.shadows import check_method, compare_models
@@ -49,11 +49,8 @@ def main(settings: AttackFaces) -> None:
                 "versions": record.versions(),
             }
             record.write_json(aside / record.ATTACK_RECORD, meta)
-    for pool, pool_figures in figures["pools"].items():
-        attacks = []
-        for name, each in pool_figures["attacks"].items():
-            attacks.append(f"{name} accuracy {each['accuracy']['value']:.3f}, AUC {each['auc']['value']:.3f}")
-        record.say_line(f"{pool}: {', '.join(attacks)}")
+    for pool, of_pool in figures["pools"].items():
+        record.say_line(f"{pool}: {summary(of_pool['attacks'])}")
     record.say_line(f"attacked {settings.models} models: {settings.save_dir}")
 
 

@@ -1,4 +1,4 @@
-"""Similarities that many models give -> membership attacks on the people that were forgotten and on those that were kept.
+"""Similarities that many models give -> membership attacks on the forgotten people and on those that were kept.
 
 Shapes: M models, Q queries, T models attacked at a time. Models are in pairs that met opposite halves of the people.
 A model that is attacked is not its own shadow model.
@@ -132,7 +132,10 @@ def attack_in_rounds(
         scores, choice = attack_targets(features, learned, (models >= first) & (models < first + targets))
         rounds.append(scores)
         choices.append(choice)
-    return {name: np.concatenate([scores[name] for scores in rounds]) for name in rounds[0]}, choices
+    of_all = {}
+    for name in rounds[0]:
+        of_all[name] = np.concatenate([scores[name] for scores in rounds])
+    return of_all, choices
 
 
 def attack_targets(
@@ -204,10 +207,21 @@ def tpr_at(
 
 
 def person_figures(membership_score: np.ndarray, member: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
-    """One person's accuracy and AUC; None where all targets met them, or none did. `rows`: which are theirs, bool (n,)."""
+    """One person's accuracy and AUC; None where all targets met them, or none did.
+
+    All arguments are (n,); `rows` says which rows are the person's.
+    """
     if member[rows].all() or not member[rows].any():
         return {"accuracy": None, "auc": None}
     return {
         "accuracy": metrics.attack_accuracy(membership_score[rows], member[rows]),
         "auc": metrics.attack_auc(membership_score[rows], member[rows]),
     }
+
+
+def summary(attacks: dict[str, dict[str, Any]]) -> str:
+    """One line on a pool's attacks; `attacks`: name -> what `attack_figures` gives."""
+    parts = []
+    for name, figures in attacks.items():
+        parts.append(f"{name} accuracy {figures['accuracy']['value']:.3f}, AUC {figures['auc']['value']:.3f}")
+    return ", ".join(parts)

@@ -5,6 +5,7 @@ pictures, scaled to length 1. An enrolled picture is never asked about.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from cv.face_settings import Album
 from cv.network import FaceNetwork
 from cv.pictures import Division, Met, read_pictures, to_pixels
 from engine.metrics import truth_ratio
+from engine.record import AGGREGATED, VERIFICATION, write_json
 
 QUESTION = "Whose face is this?"
 TASKS = {"forget": "eval_forget_faces", "retain": "eval_retain_faces", "holdout": "eval_holdout_faces"}
@@ -149,3 +151,11 @@ def verification_figures(compared: Compared, met: Met) -> dict[str, dict[str, An
 def similarity_counts(cosines: np.ndarray) -> list[int]:
     """How many cosines lie in each of BINS bins on [-1, 1]."""
     return np.histogram(cosines.clip(-1, 1), np.linspace(-1, 1, BINS + 1))[0].tolist()
+
+
+def write_logs(folder: Path, logs: dict[str, dict[str, dict[str, Any]]], figures: dict[str, dict[str, Any]]) -> None:
+    """Write the logs of all tasks, each in a file of its own and all in one, and the figures of verification."""
+    for task, log in logs.items():
+        write_json(folder / f"{task}.json", log)
+    write_json(folder / AGGREGATED, {f"{task}.json": log for task, log in logs.items()})
+    write_json(folder / VERIFICATION, figures)

@@ -15,7 +15,7 @@ def main(settings: EvalFaces) -> None:
     from engine import record
 
     record.check_save_dir(settings.save_dir, settings.overwrite, record.EVAL_RECORD)
-    from cv.compare import TASKS, compare, row_logs, verification_figures
+    from cv.compare import TASKS, compare, row_logs, verification_figures, write_logs
     from cv.network import load_network
     from cv.pictures import met_by, read_division
     from data_module import fingerprint, make_if_missing
@@ -33,10 +33,7 @@ def main(settings: EvalFaces) -> None:
     groups = verification_figures(compared, met)
     if processes().is_main_process:
         with record.written_whole(Path(settings.save_dir)) as aside:
-            for task, log in logs.items():
-                record.write_json(aside / f"{task}.json", log)
-            record.write_json(aside / record.AGGREGATED, {f"{task}.json": log for task, log in logs.items()})
-            record.write_json(aside / record.VERIFICATION, groups)
+            write_logs(aside, logs, groups)
             source = {"dataset": album.path, "fingerprint": fingerprint(album.path)}
             meta = {
                 "settings": asdict(settings),

@@ -30,13 +30,12 @@ def main(settings: ForgetFaces) -> None:
     draws = {"size": settings.model.size, "seed": settings.seed, "other_answers": method.other_answers}
     pairs = FacePairs(loss.batches, forget, retain, **draws)
 
-    trainer = settings.trainer
+    trainer = settings.finetune if method.restart else settings.trainer
     if method.activations:
         end_at(model, method.activations)
     if method.restart:
         check_strangers(classes, division, settings.model_path)
         model, classes = with_new_classes(model, len(met.retain), settings.seed), met.retain
-        trainer = settings.finetune
         say_line(
             f"{method.name} begins anew with {settings.model_path} and trains as finetune says; "
             "model_path and trainer have no effect"
