@@ -1,6 +1,8 @@
 """A benchmark: every stage once, finished ones skipped, one row a model."""
 
 import csv
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import pytest
 
 import run_benchmark
 from benchmark import stages as benchmark_stages
-from benchmark.plan import stages
-from benchmark.stages import Progress, StageLog, run_stages
-from report.rows import gold_seeds
+from benchmark.plan import plan_stages
+from benchmark.progress import BenchmarkProgress, StageLog
+from benchmark.stages import run_stages
+from report.folder import gold_seeds
 from settings.results import Run, RunBenchmark
 from settings.script import ROOT, SettingsError, compose
 
@@ -22,6 +25,11 @@ def benchmark(world_overrides, folder, **changes):
     small = {"finetune": quick, "forget": [*quick, "trainer.lr=1e-4"], "eval": [*world_overrides, "max_new_tokens=8"]}
     runs = {"grad_ascent": Run(method="grad_ascent")}
     return replace(settings, benchmark=replace(settings.benchmark, **small | {"runs": runs} | changes))
+
+
+def note_names(ran, run_stage):
+    """`run_stage` that also notes the names of the stages in `ran`."""
+    return lambda stage, *rest: (ran.append(stage.name), run_stage(stage, *rest))
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +44,19 @@ def test_the_table_has_base_gold_and_every_method_once(finished):
         rows = {row["Method"]: row for row in csv.DictReader(stream)}
     assert list(rows) == ["base", "gold", "grad_ascent"]
     assert float(rows["gold"]["Forget Quality eval_forget_qa"]) == 1.0
-    assert float(rows["gold"]["Distance to gold"]) == 0 and float(rows["base"]["Distance to gold"]) == 1
-    assert all(
-        row["Seed"] == "0" and row["Gate"] in ("passed", "failed") and row["Distance to gold"] is not None
-        for row in rows.values()
-    )
+    assert float(rows["gold"]["Distance to gold"]) == 0
+    assert float(rows["base"]["Distance to gold"]) == 1
+    assert {row["Seed"] for row in rows.values()} == {"0"}
+    assert {row["Gate"] for row in rows.values()} <= {"passed", "failed"}
+    assert [name for name, row in rows.items() if row["Distance to gold"] == ""] == []
 
 
 def test_every_stage_keeps_its_log(finished):
     logs = {file.stem: file.read_text() for file in (Path(finished.results_dir) / "logs").glob("*.log")}
-    assert set(logs) == {
-        f"{k}_{n}_seed0" for k, n in [("finetune", "base"), ("finetune", "gold"), ("forget", "grad_ascent")]
-    } | {f"eval_{n}_seed0" for n in ("base", "gold", "grad_ascent")}
-    assert "epoch 1/1" in logs["finetune_base_seed0"] and "eval_forget_qa: 20 rows" in logs["eval_gold_seed0"]
+    trained = {"finetune_base_seed0", "finetune_gold_seed0", "forget_grad_ascent_seed0"}
+    assert set(logs) == trained | {"eval_base_seed0", "eval_gold_seed0", "eval_grad_ascent_seed0"}
+    assert "epoch 1/1" in logs["finetune_base_seed0"]
+    assert "eval_forget_qa: 20 rows" in logs["eval_gold_seed0"]
 
 
 def test_a_second_run_finds_everything_done(finished, monkeypatch):
@@ -59,9 +67,7 @@ def test_a_second_run_finds_everything_done(finished, monkeypatch):
 def test_a_changed_method_runs_again_and_nothing_else_does(finished, world_overrides, monkeypatch):
     ran = []
     original = benchmark_stages.run_stage
-    monkeypatch.setattr(
-        benchmark_stages, "run_stage", lambda stage, *rest: (ran.append(stage.name), original(stage, *rest))
-    )
+    monkeypatch.setattr(benchmark_stages, "run_stage", note_names(ran, original))
     finished.benchmark.runs["grad_ascent"].overrides = ["trainer.lr=2e-4"]
     run_stages(finished.benchmark, Path(finished.results_dir))
     assert ran == ["forget grad_ascent_seed0", "eval grad_ascent_seed0"]
@@ -80,23 +86,23 @@ def test_an_interrupted_stage_runs_again_and_the_finished_ones_do_not(world_over
     with pytest.raises(KeyboardInterrupt):
         run_stages(settings.benchmark, tmp_path)
     ran = []
-    monkeypatch.setattr(
-        benchmark_stages, "run_stage", lambda stage, *rest: (ran.append(stage.name), original(stage, *rest))
-    )
+    monkeypatch.setattr(benchmark_stages, "run_stage", note_names(ran, original))
     run_stages(settings.benchmark, tmp_path)
-    assert ran[0] == "eval base_seed0" and len(ran) == 5
+    assert ran[0] == "eval base_seed0"
+    assert len(ran) == 5
 
 
 def test_seeds_are_part_of_every_path_and_golds_do_not_share_them(world_overrides, tmp_path):
     settings = benchmark(world_overrides, tmp_path, seeds=[0, 1], golds=2).benchmark
-    plan = stages(settings, tmp_path)
-    outputs = [str(stage.output) for stage in plan]
-    assert len(set(outputs)) == len(outputs) and all("_seed" in output for output in outputs)
-    assert gold_seeds(settings, 1) == [1, 1001] and any("gold_seed1001" in output for output in outputs)
+    outputs = [str(stage.output) for stage in plan_stages(settings, tmp_path)]
+    assert len(set(outputs)) == len(outputs)
+    assert [output for output in outputs if "_seed" not in output] == []
+    assert gold_seeds(settings, 1) == [1, 1001]
+    assert any("gold_seed1001" in output for output in outputs)
 
 
 def test_the_line_of_progress_says_which_stage_of_how_many_and_how_long_is_left():
-    progress = Progress([100.0, 50.0])
+    progress = BenchmarkProgress([100.0, 50.0])
     progress.begin(0, "finetune base")
     assert progress.line(0.0) == "[1/2] finetune base: 0%, about 2 min 30 s left in all"
     progress.end(200.0, skipped=False)  # twice as long as expected, so the 25 s that are left of the rest will be 50
@@ -110,21 +116,21 @@ def test_epochs_and_tasks_move_the_progress(tmp_path):
     for line in ("epoch 2/4, loss 1.0\n", "eval_log: 40 rows, 1 s\n", "other\n"):
         log.write(line)
     log.close()
-    assert seen == [0.5, 0.125] and (tmp_path / "a.log").read_text().count("\n") == 3
+    assert seen == [0.5, 0.125]
+    assert (tmp_path / "a.log").read_text().count("\n") == 3
 
 
 @pytest.mark.slow
 def test_launched_stages_give_the_same_rows_as_stages_in_one_process(finished, world_overrides, tmp_path):
     run_benchmark.main.recipe(benchmark(world_overrides, tmp_path, launch=True))
-    own, launched = (
+    in_one_process, launched = (
         list(csv.DictReader(Path(folder, "results.csv").read_text().splitlines()))
         for folder in (finished.results_dir, tmp_path)
     )
     cost = {"Train seconds", "Eval seconds", "Peak memory GB"}
-    for one, two in zip(
-        own[:2], launched[:2], strict=True
-    ):  # base and gold; the method's rate was changed by a test above
-        assert {k: v for k, v in one.items() if k not in cost} == {k: v for k, v in two.items() if k not in cost}
+    # base and gold; the method's rate was changed by a test above
+    for one, other in zip(in_one_process[:2], launched[:2], strict=True):
+        assert {k: v for k, v in one.items() if k not in cost} == {k: v for k, v in other.items() if k not in cost}
     assert [row["Method"] for row in launched] == ["base", "gold", "grad_ascent"]
 
 
@@ -152,14 +158,14 @@ def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finis
     with open(folder / "results.csv", encoding="utf-8") as stream:
         rows = {row["Method"]: row for row in csv.DictReader(stream)}
     assert list(rows) == ["base", "gold", "diverges", "grad_ascent"]
-    assert "method grad_ascent, step" in rows["diverges"]["Failed"] and rows["diverges"]["Distance to gold"] == ""
-    assert rows["grad_ascent"]["Distance to gold"] != "" and not (folder / "models" / "diverges_seed0").exists()
+    assert "method grad_ascent, step" in rows["diverges"]["Failed"]
+    assert rows["diverges"]["Distance to gold"] == ""
+    assert rows["grad_ascent"]["Distance to gold"] != ""
+    assert not (folder / "models" / "diverges_seed0").exists()
     assert (folder / "report.html").is_file()
     ran = []
     original = benchmark_stages.run_stage
-    monkeypatch.setattr(
-        benchmark_stages, "run_stage", lambda stage, *rest: (ran.append(stage.name), original(stage, *rest))
-    )
+    monkeypatch.setattr(benchmark_stages, "run_stage", note_names(ran, original))
     run_stages(settings.benchmark, folder)
     assert ran == ["forget diverges_seed0"]  # what failed is tried again, and nothing else
 
@@ -167,11 +173,22 @@ def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finis
 @pytest.mark.parametrize("name", sorted(file.stem for file in ROOT.glob("config/benchmark/*.yaml")))
 def test_every_stage_of_every_benchmark_composes_with_its_recipe(name, tmp_path):
     settings = compose("run_benchmark", RunBenchmark, [f"benchmark={name}", f"results_dir={tmp_path}"]).benchmark
-    plan = stages(settings, tmp_path)
-    for stage in plan:
+    stages = plan_stages(settings, tmp_path)
+    for stage in stages:
         recipe = benchmark_stages.recipe_of(settings, stage)
         assert recipe.compose(stage.overrides).save_dir == str(stage.output)
     attacks = 0 if settings.attack is None else 2 + len(settings.runs)  # base, gold of the first seed, and every run
-    assert settings.name == name and len(plan) == 2 * (1 + settings.golds + len(settings.runs)) + attacks + (
-        settings.pretrain is not None
-    )
+    trained = 1 + settings.golds + len(settings.runs)
+    assert settings.name == name
+    assert len(stages) == 2 * trained + attacks + (settings.pretrain is not None)
+
+
+def test_a_benchmark_that_attacks_needs_a_pretrained_model(tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, ["benchmark=cv_demo", f"results_dir={tmp_path}"]).benchmark
+    with pytest.raises(SettingsError, match=r"benchmark\.attack needs benchmark\.pretrain"):
+        plan_stages(replace(settings, pretrain=None), tmp_path)
+
+
+def test_the_door_imports_no_torch():
+    code = "import sys, run_benchmark; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
