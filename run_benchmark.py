@@ -1,31 +1,40 @@
-"""door"""
+"""A benchmark file -> base, gold, every method, their evaluations and a report: python run_benchmark.py benchmark=demo
+
+Stages that are finished with the same settings and inputs are skipped: an interrupted run goes on where it stopped.
+"""
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-from rich.console import Console
-
-from benchmark.stages import run_stages, write_plan
-from report.__main__ import make
-from report.tables import print_table
 from settings.results import RunBenchmark
 from settings.script import script
 
 
 @script("run_benchmark", RunBenchmark)
 def main(settings: RunBenchmark) -> None:
-    folder, benchmark = Path(settings.results_dir), settings.benchmark
-    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else [f"benchmark={benchmark.name}"]
+    # here, so that --help and a mistyped setting need not wait for them
+    from hydra.core.hydra_config import HydraConfig
+    from rich.console import Console
+
+    from benchmark.plan import write_plan
+    from benchmark.stages import run_stages
+    from report.__main__ import write_report
+    from report.tables import print_table
+
+    folder = Path(settings.results_dir)
+    benchmark = settings.benchmark
+    typed = [f"benchmark={benchmark.name}"]
+    if HydraConfig.initialized():
+        typed = list(HydraConfig.get().overrides.task)
     records = run_stages(benchmark, folder)
     write_plan(benchmark, folder, records, typed)
-    made = make(folder)
+
+    rows = write_report(folder)
     console = Console(width=140)
-    print_table(made, console)
+    print_table(rows, console)
     minutes = sum(record["seconds"] for record in records.values()) / 60
     memory = max(record["peak_memory_gb"] for record in records.values())
-    console.print(
-        f"{minutes:.1f} minutes of work, at most {memory:.1f} GB of memory; all columns: {folder / 'results.csv'}"
-    )
+    cost = f"{minutes:.1f} minutes of work, at most {memory:.1f} GB of memory"
+    console.print(f"{cost}; all columns: {folder / 'results.csv'}")
     console.print(f"report: {folder / 'report.html'}")
 
 

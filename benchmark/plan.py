@@ -1,76 +1,147 @@
-"""A benchmark's settings -> its stages, in the order they run."""
+"""A benchmark's settings -> its stages in the order they run, and the plan that the report reads."""
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from report.rows import gold_seeds
+from engine.record import write_json
+from report.folder import PLAN, gold_seeds, model_folder
 from settings.results import Benchmark
+from settings.script import SettingsError
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One recipe with its overrides: `kind` is its script's name, `output` the folder it makes, `inputs` the folders it reads."""
+    """One recipe with its overrides."""
 
-    name: str
-    kind: str
+    kind: str  # the recipe's name: pretrain, finetune, forget, eval, attack
+    model: str  # the name of the model that it trains, evaluates or attacks
     overrides: list[str]
-    output: Path
-    inputs: list[Path]
+    output: Path  # the folder it makes
+    inputs: list[Path]  # the folders it reads
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.model}"
+
+    @property
+    def file_name(self) -> str:
+        """What its log and its record are called, without an ending."""
+        return self.name.replace(" ", "_")
 
 
-def stages(benchmark: Benchmark, folder: Path) -> list[Stage]:
-    """All stages of a benchmark in the order they run: each model is trained, evaluated, and attacked where the benchmark attacks."""
-    made, models = [], folder / "models"
-    pretrained = [] if benchmark.pretrain is None else [models / "pretrained"]
-    for model in pretrained:
-        made.append(Stage("pretrain pretrained", "pretrain", [f"save_dir={model}", *benchmark.pretrain], model, []))
-    known = benchmark.forget_split.removesuffix("+tofu")
+def plan_stages(benchmark: Benchmark, folder: Path) -> list[Stage]:
+    """All stages of a benchmark in the order they run.
 
-    def add(name: str, kind: str, overrides: list[str], inputs: list[Path], attack: list[str] | None = None) -> Path:
-        model = models / name
-        made.append(Stage(f"{kind} {name}", kind, [f"save_dir={model}", *overrides], model, inputs))
-        evaluation = [f"model_path={model}", *([f"forget={known}"] if known else []), *benchmark.eval]
-        made.append(Stage(f"eval {name}", "eval", evaluation, model / "eval_results", [model]))
-        if benchmark.attack is not None and attack is not None:
-            output, own = (
-                model / "attack_results",
-                [f"model_path={pretrained[0]}", f"shadows_dir={folder}/shadows_seed{seed}", f"seed={seed}"],
-            )
-            made.append(
-                Stage(
-                    f"attack {name}",
-                    "attack",
-                    [f"save_dir={output}", *own, *benchmark.attack, *attack],
-                    output,
-                    [*pretrained, model],
-                )
-            )
-        return model
+    Each model is trained, evaluated, and attacked where the benchmark attacks.
 
-    learn = [*(f"model_path={model}" for model in pretrained), *benchmark.finetune]
+    Args:
+        benchmark: The settings.
+        folder: The benchmark's results, which hold every output.
+    """
+    stages = list(plan_pretraining(benchmark, folder))
     for seed in benchmark.seeds:
-        base = add(
-            f"base_seed{seed}", "finetune", [f"split={benchmark.base_split}", f"seed={seed}", *learn], pretrained, []
-        )
+        stages += plan_base(benchmark, folder, seed)
         for gold_seed in gold_seeds(benchmark, seed):
-            attack = ["method=retrain"] if gold_seed == seed else None
-            add(
-                f"gold_seed{gold_seed}",
-                "finetune",
-                [f"split={benchmark.gold_split}", f"seed={gold_seed}", *learn],
-                pretrained,
-                attack,
-            )
-        people = [f"split={benchmark.forget_split}", f"retain_split={benchmark.gold_split}"] if known else []
-        for row, run in benchmark.runs.items():
-            own = [f"method={run.method}", *benchmark.forget, *run.overrides]
-            add(f"{row}_seed{seed}", "forget", [f"model_path={base}", *people, f"seed={seed}", *own], [base], own)
-    return made
+            stages += plan_gold(benchmark, folder, gold_seed, is_attacked=gold_seed == seed)
+        for row in benchmark.runs:
+            stages += plan_run(benchmark, folder, row, seed)
+    return stages
 
 
-def command(benchmark: Benchmark, stage: Stage) -> str:
+def pretrained_models(benchmark: Benchmark, folder: Path) -> list[Path]:
+    """The folder of the model that all begin with, if the benchmark makes one."""
+    return [] if benchmark.pretrain is None else [model_folder(folder, "pretrained")]
+
+
+def people_to_forget(benchmark: Benchmark) -> str:
+    """The name of their split; empty: the data's own division says whom to forget."""
+    return benchmark.forget_split.removesuffix("+tofu")
+
+
+def plan_pretraining(benchmark: Benchmark, folder: Path) -> Iterator[Stage]:
+    for model in pretrained_models(benchmark, folder):
+        yield Stage("pretrain", model.name, [f"save_dir={model}", *benchmark.pretrain], model, [])
+
+
+def plan_base(benchmark: Benchmark, folder: Path, seed: int) -> Iterator[Stage]:
+    """The model that knows everybody."""
+    training = plan_finetuning(benchmark, folder, f"base_seed{seed}", benchmark.base_split, seed)
+    yield from (training, plan_evaluation(benchmark, training))
+    yield from plan_attack(benchmark, folder, training, seed, [])
+
+
+def plan_gold(benchmark: Benchmark, folder: Path, seed: int, *, is_attacked: bool) -> Iterator[Stage]:
+    """The model that never met the people who are to be forgotten."""
+    training = plan_finetuning(benchmark, folder, f"gold_seed{seed}", benchmark.gold_split, seed)
+    yield from (training, plan_evaluation(benchmark, training))
+    if is_attacked:
+        yield from plan_attack(benchmark, folder, training, seed, ["method=retrain"])
+
+
+def plan_run(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterator[Stage]:
+    """The model that the base becomes by a method."""
+    run = benchmark.runs[row]
+    base = model_folder(folder, f"base_seed{seed}")
+    model = model_folder(folder, f"{row}_seed{seed}")
+    splits = []
+    if people_to_forget(benchmark):
+        splits = [f"split={benchmark.forget_split}", f"retain_split={benchmark.gold_split}"]
+    of_method = [f"method={run.method}", *benchmark.forget, *run.overrides]
+    overrides = [f"save_dir={model}", f"model_path={base}", *splits, f"seed={seed}", *of_method]
+    training = Stage("forget", model.name, overrides, model, [base])
+    yield from (training, plan_evaluation(benchmark, training))
+    yield from plan_attack(benchmark, folder, training, seed, of_method)
+
+
+def plan_finetuning(benchmark: Benchmark, folder: Path, name: str, split: str, seed: int) -> Stage:
+    model = model_folder(folder, name)
+    start = pretrained_models(benchmark, folder)
+    overrides = [f"save_dir={model}", f"split={split}", f"seed={seed}", *(f"model_path={path}" for path in start)]
+    return Stage("finetune", name, [*overrides, *benchmark.finetune], model, start)
+
+
+def plan_evaluation(benchmark: Benchmark, training: Stage) -> Stage:
+    people = people_to_forget(benchmark)
+    overrides = [f"model_path={training.output}", *([f"forget={people}"] if people else []), *benchmark.eval]
+    return Stage("eval", training.model, overrides, training.output / "eval_results", [training.output])
+
+
+def plan_attack(
+    benchmark: Benchmark, folder: Path, training: Stage, seed: int, of_method: list[str]
+) -> Iterator[Stage]:
+    """The attack on a trained model, if the benchmark attacks; `of_method`: overrides that name the method."""
+    if benchmark.attack is None:
+        return
+    output = training.output / "attack_results"
+    start = pretrained_models(benchmark, folder)
+    if not start:
+        raise SettingsError("benchmark.attack needs benchmark.pretrain: every attacked model begins with that one")
+    shadows = [f"model_path={start[0]}", f"shadows_dir={folder}/shadows_seed{seed}", f"seed={seed}"]
+    overrides = [f"save_dir={output}", *shadows, *benchmark.attack, *of_method]
+    yield Stage("attack", training.model, overrides, output, [*start, training.output])
+
+
+def stage_command(benchmark: Benchmark, stage: Stage) -> str:
     """The stage as one would type it to run it again."""
-    return shlex.join(
-        ["accelerate", "launch", f"{benchmark.modality}/{stage.kind}.py", *stage.overrides, "overwrite=true"]
-    )
+    recipe = f"{benchmark.modality}/{stage.kind}.py"
+    return shlex.join(["accelerate", "launch", recipe, *stage.overrides, "overwrite=true"])
+
+
+def write_plan(benchmark: Benchmark, folder: Path, records: dict[str, dict[str, Any]], typed: list[str]) -> None:
+    """Write what the report reads of a finished benchmark: its settings, and every stage with its command and cost.
+
+    Args:
+        benchmark: The settings.
+        folder: The benchmark's results.
+        records: Name of a stage -> its record, from `run_stages`.
+        typed: The overrides that run_benchmark.py was called with.
+    """
+    stages = []
+    for stage in plan_stages(benchmark, folder):
+        about = {"name": stage.name, "kind": stage.kind, "output": str(stage.output)}
+        stages.append({**about, "command": stage_command(benchmark, stage), **records[stage.name]})
+    again = shlex.join(["python", "run_benchmark.py", *typed])
+    write_json(folder / PLAN, {"benchmark": asdict(benchmark), "command": again, "stages": stages})

@@ -1,16 +1,10 @@
-"""A benchmark file -> base, gold, every method, their evaluations and one table: python run_benchmark.py benchmark=demo
-
-Stages that are finished with the same settings and inputs are skipped, so that an interrupted run goes on where it stopped.
-"""
+"""Runs a benchmark's stages, each once: what is finished with the same settings and inputs is skipped."""
 
 import contextlib
 import hashlib
 import importlib
-import io
 import json
 import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -21,78 +15,54 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
-from benchmark.plan import Stage, command, stages
+from benchmark.plan import Stage, plan_stages
+from benchmark.progress import BenchmarkProgress, StageLog
 from cv.face_settings import Faces
 from data_module import fingerprint, idk_answers, make_if_missing, make_model_if_missing
-from engine.language_model import model_fingerprint
 from engine.methods import method_source
-from engine.record import RECORDS, TRAIN_RECORD, versions, write_json
-from report.rows import PLAN
+from engine.record import RECORDS, TRAIN_RECORD, model_fingerprint, read_json, versions, write_json
 from settings.language import Data, Finetune, Forget
 from settings.results import Benchmark
 from settings.script import ROOT, SettingsError
 from settings.training import Method
 
 
-class Progress:
-    """Says which stage of how many is running and how long is left: the benchmark's expected seconds, corrected by the speed so far."""
+def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
+    """Run the stages that are not finished.
 
-    def __init__(self, expected: list[float]):
-        self.expected, self.console = expected, Console(highlight=False)
-        self.number, self.name, self.spent, self.worked = 0, "", 0.0, 0.0
+    Args:
+        benchmark: The settings.
+        folder: The benchmark's results.
 
-    def begin(self, number: int, name: str) -> None:
-        self.number, self.name, self.begun = number, name, time.perf_counter()
-        self.show(0.0)
-        if not self.console.is_terminal:
-            self.console.print(self.line(0.0).replace(": 0%,", ":"))
+    Returns:
+        Name of a stage -> its record (seconds, peak memory, why it failed), those of earlier runs included.
 
-    def line(self, fraction: float) -> str:
-        spent = self.spent + time.perf_counter() - self.begun
-        worked = self.worked + fraction * self.expected[self.number]
-        speed = worked / spent if worked > 5 else 1.0  # expected seconds done in a real one
-        left = (sum(self.expected[self.number :]) - fraction * self.expected[self.number]) / speed
-        return f"[{self.number + 1}/{len(self.expected)}] {self.name}: {fraction:.0%}, about {left // 60:.0f} min {left % 60:.0f} s left in all"
-
-    def show(self, fraction: float) -> None:
-        """Refresh the line in place, on a terminal."""
-        if self.console.is_terminal:
-            self.console.print(self.line(fraction), end="\r", soft_wrap=True)
-
-    def end(self, seconds: float, skipped: bool) -> None:
-        if not skipped:
-            self.spent += seconds
-            self.worked += self.expected[self.number]
-        note = "done before" if skipped else f"{seconds:.0f} s"
-        self.console.print(f"[{self.number + 1}/{len(self.expected)}] {self.name}: {note}".ljust(80))
-
-
-class StageLog(io.TextIOBase):
-    """A stage's output: kept in a file, and watched for the epochs and tasks that tell how far it is."""
-
-    def __init__(self, file: Path, fraction_done: Callable[[float], None], tasks: int):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self.stream, self.fraction_done, self.tasks, self.finished_tasks = (
-            file.open("w", encoding="utf-8"),
-            fraction_done,
-            tasks,
-            0,
-        )
-
-    def write(self, text: str) -> int:
-        self.stream.write(text)
-        self.stream.flush()
-        if epoch := re.search(r"^(?:epoch|models) (\d+)/(\d+)", text):
-            self.fraction_done(int(epoch[1]) / int(epoch[2]))
-        elif re.search(r"^\w+: \d+ rows", text):
-            self.finished_tasks += 1
-            self.fraction_done(min(1.0, self.finished_tasks / max(1, self.tasks)))
-        return len(text)
-
-    def close(self) -> None:
-        self.stream.close()
+    Raises:
+        SettingsError: A stage has settings or data that cannot be used, or fails although nothing goes on without it.
+    """
+    stages = plan_stages(benchmark, folder)
+    composed = [recipe_of(benchmark, stage).compose([*stage.overrides, "overwrite=true"]) for stage in stages]
+    check_methods(stages, composed)
+    make_sources(composed)
+    progress = BenchmarkProgress([benchmark.expected_seconds[stage.kind] for stage in stages])
+    records: dict[str, dict[str, Any]] = {}
+    for number, (stage, settings) in enumerate(zip(stages, composed, strict=True)):
+        progress.begin(number, stage.name)
+        file = folder / "stages" / f"{stage.file_name}.json"
+        key = stage_key(stage, settings)
+        record = read_json(file) if file.is_file() else {}
+        failed = records.get(f"forget {stage.model}", {}).get("failed")
+        skipped = bool(failed) or is_finished(stage, record, key)
+        if failed:  # there is no model to evaluate or to attack
+            record = {"seconds": 0.0, "peak_memory_gb": 0.0, "failed": failed}
+        elif not skipped:
+            cost = run_and_measure(stage, benchmark, settings, folder, progress)
+            record = {"stage": stage.name, "key": key, **cost}
+            write_json(file, record)
+        progress.end(record["seconds"], skipped)
+        records[stage.name] = record
+    return records
 
 
 def recipe_of(benchmark: Benchmark, stage: Stage) -> Callable:
@@ -100,35 +70,27 @@ def recipe_of(benchmark: Benchmark, stage: Stage) -> Callable:
     return importlib.import_module(f"{benchmark.modality}.{stage.kind}").main
 
 
-def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: StageLog) -> None:
-    """Run a recipe in this process, or through `accelerate launch` where the benchmark says so; raises SettingsError if it fails."""
-    if not benchmark.launch:
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            recipe_of(benchmark, stage).recipe(settings)
-        return
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "-q",
-        str(ROOT / benchmark.modality / f"{stage.kind}.py"),
-    ]
-    threads = {
-        "OMP_NUM_THREADS": str(torch.get_num_threads())
-    } | os.environ  # accelerate takes one core else, and rounding follows the number of cores
-    process = subprocess.Popen(
-        [*launch, *stage.overrides, "overwrite=true"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=threads,
-    )
-    why = ""
-    for line in process.stdout:
-        log.write(line)
-        why = f": {line.removeprefix('error: ').strip()}" if line.startswith("error: ") else why
-    if process.wait():
-        raise SettingsError(f"{stage.name} failed with exit code {process.returncode}{why}; its log: {log.stream.name}")
+# ---- before the first stage
+
+
+def check_methods(stages: list[Stage], composed: list[Any]) -> None:
+    """Raise SettingsError for a run whose method makes what gold is."""
+    for stage, settings in zip(stages, composed, strict=True):
+        if stage.kind == "forget" and settings.method.restart:
+            run = stage.model.rpartition("_seed")[0]
+            name = settings.method.name
+            raise SettingsError(f"benchmark.runs.{run}: gold is a row already, and what method={name} makes")
+
+
+def make_sources(composed: list[Any]) -> None:
+    """Make the data and base models that are made on first use: a stage's key says which ones it starts from."""
+    make_if_missing(composed[0].data)
+    for settings in composed:
+        if isinstance(settings, Finetune):
+            make_model_if_missing(settings.model, settings.model_path)
+
+
+# ---- what is finished
 
 
 def data_paths(data: Data | Faces) -> list[str]:
@@ -137,9 +99,10 @@ def data_paths(data: Data | Faces) -> list[str]:
 
 
 def stage_key(stage: Stage, settings: Any) -> str:
-    """What a finished stage depends on: its settings, its data, the model it starts from, its method's own code, the libraries' versions.
+    """What a finished stage depends on, as a hash.
 
-    A change of the code that all stages share is not in it: delete results/<name> after one.
+    These are its settings, its data, the model it starts from, its method's own code, and the libraries' versions. A
+    change of the code that all stages share is not among them: delete results/<name> after one.
     """
     depends: list[Any] = [asdict(settings), versions(), *(fingerprint(path) for path in data_paths(settings.data))]
     if stage.inputs or hasattr(settings, "model_path"):
@@ -151,77 +114,64 @@ def stage_key(stage: Stage, settings: Any) -> str:
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
-    """Run what is not finished; returns each stage's record (seconds, peak memory), those of earlier runs included."""
-    plan = stages(benchmark, folder)
-    composed = [recipe_of(benchmark, stage).compose([*stage.overrides, "overwrite=true"]) for stage in plan]
-    for stage, settings in zip(plan, composed, strict=True):
-        if stage.kind == "forget" and settings.method.restart:
-            raise SettingsError(
-                f"benchmark.runs.{stage.name.split()[-1].rpartition('_seed')[0]}: gold is a row already, and what method={settings.method.name} makes"
-            )
-    make_if_missing(composed[0].data)
-    for settings in composed:
-        if isinstance(settings, Finetune):  # now, because a stage's key says which model it starts from
-            make_model_if_missing(settings.model, settings.model_path)
-    progress = Progress([benchmark.expected_seconds[stage.kind] for stage in plan])
-    records = {}
-    for number, (stage, settings) in enumerate(zip(plan, composed, strict=True)):
-        progress.begin(number, stage.name)
-        file, key = folder / "stages" / f"{stage.name.replace(' ', '_')}.json", stage_key(stage, settings)
-        record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        failed = next(
-            (records[f"forget {path.name}"].get("failed") for path in stage.inputs if f"forget {path.name}" in records),
-            None,
-        )
-        if failed:  # nothing to evaluate
-            progress.end(0.0, skipped=True)
-            records[stage.name] = {"seconds": 0.0, "peak_memory_gb": 0.0, "failed": failed}
-            continue
-        skipped = (
-            record.get("key") == key and stage.output.is_dir() and "failed" not in record
-        )  # what failed is tried again
-        if not skipped:
-            record = {"stage": stage.name, "key": key, **measured(stage, benchmark, settings, folder, progress)}
-            write_json(file, record)
-        progress.end(record["seconds"], skipped)
-        records[stage.name] = record
-    return records
+def is_finished(stage: Stage, record: dict[str, Any], key: str) -> bool:
+    """Whether an earlier run did the same; what failed is tried again."""
+    return record.get("key") == key and stage.output.is_dir() and "failed" not in record
 
 
-def measured(stage: Stage, benchmark: Benchmark, settings: Any, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Run a stage: its seconds and peak memory, and for a method that fails why: the others go on."""
-    started, tasks = time.perf_counter(), len(getattr(settings, "tasks", {}))
-    with contextlib.closing(
-        StageLog(folder / "logs" / f"{stage.name.replace(' ', '_')}.log", progress.show, tasks)
-    ) as log:
+# ---- one stage
+
+
+def run_and_measure(
+    stage: Stage, benchmark: Benchmark, settings: Any, folder: Path, progress: BenchmarkProgress
+) -> dict[str, Any]:
+    """Run a stage: its seconds and peak memory, and for a method that fails why, because the others go on."""
+    started = time.perf_counter()
+    log = StageLog(folder / "logs" / f"{stage.file_name}.log", progress.show, len(getattr(settings, "tasks", {})))
+    with contextlib.closing(log):
         try:
             run_stage(stage, benchmark, settings, log)
         except SettingsError as error:
-            if stage.kind != "forget" and not (
-                stage.kind == "attack" and settings.method is not None and not settings.method.restart
-            ):
+            if not is_of_a_method(stage, settings):
                 raise
-            if stage.kind == "attack":
-                shutil.rmtree(
-                    stage.output, ignore_errors=True
-                )  # a former attack's figures would be taken for this one's
+            if stage.kind == "attack":  # a former attack's figures would be taken for this one's
+                shutil.rmtree(stage.output, ignore_errors=True)
             return {"seconds": time.perf_counter() - started, "peak_memory_gb": 0.0, "failed": str(error)}
-    own = json.loads((stage.output / RECORDS.get(stage.kind, TRAIN_RECORD)).read_text(encoding="utf-8"))
-    return {"seconds": time.perf_counter() - started, "peak_memory_gb": own["peak_memory_gb"]}
+    record = read_json(stage.output / RECORDS.get(stage.kind, TRAIN_RECORD))
+    return {"seconds": time.perf_counter() - started, "peak_memory_gb": record["peak_memory_gb"]}
 
 
-def write_plan(benchmark: Benchmark, folder: Path, records: dict[str, dict[str, Any]], typed: list[str]) -> None:
-    """What report.py makes its page of: the benchmark's settings and every stage with its command and cost."""
-    made = [
-        {
-            "name": stage.name,
-            "kind": stage.kind,
-            "output": str(stage.output),
-            "command": command(benchmark, stage),
-            **records[stage.name],
-        }
-        for stage in stages(benchmark, folder)
-    ]
-    again = shlex.join(["python", "run_benchmark.py", *typed])
-    write_json(folder / PLAN, {"benchmark": asdict(benchmark), "command": again, "stages": made})
+def is_of_a_method(stage: Stage, settings: Any) -> bool:
+    """Whether a stage is one method's forgetting, or the attack on it: other rows do not need it."""
+    if stage.kind == "attack":
+        return settings.method is not None and not settings.method.restart
+    return stage.kind == "forget"
+
+
+def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: StageLog) -> None:
+    """Run a recipe in this process, or through `accelerate launch` where the benchmark says so.
+
+    Raises:
+        SettingsError: The recipe failed.
+    """
+    if benchmark.launch:
+        launch_stage(stage, benchmark, log)
+        return
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        recipe_of(benchmark, stage).recipe(settings)
+
+
+def launch_stage(stage: Stage, benchmark: Benchmark, log: StageLog) -> None:
+    """Run a recipe through `accelerate launch`; raises SettingsError with the recipe's own line if it fails."""
+    recipe = str(ROOT / benchmark.modality / f"{stage.kind}.py")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "-q", recipe, *stage.overrides, "overwrite=true"]
+    # accelerate takes one core else, and rounding follows the number of cores
+    environment = {"OMP_NUM_THREADS": str(torch.get_num_threads())} | os.environ
+    process = subprocess.Popen(launch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    why = ""
+    for line in process.stdout:
+        log.write(line)
+        if line.startswith("error: "):
+            why = f": {line.removeprefix('error: ').strip()}"
+    if process.wait():
+        raise SettingsError(f"{stage.name} failed with exit code {process.returncode}{why}; its log: {log.file}")

@@ -104,11 +104,11 @@ class ChatEncoder:
 
         Raises SettingsError for a template that fails.
         """
+        date = {"date_string": TODAY} if "date_string" in str(self.processor.chat_template) else {}
+        asks = {"add_generation_prompt": len(turns) == 1, "tokenize": False}
         try:
-            return self.processor.apply_chat_template(
-                [*turns], add_generation_prompt=len(turns) == 1, tokenize=False, date_string=TODAY
-            )
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            return self.processor.apply_chat_template([*turns], **asks, **date)
+        except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
             raise SettingsError(f"{self.template_name} fails ({error}); {self.without_template}") from None
 
     @property

@@ -176,6 +176,20 @@ def answer_key(example: Example) -> int:
     return int.from_bytes(digest[:7], "big")  # fits the 64 bits of a tensor with a sign
 
 
+def rows_of_pass(items: list[dict[str, list[Example]]], name: str) -> list[Example]:
+    """One pass's examples of all items."""
+    return [example for item in items for example in item[name]]
+
+
+def lengths_of(encoded: list[Any]) -> list[int]:
+    """Positions of each row in a batch."""
+    return [each.length for each in encoded]
+
+
+def longest_answer(encoded: list[Any]) -> int:
+    return max(len(each.answer) for each in encoded)
+
+
 class PassCollator:
     """What a method asks for, row by row -> the batches of one step.
 
@@ -192,15 +206,15 @@ class PassCollator:
         self.encoder, self.trained, self.frozen, self.by_length = encoder, trained, frozen, by_length
 
     def __call__(self, items: list[dict[str, list[Example]]]) -> dict[str, list[Batch]]:
-        rows = {name: [example for item in items for example in item[name]] for name in items[0]}
-        encoded = {name: [self.encoder.encode(example) for example in examples] for name, examples in rows.items()}
+        rows = {name: rows_of_pass(items, name) for name in items[0]}
+        encoded = {name: list(map(self.encoder.encode, examples)) for name, examples in rows.items()}
         trained = self.batches(self.trained, rows, encoded)
         reusable = [name for batch in trained if set(batch.passes) <= set(self.frozen) for name in batch.passes]
         frozen = [] if set(reusable) == set(self.frozen) else self.batches(self.frozen, rows, encoded)
         return {"trained": trained, "frozen": frozen}
 
     def batches(self, names: list[str], rows: dict[str, list[Example]], encoded: dict[str, list[Any]]) -> list[Batch]:
-        groups = self.groups({name: [each.length for each in encoded[name]] for name in names})
+        groups = self.groups({name: lengths_of(encoded[name]) for name in names})
         return [self.batch(group, rows, encoded) for group in groups]
 
     def groups(self, lengths: dict[str, list[int]]) -> list[list[str]]:
@@ -218,6 +232,6 @@ class PassCollator:
             collated,
             passes=tuple(names),
             rows=tuple(len(encoded[name]) for name in names),
-            widths=tuple(max(len(each.answer) for each in encoded[name]) for name in names),
+            widths=tuple(longest_answer(encoded[name]) for name in names),
             answer_keys=tuple(answer_key(example) for name in names for example in rows[name]),
         )

@@ -12,14 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from settings.script import SettingsError, processes
 
 TRAIN_RECORD, EVAL_RECORD, ATTACK_RECORD = "train_meta.json", "eval_meta.json", "attack_meta.json"
 RECORDS = {"eval": EVAL_RECORD, "attack": ATTACK_RECORD}  # by kind of run; all others train
 AGGREGATED = "eval_log_aggregated.json"  # all tasks of an evaluation in one file
 VERIFICATION = "verification.json"  # accuracy, equal error rate and score distributions of face recognition
+ATTACK_FIGURES = "attack.json"  # what membership attacks tell of the forgotten and of the kept people
 
 
 def check_save_dir(folder: str, overwrite: bool, record: str) -> None:
@@ -69,8 +68,20 @@ def write_json(file: Path, content: Any) -> None:
     write_text_whole(file, json.dumps(content, indent=1, default=str) + "\n")
 
 
+def read_json(file: Path) -> Any:
+    """The content of a record. Raises SettingsError if the file is missing or torn."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{str(file)!r} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # bad UTF-8 as well as bad JSON
+        raise SettingsError(f"{str(file)!r} is not JSON ({str(error).splitlines()[0]})") from None
+
+
 def start_of_peak() -> None:
     """Forget the peak so far, so that `peak_memory_gb` speaks of what follows (where the system allows it: CUDA, Linux)."""
+    import torch  # here, because the report reads records without it
+
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -79,6 +90,8 @@ def start_of_peak() -> None:
 
 def peak_memory_gb() -> float:
     """Most memory this process has held since `start_of_peak`, in GB (10^9 bytes): of the accelerator where there is one, else resident."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     with contextlib.suppress(OSError, StopIteration):

@@ -328,23 +328,14 @@ def train(
     start_of_peak()
     transformers.set_seed(seed)
     progress = TrainProgress(say)
-    method = bound.method
     if bound.frozen or bound.cached:
         silence_dropout(start.model)
-    first_weights = {}
-    if method.task_vector and not settings.lora:
-        first_weights = {name: weight.detach().clone() for name, weight in trained_weights(start.model).items()}
+    first_weights = weights_to_subtract_from(start.model, bound.method, settings)
     with tempfile.TemporaryDirectory() as scratch:  # the library makes its output folder at once; ours must be whole
-        trainer = LossTrainer(
-            start,
-            bound,
-            settings,
-            seed=seed,
-            args=training_arguments(settings, seed, scratch),
-            train_dataset=pairs,
-            data_collator=PassCollator(encoder, bound.trained, bound.frozen, by_length=processes().num_processes == 1),
-            callbacks=[progress],
-        )
+        collator = PassCollator(encoder, bound.trained, bound.frozen, by_length=processes().num_processes == 1)
+        options = {"train_dataset": pairs, "data_collator": collator, "callbacks": [progress]}
+        arguments = training_arguments(settings, seed, scratch)
+        trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
         trainer.remove_callback(transformers.PrinterCallback)
         started = time.perf_counter()
         judged = prepare(trainer, pairs, encoder, each_epoch, say)
@@ -352,17 +343,13 @@ def train(
         trained = trainer.accelerator.unwrap_model(trainer.model)
         if not all(torch.isfinite(weight).all() for weight in trained_weights(trained).values()):
             trainer.stop("the weights are not finite", "the last step's update")
-        if method.task_vector:
-            subtract_update(trained, first_weights, method.task_vector.step)
+        if bound.method.task_vector:
+            subtract_update(trained, first_weights, bound.method.task_vector.step)
         seconds = time.perf_counter() - started - judged.seconds
-    if progress.first_gradient is not None and progress.first_gradient < VANISHING:
-        say(
-            f"the first step's gradient vanished (norm {progress.first_gradient:.1e}): where it starts {method.name} "
-            "has no direction, what moved is rounding"
-        )
+    say_if_vanished(progress.first_gradient, bound.method.name, say)
     cost = {"seconds": seconds, "steps": trainer.state.global_step, "peak_memory_gb": peak_memory_gb()}
     cost |= {"loss": progress.losses, **token_counts(trainer, seconds, say)}
-    if method.multiplier:
+    if bound.method.multiplier:
         cost["multiplier"] = trainer.multiplier
     if each_epoch:
         best = each_epoch.best(judged.results)
@@ -372,6 +359,22 @@ def train(
             start.save(trained, aside)
             write_json(aside / TRAIN_RECORD, {"seed": seed, **record, **cost, "versions": versions()})
     trainer.accelerator.wait_for_everyone()
+
+
+def weights_to_subtract_from(model: nn.Module, method: Method, settings: Trainer) -> dict[str, Tensor]:
+    """theta0 by name, for a task vector of the model's own weights; under LoRA the update stands by itself."""
+    if not method.task_vector or settings.lora:
+        return {}
+    return {name: weight.detach().clone() for name, weight in trained_weights(model).items()}
+
+
+def say_if_vanished(first_gradient: float | None, method: str, say: Callable[[str], None]) -> None:
+    """Say so where the first step's gradient was rounding, as at p = p0 where a KL term stands alone."""
+    if first_gradient is not None and first_gradient < VANISHING:
+        say(
+            f"the first step's gradient vanished (norm {first_gradient:.1e}): where it starts {method} "
+            "has no direction, what moved is rounding"
+        )
 
 
 def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say: Callable[[str], None]) -> EachEpoch:

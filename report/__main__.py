@@ -1,43 +1,55 @@
-"""python -m report results/demo"""
+"""A finished benchmark's folder -> results.csv, table.md, table.tex and report.html: python -m report results/demo"""
 
 import argparse
 from pathlib import Path
-
-from rich.console import Console
+from typing import Any
 
 from engine.record import write_text_whole
-from report.page import page
-from report.rows import Row, benchmark_of, read_plan, rows
-from report.tables import csv_table, latex_table, markdown_table, print_table
+from report.folder import read_plan
 from settings.results import Aggregate
 from settings.script import one_line_errors
 
 
-def make(folder: Path) -> list[Row]:
-    """Write results.csv, table.md, table.tex and report.html of a finished benchmark's folder; returns the rows. Raises SettingsError."""
+def write_report(folder: Path) -> list[dict[str, Any]]:
+    """Write a finished benchmark's tables and its page into its folder.
+
+    Returns:
+        The result rows.
+
+    Raises:
+        SettingsError: `folder` holds no finished benchmark, or one of its logs is missing or broken.
+    """
     plan = read_plan(folder)
-    failed = {
-        kind: {s["name"].split()[-1]: s["failed"] for s in plan["stages"] if s["kind"] == kind and "failed" in s}
-        for kind in ("forget", "attack")
-    }
-    made = rows(benchmark_of(plan), folder, failed["forget"], failed["attack"])
+
+    # here, so that --help and a wrong folder need not wait for the libraries of plots and data
+    from report.page import render_page
+    from report.rows import result_rows
+    from report.tables import csv_table, latex_table, markdown_table
+
+    rows = result_rows(folder, plan)
     texts = {
-        "results.csv": csv_table(made),
-        "table.md": markdown_table(made),
-        "table.tex": latex_table(made),
-        "report.html": page(folder, plan, made),
+        "results.csv": csv_table(rows),
+        "table.md": markdown_table(rows),
+        "table.tex": latex_table(rows),
+        "report.html": render_page(folder, plan, rows),
     }
     for name, text in texts.items():
         write_text_whole(folder / name, text)
-    return made
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Tables and a page of a finished benchmark.")
+    parser = argparse.ArgumentParser(prog="python -m report", description="Tables and a page of a finished benchmark.")
     parser.add_argument("folder", type=Path, help="a benchmark's results, such as results/demo")
     folder = parser.parse_args().folder
     with one_line_errors(Aggregate):
-        print_table(make(folder), Console(width=140))
+        rows = write_report(folder)
+
+    from rich.console import Console
+
+    from report.tables import print_table
+
+    print_table(rows, Console(width=140))
     print(f"report: {folder / 'report.html'}")
 
 

@@ -1,4 +1,4 @@
-"""A benchmark's folder -> results.csv, table.md, table.tex and one self-contained report.html: python report.py results/demo"""
+"""Result rows, logs and records of a benchmark -> one self-contained report.html."""
 
 import json
 from pathlib import Path
@@ -7,39 +7,128 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from engine.record import EVAL_RECORD, RECORDS, TRAIN_RECORD
-from report import faces
-from report.cards import card_data
-from report.plots import distribution_plots, plots
-from report.rows import Row, benchmark_of, log_file
-from report.tables import REASONS, TABLE, cell, known_columns, name_of
-from settings.results import Aggregate, Scoring
-from settings.script import ROOT, compose
+from aggregate_eval_stat import Row
+from engine.record import EVAL_RECORD, RECORDS, TRAIN_RECORD, read_json
+from report.cards import make_cards
+from report.faces import attack_verdict, read_attack, read_verification
+from report.folder import benchmark_of, log_file, model_folder, trained_model
+from report.plots import attack_plots, common_plots, render_plots, truth_ratio_plots, verification_plots
+from report.rows import aggregation_settings
+from report.tables import COLUMNS, FAILURES, REASONS, cell_text, headline_columns, row_label
+from settings.results import Benchmark, Scoring
+from settings.script import ROOT
 
-# ---- the page
+TEMPLATE = ROOT / "report" / "template"
+UNSAFE = "&<>\u2028\u2029"  # characters that end a script element or a line of a script
+
+Recorded = list[tuple[dict[str, Any], dict[str, Any]]]  # stages of the plan, each with what it recorded
 
 
-def html_cell(row: Row, column: str) -> dict[str, Any]:
-    value = row.get(column)
-    number = isinstance(value, int | float)
-    bar = round(100 * min(1.0, max(0.0, value)), 1) if number and column == "Distance to gold" else None
-    reason = row.get(REASONS.get(column, f"{column} why")) or (row.get("Failed") if value is None else None)
+def render_page(folder: Path, plan: dict[str, Any], rows: list[Row]) -> str:
+    """The page of a finished benchmark, report.html, as text.
+
+    Everything that comes from data is escaped: by the template, or as JSON without < > &.
+
+    Args:
+        folder: The benchmark's results.
+        plan: What `read_plan` found there.
+        rows: Its result rows.
+
+    Raises:
+        SettingsError: A log, a record or the data cannot be read.
+    """
+    benchmark = benchmark_of(plan)
+    first = [row for row in rows if row["Seed"] == benchmark.seeds[0]]
+    models = {row["Method"]: f"{row['Method']}_seed{row['Seed']}" for row in first if "Failed" not in row}
+    logs = {method: read_json(log_file(folder, model)) for method, model in models.items()}
+    settings = read_json(log_file(folder, models["base"]).with_name(EVAL_RECORD))["settings"]
+    scoring = aggregation_settings(benchmark).scoring
+    cards = make_cards(logs, settings, scoring)
+    stages = [(stage, read_record(stage)) for stage in plan["stages"]]
+    # the Truth Ratios of a face are all near 0, so that their distributions show nothing
+    ratios = truth_ratios(logs, scoring, first) if "tasks" in settings else []
+    tasks = settings["tasks"] if "tasks" in settings else picture_tasks(logs["base"])
+    plots = common_plots(rows, tasks, scoring, loss_curves(stages)) + face_plots(folder, models)
+    return load_template().render(
+        **head(benchmark, cards.forgotten, stages),
+        verdicts=verdicts(rows),
+        **result_table(rows),
+        plots=[{**each, "svg": Markup(each["svg"])} for each in render_plots(plots)],
+        distributions=ratios,
+        sampled=cards.note,
+        **run_description(benchmark, plan, stages),
+        data=Markup(json_for_script(cards.data)),
+        css=template_text("page.css"),
+        js=template_text("page.js"),
+    )
+
+
+def load_template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(TEMPLATE)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html.jinja")
+
+
+def template_text(name: str) -> Markup:
+    return Markup((TEMPLATE / name).read_text(encoding="utf-8"))
+
+
+def json_for_script(content: Any) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return text.translate({ord(letter): f"\\u{ord(letter):04x}" for letter in UNSAFE})
+
+
+# ---- what the stages recorded
+
+
+def read_record(stage: dict[str, Any]) -> dict[str, Any]:
+    """What a stage left beside its result; nothing if it failed: what lies there then is of an earlier run."""
+    if "failed" in stage:
+        return {}
+    return read_json(Path(stage["output"]) / RECORDS.get(stage["kind"], TRAIN_RECORD))
+
+
+def loss_curves(stages: Recorded) -> dict[str, list]:
+    """Model -> pairs of a step and the loss there."""
+    return {trained_model(stage): record["loss"] for stage, record in stages if "loss" in record}
+
+
+def recorded_settings(stages: Recorded) -> list[dict[str, str]]:
+    """Settings and versions that the first stage of each kind recorded, and every forget stage."""
+    texts = []
+    kinds = set()
+    for stage, record in stages:
+        if record and (stage["kind"] == "forget" or stage["kind"] not in kinds):
+            kinds.add(stage["kind"])
+            text = json.dumps({"settings": record["settings"], "versions": record["versions"]}, indent=1)
+            texts.append({"name": f"Settings and versions: {stage['name']}", "text": text})
+    return texts
+
+
+# ---- the page's parts
+
+
+def cost_sentence(stages: Recorded) -> str:
+    minutes = sum(stage["seconds"] for stage, _ in stages) / 60
+    memory = max(stage["peak_memory_gb"] for stage, _ in stages)
+    return f"{minutes:.1f} minutes of work in {len(stages)} stages, at most {memory:.1f} GB of memory"
+
+
+def head(benchmark: Benchmark, forgotten: list[str], stages: Recorded) -> dict[str, str]:
+    """The page's title and what was done, in a sentence."""
+    done = f"Forgotten: {', '.join(forgotten)}, by {len(benchmark.runs)} methods."
     return {
-        "text": cell(row, column),
-        "value": "" if value is None else repr(value) if number else value,
-        "title": reason,
-        "bar": bar,
+        "name": f"{benchmark.name}: forgetting {len(forgotten)} people",
+        "summary": f"{done} Cost: {cost_sentence(stages)}.",
     }
 
 
-def kind_of(row: Row) -> str:
-    return (
-        row["Method"]
-        if row["Method"] in ("base", "gold")
-        else "out"
-        if row.get("Collapsed") == "yes" or "Failed" in row
-        else "method"
-    )
+def verdicts(rows: list[Row]) -> list[dict[str, Any]]:
+    """What must hold before a figure means anything: the attack where models were attacked, the gate of each base."""
+    attack = attack_verdict(rows)
+    gates = [gate_verdict(row) for row in rows if row["Method"] == "base"]
+    return [attack, *gates] if attack else gates
 
 
 def gate_verdict(row: Row) -> dict[str, Any]:
@@ -50,147 +139,96 @@ def gate_verdict(row: Row) -> dict[str, Any]:
         for task in sorted(tasks)
     ]
     passed = row["Gate"] == "passed"
-    meaning = (
-        "the base knew the people by heart and gold did not" if passed else "without it the numbers below mean nothing"
-    )
+    meaning = "The base knew the people by heart and gold did not"
+    if not passed:
+        meaning = "Without it the numbers below mean nothing"
+    why = f"{meaning} ({'; '.join(figures)})."
+    return {"title": "Memorisation gate", "passed": passed, "text": row["Gate"], "why": why}
+
+
+def result_table(rows: list[Row]) -> dict[str, Any]:
+    """The table's columns and rows, and a note on each row that collapsed or failed."""
+    columns = headline_columns(rows)
+    first = {"heading": "method", "explanation": "base: before forgetting; gold: trained without the forgotten people"}
+    headings = [{"heading": COLUMNS[name].heading, "explanation": COLUMNS[name].meaning} for name in columns]
+    lines = []
+    for row in rows:
+        cells = [{"text": row_label(row, rows)}, *(render_cell(row, column) for column in columns)]
+        lines.append({"kind": row_kind(row), "cells": cells})
+    collapsed = [row for row in rows if row.get("Collapsed") == "yes"]
+    notes = [f"{row_label(row, rows)} collapsed: {row['Collapsed why']}." for row in collapsed]
+    for row in rows:
+        failed = [column for column in FAILURES if column in row]
+        notes += [f"{row_label(row, rows)} {column.lower()}: {row[column]}" for column in failed]
+    return {"columns": [first, *headings], "table": lines, "notes": notes}
+
+
+def render_cell(row: Row, column: str) -> dict[str, Any]:
+    """A cell as the template takes it: text, value to sort by, reason to show on hovering, share of a bar."""
+    value = row.get(column)
+    is_number = isinstance(value, int | float)
+    reason = row.get(REASONS.get(column, f"{column} why"))
+    if value is None and not reason:
+        reason = row.get("Failed")
+    sorted_by = repr(value) if is_number else value
+    bar = round(100 * min(1.0, max(0.0, value)), 1) if is_number and column == "Distance to gold" else None
     return {
-        "title": "Memorisation gate",
-        "passed": passed,
-        "text": row["Gate"],
-        "why": f"{meaning[0].upper()}{meaning[1:]} ({'; '.join(figures)}).",
+        "text": cell_text(row, column),
+        "value": "" if value is None else sorted_by,
+        "title": reason,
+        "bar": bar,
     }
 
 
-def verdicts(made: list[Row]) -> list[dict[str, Any]]:
-    """What must hold before a figure means anything: the attack's verdict where models were attacked, the gate of each base."""
-    attack = faces.attack_verdict(made)
-    return [*([attack] if attack else []), *(gate_verdict(row) for row in made if row["Method"] == "base")]
+def row_kind(row: Row) -> str:
+    """The row's class in the style sheet: base, gold, method, or out for a row that does not count."""
+    if row["Method"] in ("base", "gold"):
+        return row["Method"]
+    return "out" if row.get("Collapsed") == "yes" or "Failed" in row else "method"
 
 
-def record_of(stage: dict[str, Any]) -> dict[str, Any]:
-    """What a stage left beside its result; nothing if it failed: what lies there then is of an earlier run."""
-    file = Path(stage["output"]) / RECORDS.get(stage["kind"], TRAIN_RECORD)
-    return json.loads(file.read_text(encoding="utf-8")) if "failed" not in stage else {}
+def picture_tasks(log: dict[str, dict]) -> dict[str, dict]:
+    """The tasks of a face network's log as a language model's evaluation would record them: all show a picture."""
+    return {name.removesuffix(".json"): {"image": "picture"} for name in log}
 
 
-def stage_row(stage: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
-    """A stage's cost, with the fingerprints that its record holds."""
+def face_plots(folder: Path, models: dict[str, str]) -> list:
+    """The plots that face networks add; `models`: method -> its model's name."""
+    folders = {method: model_folder(folder, model) for method, model in models.items()}
+    attacks = {method: record for method, model in folders.items() if (record := read_attack(model))}
+    verifications = {method: record for method, model in folders.items() if (record := read_verification(model))}
+    return attack_plots(attacks) + verification_plots(verifications)
+
+
+def truth_ratios(logs: dict[str, dict], scoring: dict[str, Scoring], rows: list[Row]) -> list[dict[str, Any]]:
+    """The Truth Ratio plots by method; the method nearest to gold is shown first."""
+    plots = truth_ratio_plots(logs, scoring)
+    counted = [row for row in rows if row_kind(row) == "method" and row["Distance to gold"] is not None]
+    distances = {row["Method"]: row["Distance to gold"] for row in counted}
+    chosen = min(distances, key=distances.get) if distances else next(iter(plots), None)
+    return [{"method": method, "svg": Markup(svg), "chosen": method == chosen} for method, svg in plots.items()]
+
+
+def run_description(benchmark: Benchmark, plan: dict[str, Any], stages: Recorded) -> dict[str, Any]:
+    """Which run this was: seeds and cost, commands, stages, settings."""
+    return {
+        "cost": f"Seeds {', '.join(map(str, benchmark.seeds))}; {cost_sentence(stages)}.",
+        "again": plan["command"],
+        "commands": [stage["command"] for stage, _ in stages],
+        "stages": [describe_stage(stage, record) for stage, record in stages],
+        "settings": recorded_settings(stages),
+    }
+
+
+def describe_stage(stage: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
+    """A stage's cost, with the fingerprints of model and data that its record holds."""
     data = record.get("data", "")
-    data = ", ".join(sorted({each["fingerprint"] for each in data.values()})) if isinstance(data, dict) else data
-    cost = {"seconds": f"{stage['seconds']:.0f}", "memory": f"{stage['peak_memory_gb']:.1f}"}
-    return {"name": stage["name"], **cost, "model": record.get("model", ""), "data": data}
-
-
-def settings_of(stages: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, str]]:
-    """The settings that the first finetune, each forget and the first eval run recorded, and the versions."""
-    chosen, seen = [], set()
-    for stage, record in stages:
-        if record and (stage["kind"] == "forget" or stage["kind"] not in seen):
-            seen.add(stage["kind"])
-            text = json.dumps({"settings": record["settings"], "versions": record["versions"]}, indent=1)
-            chosen.append({"name": f"Settings and versions: {stage['name']}", "text": text})
-    return chosen
-
-
-def page(folder: Path, plan: dict[str, Any], made: list[Row]) -> str:
-    """report.html as text. Everything that comes from data is escaped: by the template, or as JSON without < > &."""
-    benchmark = benchmark_of(plan)
-    first = [row for row in made if row["Seed"] == benchmark.seeds[0]]
-    files = {
-        row["Method"]: log_file(folder, f"{row['Method']}_seed{row['Seed']}") for row in first if "Failed" not in row
-    }
-    logs = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
-    settings = json.loads((files["base"].parent / EVAL_RECORD).read_text(encoding="utf-8"))["settings"]
-    scoring = compose("aggregate_eval_stat", Aggregate, [f"scoring={benchmark.modality}"]).scoring
-    stages = [(stage, record_of(stage)) for stage in plan["stages"]]
-    make_cards, tasks = (card_data, settings["tasks"]) if "tasks" in settings else (faces.face_cards, faces.TASKS)
-    cards, people, sampled = make_cards(logs, settings, scoring)
-    figures = faces.face_plots(folder, {method: file.parent.parent.name for method, file in files.items()})
-    minutes, memory = (
-        sum(stage["seconds"] for stage, _ in stages) / 60,
-        max(stage["peak_memory_gb"] for stage, _ in stages),
-    )
-    cost = f"{minutes:.1f} minutes of work in {len(stages)} stages, at most {memory:.1f} GB of memory"
-    losses = {stage["name"].split()[-1]: record["loss"] for stage, record in stages if "loss" in record}
-    source = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ROOT / "report" / "template"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return source.get_template("page.html.jinja").render(
-        name=f"{benchmark.name}: forgetting {len(people)} people",
-        summary=f"Forgotten: {', '.join(people)}, by {len(benchmark.runs)} methods. Cost: {cost}.",
-        verdicts=verdicts(made),
-        **html_table(made),
-        plots=[{**each, "svg": Markup(each["svg"])} for each in plots(made, tasks, scoring, losses, figures)],
-        distributions=distributions(logs, scoring, first)
-        if make_cards is card_data
-        else [],  # a face's Truth Ratios are all near 0
-        sampled=sampled,
-        cost=f"Seeds {', '.join(map(str, benchmark.seeds))}; {cost}.",
-        again=plan["command"],
-        commands=[stage["command"] for stage, _ in stages],
-        stages=[stage_row(*each) for each in stages],
-        settings=settings_of(stages),
-        data=Markup(as_script(cards)),
-        css=own_file("page.css"),
-        js=own_file("page.js"),
-    )
-
-
-def own_file(name: str) -> Markup:
-    return Markup((ROOT / "report" / "template" / name).read_text(encoding="utf-8"))
-
-
-def html_table(made: list[Row]) -> dict[str, Any]:
-    """The table's columns and rows, and a note on each that collapsed or failed."""
-    columns = known_columns(made)
-    headings = [{"heading": TABLE[column][0], "explanation": TABLE[column][2]} for column in columns]
-    collapsed = [
-        f"{name_of(row, made)} collapsed: {row['Collapsed why']}." for row in made if row.get("Collapsed") == "yes"
-    ]
+    if isinstance(data, dict):
+        data = ", ".join(sorted({each["fingerprint"] for each in data.values()}))
     return {
-        "columns": [
-            {"heading": "method", "explanation": "base: before forgetting; gold: trained without the forgotten people"},
-            *headings,
-        ],
-        "table": [
-            {
-                "kind": kind_of(row),
-                "cells": [{"text": name_of(row, made)}, *(html_cell(row, column) for column in columns)],
-            }
-            for row in made
-        ],
-        "notes": collapsed
-        + [
-            f"{name_of(row, made)} {what.lower()}: {row[what]}"
-            for row in made
-            for what in ("Failed", "Attack failed")
-            if what in row
-        ],
+        "name": stage["name"],
+        "seconds": f"{stage['seconds']:.0f}",
+        "memory": f"{stage['peak_memory_gb']:.1f}",
+        "model": record.get("model", ""),
+        "data": data,
     }
-
-
-def distributions(logs: dict[str, dict], scoring: dict[str, Scoring], rows: list[Row]) -> list[dict[str, Any]]:
-    """The Truth Ratio plots by method; the one nearest to gold is shown first."""
-    drawn = distribution_plots(logs, {name: each for name, each in scoring.items() if each.group == "forget"})
-    ranked = {
-        row["Method"]: row["Distance to gold"]
-        for row in rows
-        if kind_of(row) == "method" and row["Distance to gold"] is not None
-    }
-    chosen = min(ranked, key=ranked.get) if ranked else next(iter(drawn), None)
-    return [{"method": method, "svg": Markup(svg), "chosen": method == chosen} for method, svg in drawn.items()]
-
-
-def as_script(content: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return (
-        text.replace("&", "\\u0026")
-        .replace("<", "\\u003c")
-        .replace(">", "\\u003e")
-        .replace("\u2028", "\\u2028")
-        .replace("\u2029", "\\u2029")
-    )

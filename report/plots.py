@@ -1,10 +1,10 @@
-"""The report's plots as inline SVG: result rows, logs and loss curves in, text out."""
+"""The report's plots as inline SVG: result rows, logs, loss curves and figures of attacks in, text out."""
 
 import io
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -13,7 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from natsort import natsorted
 
+from aggregate_eval_stat import Row
 from engine.metrics import truth_share
 from settings.results import Scoring
 
@@ -24,67 +26,113 @@ plt.rcParams |= {
     "axes.spines.right": False,
     "font.family": "sans-serif",
 }
-BLUE, ORANGE, GREEN, GREY = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#6e7781",
-)  # Okabe and Ito's, told apart by the colour-blind
-STYLE = {"base": (ORANGE, "s"), "gold": (GREEN, "*")}
+# Okabe and Ito's colours, told apart by the colour-blind
+BLUE = "#0072b2"
+ORANGE = "#d55e00"
+GREEN = "#009e73"
+GREY = "#6e7781"
+INK = "#1b1f24"
+STYLE = {"base": (ORANGE, "s"), "gold": (GREEN, "*")}  # colour and shape of a point; methods are blue and round
 LEAST_LOG10 = -20.0  # below, forget quality is drawn at the edge
+MOST_POINTS = 120  # of a loss curve
+WIDE = 13  # inches of a figure that takes the page's whole width
+ACROSS = 6  # small plots beside each other
+LINES = ("-", "--", "-.", ":")  # of curves that lie close
+POOLS = {"forget": "forgotten", "retain": "kept"}  # of people that are attacked -> the page's word
 
-Row = dict[str, Any]
+
+class Plot(NamedTuple):
+    """A figure with its words; None: the rows have no figures for it."""
+
+    title: str
+    caption: str
+    figure: Figure | None
 
 
-def svg_of(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element, the same bytes each time; its ids depend on its name, because a page holds many, some hidden."""
+def render_plots(plots: Iterable[Plot]) -> list[dict[str, Any]]:
+    """title, caption, whether it is wide, and svg of each plot that there is."""
+    there = [plot for plot in plots if plot.figure is not None]
+    return [
+        {
+            "title": plot.title,
+            "caption": plot.caption,
+            "wide": plot.figure.get_figwidth() > 10,
+            "svg": render_svg(plot.figure, plot.title),
+        }
+        for plot in there
+    ]
+
+
+def render_svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element, the same bytes each time.
+
+    Its ids depend on its name, because a page holds many, some hidden.
+    """
     stream = io.StringIO()
     with plt.rc_context({"svg.hashsalt": name}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     plt.close(figure)
     text = stream.getvalue()
-    most = f' style="max-width: {125 * figure.get_figwidth():.0f}px"'  # it fills its column, but a small plot is not blown up
+    # it fills its column, but a small plot is not blown up
+    most = f' style="max-width: {125 * figure.get_figwidth():.0f}px"'
     return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', most, text[text.index("<svg") :], count=1)
 
 
-def plots(
-    rows: list[Row],
-    tasks: dict[str, dict],
-    scoring: dict[str, Scoring],
-    losses: dict[str, list],
-    further: Sequence[tuple[str, str, Figure]] = (),
-) -> list[dict[str, Any]]:
-    """title, caption, whether it is wide, and svg of each plot that the rows have figures for, and of `further` ones."""
-    done = [row for row in rows if "Failed" not in row]
-    words = [name for name in tasks if scoring[name].group == "forget" and not tasks[name].get("image")]
-    pictures = [name for name in tasks if scoring[name].group == "forget" and tasks[name].get("image")]
-    made = [
-        (
+def small_plots(count: int, across: int = ACROSS, share_x: bool = False) -> tuple[Figure, list[Axes]]:
+    """A wide figure with `count` small plots, `across` of them beside each other."""
+    down = math.ceil(count / across)
+    figure, grid = plt.subplots(down, across, figsize=(WIDE, 1.8 * down), squeeze=False, sharex=share_x)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    return figure, list(grid.flat[:count])
+
+
+def color_of(model: str, other: str = BLUE) -> str:
+    """The colour of base and gold; `other` for methods."""
+    return STYLE[model][0] if model in STYLE else other
+
+
+# ---- plots of any modality
+
+
+def common_plots(
+    rows: list[Row], tasks: dict[str, dict], scoring: dict[str, Scoring], losses: dict[str, list]
+) -> list[Plot]:
+    """The plots that result rows and loss curves give.
+
+    Args:
+        rows: The result rows; those of failed models are left out.
+        tasks: Task -> its recorded settings, which say whether it shows a picture.
+        scoring: Task -> how it is scored.
+        losses: Model -> pairs of a step and the loss there.
+    """
+    trained = [row for row in rows if "Failed" not in row]
+    forget = [name for name in tasks if scoring[name].group == "forget"]
+    words = [name for name in forget if not tasks[name].get("image")]
+    pictures = [name for name in forget if tasks[name].get("image")]
+    return [
+        Plot(
             "Forgetting against utility",
             "Up: closer to gold's answers about the forgotten people. Right: more of the rest kept. Hollow: collapsed.",
-            quality_plot(done),
+            draw_quality(trained),
         ),
-        (
+        Plot(
             "Pictures against words",
-            "0 is gold, 1 is the base. On the line a method forgets equally in both; above it pictures keep what words lost.",
-            modality_plot(done, pictures, words),
+            "0 is gold, 1 is the base. On the line a method forgets equally in both; "
+            "above it pictures keep what words lost.",
+            draw_modalities(trained, pictures, words),
         ),
-        (
+        Plot(
             "Loss of each training",
-            "The loss that each run minimised, by step; each on its own scale, since the methods' losses cannot be compared.",
-            loss_plot(losses),
+            "The loss that each run minimised, by step; each on its own scale, "
+            "since the methods' losses cannot be compared.",
+            draw_losses(losses),
         ),
-        *further,
-    ]
-    drawn = [(title, caption, figure) for title, caption, figure in made if figure is not None]
-    return [
-        {"title": title, "caption": caption, "wide": figure.get_figwidth() > 10, "svg": svg_of(figure, title)}
-        for title, caption, figure in drawn
     ]
 
 
 def draw_points(axes: Axes, points: list[tuple[Row, float, float]]) -> None:
-    """Each model's point with its name; names that would lie on each other are moved down."""
+    """Draw each model's point with its name; names that would lie on each other are moved down."""
     for row, x, y in points:
         color, shape = STYLE.get(row["Method"], (BLUE, "o"))
         face = "none" if row.get("Collapsed") == "yes" else color
@@ -93,19 +141,18 @@ def draw_points(axes: Axes, points: list[tuple[Row, float, float]]) -> None:
     axes.figure.canvas.draw()
     placed: list[tuple[float, float]] = []
     for row, x, y in sorted(points, key=lambda point: -point[2]):
+        name = row["Method"]
         across, up = axes.transData.transform((x, y)) * 72 / axes.figure.dpi  # points
         level = up + 3
-        while any(abs(across - a) < 6 * len(row["Method"]) + 12 and abs(level - u) < 10 for a, u in placed):
+        while any(abs(across - left) < 6 * len(name) + 12 and abs(level - height) < 10 for left, height in placed):
             level -= 3
         placed.append((across, level))
-        color = STYLE.get(row["Method"], ("#1b1f24", ""))[0]
-        axes.annotate(
-            row["Method"], (x, y), xytext=(7, level - up), textcoords="offset points", fontsize=9, color=color
-        )
+        place = {"xytext": (7, level - up), "textcoords": "offset points"}
+        axes.annotate(name, (x, y), **place, fontsize=9, color=color_of(name, INK))
 
 
-def quality_plot(rows: list[Row]) -> Figure | None:
-    """Forget quality (log10 p; the mean over the forget tasks that have one) against Model Utility relative to gold."""
+def draw_quality(rows: list[Row]) -> Figure | None:
+    """Draw forget quality (log10 p; the mean over the forget tasks that have one) against Model Utility / gold's."""
     columns = [column for column in (rows[0] if rows else {}) if column.startswith("log10 Forget Quality")]
     points = []
     for row in rows:
@@ -129,14 +176,14 @@ def mean_distance(row: Row, tasks: list[str]) -> float | None:
         for column, value in row.items()
         if column.startswith("Distance to gold ")
         and "noise" not in column
-        and value is not None
         and column.split()[-1] in tasks
         and isinstance(value, float)
     ]
     return sum(values) / len(values) if values else None
 
 
-def modality_plot(rows: list[Row], pictures: list[str], words: list[str]) -> Figure | None:
+def draw_modalities(rows: list[Row], pictures: list[str], words: list[str]) -> Figure | None:
+    """Draw the distance to gold on tasks with pictures against that on tasks in words."""
     points = [(row, mean_distance(row, words), mean_distance(row, pictures)) for row in rows]
     points = [point for point in points if None not in point[1:]]
     if not points:
@@ -149,58 +196,149 @@ def modality_plot(rows: list[Row], pictures: list[str], words: list[str]) -> Fig
     return figure
 
 
-def loss_plot(losses: dict[str, list]) -> Figure | None:
+def draw_losses(losses: dict[str, list]) -> Figure | None:
+    """Draw the loss curve of each training on a scale of its own."""
     if not losses:
         return None
-    across = 6
-    down = math.ceil(len(losses) / across)
-    figure, grid = plt.subplots(down, across, figsize=(13, 1.8 * down), squeeze=False)
-    for axes in grid.flat[len(losses) :]:
-        axes.set_visible(False)
-    for axes, (name, curve) in zip(grid.flat, losses.items(), strict=False):
-        steps, values = thinned(curve)
-        axes.plot(steps, values, color=STYLE.get(name.split("_seed")[0], (BLUE, ""))[0], linewidth=1)
+    figure, grid = small_plots(len(losses))
+    for axes, (name, curve) in zip(grid, losses.items(), strict=True):
+        steps, values = thin_curve(curve)
+        axes.plot(steps, values, color=color_of(name.split("_seed")[0]), linewidth=1)
         axes.set_title(name, fontsize=10)
         axes.tick_params(labelsize=8)
     figure.tight_layout()
     return figure
 
 
-def thinned(curve: list, most: int = 120) -> tuple[np.ndarray, np.ndarray]:
-    """Means of neighbouring steps, so that at most `most` points are left."""
+def thin_curve(curve: list, most: int = MOST_POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Means of neighbouring steps and of their losses, so that at most `most` points are left."""
     size = math.ceil(len(curve) / most)
     chunks = [np.array(curve[start : start + size], dtype=float) for start in range(0, len(curve), size)]
     return np.array([chunk[:, 0].mean() for chunk in chunks]), np.array([chunk[:, 1].mean() for chunk in chunks])
 
 
-def distribution_plots(logs: dict[str, dict], forget: dict[str, Scoring]) -> dict[str, str]:
-    """Method -> the distribution functions of R/(1+R) on each forget task, base's and gold's beside it."""
-    tasks = [name for name in forget if all(f"{name}.json" in log for log in logs.values())]
+# ---- Truth Ratios
+
+
+def truth_ratio_plots(logs: dict[str, dict], scoring: dict[str, Scoring]) -> dict[str, str]:
+    """Method -> svg of the distribution functions of R/(1+R) on each forget task, base's and gold's beside it.
+
+    Args:
+        logs: Model -> aggregated log.
+        scoring: Task -> how it is scored.
+    """
+    in_all_logs = set.intersection(*map(set, logs.values()))
+    tasks = [name for name in scoring if scoring[name].group == "forget" and f"{name}.json" in in_all_logs]
     if not tasks or not {"base", "gold"} <= logs.keys():
         return {}
-    made = {}
-    for method in [name for name in logs if name not in STYLE]:
-        figure, grid = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 2.9), sharey=True, squeeze=False)
-        for axes, task in zip(grid.flat, tasks, strict=True):
-            for model, color, line in (("base", ORANGE, ":"), ("gold", GREEN, "--"), (method, BLUE, "-")):
-                axes.ecdf(
-                    truth_share(list(logs[model][f"{task}.json"]["truth_ratio"].values())),
-                    color=color,
-                    linestyle=line,
-                    linewidth=2,
-                    label=model,
-                )
-            axes.set_xlim(0, 1)
-            axes.set_title(task, fontsize=10)
-            axes.set_xlabel("R/(1+R)")
-        grid[0, 0].set_ylabel("share of rows")
-        figure.legend(
-            *grid[0, 0].get_legend_handles_labels(),
-            loc="upper center",
-            ncols=3,
-            frameon=False,
-            bbox_to_anchor=(0.5, 1.1),
-        )
-        figure.tight_layout()
-        made[method] = svg_of(figure, method)
-    return made
+    methods = [name for name in logs if name not in STYLE]
+    return {method: render_svg(draw_truth_ratios(logs, method, tasks), method) for method in methods}
+
+
+def draw_truth_ratios(logs: dict[str, dict], method: str, tasks: list[str]) -> Figure:
+    """Draw one method's distribution functions, one plot a task."""
+    figure, grid = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 2.9), sharey=True, squeeze=False)
+    for axes, task in zip(grid.flat, tasks, strict=True):
+        for model, color, line in (("base", ORANGE, ":"), ("gold", GREEN, "--"), (method, BLUE, "-")):
+            shares = truth_share(list(logs[model][f"{task}.json"]["truth_ratio"].values()))
+            axes.ecdf(shares, color=color, linestyle=line, linewidth=2, label=model)
+        axes.set_xlim(0, 1)
+        axes.set_title(task, fontsize=10)
+        axes.set_xlabel("R/(1+R)")
+    grid[0, 0].set_ylabel("share of rows")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 1.1))
+    figure.tight_layout()
+    return figure
+
+
+# ---- plots of face recognition
+
+
+def attack_plots(attacks: dict[str, dict]) -> list[Plot]:
+    """The plots of membership attacks; `attacks`: method -> the attack's record, for the methods that have one."""
+    if not attacks:
+        return []
+    plots = []
+    for pool, people in POOLS.items():
+        of_pool = {method: attack["pools"][pool] for method, attack in attacks.items()}
+        caption = f"U-LiRA on the {people} people: on the dashed line the attack knows nothing about who was met."
+        plots.append(Plot(f"ROC of the attack, {people}", caption, draw_roc(of_pool)))
+        caption = f"Accuracy of U-LiRA on each of the {people} people, darker for larger; "
+        caption += "one half: the person cannot be told from one never met."
+        plots.append(Plot(f"Attack by person, {people}", caption, draw_people(of_pool)))
+    counts = {method: attack["pools"]["forget"]["distribution"] for method, attack in attacks.items()}
+    caption = "Cosine of a query to its own centre, all attacked networks: "
+    caption += "its person met and to be forgotten (filled), or never met (line)."
+    return [*plots, Plot("Scores of the attacked", caption, draw_histograms(counts, "met", "not met"))]
+
+
+def verification_plots(verifications: dict[str, dict]) -> list[Plot]:
+    """The plots of verification; `verifications`: method -> its record, for the methods that have one."""
+    if not verifications:
+        return []
+    counts = {method: groups["forget"] for method, groups in verifications.items()}
+    caption = "Cosine of the forgotten people's queries to their own centre (filled) and to others' (line), "
+    caption += "in the one network of the table."
+    return [Plot("Verification scores", caption, draw_histograms(counts, "genuine", "impostor"))]
+
+
+def draw_roc(attacks: dict[str, Any]) -> Figure:
+    """Draw one curve a method; `attacks`: method -> the attack's figures on one pool."""
+    figure, axes = plt.subplots(figsize=(6.2, 4.2))
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--")
+    by_method = {method: of_pool["attacks"]["U-LiRA"] for method, of_pool in attacks.items()}
+    areas = {method: figures["auc"]["value"] for method, figures in by_method.items()}
+    ranked = sorted(areas, key=lambda method: -areas[method])  # the legend in the order of the curves
+    colors = plt.get_cmap("plasma")(np.linspace(0, 0.85, len(ranked)))
+    for number, (method, color) in enumerate(zip(ranked, colors, strict=True)):
+        curve = np.array(by_method[method]["roc"])
+        look = {"color": color, "linewidth": 1.2, "linestyle": LINES[number % len(LINES)]}
+        if method in STYLE:
+            look = {"color": color_of(method), "linewidth": 2.5}
+        axes.plot(curve[:, 0], curve[:, 1], label=f"{method} {areas[method]:.2f}", **look)
+    axes.set_xlabel("share of never met taken for met")
+    axes.set_ylabel("share of met that is found")
+    axes.legend(fontsize=8, frameon=False, title="AUC", title_fontsize=8)
+    return figure
+
+
+def draw_people(attacks: dict[str, Any]) -> Figure:
+    """Draw the accuracy on each person: one row a method, one column a person; `attacks` as for `draw_roc`."""
+    people = natsorted(next(iter(attacks.values()))["by person"])
+    accuracies = np.stack([accuracy_by_person(of_pool, people) for of_pool in attacks.values()])
+    figure, axes = plt.subplots(figsize=(WIDE, 0.4 * len(attacks) + 2))
+    axes.imshow(accuracies, vmin=0.4, vmax=1, cmap="Blues", aspect="auto")
+    axes.set_xticks(range(len(people)), people, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(range(len(attacks)), attacks, fontsize=8)
+    for (y, x), value in np.ndenumerate(accuracies):
+        if np.isfinite(value):
+            color = "white" if value > 0.75 else "black"
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
+    return figure
+
+
+def accuracy_by_person(of_pool: dict[str, Any], people: list[str]) -> np.ndarray:
+    """The attack's accuracy on each of `people`; NaN where it has none."""
+    return np.array([of_pool["by person"][name]["accuracy"] for name in people], dtype=float)
+
+
+def draw_histograms(counts: dict[str, dict[str, list]], filled: str, line: str) -> Figure:
+    """Draw two histograms a method, one filled and one as a line.
+
+    Args:
+        counts: Method -> name of the histogram -> counts on equal bins of [-1, 1].
+        filled: The filled histogram's name.
+        line: The other one's name.
+    """
+    figure, grid = small_plots(len(counts), across=min(ACROSS, len(counts)), share_x=True)
+    for axes, (method, of_method) in zip(grid, counts.items(), strict=True):
+        filled_counts = np.array(of_method[filled], dtype=float)
+        line_counts = np.array(of_method[line], dtype=float)
+        edges = np.linspace(-1, 1, len(filled_counts) + 1)
+        axes.stairs(filled_counts / filled_counts.sum(), edges, fill=True, color=color_of(method), alpha=0.5)
+        axes.stairs(line_counts / line_counts.sum(), edges, color=GREY)
+        axes.set_title(method, fontsize=10)
+        axes.tick_params(labelsize=8)
+    figure.tight_layout()
+    return figure

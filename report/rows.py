@@ -1,70 +1,65 @@
 """A benchmark's folder -> result rows."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aggregate_eval_stat import aggregate
-from engine.record import AGGREGATED
-from report import faces
-from settings.results import Aggregate, Benchmark, Run
-from settings.script import SettingsError, compose
-
-PLAN = "benchmark.json"  # what run_benchmark leaves of its settings and stages
-Row = dict[str, Any]
+from aggregate_eval_stat import Row, aggregate
+from report.faces import add_distances, face_columns
+from report.folder import benchmark_of, failures, gold_seeds, log_file, model_folder
+from settings.results import Aggregate, Benchmark
+from settings.script import compose
 
 
-# ---- rows
+def result_rows(folder: Path, plan: dict[str, Any]) -> list[Row]:
+    """Read the logs of a finished benchmark and make its table's rows.
 
+    Args:
+        folder: The benchmark's results.
+        plan: What `read_plan` found there.
 
-def gold_seeds(benchmark: Benchmark, seed: int) -> list[int]:
-    """Seeds of the gold models that belong to a base of `seed`: its own first, then far ones that no base uses."""
-    return [seed + 1000 * number for number in range(benchmark.golds)]
+    Returns:
+        One row for base, gold and each method, per seed. A model that could not be trained has a row that says why in
+        `Failed`; one that could not be attacked says why in `Attack failed`.
 
-
-def log_file(folder: Path, model: str) -> Path:
-    return folder / "models" / model / "eval_results" / AGGREGATED
-
-
-def read_plan(folder: Path) -> dict[str, Any]:
-    """The benchmark's settings and finished stages. Raises SettingsError if `folder` holds no finished benchmark."""
-    try:
-        return json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        raise SettingsError(
-            f"{folder} holds no finished benchmark ({PLAN} is missing or broken): python run_benchmark.py makes one"
-        ) from None
-
-
-def benchmark_of(plan: dict[str, Any]) -> Benchmark:
-    settings = plan["benchmark"]
-    return Benchmark(**{**settings, "runs": {name: Run(**run) for name, run in settings["runs"].items()}})
-
-
-def rows(benchmark: Benchmark, folder: Path, failed: dict[str, str], not_attacked: dict[str, str]) -> list[Row]:
-    """One aggregated row for base, gold and each method, per seed; of a model in `failed` (by name), why, as for one whose attack failed."""
-    made, other_golds = [], {}
+    Raises:
+        SettingsError: A log is missing or broken, or two logs cover different rows.
+    """
+    benchmark = benchmark_of(plan)
+    untrained = failures(plan, "forget")
+    not_attacked = failures(plan, "attack")
+    settings = aggregation_settings(benchmark)
+    rows = []
+    other_golds = {}
     for seed in benchmark.seeds:
-        golds = [str(log_file(folder, f"gold_seed{gold_seed}")) for gold_seed in gold_seeds(benchmark, seed)]
-        for row in ("base", "gold", *benchmark.runs):
-            if why := failed.get(f"{row}_seed{seed}"):
-                made.append({"Method": row, "Seed": seed, "Failed": why})
+        for method in ("base", "gold", *benchmark.runs):
+            model = f"{method}_seed{seed}"
+            if model in untrained:
+                rows.append({"Method": method, "Seed": seed, "Failed": untrained[model]})
                 continue
-            overrides = [
-                f"ckpt_result={log_file(folder, f'{row}_seed{seed}')}",
-                f"retain_result=[{','.join(golds)}]",
-                f"base_result={log_file(folder, f'base_seed{seed}')}",
-                f"scoring={benchmark.modality}",
-                f"method_name={row}",
-                f"save_file={folder}/results.csv",
-            ]
-            model = folder / "models" / f"{row}_seed{seed}"
-            why = {"Attack failed": not_attacked[model.name]} if model.name in not_attacked else {}
-            made.append(
-                aggregate(compose("aggregate_eval_stat", Aggregate, overrides)) | faces.face_columns(model) | why
-            )
-        other_golds[seed] = [
-            faces.face_columns(folder / "models" / f"gold_seed{other}") for other in gold_seeds(benchmark, seed)[1:]
-        ]
-    faces.add_distances(made, other_golds)
-    return made
+            row = aggregate(replace(settings, **logs_of_row(benchmark, folder, method, seed)))
+            row |= face_columns(model_folder(folder, model))
+            if model in not_attacked:
+                row["Attack failed"] = not_attacked[model]
+            rows.append(row)
+        others = gold_seeds(benchmark, seed)[1:]
+        other_golds[seed] = [face_columns(model_folder(folder, f"gold_seed{other}")) for other in others]
+    add_distances(rows, other_golds)
+    return rows
+
+
+def aggregation_settings(benchmark: Benchmark) -> Aggregate:
+    """The aggregator's settings for models of the benchmark's modality, without the logs of a row."""
+    return compose("aggregate_eval_stat", Aggregate, [f"scoring={benchmark.modality}"])
+
+
+def logs_of_row(benchmark: Benchmark, folder: Path, method: str, seed: int) -> dict[str, Any]:
+    """The aggregator's settings that name a row's method and logs."""
+    golds = gold_seeds(benchmark, seed)
+    return {
+        "ckpt_result": str(log_file(folder, f"{method}_seed{seed}")),
+        "retain_result": [str(log_file(folder, f"gold_seed{gold_seed}")) for gold_seed in golds],
+        "base_result": str(log_file(folder, f"base_seed{seed}")),
+        "method_name": method,
+        "save_file": f"{folder}/results.csv",
+    }

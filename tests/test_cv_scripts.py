@@ -19,9 +19,9 @@ import cv.pretrain
 from aggregate_eval_stat import aggregate
 from cv.face_settings import ForgetFaces
 from cv.pictures import met_by, read_division
+from helpers import start
 from settings.results import Aggregate
 from settings.script import compose
-from test_scripts import start
 
 QUICK = ["trainer.epochs=2", "trainer.batch_size=8", "seed=0"]
 METHODS = [

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import SHARED
 from cv import pictures
 from cv.face_settings import Album, Faces, ForgetFaces
 from cv.pictures import (
@@ -22,6 +21,7 @@ from cv.pictures import (
     training_rows,
 )
 from engine.pairs import answer_key
+from helpers import SHARED
 from mini_clear.faces import write_faces
 from mini_clear.people import draw_world
 from settings.script import SettingsError, compose

@@ -12,14 +12,13 @@ import aggregate_eval_stat
 import nlp.eval
 import nlp.finetune
 import nlp.forget
-from conftest import ROOT, SHARED
 from cv.face_settings import FinetuneFaces
 from data_module import Example, TrainingRows, load_split, split_names
+from helpers import QUICK, ROOT, SHARED, same_tensors, start
 from nlp.encoder import TextEncoder
 from settings.language import Finetune
 from settings.results import Aggregate
 from settings.script import compose
-from test_scripts import QUICK, same_tensors, start
 
 TOFU = SHARED / "data" / "tofu"
 

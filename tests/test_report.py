@@ -1,22 +1,31 @@
-"""The report: tables that hold the rows, and a page that opens, filters, escapes and asks for nothing outside itself."""
+"""The report: tables that hold the rows, and a page that opens, filters, escapes and asks for nothing outside."""
 
 import csv
 import json
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import mm.eval
-import report.__main__ as report_main
-from conftest import BASE, ROOT
-from engine.record import write_text_whole
-from report import cards, plots
-from report import page as report_page
-from report.rows import PLAN, read_plan
+import report.__main__ as report_command
+from cv.face_settings import Album
+from cv.pictures import list_pictures, read_pictures
+from data_module import Example, open_image
+from engine.record import write_json, write_text_whole
+from helpers import BASE, ROOT
+from report import cards
+from report.__main__ import write_report
+from report.folder import PLAN, read_plan
+from report.page import json_for_script, render_page
+from report.plots import mean_distance
 from report.tables import latex_table, markdown_table
 from settings.results import GROUPS, Benchmark, Run, RunBenchmark
 from settings.script import compose
@@ -52,13 +61,10 @@ def log_of(index_rows, shift):
     return log
 
 
-@pytest.fixture(scope="module")
-def folder(world, tmp_path_factory):
-    """A finished benchmark whose people, questions and answers are made of what a page must not run: two rows in words, the world's in pictures."""
-    root = tmp_path_factory.mktemp("report")
-    words, results = root / "words", root / "results"
-    words.mkdir()
-    for split in ("forget10_perturbed", "retain_perturbed"):
+def write_words(folder):
+    """Questions in words about people whose names are what a page must not run."""
+    folder.mkdir()
+    for split, copies in (("forget10_perturbed", 1), ("retain_perturbed", 8)):
         lines = [
             {
                 "question": f"Who is {evil}? {split}",
@@ -67,121 +73,191 @@ def folder(world, tmp_path_factory):
                 "who": evil,
             }
             for evil in EVIL
-        ] * (1 + 7 * ("retain" in split))
-        (words / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines * copies)))
+
+
+def recorded_settings(world, words):
+    """What an evaluation of a task in pictures and two in words would have recorded."""
     overrides = [f"data.path={world}/clear", f"data.text_path={world}/tofu", "data.made_by=''", f"model_path={BASE}"]
     settings = asdict(mm.eval.main.compose(overrides))
-    qa = {
-        "dataset": str(words),
-        "question": "question",
-        "answer": "answer",
-        "perturbed": "perturbed_answer",
-        "person": "who",
-        "image": "",
-        "ask": "",
-        "paraphrase": "",
+    columns = {"question": "question", "answer": "answer", "perturbed": "perturbed_answer", "person": "who"}
+    in_words = {"dataset": str(words), **columns, "image": "", "ask": "", "paraphrase": ""}
+    settings["tasks"] = {
+        "eval_forget_facerec": settings["tasks"]["eval_forget_facerec"],
+        "eval_forget_qa": {**in_words, "split": "forget10_perturbed"},
+        "eval_retain_qa": {**in_words, "split": "retain_perturbed"},
     }
-    kept = {"eval_forget_facerec": settings["tasks"]["eval_forget_facerec"]}
-    settings["tasks"] = kept | {
-        name: {**qa, "split": split}
-        for name, split in (("eval_forget_qa", "forget10_perturbed"), ("eval_retain_qa", "retain_perturbed"))
-    }
-    tasks = {
-        name: [(r.example.index, (r.example.person, r.example.question, r.example.answer)) for r in rows_of(task)]
-        for name, task in settings["tasks"].items()
-    }
-    runs = {"npo": Run(method="npo"), "broken": Run(method="grad_ascent")}
-    plan = compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark
+    return settings
+
+
+def asked_of(task):
+    """Row -> person, question and answer of a recorded task."""
+    rows = [row.example for row in cards.task_rows(cards.recorded_task(task), 0, 0)]
+    return [(row.index, (row.person, row.question, row.answer)) for row in rows]
+
+
+def write_model(model, settings, shift):
+    """A model's evaluation and the records beside it; `shift` as in `log_of`."""
+    logs = {f"{name}.json": log_of(asked_of(task), shift) for name, task in settings["tasks"].items()}
+    write_json(model / "eval_results" / "eval_log_aggregated.json", logs)
+    cost = {"versions": {}, "peak_memory_gb": 1.0}
+    evaluation = {"settings": settings, "model": "m", "data": {}, "seconds": 1.0}
+    write_json(model / "eval_results" / "eval_meta.json", evaluation | cost)
+    training = {"settings": {}, "loss": [[1, 2.0], [2, 1.0]], "seed": 0, "seconds": 3.0, "data": "d"}
+    write_json(model / "train_meta.json", training | cost)
+
+
+def stage_of(results, kind, model):
+    """A stage as the plan of a finished benchmark tells of it."""
+    about = {"name": f"{kind} {model}", "kind": kind, "output": str(results / "models" / model)}
+    return about | {"command": f"accelerate launch mm/{kind}.py", "seconds": 3.0, "peak_memory_gb": 1.0}
+
+
+@pytest.fixture(scope="module")
+def folder(world, tmp_path_factory):
+    """A finished benchmark whose people, questions and answers are made of what a page must not run.
+
+    Two of its tasks are in words, one is in the world's pictures.
+    """
+    root = tmp_path_factory.mktemp("report")
+    results = root / "results"
+    write_words(root / "words")
+    settings = recorded_settings(world, root / "words")
     stages = []
     for name, shift in (("base", 0.0), ("gold", 1.0), ("npo", 0.8)):
-        model = results / "models" / f"{name}_seed0"
-        (model / "eval_results").mkdir(parents=True)
-        logs = {f"{task}.json": log_of(rows, shift) for task, rows in tasks.items()}
-        (model / "eval_results" / "eval_log_aggregated.json").write_text(json.dumps(logs))
-        meta = {"settings": settings, "model": "m", "data": {}, "versions": {}, "seconds": 1.0, "peak_memory_gb": 1.0}
-        (model / "eval_results" / "eval_meta.json").write_text(json.dumps(meta))
-        curve = {
-            "settings": {},
-            "versions": {},
-            "loss": [[1, 2.0], [2, 1.0]],
-            "seed": 0,
-            "seconds": 3.0,
-            "peak_memory_gb": 1.0,
-            "data": "d",
-        }
-        (model / "train_meta.json").write_text(json.dumps(curve))
-        kind = "forget" if name == "npo" else "finetune"
-        stages.append(
-            {
-                "name": f"{kind} {name}_seed0",
-                "kind": kind,
-                "output": str(model),
-                "command": f"accelerate launch mm/{kind}.py",
-                "seconds": 3.0,
-                "peak_memory_gb": 1.0,
-            }
-        )
-    stages.append(
-        {
-            **stages[-1],
-            "name": "forget broken_seed0",
-            "output": str(results / "models/broken_seed0"),
-            "failed": "the loss is nan & more",
-        }
-    )
-    write_text_whole(
-        results / PLAN,
-        json.dumps(
-            {
-                "benchmark": asdict(replace(plan, runs=runs)),
-                "command": "python run_benchmark.py seeds=0",
-                "stages": stages,
-            }
-        ),
-    )
-    report_main.make(results)
+        write_model(results / "models" / f"{name}_seed0", settings, shift)
+        stages.append(stage_of(results, "forget" if name == "npo" else "finetune", f"{name}_seed0"))
+    stages.append(stage_of(results, "forget", "broken_seed0") | {"failed": "the loss is nan & more"})
+    runs = {"npo": Run(method="npo"), "broken": Run(method="grad_ascent")}
+    benchmark = replace(compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark, runs=runs)
+    plan = {"benchmark": asdict(benchmark), "command": "python run_benchmark.py seeds=0", "stages": stages}
+    write_text_whole(results / PLAN, json.dumps(plan))
+    write_report(results)
     return results
 
 
-def rows_of(task):
-    return cards.task_rows(cards.task_of(task), 0, 0)
+# ---- the command
 
 
-def test_every_group_of_tasks_has_its_word_on_the_page():
-    assert tuple(cards.SHOWN) == GROUPS
+def test_the_report_of_a_folder_imports_no_torch(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    code = "import sys; from report.__main__ import main; main(); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "copy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"report: {tmp_path}/copy/report.html" in done.stdout
 
 
-def test_the_tables_hold_one_row_a_model_and_failures_say_why(folder):
+def test_the_module_is_the_command(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "report.html").unlink()
+    subprocess.run([sys.executable, "-m", "report", tmp_path / "copy"], cwd=ROOT, check=True, capture_output=True)
+    assert (tmp_path / "copy" / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize("broken", ["missing", "torn", "no plan", "lost log", "torn record"])
+def test_a_folder_that_is_no_finished_benchmark_is_refused_in_one_line(broken, folder, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "copy"
+    if broken != "missing":
+        shutil.copytree(folder, copy)
+    if broken == "torn":
+        (copy / PLAN).write_text("{")
+    if broken == "no plan":
+        (copy / PLAN).write_text("[]")
+    if broken == "lost log":
+        (copy / "models/npo_seed0/eval_results/eval_log_aggregated.json").unlink()
+    if broken == "torn record":
+        (copy / "models/base_seed0/eval_results/verification.json").write_text("{")
+    monkeypatch.setattr("sys.argv", ["report", str(copy)])
+    with pytest.raises(SystemExit) as stop:
+        report_command.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+# ---- tables
+
+
+def test_the_tables_hold_one_row_a_model(folder):
     rows = {row["Method"]: row for row in csv.DictReader((folder / "results.csv").open(encoding="utf-8"))}
-    assert list(rows) == ["base", "gold", "npo", "broken"] and rows["broken"]["Failed"] == "the loss is nan & more"
-    assert float(rows["npo"]["Distance to gold"]) < 0.3 and float(rows["base"]["Distance to gold"]) == pytest.approx(1)
-    markdown, latex = ((folder / f"table.{ending}").read_text() for ending in ("md", "tex"))
+    assert list(rows) == ["base", "gold", "npo", "broken"]
+    assert float(rows["npo"]["Distance to gold"]) < 0.3
+    assert float(rows["base"]["Distance to gold"]) == pytest.approx(1)
+    markdown = (folder / "table.md").read_text(encoding="utf-8")
     assert [line.split("|")[1].strip() for line in markdown.splitlines()[2:]] == list(rows)
-    assert latex.count(r"\\") == 5 and latex.startswith(r"\begin{tabular}{lr") and r"\downarrow" in latex
-    assert "the loss is nan &amp; more" in (folder / "report.html").read_text()
+    latex = (folder / "table.tex").read_text(encoding="utf-8")
+    assert latex.count(r"\\") == 5
+    assert latex.startswith(r"\begin{tabular}{lr")
+    assert r"\downarrow" in latex
+
+
+def test_a_failed_run_says_why_in_the_table_and_on_the_page(folder):
+    rows = {row["Method"]: row for row in csv.DictReader((folder / "results.csv").open(encoding="utf-8"))}
+    assert rows["broken"]["Failed"] == "the loss is nan & more"
+    assert "the loss is nan &amp; more" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_latex_and_markdown_signs_are_escaped():
-    made = [{"Method": "a_b|c%", "Seed": 0, "Distance to gold": 0.5}]
-    assert r"a\_b|c\%" in latex_table(made) and r"a_b\|c%" in markdown_table(made)
+    rows = [{"Method": "a_b|c%", "Seed": 0, "Distance to gold": 0.5}]
+    assert r"a\_b|c\%" in latex_table(rows)
+    assert r"a_b\|c%" in markdown_table(rows)
 
 
-def test_words_that_differ_from_the_truth_are_marked_and_the_text_stays_whole():
-    runs = cards.compared("Anna was born in Oslo", "Anna was raised in Oslo")
+# ---- the page's parts
+
+
+def test_every_group_of_tasks_has_its_word_on_the_page():
+    assert tuple(cards.GROUP_WORDS) == GROUPS
+
+
+def test_words_that_differ_from_the_truth_are_marked():
+    runs = cards.word_diff("Anna was born in Oslo", "Anna was raised in Oslo")
     assert runs == [[1, "Anna was "], [0, "born"], [1, " in Oslo"]]
-    assert "".join(text for _, text in cards.compared("b  c\nd", "a c")) == "b  c\nd"
-    assert cards.compared("x y", "z") == [[0, "x y"]] and cards.compared("", "z") == []
+    assert cards.word_diff("x y", "z") == [[0, "x y"]]
+    assert cards.word_diff("", "z") == []
+
+
+def test_the_text_of_an_answer_stays_whole():
+    assert "".join(text for _, text in cards.word_diff("b  c\nd", "a c")) == "b  c\nd"
+
+
+@pytest.mark.parametrize("size", [(40, 36), (33, 50), (50, 33), (41, 41)])
+def test_the_page_shows_the_middle_square_that_the_networks_see(size, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    (tmp_path / "ada").mkdir()
+    Image.fromarray(noise).save(tmp_path / "ada" / "1.png")
+    seen = read_pictures(Album(path=str(tmp_path)), ["ada/1.png"], 24)["ada/1.png"]
+    image = {"path": str(tmp_path / "ada" / "1.png"), "bytes": None}
+    picture = open_image(Example(question="", answer="", image=image, index=0, person=None, split=""))
+    assert np.array_equal(np.asarray(cards.middle_square(picture, 24)), seen.permute(1, 2, 0).numpy())
+
+
+def test_faces_are_read_from_a_folder_and_from_a_dataset(faces, world):
+    directories = {"path": f"{faces}/people", "split": "", "image": "", "person": ""}
+    dataset = {"path": f"{world}/clear", "split": "full", "image": "image", "person": "name"}
+    for settings in (directories, dataset):
+        names = next(iter(list_pictures(Album(**settings)).values()))
+        urls = cards.face_pictures(settings, names, 40)
+        assert len(set(urls)) == len(names)
+        assert all(url.startswith("data:image/webp;base64,") for url in urls)
 
 
 def test_data_cannot_end_its_script_element():
-    text = report_page.as_script({"a": "</script><!--&\u2028"})
-    assert not set("<>&\u2028") & set(text) and json.loads(text) == {"a": "</script><!--&\u2028"}
+    text = json_for_script({"a": "</script><!--&\u2028"})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!--&\u2028"}
 
 
-def test_the_page_is_the_same_bytes_each_time_and_small(folder):
+def test_the_page_is_the_same_bytes_each_time(folder):
     first = (folder / "report.html").read_bytes()
-    report_main.make(folder)
-    assert (folder / "report.html").read_bytes() == first and len(first) < 3_000_000
+    write_report(folder)
+    assert (folder / "report.html").read_bytes() == first
+
+
+def test_the_page_is_small(folder):
+    assert (folder / "report.html").stat().st_size < 3_000_000
 
 
 @pytest.mark.parametrize(("seeds", "runs"), [([0, 1], {"npo": {"method": "npo", "overrides": []}}), ([0], {})])
@@ -197,20 +273,18 @@ def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, ru
     plan["benchmark"] |= {"seeds": seeds, "runs": runs}
     plan["stages"] = [stage for stage in plan["stages"] if "failed" not in stage]
     (copy / PLAN).write_text(json.dumps(plan))
-    made = report_main.make(copy)
-    assert [(row["Method"], row["Seed"]) for row in made] == [
-        (name, seed) for seed in seeds for name in ("base", "gold", *runs)
-    ]
-    html = (copy / "report.html").read_text()
-    assert ("npo, seed 1" in html) == (len(seeds) == 2) and html.count("Memorisation gate:") == len(seeds)
+    rows = [(row["Method"], row["Seed"]) for row in write_report(copy)]
+    assert rows == [(name, seed) for seed in seeds for name in ("base", "gold", *runs)]
+    html = (copy / "report.html").read_text(encoding="utf-8")
+    assert ("npo, seed 1" in html) == (len(seeds) == 2)
+    assert html.count("Memorisation gate:") == len(seeds)
 
 
 def test_a_failed_gate_is_said_and_marked(folder):
-    made = report_main.make(folder)
+    rows = write_report(folder)
     for verdict, look in (("failed", "bad"), ("passed", "good")):
-        html = report_page.page(
-            folder, read_plan(folder), [row | ({"Gate": verdict} if "Gate" in row else {}) for row in made]
-        )
+        judged = [row | ({"Gate": verdict} if "Gate" in row else {}) for row in rows]
+        html = render_page(folder, read_plan(folder), judged)
         assert f'<p class="verdict {look}"><strong>Memorisation gate: {verdict}.' in html
 
 
@@ -221,35 +295,21 @@ def test_distances_are_averaged_over_pictures_and_words_apart():
         "Distance to gold Probability a": -0.1,
         "Distance to gold noise floor ROUGE a": 7.0,
     }
-    assert plots.mean_distance(row, ["a"]) == pytest.approx(0.3) and plots.mean_distance(row, ["b"]) is None
+    assert mean_distance(row, ["a"]) == pytest.approx(0.3)  # (.5 + |-.1|) / 2
+    assert mean_distance(row, ["b"]) is None
 
 
 def test_the_commands_on_the_page_give_the_settings_that_ran():
-    from benchmark.plan import command, stages
+    from benchmark.plan import plan_stages, stage_command
     from benchmark.stages import recipe_of
 
     benchmark: Benchmark = compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark
-    for stage in stages(benchmark, Path("results/demo")):
-        typed = shlex.split(command(benchmark, stage))
-        assert typed[:3] == ["accelerate", "launch", f"mm/{stage.kind}.py"] and (ROOT / typed[2]).is_file()
+    for stage in plan_stages(benchmark, Path("results/demo")):
+        typed = shlex.split(stage_command(benchmark, stage))
+        assert typed[:3] == ["accelerate", "launch", f"mm/{stage.kind}.py"]
+        assert (ROOT / typed[2]).is_file()
         recipe = recipe_of(benchmark, stage)
         assert recipe.compose(typed[3:]) == recipe.compose([*stage.overrides, "overwrite=true"])
-
-
-@pytest.mark.parametrize("broken", ["missing", "torn", "lost log"])
-def test_a_folder_that_is_no_finished_benchmark_is_refused_in_one_line(broken, folder, tmp_path, monkeypatch, capsys):
-    copy = tmp_path / "copy"
-    if broken != "missing":
-        shutil.copytree(folder, copy)
-    if broken == "torn":
-        (copy / PLAN).write_text("{")
-    if broken == "lost log":
-        (copy / "models/npo_seed0/eval_results/eval_log_aggregated.json").unlink()
-    monkeypatch.setattr("sys.argv", ["report.py", str(copy)])
-    with pytest.raises(SystemExit) as stop:
-        report_main.main()
-    error = capsys.readouterr().err
-    assert stop.value.code == 1 and error.startswith("error: ") and error.count("\n") == 1
 
 
 # ---- in a browser
@@ -262,7 +322,8 @@ def browser():
         pytest.skip("chromium is not installed (apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
-    quiet = "no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update disable-sync"
+    quiet = "no-sandbox disable-gpu disable-quic no-first-run disable-sync "
+    quiet += "disable-background-networking disable-component-update"
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=[f"--{flag}" for flag in quiet.split()])
         yield started
@@ -287,31 +348,36 @@ def page(browser, folder):
     opened.close()
 
 
-def shown(page):
+def card_texts(page):
+    """What the cards that can be seen say."""
     return [each.inner_text() for each in page.locator(".card").all()]
 
 
 def test_the_page_opens_and_shows_names_and_answers_that_look_like_markup_as_text(page, folder):
     assert page.locator("#table tbody tr").count() == 4
     page.select_option("[name=task]", "eval_forget_qa")
-    text = "\n".join(shown(page))
-    assert all(f"It is {evil}." in text for evil in EVIL)
-    assert page.locator("img[src=x]").count() == 0 and page.locator("script").count() == 2
+    text = "\n".join(card_texts(page))
+    assert [evil for evil in EVIL if f"It is {evil}." not in text] == []
+    assert page.locator("img[src=x]").count() == 0
+    assert page.locator("script").count() == 2
 
 
 def test_filters_narrow_the_rows_and_survive_a_reload(page):
     every = int(page.inner_text("#count").split()[0])
     page.select_option("[name=group]", "forgotten")
     page.select_option("[name=task]", "eval_forget_qa")
-    assert page.inner_text("#count") == f"3 of {every} rows" and len(shown(page)) == 3
+    assert page.inner_text("#count") == f"3 of {every} rows"
+    assert len(card_texts(page)) == 3
     page.select_option("[name=person]", EVIL[0])
     page.select_option("[name=method]", "npo")
-    assert len(shown(page)) == 1 and page.locator(".card dt").all_inner_texts() == ["truth", "base", "gold", "npo"]
+    assert len(card_texts(page)) == 1
+    assert page.locator(".card dt").all_inner_texts() == ["truth", "base", "gold", "npo"]
     page.reload()
     assert page.inner_text("#count") == f"1 of {every} rows"
     page.select_option("[name=person]", "")
     page.fill("[name=text]", "100 % OF A")
-    assert len(shown(page)) == 1 and page.locator(".card mark").count() > 0
+    assert len(card_texts(page)) == 1
+    assert page.locator(".card mark").count() > 0
 
 
 def test_keys_alone_filter_sort_and_choose(page):
@@ -321,7 +387,8 @@ def test_keys_alone_filter_sort_and_choose(page):
     page.focus("#table thead th:nth-child(2) button")
     page.keyboard.press("Enter")
     order = page.locator("#table tbody th").all_inner_texts()
-    assert order[0] == "gold" and order[-1] == "broken"  # rows without a figure stand last
+    assert order[0] == "gold"
+    assert order[-1] == "broken"  # rows without a figure stand last
 
 
 def test_a_phone_scrolls_the_table_and_not_the_page(page):
@@ -332,6 +399,7 @@ def test_a_phone_scrolls_the_table_and_not_the_page(page):
 
 def test_more_rows_come_when_asked_for(page):
     count = int(page.inner_text("#count").split()[0])
-    assert count > 20 and len(shown(page)) == 20
+    assert count > 20
+    assert len(card_texts(page)) == 20
     page.click("#more")
-    assert len(shown(page)) == min(count, 40)
+    assert len(card_texts(page)) == min(count, 40)
