@@ -1,9 +1,13 @@
 """Attacks and verification as numbers: known answers on made-up scores."""
 
+import ast
+import inspect
+
 import numpy as np
 import pytest
 from scipy.stats import norm
 
+from cv import attack_metrics
 from cv.attack_metrics import (
     attack_accuracy,
     attack_auc,
@@ -20,6 +24,14 @@ from cv.attack_metrics import (
 )
 
 RNG = np.random.default_rng(0)
+
+
+def test_attack_metrics_import_numpy_scipy_and_the_engines_metrics_only():
+    tree = ast.parse(inspect.getsource(attack_metrics))
+    plain = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert [alias.name for node in plain for alias in node.names] == ["numpy"]
+    assert modules == {"collections.abc", "dataclasses", "scipy.optimize", "scipy.special", "engine.metrics"}
 
 
 def test_the_verification_logit_is_that_of_half_of_one_plus_the_cosine_and_stays_finite():
