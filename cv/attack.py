@@ -17,7 +17,7 @@ def main(settings: AttackFaces) -> None:
     from engine import record
 
     record.check_save_dir(settings.save_dir, settings.overwrite, record.ATTACK_RECORD)
-    from cv.attack_scoring import ATTACK, attack, check_rounds, summary
+    from cv.attack_scoring import attack, check_rounds, summary
     from cv.network import load_network
     from cv.pictures import check_strangers, read_division
     from cv.shadows import check_method, compare_models
@@ -39,7 +39,7 @@ def main(settings: AttackFaces) -> None:
     if processes().is_main_process:
         with record.written_whole(Path(settings.save_dir)) as aside:
             similarities.write(aside)
-            record.write_json(aside / ATTACK, figures)
+            record.write_json(aside / record.ATTACK_FIGURES, figures)
             meta = {
                 "settings": asdict(settings),
                 "model": record.model_fingerprint(settings.model_path),

@@ -19,7 +19,6 @@ from settings.script import SettingsError
 
 SIMILARITIES = "similarities.safetensors"
 QUERIES = "queries.json"
-ATTACK = "attack.json"
 RATES = {"TPR at 1% FPR": 0.01, "TPR at 0.1% FPR": 0.001}
 BINS = 40  # of the distributions of similarities, on [-1, 1]
 POPULATION = {"logistic": metrics.logistic_attack, "tree": metrics.tree_attack}  # U-MIA

@@ -23,7 +23,7 @@ from cv.together import STACK_RECORD, Shadow, check_stackable, load_stack, save_
 from data_module import fingerprint
 from engine import methods, pairs
 from engine.methods import BoundLoss, bind, method_source
-from engine.record import say_line, versions
+from engine.record import read_json, say_line, versions
 from settings.script import SettingsError, processes
 from settings.training import Method, Trainer
 
@@ -112,7 +112,7 @@ def train_or_load_stack(settings: AttackFaces, division: Division, plan: StackPl
         for number, model in zip(plan.numbers, plan.start, strict=True):
             start.append(with_new_classes(model, len(classes[number]), seeds[number]))
     record = plan.folder / STACK_RECORD
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) == made_of:
+    if record.is_file() and read_json(record) == made_of:
         return load_stack(start, plan.folder)
     bound = bind(plan.method)
     shadows = []

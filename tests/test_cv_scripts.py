@@ -19,7 +19,7 @@ import cv.pretrain
 from aggregate_eval_stat import aggregate
 from cv.face_settings import ForgetFaces
 from cv.pictures import met_by, read_division
-from helpers import start
+from helpers import ROOT, start
 from settings.results import Aggregate
 from settings.script import compose
 
@@ -38,7 +38,6 @@ METHODS = [
     "npo",
     "grad_ascent",
 ]
-ROOT = Path(__file__).parent.parent
 TASKS = ["eval_forget_faces", "eval_holdout_faces", "eval_retain_faces"]
 
 
