@@ -367,6 +367,8 @@ class EncodedFace:
 class FaceEncoder:
     """Faces in a network's terms; it stands where the language tracks have their chat encoder."""
 
+    one_length = True  # a picture takes one place
+
     def __init__(self, classes: list[str], album: Album, size: int):
         """
         Args:

@@ -52,6 +52,7 @@ class ChatEncoder:
 
     CACHE_BYTES = 512 * 2**20
     sees = False  # takes pictures
+    one_length = False  # whether every row takes as many positions as any other
 
     def __init__(self, processor: Any, *, max_length: int = 0, truncate: bool = False, positions: int = 0):
         """

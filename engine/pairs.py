@@ -197,8 +197,9 @@ class PassCollator:
     starting model scores; it is empty where some of the trained batches hold exactly those.
 
     With `by_length` the passes share one forward where padding them together costs at most a tenth more positions than
-    apart. Without it each pass has a forward of its own. Several processes need that: each of them sees other rows, and
-    in a sharded run one that took fewer forwards than the others would leave them waiting.
+    apart. Without it each pass has a forward of its own, or all share one where the encoder says that every row has the
+    same length (`one_length`). Several processes need that: each of them sees other rows, and in a sharded run one that
+    took fewer forwards than the others would leave them waiting.
     """
 
     def __init__(self, encoder: Any, trained: list[str], frozen: list[str], *, by_length: bool):
@@ -220,8 +221,10 @@ class PassCollator:
     def groups(self, lengths: dict[str, list[int]]) -> list[list[str]]:
         """Which passes share a forward; `lengths`: the positions of each row of each pass."""
         names = list(lengths)
-        if not names or not self.by_length:
-            return [[name] for name in names]
+        if not names:
+            return []
+        if not self.by_length:
+            return [names] if self.encoder.one_length else [[name] for name in names]
         apart = sum(len(rows) * max(rows) for rows in lengths.values())
         shared = sum(map(len, lengths.values())) * max(map(max, lengths.values()))
         return [names] if shared <= 1.1 * apart else [[name] for name in names]

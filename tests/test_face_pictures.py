@@ -20,7 +20,7 @@ from cv.pictures import (
     read_division,
     training_rows,
 )
-from engine.pairs import answer_key
+from engine.pairs import PassCollator, answer_key
 from helpers import SHARED
 from mini_clear.faces import write_faces
 from mini_clear.people import draw_world
@@ -254,3 +254,17 @@ def test_the_photographs_can_be_divided_as_the_benchmark_does(tmp_path):
     with Image.open(SHARED / "data" / "orl_faces" / name) as image:
         assert image.mode == "L"
     assert pictures.read_pictures(settings.data.people, [name], 64)[name].shape == (3, 64, 64)
+
+
+def test_passes_of_pictures_share_a_forward_also_where_several_processes_train(data):
+    """A picture takes one place, so that every process agrees; batch normalisation sees all passes together, as in one."""
+    division = read_division(data)
+    met = met_by(division, None)
+    forget, retain = (training_rows(division, people, "full") for people in (met.forget, met.retain))
+    encoder = FaceEncoder(met.trained, data.people, 40)
+    encoder.read([*forget.files, *retain.files])
+    pairs = FacePairs(["forget", "retain"], forget, retain, size=40, seed=0)
+    collator = PassCollator(encoder, ["forget", "retain"], ["retain"], by_length=False)
+    step = collator([pairs[key] for key in range(3)])
+    assert [batch.passes for batch in step["trained"]] == [("forget", "retain")]
+    assert [batch.passes for batch in step["frozen"]] == [("retain",)]

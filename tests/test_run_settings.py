@@ -114,7 +114,7 @@ def test_a_language_model_that_is_to_begin_anew_is_sent_to_finetuning(script):
     [
         (["trainer.precision=fp32"], "computes in half precision only: set trainer.precision=bf16"),
         (
-            ["epoch_eval=nlp", "model.weights=float32"],
+            ["trainer.precision=bf16", "epoch_eval=nlp", "model.weights=float32"],
             "evaluates half-precision weights only: set model.weights=bfloat16",
         ),
     ],
