@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 WORLD := data/mini_clear.made
+# processes that share the tests, each with one thread of torch
+WORKERS := $(shell getconf _NPROCESSORS_ONLN)
 
 .PHONY: demo test test-all lint install clean model-smollm2
 
@@ -10,7 +12,7 @@ demo: $(INSTALLED) $(WORLD)
 	$(BIN)/python run_benchmark.py benchmark=demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-all: test
 	$(BIN)/python -m pytest -q -m slow
@@ -18,13 +20,13 @@ test-all: test
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q tests/test_import_ladder.py
+	$(BIN)/python -m pytest -q tests/test_import_graph.py
 
 install: $(INSTALLED)
 
-$(INSTALLED): req.txt constraints.txt pyproject.toml
+$(INSTALLED): req.txt req-test.txt constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -r req.txt -c constraints.txt
+	$(BIN)/python -m pip install -q -r req.txt -r req-test.txt -c constraints.txt -e .
 	touch $@
 
 # the embedded world, made again when its generator changed; one that was made by hand (no mark beside it) stays as it is

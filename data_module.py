@@ -270,7 +270,7 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
         task.split,
         [n for n in (task.image, task.question, task.answer, task.paraphrase, task.perturbed, task.person) if n],
     )
-    people = people_of(task, rows)
+    people = persons_of_rows(task, rows)
     kept = list(range(len(rows)))
     if task.chosen and task.rows_per_person:
         kept = [
@@ -331,7 +331,7 @@ def rows_of_fold(people: list[str | None], fold: str, validation_share: float, s
     return [i for i, name in enumerate(who) if fold == "all" or (name in validation) == (fold == "validation")]
 
 
-def people_of(task: Task, rows: datasets.Dataset) -> list[str | None]:
+def persons_of_rows(task: Task, rows: datasets.Dataset) -> list[str | None]:
     """The person of each row: named by a column, or implied by the grouping of the rows, or not known.
 
     A group of rows is about whoever of `task.people` most of its rows name (the longest name where several are in each other);

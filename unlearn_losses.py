@@ -26,19 +26,26 @@ IGNORE = -100
 class Scored(NamedTuple):
     """A batch of answers with the logits that predict them.
 
-    logits: (B, T, V), `logits[:, t]` predicts `labels[:, t]`; labels: (B, T), IGNORE at positions that are no answer.
-    pictured: (B,) bool, whether the question shows a picture.
-    margin: what NLL, the loss that the model was trained on, takes from the right token's logit first (AM-softmax, arXiv 1801.05599); p is without it.
+    logits: (B, T, V), `logits[:, t]` predicts `labels[:, t]`.
+    labels: (B, T), IGNORE at positions that are no answer.
+    margin: what NLL takes from the right token's logit first, where the model was trained so (AM-softmax,
+        arXiv 1801.05599); p is without it.
     """
 
     logits: Tensor
     labels: Tensor
-    pictured: Tensor | None = None
     margin: float = 0.0
 
 
-class Hidden(Scored):
-    """The same with hidden states (B, T, H) in place of the logits: what a loss gets that asks for it, at the layer its file names under `activations`."""
+class Hidden(NamedTuple):
+    """A batch of answers with the hidden states that predict them, at the layer that `activations` names.
+
+    states: (B, T, H), `states[:, t]` predicts `labels[:, t]`.
+    labels: (B, T), IGNORE at positions that are no answer.
+    """
+
+    states: Tensor
+    labels: Tensor
 
 
 class Anchored(NamedTuple):
@@ -63,7 +70,7 @@ def token_nll(batch: Scored) -> Tensor:
     return F.cross_entropy(batch.logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORE, reduction="none")
 
 
-def answer_lengths(batch: Scored) -> Tensor:
+def answer_lengths(batch: Scored | Hidden) -> Tensor:
     """Number of answer tokens |y| of each example, end-of-sequence included, shape (B,)."""
     return (batch.labels != IGNORE).sum(-1)
 
@@ -73,7 +80,7 @@ def sequence_logprob(batch: Scored) -> Tensor:
     return -token_nll(batch).sum(-1)
 
 
-def mean_over_answers(values: Tensor, batch: Scored) -> Tensor:
+def mean_over_answers(values: Tensor, batch: Scored | Hidden) -> Tensor:
     """Mean over examples of the mean over answer positions of `values` (B, T), a scalar; whatever stands at other positions does not count."""
     return (values.masked_fill(batch.labels == IGNORE, 0.0).sum(-1) / answer_lengths(batch)).mean()
 
@@ -260,9 +267,9 @@ def rmu(forget: Hidden, retain: Hidden, ref_retain: Hidden, *, c: float, alpha: 
     h (B, T, H) stands at the positions that predict answer tokens (the paper: all tokens).
     """
     # mean_d (h - c*u)^2 on F + alpha * mean_d (h - h0)^2 on R
-    target = c * unit_direction(forget.logits.shape[-1], direction_seed).to(forget.logits.device)
-    steered = (forget.logits.float() - target).square().mean(-1)
-    kept = (retain.logits.float() - ref_retain.logits.detach().float()).square().mean(-1)
+    target = c * unit_direction(forget.states.shape[-1], direction_seed).to(forget.states.device)
+    steered = (forget.states.float() - target).square().mean(-1)
+    kept = (retain.states.float() - ref_retain.states.detach().float()).square().mean(-1)
     return mean_over_answers(steered, forget) + alpha * mean_over_answers(kept, retain)
 
 
@@ -325,14 +332,14 @@ def scrub_bio(forget: Hidden, ref_forget: Hidden, retain: Hidden, ref_retain: Hi
 
 def twins(forget: Hidden, ref_augmented: Hidden, retain: Hidden, ref_retain: Hidden) -> Tensor:
     """Answer a forget picture as the start answers one it was not trained on: d(f(x_f), f0(augment(x_f))) + d(f(x_r), f0(x_r)), d = L2 (CLEAR, 2410.18057)."""
-    away = (forget.logits.float() - ref_augmented.logits.detach().float()).norm(dim=-1)
-    kept = (retain.logits.float() - ref_retain.logits.detach().float()).norm(dim=-1)
+    away = (forget.states.float() - ref_augmented.states.detach().float()).norm(dim=-1)
+    kept = (retain.states.float() - ref_retain.states.detach().float()).norm(dim=-1)
     return mean_over_answers(away, forget) + mean_over_answers(kept, retain)
 
 
 def cosine_distance(batch: Hidden, start: Hidden) -> Tensor:
     """1 - cosine between the states of p and of p0, shape (B, T); zero, with zero gradient, where they are the same."""
-    return 1 - F.cosine_similarity(batch.logits.float(), start.logits.detach().float(), dim=-1)
+    return 1 - F.cosine_similarity(batch.states.float(), start.states.detach().float(), dim=-1)
 
 
 def pdu(forget: Scored, retain: Scored, *, multiplier: float, target: float) -> Tensor:

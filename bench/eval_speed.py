@@ -17,7 +17,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.peak_memory import Peak, free_memory, resident_gb
 from data_module import Example
-from engine.encode import Encoded
+from engine.encode import Encoded, collate
+from engine.pairs import Batch
 from engine.score_answers import Prompt, score_prompts
 
 ANSWERS, ANSWER, NEW, WORDS, PICTURE = 7, 40, 48, 24, 576  # answers a row; tokens
@@ -36,6 +37,9 @@ class RandomRows:
         pixels = torch.randn(1, 3, 336, 336, generator=source)
         ids = torch.cat([words[:, :4], torch.full((1, PICTURE), IMAGE_TOKEN), words[:, 4:]], 1)
         return Encoded({"input_ids": ids, "pixel_values": pixels}, self.encode_answer(example, ids.shape[1]))
+
+    def collate(self, encoded: list[Encoded]) -> Batch:
+        return collate(encoded, PAD)
 
     def encode_answer(self, example: Example, asked: int) -> list[int]:
         source = torch.Generator().manual_seed(1000 + int(example.answer))
@@ -87,7 +91,9 @@ def measure(
     before = resident_gb()
     with Peak() as peak:
         started = time.perf_counter()
-        results = score_prompts(model, RandomRows(), prompts, batch_size, new, print, shared)
+        results = score_prompts(
+            model, RandomRows(), prompts, batch_size=batch_size, max_new_tokens=new, say=print, shared=shared
+        )
         seconds = time.perf_counter() - started
     return seconds, peak.most - before, results
 

@@ -1,24 +1,25 @@
-"""How many epochs teach a face network its people: training and retain accuracy by epochs, with seeds that no benchmark uses and no attack.
+"""How many epochs teach a face network its people: training and retain accuracy by epochs.
 
-Run: python bench/face_epochs.py [overrides of cv/pretrain and cv/finetune, like data=orl_faces; pretrain:trainer.epochs=60 goes to the first alone]
-The rule: the smallest of 5, 10, 20, 40, 80 epochs at which every training picture is known, or after which twice as many do not raise the closed-set accuracy
-on the query pictures of the people that are kept. Lines `name value`, means over the seeds.
+The seeds are those of no benchmark and no attack. Run: python bench/face_epochs.py [overrides of cv/pretrain and
+cv/finetune, like data=orl_faces; pretrain:trainer.epochs=60 goes to the first alone]
+
+The rule: the smallest of 5, 10, 20, 40, 80 epochs at which every training picture is named right, or after which twice
+as many do not raise the closed-set accuracy on the query pictures of the people that are kept. Lines `name value`,
+means over the seeds.
 """
 
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from cv.compare import compare, verification
+from cv.compare import compare, verification_figures
 from cv.face_settings import FinetuneFaces, Pretrain
-from cv.network import fresh, save_network, score_faces, with_new_classes
+from cv.network import new_network, start_of, with_new_classes
 from cv.pictures import (
-    Classes,
     FaceEncoder,
     FacePairs,
     FaceRows,
@@ -36,40 +37,28 @@ from settings.training import Method
 
 SEEDS = (101, 102, 103)
 EPOCHS = (5, 10, 20, 40, 80)
-LEARN = Method(name="finetune", loss="retain_ft")
+FINETUNING = Method(name="finetune", loss="retain_ft")
 
 
-def taught(model, names, rows, settings, album, seed):
+def train_on(rows, model, names, settings, album, *, seed):
     """`model` after training on `rows`, whose people are `names`."""
-    loss, classes = bind(LEARN), Classes(names, settings.model.size)
-    encoder = FaceEncoder(classes, album)
+    loss = bind(FINETUNING)
+    encoder = FaceEncoder(names, album, settings.model.size)
     encoder.read(rows.files)
-    score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
-    pairs = FacePairs(loss.batches, None, rows, settings.model.size, seed)
-    save = partial(save_network, settings=settings.model)
+    pairs = FacePairs(loss.batches, forget=None, retain=rows, size=settings.model.size, seed=seed)
+    start = start_of(model, settings.model, names)
     with tempfile.TemporaryDirectory() as folder:
-        train(
-            model,
-            loss,
-            pairs,
-            encoder,
-            settings.trainer,
-            seed,
-            f"{folder}/model",
-            {},
-            say=lambda line: None,
-            score=score,
-            save=save,
-        )
+        run = {"seed": seed, "save_dir": f"{folder}/model", "record": {}, "say": lambda line: None}
+        train(start, loss, pairs, encoder, settings.trainer, **run)
     return model.eval()
 
 
 @torch.no_grad()
-def known(model, names, rows, album, size):
-    """Share of the training pictures, as they are, whose largest cosine is to their own class."""
+def share_named_right(model, names, rows, album, size):
+    """Share of the training pictures, without any view, whose largest cosine is to their own class."""
     pictures = read_pictures(album, rows.files, size)
-    said = model(to_pixels(torch.stack([pictures[file] for file in rows.files])))[:, 0].argmax(-1)
-    return sum(names[number] == answer for number, answer in zip(said.tolist(), rows.answers, strict=True)) / len(rows)
+    answers = model(to_pixels(torch.stack([pictures[file] for file in rows.files])))[:, 0].argmax(-1).tolist()
+    return sum(names[number] == name for number, name in zip(answers, rows.answers, strict=True)) / len(rows)
 
 
 def main(overrides: list[str], pretraining: list[str]) -> None:
@@ -77,25 +66,24 @@ def main(overrides: list[str], pretraining: list[str]) -> None:
     make_if_missing(given.data)
     division, size = read_division(given.data), given.model.size
     met, album = met_by(division, None), given.data.people
+    people, strangers = met.trained, sorted(division.pretraining)
     table = {epochs: [] for epochs in EPOCHS}
     for seed in SEEDS:
-        people = sorted(division.pretraining)
-        start = fresh(given.model, len(people), seed)
-        start = taught(
-            start, people, FaceRows(division.pretraining, "pretraining"), given, given.data.pretraining or album, seed
-        )
+        rows = FaceRows(division.pretraining, "pretraining")
+        model = new_network(given.model, len(strangers), seed)
+        pretrained = train_on(rows, model, strangers, given, given.data.pretraining or album, seed=seed)
         for epochs in EPOCHS:
             settings = compose("cv/finetune", FinetuneFaces, [*overrides, f"trainer.epochs={epochs}"])
-            rows, begun = training_rows(division, met.trained, "full"), time.perf_counter()
-            model = taught(with_new_classes(start, len(met.trained), seed), met.trained, rows, settings, album, seed)
+            rows, begun = training_rows(division, people, "full"), time.perf_counter()
+            model = with_new_classes(pretrained, len(people), seed)
+            model = train_on(rows, model, people, settings, album, seed=seed)
             seconds = time.perf_counter() - begun
-            kept = verification(compare(model, division, album, size, 128), met)["retain"]["accuracy"]
-            table[epochs].append((known(model, met.trained, rows, album, size), kept, seconds))
-    for epochs, found in table.items():
-        for name, values in zip(
-            ("training_accuracy", "retain_accuracy", "seconds"), zip(*found, strict=True), strict=True
-        ):
-            print(f"{name}_{epochs}_epochs {sum(values) / len(values):.3f}")
+            compared = compare(model, division, album, size=size, batch_size=128)
+            kept = verification_figures(compared, met)["retain"]["accuracy"]
+            table[epochs].append((share_named_right(model, people, rows, album, size), kept, seconds))
+    for epochs, results in table.items():
+        for place, name in enumerate(("training_accuracy", "retain_accuracy", "seconds")):
+            print(f"{name}_{epochs}_epochs {sum(result[place] for result in results) / len(results):.3f}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import copy
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,8 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.peak_memory import Peak, free_memory, resident_gb
 from engine.encode import Encoded, collate
-from engine.frozen_start import FrozenStart
-from engine.language_model import add_lora, score, score_passes
+from engine.frozen_start import FrozenStart, forward_passes
+from engine.language_model import add_lora, forward
+from engine.pairs import Batch
 from settings.training import Lora
 from unlearn_losses import IGNORE, Scored, kl, npo, sequence_logprob
 
@@ -54,27 +56,24 @@ def examples(vocabulary: int, seed: int) -> list[Encoded]:
     return [Encoded({"input_ids": row[None, :PROMPT]}, row[PROMPT:].tolist()) for row in ids]
 
 
-def batches(vocabulary: int) -> dict[str, dict]:
+def batches(vocabulary: int) -> dict[str, Batch]:
     """The forget and the retain batch apart, and both as one."""
     forget, retain = examples(vocabulary, 1), examples(vocabulary, 2)
-    joint = collate([*forget, *retain], 0) | {
-        "sizes": [ROWS, ROWS],
-        "longest": [ANSWER, ANSWER],
-        "pictured": torch.zeros(2 * ROWS, dtype=torch.bool),
-    }
+    about = {"passes": ("forget", "retain"), "rows": (ROWS, ROWS), "widths": (ANSWER, ANSWER)}
+    joint = replace(collate([*forget, *retain], 0), **about)
     return {"forget": collate(forget, 0), "retain": collate(retain, 0), "forget+retain": joint}
 
 
-def plain_scored(model: torch.nn.Module, batch: dict) -> Scored:
+def plain_scored(model: torch.nn.Module, batch: Batch) -> Scored:
     """All positions' logits in fp32, labels -100 outside the answer, shifted by one."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits.float()
-    labels = torch.full(batch["input_ids"].shape, IGNORE)
-    labels.scatter_(1, batch["positions"], batch["labels"])
+    logits = model(**batch.inputs, use_cache=False).logits.float()
+    labels = torch.full(batch.inputs["input_ids"].shape, IGNORE)
+    labels.scatter_(1, batch.positions, batch.labels)
     return Scored(logits, labels)
 
 
 class PlainStep:
-    def __init__(self, method: str, model: torch.nn.Module, made: dict[str, dict]):
+    def __init__(self, method: str, model: torch.nn.Module, made: dict[str, Batch]):
         self.method, self.model, self.made = method, model, made
         self.copy = copy.deepcopy(model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
@@ -92,23 +91,23 @@ class PlainStep:
 
 
 class OurStep:
-    def __init__(self, method: str, model: torch.nn.Module, made: dict[str, dict]):
+    def __init__(self, method: str, model: torch.nn.Module, made: dict[str, Batch]):
         self.method, self.model, self.made = method, model, made
         if method == "npo":
             with torch.no_grad():
-                self.start = sequence_logprob(score(model.eval(), made["forget"]))
+                self.start = sequence_logprob(forward(model.eval(), made["forget"]))
             model.train()
         else:
             self.reference = FrozenStart(model, "fp32")
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
 
     def __call__(self) -> float:
-        scored = score_passes(self.model, {"forget+retain": self.made["forget+retain"]})
+        scored = forward_passes(self.model, [self.made["forget+retain"]], forward)
         if self.method == "npo":
             loss = npo(scored["forget"], self.start, scored["retain"], beta=0.1, retain_weight=1.0)
         else:
             with self.reference.model(self.model) as frozen:
-                start = score(frozen, self.made["retain"])
+                start = forward(frozen, self.made["retain"])
             loss = kl(scored["forget"], scored["retain"], start)
         loss.backward()
         self.optimizer.step()

@@ -20,9 +20,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aggregate_eval_stat import MEASURES, aggregate
 from data_module import make_if_missing
-from engine.encode import ChatEncoder
 from engine.evaluate import evaluate, read_tasks
 from engine.record import AGGREGATED
+from mm.encoder import PictureEncoder
 from settings.language import Eval
 from settings.results import Aggregate
 from settings.script import compose
@@ -34,7 +34,7 @@ def rows_between(base: Path, gold: Path, points: int) -> list[dict]:
     """The result row at each of `points` shares of gold's weights, 0 to 1."""
     settings = compose("mm/eval", Eval, [f"model_path={base}"])
     make_if_missing(settings.data)
-    tasks, encoder = read_tasks(settings, settings.seed, "all"), ChatEncoder(AutoProcessor.from_pretrained(base))
+    tasks, encoder = read_tasks(settings, settings.seed, "all"), PictureEncoder(AutoProcessor.from_pretrained(base))
     model, start, end = (
         AutoModelForImageTextToText.from_pretrained(folder, dtype="float32") for folder in (base, base, gold)
     )
@@ -44,10 +44,8 @@ def rows_between(base: Path, gold: Path, points: int) -> list[dict]:
             with torch.no_grad():
                 for weight, first, last in zip(model.parameters(), start.parameters(), end.parameters(), strict=True):
                     weight.copy_(torch.lerp(first, last, float(share)))
-            folder, place = Path(scratch, f"{share:.3f}"), f"{share:.3f} of the way from {base} to {gold}"
-            evaluate(
-                model, encoder, tasks, replace(settings, save_dir=str(folder)), {"model": place}, lambda line: None
-            )
+            folder = Path(scratch, f"{share:.3f}")
+            evaluate(model, encoder, tasks, replace(settings, save_dir=str(folder)), lambda line: None)
             logs.append(folder / AGGREGATED)
         common = [f"base_result={logs[0]}", f"retain_result={logs[-1]}", f"save_file={scratch}/row.csv"]
         return [aggregate(compose("aggregate_eval_stat", Aggregate, [f"ckpt_result={log}", *common])) for log in logs]

@@ -1,8 +1,10 @@
-"""Training many face networks: together in one, beside the best way of training them one after another, for 1, 4 and 16 networks.
+"""Training many face networks: in one stack, beside the best way of training them one after another.
 
-One after another is measured three ways: fp32, fp32 in channels_last, bf16 in channels_last; the best of them is what together is compared with.
-Together is fp32 and bf16, both in channels_last. All take the same steps on the same noise: what is measured is the network, not the reading of pictures.
-`together_speedup` is of the largest number of networks: above 1 is better; `best_together` is how many at once are fastest a network on this device.
+One after another is measured three ways: fp32, fp32 in channels_last, bf16 in channels_last. The best of them is what
+the stack (`together`) is compared with. A stack is fp32 and bf16, both in channels_last. All take the same steps on the
+same noise: what is measured is the network, not the reading of pictures. `together_speedup` is of the largest number of
+networks: above 1 is better. `best_together` is the number of networks in one stack that takes least time per network on
+this device.
 """
 
 import argparse
@@ -14,7 +16,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from cv.network import FaceNetwork, Shape, score_faces, side_by_side
+from cv.network import FaceNetwork, Shape, forward, stack_networks
+from engine.pairs import Batch
 from unlearn_losses import nll
 
 BATCH, CLASSES = 32, 24
@@ -22,21 +25,23 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Steps:
-    """Training steps of one network or several side by side."""
+    """Training steps of one network or of a stack."""
 
     def __init__(self, models: list[FaceNetwork], size: int, precision: str, channels_last: bool):
-        self.model = side_by_side(models).to(DEVICE).train()
+        self.model = stack_networks(models).to(DEVICE).train()
         if not channels_last:
             self.model = self.model.to(memory_format=torch.contiguous_format)
         source = torch.Generator().manual_seed(0)
-        self.pixels = torch.randn(BATCH, 3 * len(models), size, size, generator=source).to(DEVICE)
-        self.labels = torch.randint(CLASSES, (BATCH, len(models)), generator=source).to(DEVICE)
-        self.precision, self.optimizer = precision, torch.optim.AdamW(self.model.parameters(), 1e-3)
+        pixels = torch.randn(BATCH, 3 * len(models), size, size, generator=source)
+        labels = torch.randint(CLASSES, (BATCH, len(models)), generator=source)
+        self.batch = Batch({"pixels": pixels}, labels).to(DEVICE)
+        self.precision = precision
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-3)
 
     def __call__(self) -> float:
         begun = time.perf_counter()
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            scored = score_faces(self.model, {"pixels": self.pixels, "labels": self.labels}, scale=30.0, margin=0.4)
+            scored = forward(self.model, self.batch, logit_scale=30.0, margin=0.4)
             (nll(scored) * self.model.models).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -46,7 +51,10 @@ class Steps:
 
 
 def measure(count: int, width: int, size: int, repeats: int) -> dict[str, float]:
-    """Median seconds of a step of `count` networks by each way; the ways take turns, so that a slower minute slows them all."""
+    """Median seconds of a step of `count` networks by each way.
+
+    The ways take turns, so that a slower minute slows them all.
+    """
     torch.manual_seed(0)
     models = [FaceNetwork(Shape(width=width, embedding=64), CLASSES) for _ in range(count)]
     sequential = {
@@ -76,10 +84,9 @@ def main() -> None:
     each: dict[int, float] = {}
     for count in given.counts:
         seconds = measure(count, given.width, given.size, given.repeats)
-        best = {
-            way: min(value for name, value in seconds.items() if name.startswith(way))
-            for way in ("sequential", "together")
-        }
+        best = {}
+        for way in ("sequential", "together"):
+            best[way] = min(value for name, value in seconds.items() if name.startswith(way))
         each[count] = best["together"] / count
         for name, value in seconds.items():
             print(f"{name}_seconds_{count} {value:.4f}", flush=True)

@@ -19,10 +19,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_module import Example
 from engine import train
-from engine.methods import bind
 from engine.encode import Encoded, collate
-from engine.language_model import add_lora, score
-from engine.pairs import EpochSampler, Pairs, PassCollator
+from engine.frozen_start import Start
+from engine.language_model import add_lora, forward
+from engine.methods import bind
+from engine.pairs import Batch, EpochSampler, Pairs, PassCollator
 from settings.training import Lora, Method, Trainer
 from unlearn_losses import retain_ft
 
@@ -52,7 +53,7 @@ class RandomEncoder:
         ids = torch.randint(5, SHAPE["vocab_size"], (PROMPT + ANSWER - 1,), generator=source)
         return Encoded({"input_ids": ids[None, :PROMPT]}, [*ids[PROMPT:].tolist(), END])
 
-    def collate(self, encoded: list[Encoded]) -> dict[str, torch.Tensor]:
+    def collate(self, encoded: list[Encoded]) -> Batch:
         return collate(encoded, PAD)
 
 
@@ -85,10 +86,9 @@ def ours(pairs: Pairs) -> float:
     bound = bind(Method(name="finetune", loss="retain_ft"))
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            options = {"say": lambda line: None, "save": lambda model, processor, folder: None}
-            train.train(
-                make_model(), bound, pairs, RandomEncoder(), settings(), 0, f"{scratch}/out", {}, **options
-            )
+            start = Start(make_model(), forward, lambda model, folder: None)
+            run = {"seed": 0, "save_dir": f"{scratch}/out", "record": {}, "say": lambda line: None}
+            train.train(start, bound, pairs, RandomEncoder(), settings(), **run)
     finally:
         train.write_json = write
     return seconds[0]
@@ -96,14 +96,14 @@ def ours(pairs: Pairs) -> float:
 
 def plain(pairs: Pairs) -> float:
     """Seconds of a loop: batch, forward, backward, clip, step; the loss of every step is read, as a log does."""
-    model, collator = make_model().train(), PassCollator(RandomEncoder(), ["retain"], [])
+    model, collator = make_model().train(), PassCollator(RandomEncoder(), ["retain"], [], by_length=True)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.0)
     keys = list(EpochSampler(len(pairs), 0))
     started = time.perf_counter()
     for start in range(0, len(keys), ROWS):
-        batch = collator([pairs[key] for key in keys[start : start + ROWS]])["trained"]["retain"]
-        loss = retain_ft(score(model, batch))
+        (batch,) = collator([pairs[key] for key in keys[start : start + ROWS]])["trained"]
+        loss = retain_ft(forward(model, batch))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     rows = RandomRows(Example(str(i), str(i), None, i, None, "bench") for i in range(asked.steps * ROWS))
-    pairs = Pairs(["retain"], None, rows, {}, 0)
+    pairs = Pairs(["retain"], None, rows, idk={}, seed=0)
     taken = {way: [] for way in (plain, ours)}
     for turn in range(asked.repeats + 1):
         for way in (plain, ours) if turn % 2 else (ours, plain):

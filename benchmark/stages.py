@@ -20,9 +20,8 @@ from benchmark.plan import Stage, plan_stages
 from benchmark.progress import BenchmarkProgress, StageLog
 from cv.face_settings import Faces
 from data_module import fingerprint, idk_answers, make_if_missing, make_model_if_missing
-from engine.language_model import model_fingerprint
 from engine.methods import method_source
-from engine.record import RECORDS, TRAIN_RECORD, read_json, versions, write_json
+from engine.record import RECORDS, TRAIN_RECORD, model_fingerprint, read_json, versions, write_json
 from settings.language import Data, Finetune, Forget
 from settings.results import Benchmark
 from settings.script import ROOT, SettingsError

@@ -1,9 +1,11 @@
-"""Verification scores of many models -> membership attacks on the people that were forgotten and on those that were kept.
+"""Similarities that many models give -> membership attacks on the forgotten people and on those that were kept.
 
-Shapes: M models, Q queries, T models attacked at a time. Models are in pairs that met opposite halves of the people; who is attacked is no shadow model.
+Shapes: M models, Q queries, T models attacked at a time. Models are in pairs that met opposite halves of the people.
+A model that is attacked is not its own shadow model.
 """
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +17,62 @@ from cv.pictures import Division, met_by
 from engine.record import write_json
 from settings.script import SettingsError
 
-SCORES, ATTACK = "scores.safetensors", "attack.json"
+SIMILARITIES = "similarities.safetensors"
 QUERIES = "queries.json"
 RATES = {"TPR at 1% FPR": 0.01, "TPR at 0.1% FPR": 0.001}
-BINS = 40
+BINS = 40  # of the distributions of similarities, on [-1, 1]
 POPULATION = {"logistic": metrics.logistic_attack, "tree": metrics.tree_attack}  # U-MIA
 HELD_OUT = 4  # one of so many pairs of shadow models chooses between them
 
 
 @dataclass(frozen=True)
-class ModelScores:
-    """What each model says of each query."""
+class Similarities:
+    """What each model makes of each query."""
 
-    people: list[str]  # (Q,), whose the query is
+    people: list[str]  # (Q,), of the queries
     files: list[str]  # (Q,)
-    own: np.ndarray  # (M, Q), cosine to the person's own centre
-    nearest_other: np.ndarray  # (M, Q), cosine to the nearest of the others' centres
+    similarity: np.ndarray  # (M, Q), cosine to the centre of the query's person
+    nearest_other: np.ndarray  # (M, Q), cosine to the nearest of the other people's centres
 
     def write(self, folder: Path) -> None:
         # contiguous: the library writes the memory as it lies, and picked columns lie transposed
-        save_file(
-            {"own": np.ascontiguousarray(self.own), "nearest_other": np.ascontiguousarray(self.nearest_other)},
-            folder / SCORES,
-        )
+        arrays = {"similarity": self.similarity, "nearest_other": self.nearest_other}
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / SIMILARITIES)
         write_json(folder / QUERIES, {"people": self.people, "files": self.files})
 
 
-def attack(scores: ModelScores, division: Division, models: int, targets: int) -> dict[str, Any]:
-    """U-LiRA and U-MIA on the forget pool and on the retain pool: figures with intervals over people and models, ROC curves, a table by person, distributions.
+def attack(similarities: Similarities, division: Division, models: int, targets: int) -> dict[str, Any]:
+    """U-LiRA and U-MIA on the forget pool and on the retain pool.
 
-    Every model is attacked, `targets` at a time; all others are their shadow models, so that no model ever says anything of itself.
+    Every model is attacked, `targets` at a time. All others are their shadow models, so that no model ever says
+    anything of itself.
+
+    Returns:
+        For each pool figures with intervals over people and models, ROC curves, a table by person, distributions.
     """
-    people = np.array(scores.people)
-    learned = learned_by(division, models, scores.people)
+    people = np.array(similarities.people)
+    learned = learned_by(division, models, similarities.people)
     pools = {}
     for pool in ("forget", "retain"):
         chosen = np.isin(people, division.pool(pool))
-        pools[pool] = attack_pool(scores, chosen, learned, targets)
+        pools[pool] = attack_pool(similarities, chosen, learned, targets)
     return {"models": models, "targets": targets, "shadows": models - targets, "pools": pools}
 
 
 def learned_by(division: Division, models: int, people: list[str]) -> np.ndarray:
-    """Which models met which of `people`, (M, P)."""
-    met = [set(met_by(division, number).trained) for number in range(models)]
-    return np.array([[name in names for name in people] for names in met])
+    """Which models met which of `people`, bool (M, P)."""
+    learned = []
+    for number in range(models):
+        met = set(met_by(division, number).trained)
+        learned.append([name in met for name in people])
+    return np.array(learned)
 
 
 def check_rounds(division: Division, models: int, targets: int) -> None:
-    """Raise SettingsError, before anything trains, where a round of the attack has too few shadow models that met someone, or that did not."""
+    """Check, before anything trains, that every round of the attack has enough shadow models on both sides.
+
+    Raises SettingsError where too few of them met someone, or too few did not.
+    """
     people = sorted(division.people)
     learned = learned_by(division, models, people)
     for first in range(0, models, targets):
@@ -70,32 +80,37 @@ def check_rounds(division: Division, models: int, targets: int) -> None:
         fewest = np.minimum(shadows.sum(0), (~shadows).sum(0))
         if fewest.min() < metrics.LEAST_SHADOWS:
             raise SettingsError(
-                f"models={models} leaves {fewest.min()} shadow models on one side of {people[int(fewest.argmin())]!r} while models {first} to "
-                f"{first + targets - 1} are attacked; {metrics.LEAST_SHADOWS} are needed: more models, or more people"
+                f"models={models} leaves {fewest.min()} shadow models on one side of {people[int(fewest.argmin())]!r} "
+                f"while models {first} to {first + targets - 1} are attacked; "
+                f"{metrics.LEAST_SHADOWS} are needed: more models, or more people"
             )
 
 
-def attack_pool(scores: ModelScores, chosen: np.ndarray, learned: np.ndarray, targets: int) -> dict[str, Any]:
-    """One pool's figures; `chosen` (Q,) are its queries, `learned` (M, Q) says which models met their people."""
-    logits = metrics.verification_logit(scores.own[:, chosen])
-    margins = logits - metrics.verification_logit(scores.nearest_other[:, chosen])
-    known, people = learned[:, chosen], np.array(scores.people)[chosen]
-    features = np.stack([logits, margins], axis=-1)
-    models = np.arange(len(logits))
-    rounds = [
-        attack_some(features, known, (models >= first) & (models < first + targets))
-        for first in range(0, len(models), targets)
-    ]
-    attacks = {name: np.concatenate([told[name] for told, _ in rounds]) for name in rounds[0][0]}
-    member, who, pairs = known.ravel(), np.tile(people, len(models)), np.repeat(models // 2, len(people))
+def attack_pool(similarities: Similarities, chosen: np.ndarray, learned: np.ndarray, targets: int) -> dict[str, Any]:
+    """One pool's figures.
+
+    Args:
+        similarities: of all queries.
+        chosen: which queries are the pool's, bool (Q,).
+        learned: which models met which query's person, bool (M, Q).
+        targets: models attacked at a time.
+    """
+    logits = metrics.verification_logit(similarities.similarity[:, chosen])
+    margins = logits - metrics.verification_logit(similarities.nearest_other[:, chosen])
+    people = np.array(similarities.people)[chosen]
+    scores, choices = attack_in_rounds(np.stack([logits, margins], axis=-1), learned[:, chosen], targets)
+    count = len(logits)
+    member = learned[:, chosen].ravel()
+    person = np.tile(people, count)
+    pairs = np.repeat(np.arange(count) // 2, len(people))
+    cosines = similarities.similarity[:, chosen].ravel().clip(-1, 1)
     edges = np.linspace(-1, 1, BINS + 1)
-    cosines = scores.own[:, chosen].ravel().clip(-1, 1)
     return {
         "queries": int(chosen.sum()),
         "people": len(set(people)),
-        "U-MIA attack": ", ".join(choice for _, choice in rounds),
-        "attacks": {name: figures(values, member, who, pairs) for name, values in attacks.items()},
-        "by person": {name: by_person(attacks["U-LiRA"], member, who == name) for name in sorted(set(people))},
+        "U-MIA attack": ", ".join(choices),
+        "attacks": {name: attack_figures(each, member, person, pairs) for name, each in scores.items()},
+        "by person": {name: person_figures(scores["U-LiRA"], member, person == name) for name in sorted(set(people))},
         "distribution": {
             "met": np.histogram(cosines[member], edges)[0].tolist(),
             "not met": np.histogram(cosines[~member], edges)[0].tolist(),
@@ -103,54 +118,109 @@ def attack_pool(scores: ModelScores, chosen: np.ndarray, learned: np.ndarray, ta
     }
 
 
-def attack_some(features: np.ndarray, learned: np.ndarray, attacked: np.ndarray) -> tuple[dict[str, np.ndarray], str]:
-    """What each attack says of the models `attacked` (M,), (T * Q,), from the others as shadow models; and which population attack is U-MIA's.
+def attack_in_rounds(
+    features: np.ndarray, learned: np.ndarray, targets: int
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Membership scores of all models by each attack, (M * Q,), and of each round which population attack is U-MIA's.
 
-    `features` (M, Q, 2): the verification logit, and how far above that of the nearest other person it is; `learned` (M, Q).
+    Arguments as those of `attack_targets`; `targets` models are attacked per round.
     """
-    shadows, known, targets = features[~attacked], learned[~attacked], features[attacked]
-    told = {"U-LiRA": metrics.likelihood_ratio(shadows[..., 0], known, ~known, targets[..., 0]).ravel()}
-    told |= {f"U-MIA {name}": population(name, shadows, known, targets) for name in POPULATION}
-    choice = choose_population(shadows, known)
-    return told | {"U-MIA": told[f"U-MIA {choice}"]}, choice
+    models = np.arange(len(features))
+    rounds, choices = [], []
+    for first in range(0, len(models), targets):
+        scores, choice = attack_targets(features, learned, (models >= first) & (models < first + targets))
+        rounds.append(scores)
+        choices.append(choice)
+    of_all = {}
+    for name in rounds[0]:
+        of_all[name] = np.concatenate([scores[name] for scores in rounds])
+    return of_all, choices
 
 
-def population(name: str, features: np.ndarray, learned: np.ndarray, attacked: np.ndarray) -> np.ndarray:
-    """Log odds, (T * Q,), that one population attack fitted on `features` (M, Q, f) and `learned` (M, Q) gives `attacked` (T, Q, f)."""
+def attack_targets(
+    features: np.ndarray, learned: np.ndarray, attacked: np.ndarray
+) -> tuple[dict[str, np.ndarray], str]:
+    """Membership scores of some models by each attack, from the others as shadow models.
+
+    Args:
+        features: (M, Q, 2), the verification logit, and how far it is above that of the nearest other person.
+        learned: which models met which query's person, bool (M, Q).
+        attacked: which models are attacked, bool (M,).
+
+    Returns:
+        The scores by name of the attack, each (T * Q,), and the name of the population attack that is U-MIA's.
+    """
+    shadows, targets = features[~attacked], features[attacked]
+    shadows_learned = learned[~attacked]
+    ratio = metrics.likelihood_ratio(shadows[..., 0], shadows_learned, targets[..., 0])
+    scores = {"U-LiRA": ratio.ravel()}
+    for name in POPULATION:
+        scores[f"U-MIA {name}"] = population_attack(name, shadows, shadows_learned, targets)
+    choice = choose_population_attack(shadows, shadows_learned)
+    return scores | {"U-MIA": scores[f"U-MIA {choice}"]}, choice
+
+
+def population_attack(name: str, features: np.ndarray, learned: np.ndarray, attacked: np.ndarray) -> np.ndarray:
+    """Log odds, (T * Q,), that a population attack fitted on `features` (M, Q, f) gives `attacked` (T, Q, f).
+
+    `learned` (M, Q) says which of `features` are members'.
+    """
     count = features.shape[-1]
     return POPULATION[name](features.reshape(-1, count), learned.ravel(), attacked.reshape(-1, count))
 
 
-def choose_population(features: np.ndarray, learned: np.ndarray) -> str:
-    """The population attack that is more accurate on pairs of shadow models that it was not fitted on; by the targets the better of two would be luck.
+def choose_population_attack(features: np.ndarray, learned: np.ndarray) -> str:
+    """The population attack that is more accurate on pairs of shadow models that it was not fitted on.
 
-    Between equals the first of POPULATION.
+    Between equals it is the first of POPULATION. Chosen by the targets, the better of two would be luck.
     """
     held = 2 * max(1, len(features) // 2 // HELD_OUT)
-    told = {name: population(name, features[:-held], learned[:-held], features[-held:]) for name in POPULATION}
-    return max(told, key=lambda name: metrics.attack_accuracy(told[name], learned[-held:].ravel()))
+    member = learned[-held:].ravel()
+    accuracy = {}
+    for name in POPULATION:
+        log_odds = population_attack(name, features[:-held], learned[:-held], features[-held:])
+        accuracy[name] = metrics.attack_accuracy(log_odds, member)
+    return max(accuracy, key=accuracy.get)
 
 
-def figures(values: np.ndarray, member: np.ndarray, who: np.ndarray, pairs: np.ndarray) -> dict[str, Any]:
-    """Accuracy at 1/2, AUC and TPR at low FPR, each with its interval over people and pairs of models, and the ROC curve."""
+def attack_figures(
+    membership_score: np.ndarray, member: np.ndarray, person: np.ndarray, pairs: np.ndarray
+) -> dict[str, Any]:
+    """Accuracy at 1/2, AUC and TPR at low FPR, each with its interval over people and pairs of models; the ROC curve.
 
-    def tpr(rate: float) -> metrics.Figure:
-        return metrics.with_interval(
-            lambda *given: metrics.attack_tpr(*given[:2], rate, *given[2:]), values, member, who, pairs
-        )
-
-    made = {
-        "accuracy": metrics.with_interval(metrics.attack_accuracy, values, member, who, pairs),
-        "auc": metrics.with_interval(metrics.attack_auc, values, member, who, pairs),
-    }
-    made |= {name: tpr(rate) for name, rate in RATES.items()}
-    return {name: asdict(figure) for name, figure in made.items()} | {"roc": metrics.roc_curve(values, member)}
+    All arguments are (n,): a row's score, whether its person was met, its person, its model's pair.
+    """
+    functions = {"accuracy": metrics.attack_accuracy, "auc": metrics.attack_auc}
+    functions |= {name: partial(tpr_at, rate) for name, rate in RATES.items()}
+    figures: dict[str, Any] = {}
+    for name, function in functions.items():
+        figures[name] = asdict(metrics.with_interval(function, membership_score, member, person, pairs))
+    return figures | {"roc": metrics.roc_curve(membership_score, member)}
 
 
-def by_person(values: np.ndarray, member: np.ndarray, own: np.ndarray) -> dict[str, float | None]:
-    """One person's accuracy and AUC; empty where the targets all met them, or none did."""
-    both = member[own].any() and (~member[own]).any()
+def tpr_at(
+    rate: float, membership_score: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None
+) -> float | None:
+    """`attack_tpr` with its rate first."""
+    return metrics.attack_tpr(membership_score, member, rate, weights)
+
+
+def person_figures(membership_score: np.ndarray, member: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
+    """One person's accuracy and AUC; None where all targets met them, or none did.
+
+    All arguments are (n,); `rows` says which rows are the person's.
+    """
+    if member[rows].all() or not member[rows].any():
+        return {"accuracy": None, "auc": None}
     return {
-        "accuracy": metrics.attack_accuracy(values[own], member[own]) if both else None,
-        "auc": metrics.attack_auc(values[own], member[own]) if both else None,
+        "accuracy": metrics.attack_accuracy(membership_score[rows], member[rows]),
+        "auc": metrics.attack_auc(membership_score[rows], member[rows]),
     }
+
+
+def summary(attacks: dict[str, dict[str, Any]]) -> str:
+    """One line on a pool's attacks; `attacks`: name -> what `attack_figures` gives."""
+    parts = []
+    for name, figures in attacks.items():
+        parts.append(f"{name} accuracy {figures['accuracy']['value']:.3f}, AUC {figures['auc']['value']:.3f}")
+    return ", ".join(parts)

@@ -7,15 +7,19 @@ from omegaconf import MISSING
 from settings.script import SettingsError, at_least, one_of
 from settings.training import Method, Trainer
 
-MASKED_SPLITS = ("full", "retain")  # whom a network learns: everyone it meets, or all but those to be forgotten (gold)
+# whom a network learns: everyone it meets, or all of them but those to be forgotten (gold)
+FINETUNE_SPLITS = ("full", "retain")
+LEAST_SHADOW_MODELS = 8
+# what a trainer may be told where many networks train in one stack
+STACKABLE = {"accumulation": (1,), "optimizer": ("adamw_torch", "sgd"), "report_to": ("none",)}
 
 
 @dataclass
 class Album:
-    """Where pictures of people stand: a folder with one directory a person, or a dataset with a column of names."""
+    """Where pictures of people stand: a folder with one directory per person, or a dataset with a column of names."""
 
     path: str = MISSING  # folder, dataset folder or hub id
-    split: str = ""  # config of the dataset; empty: a folder with one directory a person
+    split: str = ""  # config of the dataset; empty: a folder with one directory per person
     image: str = "image"  # columns of the dataset
     person: str = "name"
 
@@ -26,11 +30,11 @@ class Faces:
     people: Album = MISSING
     pretraining: Album | None = MISSING  # people of their own; null: `pretraining_people` of `people`
     pretraining_people: int = MISSING
-    forget_pool: int = MISSING  # people of whom each model meets one half and forgets it; it meets half of the others too and keeps them
-    train: int = MISSING  # pictures a person that are learned
-    enrol: int = (
-        MISSING  # pictures a person that make the centre others are compared with; all that are left are asked about
-    )
+    # People of whom each model meets one half and forgets it. It also meets half of the others, and keeps them.
+    forget_pool: int = MISSING
+    train: int = MISSING  # pictures per person that are learned
+    # Pictures per person that make the centre others are compared with; all that are left are asked about.
+    enrol: int = MISSING
     split_seed: int = MISSING
     split_file: str = MISSING  # JSON: who is who and which picture is what, written once
     made_by: str = ""  # `python -m <made_by> --out <made_at>` makes the folder when it is missing
@@ -48,7 +52,8 @@ class Faces:
             raise SettingsError(f"data.forget_pool={self.forget_pool} must be even: each model meets one half of them")
         if (self.pretraining is None) != (self.pretraining_people > 0):
             raise SettingsError(
-                f"data.pretraining_people={self.pretraining_people} counts people of data.people, so data.pretraining must be null, and only then"
+                f"data.pretraining_people={self.pretraining_people} counts people of data.people, "
+                "so data.pretraining must be null, and only then"
             )
 
 
@@ -58,17 +63,16 @@ class FaceModel:
 
     name: str = MISSING  # the name of its file in config/model
     path: str = MISSING  # folder of the pretrained network
-    size: int = MISSING  # pixels a side
+    size: int = MISSING  # pixels per side
     width: int = MISSING  # channels of the first stage; torchvision's resnet18 has 64
     embedding: int = MISSING  # features
-    scale: float = MISSING  # s of AM-softmax
+    logit_scale: float = MISSING  # s of AM-softmax: logits are s times cosines
     margin: float = MISSING  # m of AM-softmax, taken from the right class's cosine in the loss that trains a network
 
     def __post_init__(self) -> None:
-        at_least(
-            "model.size", self.size, 33
-        )  # less leaves one pixel at the last stage, whose mean over a batch of one picture is undefined
-        for name in ("width", "embedding", "scale"):
+        # Fewer pixels leave one at the last stage: batch normalisation of a batch of one picture is undefined there.
+        at_least("model.size", self.size, 33)
+        for name in ("width", "embedding", "logit_scale"):
             at_least(f"model.{name}", getattr(self, name), 1)
         at_least("model.margin", self.margin, 0)
 
@@ -89,12 +93,12 @@ class Pretrain:
 
 @dataclass
 class FinetuneFaces(Pretrain):
-    split: str = MISSING  # one of MASKED_SPLITS
+    split: str = MISSING  # one of FINETUNE_SPLITS
     model_path: str = MISSING
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("split", self.split, MASKED_SPLITS)
+        one_of("split", self.split, FINETUNE_SPLITS)
 
 
 @dataclass
@@ -141,27 +145,32 @@ class AttackFaces:
 
     def __post_init__(self) -> None:
         for name in ("models", "targets"):
-            at_least(name, getattr(self, name), 2)
-            if getattr(self, name) % 2:
-                raise SettingsError(
-                    f"{name}={getattr(self, name)} must be even: models come in pairs that met opposite halves of the people"
-                )
+            need_pairs_of_models(name, getattr(self, name))
         at_least("together", self.together, 1)
-        if self.targets > self.models - 8:
+        if self.targets > self.models - LEAST_SHADOW_MODELS:
             raise SettingsError(
-                f"targets={self.targets} leaves {self.models - self.targets} shadow models of models={self.models}; at least 8 are needed"
+                f"targets={self.targets} leaves {self.models - self.targets} shadow models of models={self.models}; "
+                f"at least {LEAST_SHADOW_MODELS} are needed"
             )
         for name in ("finetune", "trainer"):
             need_whole_training(name, getattr(self, name))
-            for setting, needed in (
-                ("accumulation", (1,)),
-                ("optimizer", ("adamw_torch", "sgd")),
-                ("report_to", ("none",)),
-            ):
-                if (value := getattr(getattr(self, name), setting)) not in needed:
-                    raise SettingsError(
-                        f"{name}.{setting}={value} must be {' or '.join(map(str, needed))} where many models train together"
-                    )
+            need_stackable_training(name, getattr(self, name))
+
+
+def need_pairs_of_models(name: str, count: int) -> None:
+    """Raise SettingsError for a number of models below two, or an odd one."""
+    at_least(name, count, 2)
+    if count % 2:
+        raise SettingsError(f"{name}={count} must be even: models come in pairs that met opposite halves of the people")
+
+
+def need_stackable_training(name: str, trainer: Trainer) -> None:
+    """Raise SettingsError for trainer settings that many networks in one stack cannot have."""
+    for setting, allowed in STACKABLE.items():
+        value = getattr(trainer, setting)
+        if value not in allowed:
+            choices = " or ".join(map(str, allowed))
+            raise SettingsError(f"{name}.{setting}={value} must be {choices} where many models train together")
 
 
 def need_whole_training(name: str, trainer: Trainer) -> None:

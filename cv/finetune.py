@@ -1,41 +1,40 @@
-"""Teach a pretrained face network the people that it meets, one half of all: accelerate launch cv/finetune.py split=full"""
+"""Teach a pretrained face network the people that it meets, half of all: accelerate launch cv/finetune.py split=full"""
 
 from dataclasses import asdict
-from functools import partial
 
 from cv.face_settings import FinetuneFaces
-from cv.network import load_network, save_network, score_faces, with_new_classes
-from cv.pictures import Classes, FaceEncoder, FacePairs, check_strangers, met_by, read_division, training_rows
-from data_module import fingerprint, make_if_missing
-from engine.methods import bind
-from engine.record import TRAIN_RECORD, check_save_dir, say_line
-from engine.train import train
 from settings.script import script
 from settings.training import Method
 
 
 @script("cv/finetune", FinetuneFaces)
 def main(settings: FinetuneFaces) -> None:
+    from engine.record import TRAIN_RECORD, check_save_dir, say_line
+
     check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    from cv.network import load_network, start_of, with_new_classes
+    from cv.pictures import FaceEncoder, FacePairs, check_strangers, met_by, read_division, training_rows
+    from data_module import fingerprint, make_if_missing
+    from engine.methods import bind
+    from engine.train import train
+
+    pretrained, strangers = load_network(settings.model_path, settings.model)
     make_if_missing(settings.data)
     division = read_division(settings.data)
+    check_strangers(strangers, division, settings.model_path)
     met = met_by(division, None)
     people = met.trained if settings.split == "full" else met.retain
     rows = training_rows(division, people, settings.split)
     loss = bind(Method(name="finetune", loss="retain_ft"))
-    pairs = FacePairs(loss.batches, None, rows, settings.model.size, settings.seed)
+    pairs = FacePairs(loss.batches, forget=None, retain=rows, size=settings.model.size, seed=settings.seed)
 
-    encoder = FaceEncoder(Classes(people, settings.model.size), settings.data.people)
+    encoder = FaceEncoder(people, settings.data.people, settings.model.size)
     encoder.read(rows.files)
+    model = with_new_classes(pretrained, len(people), settings.seed)
+    start = start_of(model, settings.model, people)
     record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.people.path)}
-    score = partial(score_faces, scale=settings.model.scale, margin=settings.model.margin)
-    start, classes = load_network(settings.model_path, settings.model)
-    check_strangers(classes, division, settings.model_path)
-    model = with_new_classes(start, len(people), settings.seed)
-    save = partial(save_network, settings=settings.model)
-    train(
-        model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, score=score, save=save
-    )
+    run = {"seed": settings.seed, "save_dir": settings.save_dir, "record": record}
+    train(start, loss, pairs, encoder, settings.trainer, **run)
     say_line(f"finetuned on {len(people)} people: {settings.save_dir}")
 
 

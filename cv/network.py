@@ -1,14 +1,15 @@
-"""Face networks: a ResNet-18 topology of any width with AM-softmax, one network or many side by side in one; load, score, save.
+"""Face networks: a ResNet-18 topology of any width with AM-softmax. Make, load, train, save one, or stack many in one.
 
-Shapes: B pictures, N networks side by side, S pixels a side, E embedding features, C classes. One network is N = 1. Networks stand side by side along
-the channels (network-major): each convolution has N groups, batch normalisation and what follows know no network but their own.
+Shapes: B pictures, N networks of a stack, S pixels per side, E embedding features, C classes. One network is N = 1.
+The networks of a stack lie along the channels, one after the other. Each convolution has N groups, and what follows it
+works channel by channel, so that no network's numbers depend on another's.
 """
 
 import copy
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cv.face_settings import FaceModel
+from engine.frozen_start import Forward, Start
+from engine.pairs import Batch
 from settings.script import SettingsError
 from settings.training import Activations
 from unlearn_losses import Scored
 
-PARTS = ("the stem", "stage 1", "stage 2", "stage 3", "stage 4", "the embedding")  # what method.activations counts
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+# what method.activations counts
+PARTS = ("the stem", "stage 1", "stage 2", "stage 3", "stage 4", "the embedding")
+EMBEDDING = PARTS.index("the embedding")
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,9 @@ def shape_of(settings: FaceModel) -> Shape:
 class Block(nn.Module):
     """Two 3 x 3 convolutions and a way around them (He et al., arXiv 1512.03385); names are torchvision's.
 
-    The way around takes every `stride`-th pixel before its 1 x 1 convolution instead of in it, which is the same: the gradient of a strided 1 x 1
-    convolution of few channels in channels_last writes past its memory on CPUs (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    The way around takes every `stride`-th pixel before its 1 x 1 convolution instead of in it, which is the same. The
+    gradient of a strided 1 x 1 convolution of few channels in channels_last writes past its memory on CPUs
+    (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
 
     def __init__(self, before: int, after: int, stride: int, models: int):
@@ -50,29 +57,31 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(after * models)
         self.conv2 = nn.Conv2d(after * models, after * models, 3, 1, 1, groups=models, bias=False)
         self.bn2 = nn.BatchNorm2d(after * models)
-        self.stride, self.downsample = stride, None
+        self.stride = stride
+        self.downsample = None
         if stride != 1 or before != after:
             around = nn.Conv2d(before * models, after * models, 1, groups=models, bias=False)
             self.downsample = nn.Sequential(around, nn.BatchNorm2d(after * models))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(
-            self.bn2(self.conv2(y))
-            + (x if self.downsample is None else self.downsample(x[:, :, :: self.stride, :: self.stride]))
-        )
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        around = x if self.downsample is None else self.downsample(x[:, :, :: self.stride, :: self.stride])
+        return F.relu(y + around)
 
 
 class FaceNetwork(nn.Module):
-    """Pictures (B, N * 3, S, S) -> cosines to the class weights (B, N, C); embeddings and class weights both have length 1.
+    """Pictures (B, N * 3, S, S) -> cosines to the class weights (B, N, C).
 
-    With `ends_at` set it gives the states of that part instead, (B, N, features): the mean over the picture, or the embedding itself.
+    Embeddings and class weights both have length 1. With `ends_at` set the network gives the states of that part
+    instead, (B, N, features): the mean over the picture, or the embedding itself.
     """
 
     def __init__(self, shape: Shape, classes: int, models: int = 1):
         super().__init__()
         w = shape.width
-        self.shape, self.models, self.ends_at = shape, models, None
+        self.shape = shape
+        self.models = models
+        self.ends_at: int | None = None  # a place in PARTS
         self.conv1 = nn.Conv2d(3 * models, w * models, 7, 2, 3, groups=models, bias=False)
         self.bn1 = nn.BatchNorm2d(w * models)
         self.pool = nn.MaxPool2d(3, 2, 1)
@@ -81,7 +90,7 @@ class FaceNetwork(nn.Module):
             setattr(self, f"layer{number}", nn.Sequential(*blocks))
         self.embed = nn.Conv2d(8 * w * models, shape.embedding * models, 1, groups=models, bias=False)
         self.classes = nn.Parameter(torch.randn(models, classes, shape.embedding))
-        self.to(memory_format=torch.channels_last)  # half as long a step on a CPU, grouped ones above all
+        self.to(memory_format=torch.channels_last)  # halves a step's time on a CPU, most of all with groups
 
     def parts(self) -> list[list[nn.Module]]:
         """The modules of each of PARTS."""
@@ -90,24 +99,28 @@ class FaceNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.pool(F.relu(self.bn1(self.conv1(pixels))))
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
-        for number in range(4 if self.ends_at is None else min(4, self.ends_at)):
-            x = stages[number](x)
+        for stage in stages[: self.ends_at]:  # all of them where it is None
+            x = stage(x)
         x = x.mean((2, 3), keepdim=True)
-        if self.ends_at is not None and self.ends_at < 5:
-            return self.each_network(x)
-        embeddings = F.normalize(self.each_network(self.embed(x)), dim=-1)
+        if self.ends_at is not None and self.ends_at < EMBEDDING:
+            return self.split_channels(x)
+        embeddings = F.normalize(self.split_channels(self.embed(x)), dim=-1)
         return embeddings if self.ends_at is not None else self.cosines(embeddings)
 
     def embeddings(self, pixels: Tensor) -> Tensor:
         """Embeddings (B, N, E) of length 1."""
-        ends_at, self.ends_at = self.ends_at, 5
+        former = self.ends_at
+        self.ends_at = EMBEDDING
         try:
             return self(pixels)
         finally:
-            self.ends_at = ends_at
+            self.ends_at = former
 
-    def each_network(self, x: Tensor) -> Tensor:
-        """(B, N * features, 1, 1) as (B, N, features), in the weights' own precision: at s = 30 a bf16 cosine would be off by .1."""
+    def split_channels(self, x: Tensor) -> Tensor:
+        """(B, N * features, 1, 1) -> (B, N, features), in the precision of the weights.
+
+        In bf16 a cosine would be off by .1 once it is multiplied by s = 30.
+        """
         return x.flatten(1).view(len(x), self.models, -1).to(self.classes.dtype)
 
     def cosines(self, embeddings: Tensor) -> Tensor:
@@ -116,113 +129,143 @@ class FaceNetwork(nn.Module):
             return torch.einsum("bne,nce->bnc", embeddings, F.normalize(self.classes, dim=-1))
 
 
-def score_faces(model: nn.Module, batch: dict[str, Tensor], *, scale: float, margin: float) -> Scored:
-    """A batch of pictures as answers of one token: logits (B, N, C) over the classes, or states (B, N, features) where the network ends before them.
+# ---- training
 
-    The only place that turns cosines into logits, s * cos: their softmax is what the network believes. The loss it is trained on, NLL, lowers the right
-    class's by s * m first: AM-softmax (Wang et al., arXiv 1801.05599).
+
+def forward(model: nn.Module, batch: Batch, *, logit_scale: float, margin: float) -> Scored:
+    """A batch of pictures as answers of one token each.
+
+    This is the only place that turns cosines into logits, s * cos. Their softmax is what the network believes. The loss
+    that trains a network, NLL, first takes s * m from the right class's logit: AM-softmax (Wang et al., arXiv
+    1801.05599).
+
+    Args:
+        model: a face network, wrapped or not.
+        batch: its inputs are `pixels` (B, N * 3, S, S) in [-1, 1], its labels (B, N).
+        logit_scale: s, above 0.
+        margin: m, a cosine, 0 or more.
+
+    Returns:
+        Logits (B, N, C), or the states (B, N, features) where the network ends before its classes.
     """
-    output = model(batch["pixels"])
+    output = model(batch.inputs["pixels"])
     if getattr(model, "module", model).ends_at is not None:
-        return Scored(output, batch["labels"], batch.get("pictured"))
-    return Scored(scale * output, batch["labels"], batch.get("pictured"), scale * margin)
+        return Scored(output, batch.labels)
+    return Scored(logit_scale * output, batch.labels, logit_scale * margin)
+
+
+def forward_of(settings: FaceModel) -> Forward:
+    """`forward` with s and m of the settings."""
+    return partial(forward, logit_scale=settings.logit_scale, margin=settings.margin)
+
+
+def start_of(model: FaceNetwork, settings: FaceModel, classes: list[str]) -> Start:
+    """A network ready to train; `classes` are the people's names in the order of the class weights."""
+    return Start(model, forward_of(settings), partial(save_network, settings=settings, classes=classes))
 
 
 def check_parts(activations: Activations | None) -> None:
-    """Raise SettingsError for a part that there is not."""
+    """Raise SettingsError where a method names a part that a face network does not have."""
     if activations and activations.layer >= len(PARTS):
         raise SettingsError(
-            f"method.activations.layer={activations.layer}: a face network has parts 0 ({PARTS[0]}) to {len(PARTS) - 1} ({PARTS[-1]})"
+            f"method.activations.layer={activations.layer}: a face network has parts 0 ({PARTS[0]}) "
+            f"to {len(PARTS) - 1} ({PARTS[-1]})"
         )
 
 
 def end_at(model: FaceNetwork, activations: Activations) -> None:
-    """Give the states of part `activations.layer`, and train the named parts only. Raises SettingsError for a part that there is not."""
+    """Make the network give the states of part `activations.layer`, and train the named parts only.
+
+    Raises SettingsError for a part that there is not.
+    """
     check_parts(activations)
     model.ends_at = activations.layer
     model.requires_grad_(False)
-    for part in (model.parts()[number] for number in activations.trained):
-        for module in part:
-            module.requires_grad_(True)
+    parts = model.parts()
+    for module in (module for number in activations.trained for module in parts[number]):
+        module.requires_grad_(True)
 
 
-# ---- files
-
-
-def fresh(settings: FaceModel, classes: int, seed: int) -> FaceNetwork:
+def new_network(settings: FaceModel, classes: int, seed: int) -> FaceNetwork:
     """A network of random weights, a function of the seed."""
     torch.manual_seed(seed)
     return FaceNetwork(shape_of(settings), classes)
 
 
 def with_new_classes(model: FaceNetwork, classes: int, seed: int) -> FaceNetwork:
-    """The same network with random class weights in place of its own."""
+    """A copy of the network with random class weights, a function of the seed, in place of its own."""
     renewed = copy.deepcopy(model)
     source = torch.Generator().manual_seed(seed)
     renewed.classes = nn.Parameter(torch.randn(1, classes, model.shape.embedding, generator=source).to(model.classes))
     return renewed
 
 
-def load_network(path: str, settings: FaceModel, name: str = "model_path") -> tuple[FaceNetwork, list[str]]:
-    """The network in a folder and the names of its classes. Raises SettingsError if there is none, or one of another shape than `settings`."""
+# ---- files
+
+
+def load_network(path: str, settings: FaceModel) -> tuple[FaceNetwork, list[str]]:
+    """The network at `model_path` and the names of its classes.
+
+    Raises SettingsError if there is none, or one of another shape, picture size or logit scale than `settings` say.
+    """
     folder = Path(path)
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
         raise SettingsError(
-            f"{name}={path!r} holds no face network ({WEIGHTS} and {CONFIG}); cv/pretrain.py and cv/finetune.py make one"
+            f"model_path={path!r} holds no face network ({WEIGHTS} and {CONFIG}); "
+            "cv/pretrain.py and cv/finetune.py make one"
         )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        made, size, scale = Shape(**config["shape"]), config["size"], config["scale"]
-        model = FaceNetwork(made, len(config["classes"]))
+        found = (Shape(**config["shape"]), config["size"], config["logit_scale"])
+        model = FaceNetwork(found[0], len(config["classes"]))
         model.load_state_dict(load_file(folder / WEIGHTS))
     except KeyError as error:
-        raise SettingsError(f"{name}={path!r}: its {CONFIG} does not say {error}; train it again") from None
+        raise SettingsError(f"model_path={path!r}: its {CONFIG} does not say {error}; train it again") from None
     except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise SettingsError(f"{name}={path!r} could not be loaded: {str(error).splitlines()[0]}") from None
-    if (made, size, scale) != (shape_of(settings), settings.size, settings.scale):
-        own = f"{shape_of(settings)} for {settings.size} at scale {settings.scale:g}"
+        raise SettingsError(f"model_path={path!r} could not be loaded: {str(error).splitlines()[0]}") from None
+    wanted = (shape_of(settings), settings.size, settings.logit_scale)
+    if found != wanted:
+        is_of = "{} for {} pixels with logit_scale {}"
         raise SettingsError(
-            f"{name}={path!r} is a network of {made} for {size} pixels at scale {scale:g}, but model={settings.name} is {own}"
+            f"model_path={path!r} is a network of {is_of.format(*found)}, "
+            f"but model={settings.name} is {is_of.format(*wanted)}"
         )
     return model, config["classes"]
 
 
-def save_network(model: FaceNetwork, classes: Any, folder: Path, *, settings: FaceModel) -> None:
-    """Write weights and configuration to `folder`; `classes.names` are in the order of the class weights."""
+def save_network(model: FaceNetwork, folder: Path, *, settings: FaceModel, classes: list[str]) -> None:
+    """Write weights and configuration to `folder`; `classes` are in the order of the class weights."""
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
     config = {
         "shape": asdict(model.shape),
         "size": settings.size,
-        "scale": settings.scale,
+        "logit_scale": settings.logit_scale,
         "margin": settings.margin,
-        "classes": classes.names,
+        "classes": classes,
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-# ---- side by side
+# ---- stacks
 
 
-def side_by_side(models: list[FaceNetwork]) -> FaceNetwork:
-    """Networks of one shape and number of classes as one."""
+def stack_networks(models: list[FaceNetwork]) -> FaceNetwork:
+    """Networks of one shape and one number of classes as one network."""
     first = models[0]
     stack = FaceNetwork(first.shape, first.classes.shape[1], len(models)).to(first.classes)
     states = [model.state_dict() for model in models]
-    stack.load_state_dict(
-        {
-            name: torch.cat([state[name] for state in states]) if value.dim() else value
-            for name, value in states[0].items()
-        }
-    )
+    stacked = {}
+    for name, value in states[0].items():
+        # the counts of batch normalisation are scalars, and the same for all
+        stacked[name] = torch.cat([state[name] for state in states]) if value.dim() else value
+    stack.load_state_dict(stacked)
     return stack
 
 
-def apart(stack: FaceNetwork) -> list[FaceNetwork]:
-    """The networks that stand side by side in one, each by itself."""
+def split_stack(stack: FaceNetwork) -> list[FaceNetwork]:
+    """The networks of a stack, each by itself."""
     models = [FaceNetwork(stack.shape, stack.classes.shape[1]).to(stack.classes) for _ in range(stack.models)]
-    state = stack.state_dict()
+    parts = {name: value.chunk(stack.models) if value.dim() else value for name, value in stack.state_dict().items()}
     for number, model in enumerate(models):
-        model.load_state_dict(
-            {name: value.chunk(stack.models)[number] if value.dim() else value for name, value in state.items()}
-        )
+        model.load_state_dict({name: part[number] if isinstance(part, tuple) else part for name, part in parts.items()})
     return models

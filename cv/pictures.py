@@ -1,30 +1,30 @@
-"""Pictures of people: who is who, divided once and for all; decoded and resized once; rows, views and batches for the training loop.
+"""Pictures of people: who is who, divided once for all; decoded and resized once; rows, views and batches for training.
 
-Shapes: B pictures, S pixels a side. A batch is a dict with `pixels` (B, 3, S, S) in [-1, 1] and `labels` (B, 1), the person's class number.
+Shapes: B pictures, S pixels per side. A batch holds `pixels` (B, 3, S, S) in [-1, 1] and labels (B, 1), the number of
+the person's class.
 """
 
 import functools
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision.transforms.functional as pictures_to
+import torchvision.transforms.functional as picture_transforms
 from natsort import natsorted
 from PIL import Image
 from torch import Tensor
 
 from cv.face_settings import Album, Faces
 from data_module import Example, draw, fingerprint, load_split, need_columns, open_image
-from engine.encode import Encoded
-from engine.pairs import Pairs
+from engine.pairs import Batch, Pairs
 from engine.record import write_json
 from settings.script import SettingsError, processes
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".pgm", ".bmp", ".webp")
 SHIFT = 1 / 16  # of the side: how far a picture is moved at most while a network learns
+GREY = 127  # of a hidden square
 
 
 # ---- who is who
@@ -49,11 +49,11 @@ class Division:
     seed: int
 
     def pool(self, name: str) -> list[str]:
-        return [person for person, of in self.people.items() if of.pool == name]
+        return [person for person, pictures in self.people.items() if pictures.pool == name]
 
 
 class Met(NamedTuple):
-    """Whom one model met: people it is to forget, people it keeps; it never met `holdout`."""
+    """Whom one model met: people it is to forget and people it keeps; it never met `holdout`."""
 
     forget: list[str]
     retain: list[str]
@@ -65,17 +65,19 @@ class Met(NamedTuple):
 
 
 def met_by(division: Division, model: int | None) -> Met:
-    """Whom model number `model` meets, a random half of each pool: 2k and 2k + 1 meet opposite halves. None: the benchmark's own model."""
+    """Whom one model meets: a random half of each pool. Models 2k and 2k + 1 meet opposite halves.
+
+    `model`: its number in an attack; None: the benchmark's own model.
+    """
+    pair, side = ("the model", 0) if model is None else divmod(model, 2)
     halves = {}
     for pool in ("forget", "retain"):
         names = division.pool(pool)
         half = len(names) // 2
-        pair, side = ("the model", 0) if model is None else divmod(model, 2)
-        drawn = draw(division.seed, "met", pool, pair).sample(names, len(names))
-        halves[pool] = sorted(drawn[:half] if side == 0 else drawn[half : 2 * half])
-    return Met(
-        halves["forget"], halves["retain"], sorted(division.people.keys() - {*halves["forget"], *halves["retain"]})
-    )
+        order = draw(division.seed, "met", pool, pair).sample(names, len(names))
+        halves[pool] = sorted(order[:half] if side == 0 else order[half : 2 * half])
+    others = division.people.keys() - {*halves["forget"], *halves["retain"]}
+    return Met(halves["forget"], halves["retain"], sorted(others))
 
 
 def read_division(data: Faces) -> Division:
@@ -84,37 +86,39 @@ def read_division(data: Faces) -> Division:
     Raises SettingsError if the file was made of other pictures or settings, or if some person has too few pictures.
     """
     file = Path(data.split_file)
-    made_of = {
-        "people": fingerprint(data.people.path),
-        "pretraining": data.pretraining and fingerprint(data.pretraining.path),
-    }
-    made_of |= {
-        name: getattr(data, name) for name in ("pretraining_people", "forget_pool", "train", "enrol", "split_seed")
-    }
+    pretraining = data.pretraining and fingerprint(data.pretraining.path)
+    made_of: dict[str, Any] = {"people": fingerprint(data.people.path), "pretraining": pretraining}
+    for name in ("pretraining_people", "forget_pool", "train", "enrol", "split_seed"):
+        made_of[name] = getattr(data, name)
     with processes().local_main_process_first():
         if not file.is_file():
             write_json(file, {"made_of": made_of, **asdict(divide(data))})
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        division = Division(
-            {name: Person(**of) for name, of in found["people"].items()}, found["pretraining"], found["seed"]
-        )
+        content = json.loads(file.read_text(encoding="utf-8"))
+        people = {name: Person(**pictures) for name, pictures in content["people"].items()}
+        division = Division(people, content["pretraining"], content["seed"])
     except (ValueError, TypeError, KeyError, AttributeError):
         raise SettingsError(f"data.split_file={data.split_file!r} holds no division of pictures") from None
-    former = found.get("made_of", {})
-    if changed := [name for name, value in made_of.items() if former.get(name) != value]:
+    former = content.get("made_of", {})
+    changed = next((name for name, value in made_of.items() if former.get(name) != value), None)
+    if changed:
         raise SettingsError(
-            f"data.split_file={data.split_file!r} was made with another {changed[0]} ({former.get(changed[0])!r}, now {made_of[changed[0]]!r}); "
+            f"data.split_file={data.split_file!r} was made with another {changed} "
+            f"({former.get(changed)!r}, now {made_of[changed]!r}); "
             "name another file: models made with different divisions cannot be compared"
         )
     return division
 
 
 def check_strangers(classes: list[str], division: Division, path: str) -> None:
-    """Raise SettingsError if the network that others begin with has met people of the division: no gold model and no shadow model could come of it."""
+    """Raise SettingsError if the network that others begin with has met people of the division.
+
+    No gold model and no shadow model could come of it.
+    """
     if met := sorted(set(classes) & division.people.keys()):
         raise SettingsError(
-            f"model_path={path!r} has met {met[0]!r} and {len(met) - 1} more of data.people; begin with what cv/pretrain.py makes"
+            f"model_path={path!r} has met {met[0]!r} and {len(met) - 1} more of data.people; "
+            "begin with what cv/pretrain.py makes"
         )
 
 
@@ -127,90 +131,111 @@ def divide(data: Faces) -> Division:
         pretraining = list_pictures(data.pretraining)
         if both := albums.keys() & pretraining.keys():
             raise SettingsError(
-                f"data.pretraining.path={data.pretraining.path!r}: {min(both)!r} is also one of the people to be learned"
+                f"data.pretraining.path={data.pretraining.path!r}: "
+                f"{min(both)!r} is also one of the people to be learned"
             )
     left = names[data.pretraining_people :]
     if len(left) < data.forget_pool + 2:
         raise SettingsError(
-            f"data.forget_pool={data.forget_pool}: {data.people.path!r} has {len(left)} people to be learned; at least two must be left"
+            f"data.forget_pool={data.forget_pool}: {data.people.path!r} has {len(left)} people to be learned; "
+            "at least two must be left"
         )
+    forget_pool = set(left[: data.forget_pool])
     people = {}
     for name in sorted(left):
-        pictures = draw(data.split_seed, "pictures", name).sample(albums[name], len(albums[name]))
-        if len(pictures) <= data.train + data.enrol:
-            raise SettingsError(
-                f"{data.people.path}: {name!r} has {len(pictures)} pictures; data.train={data.train} and data.enrol={data.enrol} leave none to ask about"
-            )
-        train, enrol, query = (natsorted(part) for part in cut(pictures, data.train, data.enrol))
-        people[name] = Person("forget" if name in left[: data.forget_pool] else "retain", train, enrol, query)
+        pool = "forget" if name in forget_pool else "retain"
+        people[name] = Person(pool, *train_enrol_query(name, albums[name], data))
     return Division(people, pretraining, data.split_seed)
 
 
-def cut(items: list[str], first: int, second: int) -> tuple[list[str], list[str], list[str]]:
-    return items[:first], items[first : first + second], items[first + second :]
+def train_enrol_query(name: str, pictures: list[str], data: Faces) -> tuple[list[str], list[str], list[str]]:
+    """One person's pictures, drawn from `data.split_seed`: to be learned, to be enrolled, to be asked about.
+
+    Raises SettingsError if none are left to ask about.
+    """
+    enrolled = data.train + data.enrol
+    if len(pictures) <= enrolled:
+        raise SettingsError(
+            f"{data.people.path}: {name!r} has {len(pictures)} pictures; "
+            f"data.train={data.train} and data.enrol={data.enrol} leave none to ask about"
+        )
+    order = draw(data.split_seed, "pictures", name).sample(pictures, len(pictures))
+    return natsorted(order[: data.train]), natsorted(order[data.train : enrolled]), natsorted(order[enrolled:])
 
 
 def list_pictures(album: Album) -> dict[str, list[str]]:
-    """Person -> names of files below `album.path`, or numbers of rows as text. Raises SettingsError if there are none."""
-    if album.split:
-        rows = load_split(album.path, album.split)
-        need_columns(rows, album.path, album.split, [album.image, album.person])
-        found: dict[str, list[str]] = {}
-        for number, name in enumerate(rows[album.person]):
-            found.setdefault(str(name), []).append(str(number))
-        return found
+    """Person -> names of files below `album.path`, or numbers of rows as text.
+
+    Raises SettingsError if there are none.
+    """
+    return rows_by_person(album) if album.split else files_by_person(album)
+
+
+def rows_by_person(album: Album) -> dict[str, list[str]]:
+    rows = load_split(album.path, album.split)
+    need_columns(rows, album.path, album.split, [album.image, album.person])
+    numbers: dict[str, list[str]] = {}
+    for number, name in enumerate(rows[album.person]):
+        numbers.setdefault(str(name), []).append(str(number))
+    return numbers
+
+
+def files_by_person(album: Album) -> dict[str, list[str]]:
     folder = Path(album.path)
     if not folder.is_dir():
-        raise SettingsError(f"data path {album.path!r} does not exist; it names a folder with one directory a person")
-    directories = natsorted(path for path in folder.iterdir() if path.is_dir())
-    found = {
-        d.name: natsorted(f"{d.name}/{p.name}" for p in d.iterdir() if p.suffix.lower() in ENDINGS) for d in directories
-    }
-    found = {name: files for name, files in found.items() if files}
-    if not found:
+        raise SettingsError(f"data path {album.path!r} does not exist; it names a folder with one directory per person")
+    files = {}
+    for directory in natsorted(path for path in folder.iterdir() if path.is_dir()):
+        pictures = [path for path in directory.iterdir() if path.suffix.lower() in ENDINGS]
+        if pictures:
+            files[directory.name] = natsorted(f"{directory.name}/{path.name}" for path in pictures)
+    if not files:
         raise SettingsError(f"data path {album.path!r} holds no directory with pictures ({', '.join(ENDINGS)})")
-    return found
+    return files
 
 
 # ---- decoded and resized once
 
 
 def read_pictures(album: Album, names: list[str], size: int) -> dict[str, Tensor]:
-    """Name -> picture (3, S, S) in uint8; what this process has read before is not read again."""
-    kept = kept_pictures(album.path, album.split, fingerprint(album.path), size)
+    """Name -> picture (3, S, S) in uint8. What this process has read before is not read again.
+
+    Raises SettingsError for a picture that cannot be read.
+    """
+    cache = picture_cache(album.path, album.split, fingerprint(album.path), size)
     rows = load_split(album.path, album.split) if album.split else None
     for name in names:
-        if name not in kept:
-            image = (
-                {"path": str(Path(album.path, name)), "bytes": None} if rows is None else rows[int(name)][album.image]
-            )
-            kept[name] = resized(
-                open_image(
-                    Example(
-                        "", "", image, int(name) if rows is not None else 0, None, name if rows is None else album.split
-                    )
-                ),
-                size,
-            )
-    return {name: kept[name] for name in names}
+        if name not in cache:
+            cache[name] = middle_square(open_picture(album, rows, name), size)
+    return {name: cache[name] for name in names}
 
 
 @functools.lru_cache(maxsize=8)
-def kept_pictures(path: str, split: str, content: str, size: int) -> dict[str, Tensor]:
-    """Where `read_pictures` keeps what it has read; `content` makes rewritten pictures others."""
+def picture_cache(path: str, split: str, content: str, size: int) -> dict[str, Tensor]:
+    """Where `read_pictures` keeps what it has read.
+
+    `content`: a fingerprint, so that pictures that were written again are read again.
+    """
     return {}
 
 
-def resized(image: Image.Image, size: int) -> Tensor:
-    """The middle square of an RGB picture, `size` pixels a side, (3, S, S) in uint8."""
+def open_picture(album: Album, rows: Any, name: str) -> Image.Image:
+    """One picture of an album, in RGB. `rows`: the album's dataset, where it is one."""
+    if rows is None:
+        file = {"path": str(Path(album.path, name)), "bytes": None}
+        return open_image(Example("", "", file, 0, None, name))
+    return open_image(Example("", "", rows[int(name)][album.image], int(name), None, album.split))
+
+
+def middle_square(image: Image.Image, size: int) -> Tensor:
+    """The middle square of an RGB picture, resized to `size` pixels per side, (3, S, S) in uint8."""
     side = min(image.size)
-    return pictures_to.pil_to_tensor(
-        pictures_to.center_crop(image, [side, side]).resize((size, size), Image.Resampling.BICUBIC)
-    )
+    square = picture_transforms.center_crop(image, [side, side])
+    return picture_transforms.pil_to_tensor(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def to_pixels(pictures: Tensor) -> Tensor:
-    """uint8 to [-1, 1]."""
+    """uint8 -> [-1, 1]."""
     return pictures.float() / 127.5 - 1
 
 
@@ -218,7 +243,7 @@ def to_pixels(pictures: Tensor) -> Tensor:
 
 
 class View(NamedTuple):
-    """How a picture is shown: mirrored, moved (pixels), with a square hidden (top, left, side; side 0: none)."""
+    """How a network sees a picture: mirrored, moved (pixels), with a square hidden (top, left, side; side 0: none)."""
 
     mirrored: bool = False
     down: int = 0
@@ -228,7 +253,10 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Face(Example):
-    """A picture to be told whose it is: `answer` is the person, `image` names the picture; `view` how it is shown."""
+    """A picture whose person the network is to name.
+
+    `answer` is the person, `image` names the picture, `view` says how the network sees it.
+    """
 
     view: View = View()  # noqa: RUF009 - a tuple of constants
 
@@ -241,10 +269,11 @@ class FaceRows:
     """The training pictures of some people, as the training loop's rows."""
 
     def __init__(self, pictures: dict[str, list[str]], split: str):
-        self.rows = [
-            Face("", name, {"path": file, "bytes": None}, number, name, split)
-            for name, file, number in numbered(pictures)
-        ]
+        """`pictures`: of each person, by name of file or number of row."""
+        self.rows: list[Face] = []
+        for name, files in pictures.items():
+            for file in files:
+                self.rows.append(Face("", name, {"path": file, "bytes": None}, len(self.rows), name, split))
 
     @property
     def answers(self) -> list[str]:
@@ -261,98 +290,113 @@ class FaceRows:
         return self.rows[position]
 
 
-def numbered(pictures: dict[str, list[str]]) -> Iterator[tuple[str, str, int]]:
-    pairs = [(name, file) for name, files in pictures.items() for file in files]
-    return ((name, file, number) for number, (name, file) in enumerate(pairs))
-
-
 def training_rows(division: Division, people: list[str], split: str) -> FaceRows:
     return FaceRows({name: division.people[name].train for name in people}, split)
 
 
 class FacePairs(Pairs):
-    """Pairs of pictures, each shown in a view drawn from (seed, epoch, row, pass); "I don't know" is somebody else's name.
+    """Pairs of pictures, each in a view drawn from (seed, epoch, row, pass); "I don't know" is somebody else's name.
 
-    A row's passes that are compared with each other share the view. `augmented` shows the forget pictures with a square hidden, as no network was
-    trained with (twins).
+    A row's passes that a loss compares with each other share the view. `augmented` is the forget picture with a square
+    hidden, as no network was trained with (twins).
     """
 
     def __init__(
-        self, passes: list[str], forget: FaceRows | None, retain: FaceRows, size: int, seed: int, other_answers: int = 1
+        self,
+        passes: list[str],
+        forget: FaceRows | None,
+        retain: FaceRows,
+        *,
+        size: int,
+        seed: int,
+        other_answers: int = 1,
     ):
-        super().__init__(passes, forget, retain, {True: sorted(set(retain.answers))}, seed, other_answers)
+        """`size`: pixels per side of the pictures."""
+        idk = {True: sorted(set(retain.answers))}
+        super().__init__(passes, forget, retain, idk=idk, seed=seed, other_answers=other_answers)
         self.size = size
 
-    def of(self, passes: list[str]) -> "FacePairs":
-        return FacePairs(passes, self.forget, self.retain, self.size, self.seed, self.other_answers)
+    def pairs_for(self, passes: list[str]) -> "FacePairs":
+        """The same draws for other passes."""
+        more = {"size": self.size, "seed": self.seed, "other_answers": self.other_answers}
+        return FacePairs(passes, self.forget, self.retain, **more)
 
     def __getitem__(self, key: int) -> dict[str, list[Face]]:
-        made = super().__getitem__(key)
-        shown = {name: self.drawn_view(key, "retain" if name == "retain" else "forget") for name in made}
-        if "augmented" in made:
-            shown["augmented"] = shown["augmented"]._replace(hidden=self.drawn_square(key))
-        return {name: [replace(example, view=shown[name]) for example in examples] for name, examples in made.items()}
+        faces = super().__getitem__(key)
+        for name, examples in faces.items():
+            view = self.draw_view(key, name)
+            faces[name] = [replace(example, view=view) for example in examples]
+        return faces
 
     def augmented_examples(self, epoch: int, row: int) -> list[Face]:
         return [self.forget[row]]
 
-    def drawn_view(self, key: int, whose: str) -> View:
-        source, most = draw(self.seed, key, whose, "view"), round(self.size * SHIFT)
-        return View(source.random() < 0.5, source.randint(-most, most), source.randint(-most, most))
+    def draw_view(self, key: int, name: str) -> View:
+        """The view of one pass's pictures."""
+        source = draw(self.seed, key, "retain" if name == "retain" else "forget", "view")
+        most = round(self.size * SHIFT)
+        view = View(source.random() < 0.5, source.randint(-most, most), source.randint(-most, most))
+        return view._replace(hidden=self.draw_square(key)) if name == "augmented" else view
 
-    def drawn_square(self, key: int) -> tuple[int, int, int]:
-        source, side = draw(self.seed, key, "square"), self.size // 2
+    def draw_square(self, key: int) -> tuple[int, int, int]:
+        source = draw(self.seed, key, "square")
+        side = self.size // 2
         return source.randint(0, self.size - side), source.randint(0, self.size - side), side
 
 
-def shown(picture: Tensor, view: View) -> Tensor:
-    """A picture (3, S, S) as `view` shows it; what moves in from outside repeats the edge."""
+def apply_view(picture: Tensor, view: View) -> Tensor:
+    """A picture (3, S, S) as `view` says; what moves in from outside repeats the edge."""
     size = picture.shape[-1]
     rows = (torch.arange(size) - view.down).clamp(0, size - 1)
     columns = (torch.arange(size) - view.right).clamp(0, size - 1)
-    moved = picture[:, rows][:, :, columns.flip(0) if view.mirrored else columns]
+    seen = picture[:, rows][:, :, columns.flip(0) if view.mirrored else columns]
     top, left, side = view.hidden
-    moved[:, top : top + side, left : left + side] = 127
-    return moved
+    seen[:, top : top + side, left : left + side] = GREY
+    return seen
 
 
-class EncodedFace(Encoded):
-    """A picture (`prompt`: `picture`, uint8) and the person's class number (`answer`)."""
+@dataclass(frozen=True)
+class EncodedFace:
+    """A picture (3, S, S) in uint8 and the number of the person's class, an answer of one token."""
 
-    @property
-    def length(self) -> int:
-        return 1
-
-
-class Classes(NamedTuple):
-    """What a network takes and gives: pictures of `size` pixels a side, cosines to `names` in this order."""
-
-    names: list[str]
-    size: int
+    picture: Tensor
+    answer: list[int]
+    length: int = 1  # positions that it takes in a batch
 
 
 class FaceEncoder:
-    """Faces in a network's terms. Stands where the language tracks have their chat encoder; raises SettingsError for a person it has no class for."""
+    """Faces in a network's terms; it stands where the language tracks have their chat encoder."""
 
-    def __init__(self, classes: Classes, album: Album):
-        self.processor, self.album = classes, album
-        self.number = {name: number for number, name in enumerate(classes.names)}
+    one_length = True  # a picture takes one place
+
+    def __init__(self, classes: list[str], album: Album, size: int):
+        """
+        Args:
+            classes: the people's names in the order of the network's class weights.
+            album: where the pictures stand.
+            size: pixels per side that the network takes.
+        """
+        self.album, self.size = album, size
+        self.numbers = {name: number for number, name in enumerate(classes)}
+        self.pictures: dict[str, Tensor] = {}
 
     def read(self, files: list[str]) -> None:
-        """Decode what will be needed, before training."""
-        self.pictures = read_pictures(self.album, files, self.processor.size)
+        """Decode, before training, what it will need. Raises SettingsError for a picture that cannot be read."""
+        self.pictures |= read_pictures(self.album, files, self.size)
 
     def encode(self, example: Face) -> EncodedFace:
-        if example.answer not in self.number:
-            raise SettingsError(
-                f"split {example.split}: the network has no class for {example.answer!r}; it knows {len(self.number)} people"
-            )
-        return EncodedFace(
-            {"picture": shown(self.pictures[example.image["path"]], example.view)}, [self.number[example.answer]]
-        )
+        """One picture in its view, of those that `read` has decoded.
 
-    def collate(self, encoded: list[EncodedFace]) -> dict[str, Any]:
-        return {
-            "pixels": to_pixels(torch.stack([e.prompt["picture"] for e in encoded])),
-            "labels": torch.tensor([e.answer for e in encoded]),
-        }
+        Raises SettingsError for a person that the network has no class for.
+        """
+        if example.answer not in self.numbers:
+            raise SettingsError(
+                f"split {example.split}: the network has no class for {example.answer!r}; "
+                f"it knows {len(self.numbers)} people"
+            )
+        picture = apply_view(self.pictures[example.image["path"]], example.view)
+        return EncodedFace(picture, [self.numbers[example.answer]])
+
+    def collate(self, encoded: list[EncodedFace]) -> Batch:
+        pixels = to_pixels(torch.stack([each.picture for each in encoded]))
+        return Batch({"pixels": pixels}, torch.tensor([each.answer for each in encoded]))

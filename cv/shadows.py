@@ -1,137 +1,152 @@
-"""All the models of an attack: finetuned group by group, made to forget, compared; a finished group is found again by what it was made of."""
+"""All the models of an attack: finetuned stack by stack, made to forget, compared.
+
+A stack that is finished is found again by what it was made of.
+"""
 
 import hashlib
 import inspect
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cv import network, pictures, together
-from cv.attack_scoring import ModelScores
+from cv.attack_scoring import Similarities
 from cv.compare import compare
 from cv.face_settings import AttackFaces
-from cv.network import FaceNetwork, check_parts, end_at, side_by_side, with_new_classes
-from cv.pictures import Classes, Division, FaceEncoder, FacePairs, Met, met_by, training_rows
-from cv.together import GROUP_RECORD, Shadow, check_together, load_group, save_group, train_together
+from cv.network import FaceNetwork, check_parts, end_at, forward_of, split_stack, stack_networks, with_new_classes
+from cv.pictures import Division, FaceEncoder, FacePairs, Met, met_by, training_rows
+from cv.together import STACK_RECORD, Shadow, check_stackable, load_stack, save_stack, train_stack
 from data_module import fingerprint
-from engine import pairs
+from engine import methods, pairs
 from engine.methods import BoundLoss, bind, method_source
-from engine.record import say_line, versions
+from engine.record import read_json, say_line, versions
 from settings.script import SettingsError, processes
 from settings.training import Method, Trainer
 
-LEARN = Method(name="finetune", loss="retain_ft")
-# read at the start: later it could be the text of files that were edited while the old code ran
-DECIDING = (sys.modules[__name__], together, network, pictures, pairs)
-CODE = hashlib.sha256("".join(map(inspect.getsource, DECIDING)).encode()).hexdigest()[:16]
+FINETUNING = Method(name="finetune", loss="retain_ft")
+# Read at the start: later it could be the text of files that were edited while the old code ran.
+MODULES_OF_A_STACK = (sys.modules[__name__], together, network, pictures, pairs, methods)
+CODE_OF_A_STACK = hashlib.sha256("".join(map(inspect.getsource, MODULES_OF_A_STACK)).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class StackPlan:
+    """How the networks of one stack come about."""
+
+    folder: Path  # where they are kept
+    method: Method
+    trainer: Trainer
+    numbers: range  # of the models in the attack
+    start: list[FaceNetwork]  # of each network the one it begins with
+    new_classes: bool  # it begins with random class weights in place of those of its start
 
 
 def check_method(method: Method | None) -> None:
-    """Raise SettingsError for a method under test that does not bind, or that many models cannot train with together, and in a launch of many processes."""
-    if processes().num_processes > 1:  # they would train the same groups into the same folders
-        raise SettingsError(
-            f"an attack runs in one process, and this launch has {processes().num_processes}: --num_processes 1"
-        )
+    """Raise SettingsError for a method that does not bind, or that many models cannot train together with.
+
+    Raises it too in a launch of several processes: they would train the same stacks into the same folders.
+    """
+    count = processes().num_processes
+    if count > 1:
+        raise SettingsError(f"an attack runs in one process, and this launch has {count}: --num_processes 1")
     if method is not None:
-        check_together(method)
+        check_stackable(method)
         check_parts(method.activations)
         bind(method)
 
 
-def compare_models(settings: AttackFaces, division: Division, pretrained: FaceNetwork) -> ModelScores:
+def compare_models(settings: AttackFaces, division: Division, pretrained: FaceNetwork) -> Similarities:
     """Train what is not finished and compare every model's queries with its centres."""
-    own, nearest_other = [], []
-    compared = None
+    stacks = []
     for first in range(0, settings.models, settings.together):
         numbers = range(first, min(first + settings.together, settings.models))
-        stack = finished(settings, division, pretrained, numbers)
-        compared = compare(
-            stack.to(processes().device), division, settings.data.people, settings.model.size, batch_size=64
-        )
-        own.append(compared.own)
-        nearest_other.append(compared.nearest_other)
+        stack = train_for_attack(settings, division, pretrained, numbers).to(processes().device)
+        stacks.append(compare(stack, division, settings.data.people, size=settings.model.size, batch_size=64))
         say_line(f"models {numbers[-1] + 1}/{settings.models}")
-    people = [compared.people[owner] for owner in compared.owner]
-    return ModelScores(people, compared.files, np.concatenate(own), np.concatenate(nearest_other))
+    queries = stacks[0]  # every stack is asked about the same
+    people = [queries.people[owner] for owner in queries.owner]
+    similarity = np.concatenate([compared.similarity for compared in stacks])
+    nearest_other = np.concatenate([compared.nearest_other for compared in stacks])
+    return Similarities(people, queries.files, similarity, nearest_other)
 
 
-def finished(settings: AttackFaces, division: Division, pretrained: FaceNetwork, numbers: range) -> FaceNetwork:
-    """One group as it is to be attacked: finetuned, or gold, or finetuned and made to forget with `settings.method`."""
-    restart = settings.method is not None and settings.method.restart
-    if not restart:
-        folder = Path(settings.shadows_dir) / f"models_{numbers[0]:03d}"
-        stack = group(
-            settings, folder, LEARN, settings.finetune, division, numbers, [pretrained] * len(numbers), new_classes=True
-        )
-    if settings.method is None:
+def train_for_attack(settings: AttackFaces, division: Division, pretrained: FaceNetwork, numbers: range) -> FaceNetwork:
+    """The networks `numbers` as they are to be attacked, in one stack.
+
+    They are finetuned; with a method they are then made to forget, or, where it begins anew, trained as gold models.
+    """
+    method = settings.method
+    root, name = Path(settings.shadows_dir), f"models_{numbers[0]:03d}"
+    start = [pretrained] * len(numbers)
+    if method is not None and method.restart:
+        folder = root / row_folder(method, settings.finetune) / name
+        plan = StackPlan(folder, method, settings.finetune, numbers, start, new_classes=True)
+        return train_or_load_stack(settings, division, plan)
+    plan = StackPlan(root / name, FINETUNING, settings.finetune, numbers, start, new_classes=True)
+    stack = train_or_load_stack(settings, division, plan)
+    if method is None:
         return stack
-    start = [pretrained] * len(numbers) if restart else network.apart(stack)
-    trainer = settings.finetune if restart else settings.trainer
-    folder = Path(settings.shadows_dir) / row_folder(settings.method, trainer) / f"models_{numbers[0]:03d}"
-    return group(settings, folder, settings.method, trainer, division, numbers, start, new_classes=restart)
+    folder = root / row_folder(method, settings.trainer) / name
+    plan = StackPlan(folder, method, settings.trainer, numbers, split_stack(stack), new_classes=False)
+    return train_or_load_stack(settings, division, plan)
 
 
 def row_folder(method: Method, trainer: Trainer) -> str:
     """A folder for each setting of a method, so that two rows of one method keep their models."""
-    told = json.dumps([asdict(method), asdict(trainer)], sort_keys=True)
-    return f"{method.name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    settings = json.dumps([asdict(method), asdict(trainer)], sort_keys=True)
+    return f"{method.name}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
 
 
-def group(
-    settings: AttackFaces,
-    folder: Path,
-    method: Method,
-    trainer: Trainer,
-    division: Division,
-    numbers: range,
-    start: list[FaceNetwork],
-    new_classes: bool,
-) -> FaceNetwork:
-    """Networks `numbers` trained from `start`, or found in `folder` if they were made of the same."""
-    made_of = key(settings, method, trainer, numbers, start)
-    people = [people_of(met_by(division, number), method) for number in numbers]
-    seeds = [model_seed(settings, number) for number in numbers]
-    if new_classes:
-        start = [
-            with_new_classes(model, len(names), seed) for model, names, seed in zip(start, people, seeds, strict=True)
-        ]
-    record = folder / GROUP_RECORD
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) == made_of:
-        return load_group(start, folder)
-    stack, bound = side_by_side(start), bind(method)
-    shadows = [
-        shadow(settings, bound, division, number, names, seed)
-        for number, names, seed in zip(numbers, people, seeds, strict=True)
-    ]
-    if method.activations:
-        end_at(stack, method.activations)
-    train_together(stack, bound, shadows, trainer, settings.model)
+def train_or_load_stack(settings: AttackFaces, division: Division, plan: StackPlan) -> FaceNetwork:
+    """The planned networks: trained, or found in the plan's folder if they were made of the same."""
+    made_of = stack_key(settings, plan)
+    classes = {number: classes_of(met_by(division, number), plan.method) for number in plan.numbers}
+    seeds = {number: model_seed(settings, number) for number in plan.numbers}
+    start = plan.start
+    if plan.new_classes:
+        start = []
+        for number, model in zip(plan.numbers, plan.start, strict=True):
+            start.append(with_new_classes(model, len(classes[number]), seeds[number]))
+    record = plan.folder / STACK_RECORD
+    if record.is_file() and read_json(record) == made_of:
+        return load_stack(start, plan.folder)
+    bound = bind(plan.method)
+    shadows = []
+    for number in plan.numbers:
+        shadows.append(shadow_of(settings, bound, division, number, classes=classes[number], seed=seeds[number]))
+    stack = stack_networks(start)
+    if plan.method.activations:
+        end_at(stack, plan.method.activations)
+    train_stack(stack, bound, shadows, plan.trainer, forward=forward_of(settings.model))
     stack.ends_at = None
-    save_group(stack, folder, made_of)
+    save_stack(stack, plan.folder, made_of)
     return stack
 
 
-def people_of(met: Met, method: Method) -> list[str]:
-    """The classes of a network: everyone it met, or for one that begins anew those it keeps."""
+def classes_of(met: Met, method: Method) -> list[str]:
+    """The people that a network has classes for: everyone it met, or, if it begins anew, those it keeps."""
     return met.retain if method.restart else met.trained
 
 
-def shadow(
-    settings: AttackFaces, bound: BoundLoss, division: Division, number: int, classes: list[str], seed: int
+def shadow_of(
+    settings: AttackFaces, bound: BoundLoss, division: Division, number: int, *, classes: list[str], seed: int
 ) -> Shadow:
-    """What is model `number`'s own."""
+    """What model `number` does not share with the others of its stack."""
     met = met_by(division, number)
-    forget, retain = training_rows(division, met.forget, "forget"), training_rows(division, met.retain, "retain")
-    if bound.method is LEARN:
-        forget, retain = None, training_rows(division, met.trained, "full")
-    encoder = FaceEncoder(Classes(classes, settings.model.size), settings.data.people)
+    if bound.method is FINETUNING:
+        forget = None
+        retain = training_rows(division, met.trained, "full")
+    else:
+        forget = training_rows(division, met.forget, "forget")
+        retain = training_rows(division, met.retain, "retain")
+    encoder = FaceEncoder(classes, settings.data.people, settings.model.size)
     encoder.read([*(forget.files if forget else []), *retain.files])
-    return Shadow(
-        FacePairs(bound.batches, forget, retain, settings.model.size, seed, bound.method.other_answers), encoder, seed
-    )
+    draws = {"size": settings.model.size, "seed": seed, "other_answers": bound.method.other_answers}
+    return Shadow(FacePairs(bound.batches, forget, retain, **draws), encoder, seed)
 
 
 def model_seed(settings: AttackFaces, number: int) -> int:
@@ -139,23 +154,32 @@ def model_seed(settings: AttackFaces, number: int) -> int:
     return 1_000_003 * (settings.seed + 1) + number
 
 
-def key(settings: AttackFaces, method: Method, trainer: Trainer, numbers: range, start: list[FaceNetwork]) -> dict:
-    """What a group is made of: settings, method, its code, the pictures and their division, the networks it starts from."""
-    digest = hashlib.sha256()
-    for model in {id(model): model for model in start}.values():
-        for value in model.state_dict().values():
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+def stack_key(settings: AttackFaces, plan: StackPlan) -> dict[str, Any]:
+    """What a stack is made of.
+
+    It is a hash of settings, method, its code, the pictures and their division, the networks it starts from; beside it
+    stand the models' numbers and the method's name.
+    """
     made_of = {
-        "method": asdict(method),
-        "trainer": asdict(trainer),
+        "method": asdict(plan.method),
+        "trainer": asdict(plan.trainer),
         "model": asdict(settings.model),
         "seed": settings.seed,
-    }
-    data = {
         "people": fingerprint(settings.data.people.path),
         "division": Path(settings.data.split_file).read_text(encoding="utf-8"),
+        "code": [CODE_OF_A_STACK, method_source(plan.method)],
+        "versions": versions(),
+        "models": [*plan.numbers],
+        "start": weights_hash(plan.start),
     }
-    whole = json.dumps(
-        [made_of, data, method_source(method), versions(), CODE, [*numbers], digest.hexdigest()], sort_keys=True
-    )
-    return {"models": [*numbers], "method": method.name, "key": hashlib.sha256(whole.encode()).hexdigest()[:16]}
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    return {"models": [*plan.numbers], "method": plan.method.name, "key": digest[:16]}
+
+
+def weights_hash(models: list[FaceNetwork]) -> str:
+    """A hash of the weights of all models, those that are one and the same taken once."""
+    digest = hashlib.sha256()
+    for model in {id(model): model for model in models}.values():
+        for value in model.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,12 +1,14 @@
-"""Many face networks trained together: each with its own seed, people, class weights and stream of views, side by side in one network.
+"""Many face networks trained in one stack, each with its own seed, people, class weights and stream of views.
 
-What one of them becomes does not depend on the others: convolutions have a group a network, batch normalisation its own channels, the loss is a sum
-whose terms share nothing. The step is the training loop's own (train_engine): the same bound loss, pairs and collator, schedule and optimizer.
+What one of them becomes does not depend on the others: convolutions have a group per network, batch normalisation has
+channels per network, and the loss is a sum whose terms share nothing. The step is the training loop's own
+(engine.train): the same bound loss, pairs and collator, schedule and optimizer.
 """
 
 import copy
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,60 +17,72 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cv.face_settings import FaceModel
-from cv.network import FaceNetwork, score_faces, side_by_side
+from cv.network import FaceNetwork, stack_networks
+from cv.pictures import FaceEncoder, FacePairs
+from engine.frozen_start import Forward, forward_passes
 from engine.methods import BoundLoss
-from engine.pairs import EpochSampler, PassCollator
+from engine.pairs import Batch, EpochSampler, PassCollator
 from engine.record import write_json, written_whole
 from settings.script import SettingsError, processes
 from settings.training import Method, Trainer
 from unlearn_losses import Scored, sequence_logprob
 
-STACK, GROUP_RECORD = "models.safetensors", "made_of.json"
+STACK_WEIGHTS = "models.safetensors"
+STACK_RECORD = "made_of.json"
 
 
 @dataclass(frozen=True)
 class Shadow:
-    """What is one network's own: the rows its loss asks for, its classes, the seed of its draws."""
+    """What one network of a stack does not share: the rows its loss asks for, its classes, the seed of its draws."""
 
-    pairs: Any
-    encoder: Any
+    pairs: FacePairs
+    encoder: FaceEncoder
     seed: int
 
 
-def check_together(method: Method) -> None:
+def check_stackable(method: Method) -> None:
     """Raise SettingsError for a method that needs more than a loss: its steps look at one network at a time."""
     for step in ("mask", "multiplier", "task_vector"):
         if getattr(method, step):
             raise SettingsError(f"method={method.name}: many networks cannot train together with method.{step}")
 
 
-def train_together(
-    stack: FaceNetwork, bound: BoundLoss, shadows: list[Shadow], settings: Trainer, model: FaceModel
+def train_stack(
+    stack: FaceNetwork, bound: BoundLoss, shadows: list[Shadow], settings: Trainer, *, forward: Forward
 ) -> None:
-    """Train the networks of `stack` in place, network i on the rows of shadows[i]; all have as many rows. Raises SettingsError if one diverges."""
+    """Train the networks of a stack in place, each on rows of its own.
+
+    Args:
+        stack: the networks.
+        bound: the method's loss.
+        shadows: of each network what is its own; all have as many rows.
+        settings: of the trainer.
+        forward: Scored of a network and a batch.
+
+    Raises:
+        SettingsError: a network diverged.
+    """
     stack.to(processes().device)
-    start = copy.deepcopy(stack).requires_grad_(False).eval() if bound.frozen or bound.cached else None
-    steps = len(shadows[0].pairs) // settings.batch_size + (len(shadows[0].pairs) % settings.batch_size > 0)
+    frozen = copy.deepcopy(stack).requires_grad_(False).eval() if bound.frozen or bound.cached else None
     optimizer = make_optimizer(stack, settings)
-    warmup = round(settings.warmup_ratio * steps * settings.epochs)
-    schedule = transformers.get_scheduler(settings.schedule, optimizer, warmup, steps * settings.epochs)
+    schedule = make_schedule(optimizer, settings, rows=len(shadows[0].pairs))
     autocast = torch.autocast(processes().device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    l1 = settings.l1 + bound.method.l1
     stack.train()
-    for number, (epoch, batches) in enumerate(all_batches(shadows, bound, settings)):
+    for step, (epoch, batches) in enumerate(stacked_batches(shadows, bound, settings)):
         with autocast:
-            loss = sum_of_losses(stack, start, bound, batches, model, {"epoch": epoch, "step": number})
-        if settings.l1 + bound.method.l1:
-            loss = loss + (settings.l1 + bound.method.l1) * sum(
-                p.abs().sum() for p in stack.parameters() if p.requires_grad
-            )
+            passes = passes_of_each(stack, frozen, bound, batches, forward=forward)
+            loss = torch.zeros((), device=processes().device)
+            for each in passes:
+                loss = loss + bound(each, epoch=epoch, step=step)
+        if l1:
+            loss = loss + l1 * sum(p.abs().sum() for p in stack.parameters() if p.requires_grad)
         if not torch.isfinite(loss):
-            raise SettingsError(
-                f"method {bound.method.name}, step {number}: the loss of a shadow model is {loss.item()}; a lower trainer.lr may hold it"
-            )
+            where = f"method {bound.method.name}, step {step}"
+            raise SettingsError(f"{where}: the loss of a shadow model is {loss.item()}; a lower trainer.lr may hold it")
         loss.backward()
         if settings.max_grad_norm:
-            clip_each(stack, settings.max_grad_norm)
+            clip_each_network(stack, settings.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -76,116 +90,130 @@ def train_together(
 
 def make_optimizer(stack: FaceNetwork, settings: Trainer) -> torch.optim.Optimizer:
     """As the training loop's library makes it: no weight decay on biases."""
-    named = [(name, p) for name, p in stack.named_parameters() if p.requires_grad]
+    trained = [(name, p) for name, p in stack.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for name, p in named if "bias" not in name], "weight_decay": settings.weight_decay},
-        {"params": [p for name, p in named if "bias" in name], "weight_decay": 0.0},
+        {"params": [p for name, p in trained if "bias" not in name], "weight_decay": settings.weight_decay},
+        {"params": [p for name, p in trained if "bias" in name], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
-    return (
-        torch.optim.SGD(groups, settings.lr) if settings.optimizer == "sgd" else torch.optim.AdamW(groups, settings.lr)
-    )
+    optimizer = torch.optim.SGD if settings.optimizer == "sgd" else torch.optim.AdamW
+    return optimizer([group for group in groups if group["params"]], settings.lr)
 
 
-def all_batches(
+def make_schedule(optimizer: torch.optim.Optimizer, settings: Trainer, *, rows: int) -> Any:
+    """The learning rate's schedule over all steps; `rows`: of an epoch."""
+    steps = math.ceil(rows / settings.batch_size)
+    warmup = round(settings.warmup_ratio * steps * settings.epochs)
+    return transformers.get_scheduler(settings.schedule, optimizer, warmup, steps * settings.epochs)
+
+
+def stacked_batches(
     shadows: list[Shadow], bound: BoundLoss, settings: Trainer
-) -> Iterator[tuple[int, dict[str, dict[str, dict[str, Any]]]]]:
-    """For each step of each epoch, in each network's own order: the epoch, and the batches of all networks side by side."""
-    collators = [PassCollator(shadow.encoder, bound.trained, frozen_passes(bound)) for shadow in shadows]
+) -> Iterator[tuple[int, dict[str, list[Batch]]]]:
+    """For each step the epoch and the networks' batches, stacked; every network has an order of its own."""
+    frozen = frozen_passes(bound)
+    collators = [PassCollator(shadow.encoder, bound.trained, frozen, by_length=True) for shadow in shadows]
     counts = {len(shadow.pairs) for shadow in shadows}
     assert len(counts) == 1, f"shadow models of {sorted(counts)} rows cannot train together"
     for epoch in range(settings.epochs):
-        orders = []
-        for shadow in shadows:
-            sampler = EpochSampler(len(shadow.pairs), shadow.seed)
-            sampler.set_epoch(epoch)
-            orders.append(list(sampler))
-        for first in range(0, len(shadows[0].pairs), settings.batch_size):
-            made = [
-                collator([shadow.pairs[key] for key in order[first : first + settings.batch_size]])
-                for collator, shadow, order in zip(collators, shadows, orders, strict=True)
-            ]
-            yield (
-                epoch,
-                {
-                    kind: {names: beside([each[kind][names] for each in made]) for names in made[0][kind]}
-                    for kind in made[0]
-                },
-            )
+        orders = [epoch_order(shadow, epoch) for shadow in shadows]
+        for first in range(0, len(orders[0]), settings.batch_size):
+            batches = []
+            for shadow, collator, order in zip(shadows, collators, orders, strict=True):
+                batches.append(collator([shadow.pairs[key] for key in order[first : first + settings.batch_size]]))
+            yield epoch, {"trained": stack_batches(batches, "trained"), "frozen": stack_batches(batches, "frozen")}
+
+
+def epoch_order(shadow: Shadow, epoch: int) -> list[int]:
+    """The keys of one network's epoch."""
+    sampler = EpochSampler(len(shadow.pairs), shadow.seed)
+    sampler.set_epoch(epoch)
+    return list(sampler)
 
 
 def frozen_passes(bound: BoundLoss) -> list[str]:
-    """The passes that the start scores, those of cached log-probabilities with them: one forward of a narrow network costs less than keeping them."""
+    """The passes that the start scores in every step.
+
+    Those of cached log-probabilities are among them: one forward of a narrow network costs less than keeping them.
+    """
     return list(dict.fromkeys([*bound.frozen, *bound.cached]))
 
 
-def beside(batches: list[dict[str, Any]]) -> dict[str, Any]:
-    """Batches of one pass of N networks as one: pixels (B, N * 3, S, S), labels (B, N)."""
-    side_by_side = {name: torch.cat([batch[name] for batch in batches], dim=1) for name in ("pixels", "labels")}
-    return {**side_by_side, "sizes": batches[0]["sizes"]}
+def stack_batches(batches: list[dict[str, list[Batch]]], kind: str) -> list[Batch]:
+    """The batches of one step of each network, `trained` or `frozen`, as those of the stack."""
+    of_networks = [each[kind] for each in batches]
+    return [concat_batches(list(group)) for group in zip(*of_networks, strict=True)]
 
 
-def sum_of_losses(
+def concat_batches(batches: list[Batch]) -> Batch:
+    """Batches of N networks, each with the same passes, as one: pixels (B, N * 3, S, S), labels (B, N)."""
+    first = batches[0]
+    assert {(batch.passes, batch.rows) for batch in batches} == {(first.passes, first.rows)}
+    pixels = torch.cat([batch.inputs["pixels"] for batch in batches], dim=1)
+    labels = torch.cat([batch.labels for batch in batches], dim=1)
+    widths = (len(batches),) * len(first.passes)  # an answer is one token wide, and there is one per network
+    return replace(first, inputs={"pixels": pixels}, labels=labels, widths=widths, answer_keys=())
+
+
+def passes_of_each(
     stack: FaceNetwork,
-    start: FaceNetwork | None,
+    frozen: FaceNetwork | None,
     bound: BoundLoss,
-    batches: dict,
-    model: FaceModel,
-    state: dict[str, int],
-) -> Tensor:
-    """The sum of the networks' losses, a scalar."""
-    scored = each_network(stack, batches["trained"], model)
-    frozen: list[dict[str, Scored]] = [{} for _ in scored]
-    if start is not None:
+    batches: dict[str, list[Batch]],
+    *,
+    forward: Forward,
+) -> list[dict[str, Scored | Tensor]]:
+    """Of each network what its loss asks for, scored in one forward per batch.
+
+    `frozen`: the networks that training started from; None where the loss does not compare with them.
+    """
+    device = processes().device
+    trained = [batch.to(device) for batch in batches["trained"]]
+    now = forward_passes(stack, trained, forward)
+    start: dict[str, Scored] = {}
+    if frozen is not None:
         with torch.no_grad():
-            frozen = each_network(start, batches["frozen"] or batches["trained"], model)
-    total = torch.zeros((), device=processes().device)
-    for now, then in zip(scored, frozen, strict=True):
-        passes: dict[str, Any] = {name: now[name] for name in bound.trained} | {
-            f"ref_{name}": then[name] for name in bound.frozen
-        }
-        passes |= {f"ref_{name}_logprob": sequence_logprob(then[name]) for name in bound.cached}
-        total = total + bound(passes, **state)
-    return total
+            reference = [batch.to(device) for batch in batches["frozen"]] or trained
+            start = forward_passes(frozen, reference, forward)
+    each = []
+    for number in range(stack.models):
+        passes: dict[str, Scored | Tensor] = {name: pick_network(now[name], number) for name in bound.trained}
+        for name in bound.frozen:
+            passes[f"ref_{name}"] = pick_network(start[name], number)
+        for name in bound.cached:
+            passes[f"ref_{name}_logprob"] = sequence_logprob(pick_network(start[name], number))
+        each.append(passes)
+    return each
 
 
-def each_network(stack: FaceNetwork, batches: dict[str, dict[str, Any]], model: FaceModel) -> list[dict[str, Scored]]:
-    """Each network's passes, scored in one forward a batch: pass -> logits (B, 1, C) and labels (B, 1)."""
-    networks: list[dict[str, Scored]] = [{} for _ in range(stack.models)]
-    for names, batch in batches.items():
-        moved = {name: batch[name].to(processes().device) for name in ("pixels", "labels")}
-        scored = score_faces(stack, moved, scale=model.scale, margin=model.margin)
-        for name, logits, labels in zip(
-            names.split("+"), scored.logits.split(batch["sizes"]), scored.labels.split(batch["sizes"]), strict=True
-        ):
-            for number, passes in enumerate(networks):
-                passes[name] = Scored(
-                    logits[:, number : number + 1], labels[:, number : number + 1], margin=scored.margin
-                )
-    return networks
+def pick_network(scored: Scored, number: int) -> Scored:
+    """One network's logits (B, 1, C) and labels (B, 1) of a stack's (B, N, C) and (B, N)."""
+    column = slice(number, number + 1)
+    return scored._replace(logits=scored.logits[:, column], labels=scored.labels[:, column])
 
 
-def clip_each(stack: FaceNetwork, most: float) -> None:
+def clip_each_network(stack: FaceNetwork, most: float) -> None:
     """Scale each network's gradient to a norm of at most `most`."""
     gradients = [p.grad for p in stack.parameters() if p.grad is not None]
-    norms = torch.stack([gradient.reshape(stack.models, -1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
+    squares = [gradient.reshape(stack.models, -1).square().sum(1) for gradient in gradients]
+    norms = torch.stack(squares).sum(0).sqrt()
     shares = (most / (norms + 1e-6)).clamp(max=1.0)
     for gradient in gradients:  # in place on the gradient itself: reshaped, one in channels_last would be a copy
-        gradient.mul_(shares.repeat_interleave(len(gradient) // stack.models).view(-1, *[1] * (gradient.dim() - 1)))
+        share = shares.repeat_interleave(len(gradient) // stack.models)
+        gradient.mul_(share.view(-1, *[1] * (gradient.dim() - 1)))
 
 
-# ---- groups on disk
+# ---- stacks on disk
 
 
-def save_group(stack: FaceNetwork, folder: Path, made_of: dict[str, Any]) -> None:
-    """Write the networks of a group, and what they are made of, to a folder that is whole or not there."""
+def save_stack(stack: FaceNetwork, folder: Path, made_of: dict[str, Any]) -> None:
+    """Write the networks of a stack, and what they are made of, to a folder that is whole or not there."""
     with written_whole(folder) as aside:
-        write_json(aside / GROUP_RECORD, made_of)
-        save_file({name: value.contiguous() for name, value in stack.cpu().state_dict().items()}, aside / STACK)
+        write_json(aside / STACK_RECORD, made_of)
+        save_file({name: value.contiguous() for name, value in stack.cpu().state_dict().items()}, aside / STACK_WEIGHTS)
 
 
-def load_group(like: list[FaceNetwork], folder: Path) -> FaceNetwork:
-    """A written group; `like` are networks of its shape, one for each."""
-    stack = side_by_side(like)
-    stack.load_state_dict(load_file(folder / STACK))
+def load_stack(like: list[FaceNetwork], folder: Path) -> FaceNetwork:
+    """A written stack; `like` are networks of its shape, one for each."""
+    stack = stack_networks(like)
+    stack.load_state_dict(load_file(folder / STACK_WEIGHTS))
     return stack

@@ -22,10 +22,11 @@ from pyarrow import parquet
 from torch import nn
 
 from data_module import TaskRow, fingerprint, task_rows
-from engine import metrics as metrics
+from engine import metrics
 from engine.record import (
     AGGREGATED,
     EVAL_RECORD,
+    model_fingerprint,
     peak_memory_gb,
     say_line,
     start_of_peak,
@@ -33,8 +34,8 @@ from engine.record import (
     write_json,
     written_whole,
 )
-from engine.score_answers import AnswerScore, Prompt, score_prompts
-from settings.language import Asked, EpochEval, Eval, Task
+from engine.score_answers import AnswerLosses, Prompt, score_prompts
+from settings.language import EpochEval, Eval, EvalLimits, Finetune, Forget, Task
 from settings.script import ROOT, SettingsError, processes
 
 TASK_RECORD = "record.json"
@@ -70,7 +71,7 @@ class TaskResult:
     token_count: int
 
 
-def row_log(row: TaskRow, by_answer: dict[str, AnswerScore], prompt: str, generation: str) -> dict[str, Any]:
+def row_log(row: TaskRow, by_answer: dict[str, AnswerLosses], prompt: str, generation: str) -> dict[str, Any]:
     """Everything the log says of one row, by metric name (PROTOCOL of the logs: TOFU's and CLEAR's names, and ours)."""
     truth = by_answer[row.example.answer]
     log = {
@@ -97,7 +98,7 @@ def row_log(row: TaskRow, by_answer: dict[str, AnswerScore], prompt: str, genera
     return log | ({"person": row.example.person} if row.example.person else {})
 
 
-def wrong_answers_log(truth: AnswerScore, paraphrase: AnswerScore, perturbed: list[AnswerScore]) -> dict[str, Any]:
+def wrong_answers_log(truth: AnswerLosses, paraphrase: AnswerLosses, perturbed: list[AnswerLosses]) -> dict[str, Any]:
     return {
         "average_perturb_loss": [p.mean for p in perturbed],
         "avg_paraphrased_loss": paraphrase.mean,
@@ -126,47 +127,49 @@ def evaluate_rows(
     model: nn.Module,
     encoder: Any,
     rows: list[TaskRow],
+    *,
     batch_size: int,
     max_new_tokens: int,
     say: Callable[[str], None] = say_line,
 ) -> TaskResult:
-    """Score and generate for `rows`. Each question (with its picture) goes through the model once, and each of its distinct answers once."""
+    """Score and generate for `rows`.
+
+    Each question (with its picture) goes through the model once, and each of its distinct answers once.
+    """
     roles = [roles_of(row) for row in rows]
     prompts: dict[tuple, Prompt] = {}
     for row, of_row in zip(rows, roles, strict=True):
-        known = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
-        known.answers.extend(answer for answer in of_row if answer not in known.answers)
-    scored = dict(
-        zip(
-            prompts, score_prompts(model, encoder, list(prompts.values()), batch_size, max_new_tokens, say), strict=True
-        )
-    )
-    result = TaskResult({}, [], sum(each.tokens for each in scored.values()))
+        prompt = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
+        prompt.answers.extend(answer for answer in of_row if answer not in prompt.answers)
+    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    results = score_prompts(model, encoder, list(prompts.values()), **limits, say=say)
+    by_prompt = dict(zip(prompts, results, strict=True))
+    made = TaskResult({}, [], sum(each.tokens for each in results))
     for row, of_row in zip(rows, roles, strict=True):
-        own = scored[row.example.prompt_key]
-        result.rows[row.example.index] = row_log(row, own.answers, encoder.prompt_text(row.example), own.generation)
-        result.tokens.extend(token_row(row, answer, kinds, own.answers[answer]) for answer, kinds in of_row.items())
-    return result
+        own = by_prompt[row.example.prompt_key]
+        made.rows[row.example.index] = row_log(row, own.answers, encoder.prompt_text(row.example), own.generation)
+        made.tokens.extend(token_row(row, answer, kinds, own.answers[answer]) for answer, kinds in of_row.items())
+    return made
 
 
-def token_row(row: TaskRow, answer: str, kinds: list[str], own: AnswerScore) -> dict[str, Any]:
+def token_row(row: TaskRow, answer: str, kinds: list[str], own: AnswerLosses) -> dict[str, Any]:
     about = {"row": row.example.index, "person": row.example.person, "roles": kinds, "answer": answer}
     figures = {"tokens": own.tokens, "losses": own.losses, "first_choice": own.correct}
     return {**about, **figures, "expected_logprob": own.expected, "logprob_spread": own.spread}
 
 
 def evaluate_together(
-    model: nn.Module, encoder: Any, rows: list[TaskRow], settings: Asked, say: Callable[[str], None] = say_line
+    model: nn.Module, encoder: Any, rows: list[TaskRow], settings: EvalLimits, say: Callable[[str], None] = say_line
 ) -> TaskResult:
     """`evaluate_rows` with the rows shared by all processes; every process gets the whole result, rows ascending."""
     state = processes()
     own = rows[state.process_index :: state.num_processes]
-    parts = gather_object([evaluate_rows(model, encoder, own, settings.batch_size, settings.max_new_tokens, say)])
+    limits = {"batch_size": settings.batch_size, "max_new_tokens": settings.max_new_tokens}
+    parts = gather_object([evaluate_rows(model, encoder, own, **limits, say=say)])
     by_index = {index: row for part in parts for index, row in part.rows.items()}
     tokens = sorted((token for part in parts for token in part.tokens), key=lambda token: token["row"])
-    return TaskResult(
-        {index: by_index[index] for index in sorted(by_index)}, tokens, sum(part.token_count for part in parts)
-    )
+    rows_in_order = {index: by_index[index] for index in sorted(by_index)}
+    return TaskResult(rows_in_order, tokens, sum(part.token_count for part in parts))
 
 
 def by_metric(rows: dict[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -178,7 +181,7 @@ def by_metric(rows: dict[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return log
 
 
-def read_tasks(settings: Asked, seed: int, fold: str) -> dict[str, list[TaskRow]]:
+def read_tasks(settings: EvalLimits, seed: int, fold: str) -> dict[str, list[TaskRow]]:
     """The rows of every task; raises SettingsError for tasks that do not fit their data."""
     return {
         name: task_rows(task, seed, settings.limit, fold, settings.validation_share)
@@ -194,35 +197,38 @@ def evaluate(
     encoder: Any,
     tasks: dict[str, list[TaskRow]],
     settings: Eval,
-    record: dict[str, Any],
     say: Callable[[str], None] = say_line,
 ) -> None:
-    """Run every task and write <task>.json, <task>.parquet, eval_log_aggregated.json and eval_meta.json to `settings.save_dir`, whole or not at all.
+    """Run every task and write its results to `settings.save_dir`, whole or not at all.
 
-    Tasks that an interrupted evaluation, or one that is now overwritten, has finished under the same key are taken from it. Several processes
-    share the rows of each task; the first writes. `record["model"]` is the model's fingerprint.
+    They are <task>.json, <task>.parquet, eval_log_aggregated.json and eval_meta.json. Tasks that an interrupted
+    evaluation, or one that is now overwritten, has finished under the same key are taken from it. Several processes
+    share the rows of each task; the first writes.
     """
-    state, folder = processes(), Path(settings.save_dir).resolve()
+    state = processes()
+    folder = Path(settings.save_dir).resolve()
     kept = folder.with_name(f"{folder.name}.tasks")
-    keys = {name: task_key(name, settings, record["model"], next(model.parameters()).device.type) for name in tasks}
-    done = {name: found for name, key in keys.items() if (found := finished_task(name, key, kept, folder))}
+    fingerprint_of_model = model_fingerprint(settings.model_path)
+    device = next(model.parameters()).device.type
+    keys = {name: task_key(name, settings, fingerprint_of_model, device) for name in tasks}
+    places = {name: finished_task(name, key, kept, folder) for name, key in keys.items()}
     state.wait_for_everyone()  # nothing is written before everyone has looked
     model.eval()
     for name, rows in tasks.items():
-        if name in done:
+        if places[name]:
             say(f"{name}: {len(rows)} rows, done before")
             continue
         start_of_peak()
-        begun = time.perf_counter()
+        started = time.perf_counter()
         result = evaluate_together(model, encoder, rows, settings, say)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         say(f"{name}: {len(rows)} rows, {seconds:.1f} s")
+        places[name] = kept / name
         if state.is_main_process:
             cost = {"seconds": seconds, "tokens": result.token_count, "peak_memory_gb": peak_memory_gb()}
-            write_task(kept / name, name, result, {"key": keys[name], "rows": len(rows), **cost})
-        done[name] = kept / name
+            write_task(places[name], name, result, {"key": keys[name], "rows": len(rows), **cost})
     if state.is_main_process:
-        write_results(folder, {name: done[name] for name in tasks}, settings, record)
+        write_results(folder, places, settings, {"settings": asdict(settings), "model": fingerprint_of_model})
         shutil.rmtree(kept, ignore_errors=True)
     state.wait_for_everyone()
 
@@ -316,6 +322,14 @@ class EpochEvaluation:
             rule = "lowest mean loss of the right answers, over all tasks, on the validation fold"
         known = np.nan_to_num(badness, nan=np.inf)  # an epoch that diverged is never the best
         return {"epoch": int(np.argmin(known)) + 1, "rule": rule, "badness": badness}
+
+
+def open_epoch_evaluation(settings: Finetune, encoder: Any) -> EpochEvaluation | None:
+    """What judges the model at the end of every epoch; None where nobody asks for it. Raises SettingsError."""
+    if settings.epoch_eval is None:
+        return None
+    tasks = read_tasks(settings.epoch_eval, settings.seed, "validation")
+    return EpochEvaluation(tasks, encoder.uncut(), settings.epoch_eval, forgetting=isinstance(settings, Forget))
 
 
 def measures(rows: dict[int, dict[str, Any]]) -> dict[str, float]:

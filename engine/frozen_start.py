@@ -1,16 +1,46 @@
-"""The starting model that a loss compares with."""
+"""The model that training starts from: what a recipe hands to the training loop, and its frozen copy that a loss compares with."""
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import PeftModel
 from torch import nn
 
+from engine.pairs import Batch
+from unlearn_losses import Scored
+
+Forward = Callable[[nn.Module, Batch], Scored]
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model ready to train, and what only its kind knows of it.
+
+    `forward` makes Scored of the (wrapped) model and a batch; `save` writes the trained model to a folder.
+    """
+
+    model: nn.Module
+    forward: Forward
+    save: Callable[[nn.Module, Path], None]
+
+
+def forward_passes(model: nn.Module, batches: list[Batch], forward: Forward) -> dict[str, Scored]:
+    """One forward per batch; the result is pass by pass."""
+    scored: dict[str, Scored] = {}
+    for batch in batches:
+        scored |= batch.split(forward(model, batch))
+    return scored
+
 
 def silence_dropout(model: nn.Module) -> None:
-    """Switch off the model's own dropout (an adapter's stays): compared with a start in eval mode, its noise would drown what is to be learned."""
+    """Switch off the model's own dropout; an adapter's stays.
+
+    The start is computed without dropout. Compared with it, the noise of dropout would drown what is to be learned.
+    """
     for name, module in model.named_modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
@@ -19,25 +49,25 @@ def silence_dropout(model: nn.Module) -> None:
 
 
 class FrozenStart:
-    """The starting model p0 that a loss compares with: the adapter switched off under LoRA, else a frozen copy made before training.
+    """The starting model p0 that a loss compares with.
 
-    Where training is in bf16, autocast rounds the weights of linear layers and convolutions at each use: the copy holds those in bf16, which
-    gives the same numbers to the bit in half the memory. Everything else, and a head that is also the embedding, stays as it is.
+    Under LoRA it is the model in training with its adapter switched off, else a frozen copy made before training.
+    Where training is in bf16, autocast rounds the weights of linear layers and convolutions at each use. The copy holds
+    those in bf16, which gives the same numbers to the bit in half the memory. Everything else, and a head that is also
+    the embedding, stays as it is.
     """
 
     def __init__(self, model: nn.Module, precision: str):
+        """`precision`: bf16 or fp32, of the training."""
         self.copy = None
         if isinstance(model, PeftModel):
             return
-        parts = model.__dict__.pop("cut_off", None)  # else what is not computed would be copied too
+        removed = model.__dict__.pop("removed_parts", None)  # else what is not computed would be copied too
         self.copy = copy.deepcopy(model).requires_grad_(False).eval()
-        if parts:
-            model.cut_off = parts
+        if removed:
+            model.removed_parts = removed
         if precision == "bf16":
-            embeddings = {id(module.weight) for module in self.copy.modules() if isinstance(module, nn.Embedding)}
-            for module in self.copy.modules():
-                if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d) and id(module.weight) not in embeddings:
-                    module.to(torch.bfloat16)
+            round_as_autocast_does(self.copy)
 
     @contextlib.contextmanager
     def model(self, current: nn.Module) -> Iterator[nn.Module]:
@@ -53,3 +83,11 @@ class FrozenStart:
                     yield current
             finally:
                 current.train(training)
+
+
+def round_as_autocast_does(model: nn.Module) -> None:
+    """Hold the weights in bf16 that autocast would round to bf16 at each use."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d) and id(module.weight) not in embeddings:
+            module.to(torch.bfloat16)

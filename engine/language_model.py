@@ -1,8 +1,7 @@
-"""Models: load, freeze, LoRA, the frozen starting model, score, save."""
+"""Language models, those that see too: load, freeze, LoRA, forward, save."""
 
-import hashlib
 import re
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from engine.record import TRAIN_RECORD
-from settings.language import Model
+from engine.frozen_start import Start
+from engine.pairs import Batch
+from settings.language import Finetune, Model
 from settings.script import SettingsError
 from settings.training import Activations, Lora
 from unlearn_losses import Scored
 
 transformers.utils.logging.disable_progress_bar()
-
-BESIDE = {"labels", "positions", "pictured", "keys", "sizes", "longest"}  # of a batch, what is not the model's
 
 
 def check_model_path(path: str, name: str = "model_path") -> None:
@@ -40,9 +38,8 @@ def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise SettingsError(
-            f"model_path={path!r} could not be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        ) from None
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SettingsError(f"model_path={path!r} could not be loaded: {why}") from None
 
 
 def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> nn.Module:
@@ -51,24 +48,33 @@ def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> nn.Mo
 
 
 def positions_of(path: str, settings: Model) -> int:
-    """How many tokens a model takes by its configuration, known before any weights load; 0: it does not say. Raises SettingsError."""
-    return (
-        getattr(load(transformers.AutoConfig, path, settings).get_text_config(), "max_position_embeddings", None) or 0
-    )
+    """How many tokens a model takes by its configuration, known before any weights load; 0: it does not say.
 
-
-def load_for_training(
-    auto_class: Any, path: str, settings: Model, lora: Lora | None, seed: int, activations: Activations | None = None
-) -> nn.Module:
-    """The model ready to train: frozen parts frozen, and with `lora` a fresh adapter over weights in `settings.weights`.
-
-    Without LoRA the weights are float32, because an update of size lr is lost in bf16 weights. With `activations` it ends at their layer.
+    Raises SettingsError.
     """
-    model = load_model(auto_class, path, settings, settings.weights if lora else "float32")
-    freeze(model, settings.freeze)
-    if activations:
-        cut(model, activations)
-    return add_lora(model, lora, settings.lora_targets, seed) if lora else model
+    config = load(transformers.AutoConfig, path, settings).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or 0
+
+
+def start_of(auto_class: Any, settings: Finetune, processor: Any) -> Start:
+    """The model at `settings.model_path`, ready to train; `processor` is saved beside its weights. Raises SettingsError."""
+    model = load_for_training(auto_class, settings)
+    return Start(model, forward, partial(save, processor))
+
+
+def load_for_training(auto_class: Any, settings: Finetune) -> nn.Module:
+    """The model ready to train: frozen parts frozen, and under LoRA a fresh adapter over weights in `model.weights`.
+
+    Without LoRA the weights are float32, because an update of size lr is lost in bf16 weights. With activations the
+    model ends at their layer.
+    """
+    lora = settings.trainer.lora
+    dtype = settings.model.weights if lora else "float32"
+    model = load_model(auto_class, settings.model_path, settings.model, dtype)
+    freeze(model, settings.model.freeze)
+    if settings.activations:
+        end_at_layer(model, settings.activations)
+    return add_lora(model, lora, settings.model.lora_targets, settings.seed) if lora else model
 
 
 def freeze(model: nn.Module, parts: list[str]) -> None:
@@ -81,16 +87,15 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def cut(model: nn.Module, activations: Activations) -> None:
+def end_at_layer(model: nn.Module, activations: Activations) -> None:
     """End the model at a decoder layer: its "logits" are that layer's output (B, T, H), before the final norm; only the named layers train.
 
-    What is cut off is neither computed nor trained, so that no process waits for its gradient; `whole` puts it back. Raises SettingsError.
+    What is removed is neither computed nor trained, so that no process waits for its gradient; `restore_layers` puts it
+    back. Raises SettingsError.
     """
     decoder = model.get_decoder()
-    layers, norm = (
-        decoder.layers,
-        next(name for name, child in decoder.named_children() if "norm" in type(child).__name__.lower()),
-    )
+    layers = decoder.layers
+    norm = next(name for name, child in decoder.named_children() if "norm" in type(child).__name__.lower())
     if activations.layer >= len(layers):
         raise SettingsError(
             f"method.activations.layer={activations.layer}: {type(model).__name__} has layers 0 to {len(layers) - 1}"
@@ -100,10 +105,8 @@ def cut(model: nn.Module, activations: Activations) -> None:
     for parameter in (p for number in activations.trained for p in layers[number].parameters()):
         parameter.requires_grad_(id(parameter) in training)
     head = model.get_output_embeddings()
-    head_parent, head_name = next(
-        (parent, name) for parent in model.modules() for name, child in parent.named_children() if child is head
-    )
-    model.cut_off = [
+    head_parent, head_name = place_of(model, head)
+    model.removed_parts = [
         (decoder, "layers", layers),
         (decoder, norm, getattr(decoder, norm)),
         (head_parent, head_name, head),
@@ -113,20 +116,30 @@ def cut(model: nn.Module, activations: Activations) -> None:
     setattr(head_parent, head_name, nn.Identity())
 
 
-def whole(model: nn.Module) -> nn.Module:
-    """The model with what `cut` took off put back."""
+def place_of(model: nn.Module, part: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds `part`, and its name there."""
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if child is part:
+                return parent, name
+    raise AssertionError("the part is not in the model")
+
+
+def restore_layers(model: nn.Module) -> nn.Module:
+    """The model with what `end_at_layer` removed put back."""
     start = model.get_base_model() if isinstance(model, PeftModel) else model
-    device = next(start.parameters()).device  # the parts cut off did not move with the model
-    for parent, name, part in start.__dict__.pop("cut_off", []):
+    device = next(start.parameters()).device  # the removed parts did not move with the model
+    for parent, name, part in start.__dict__.pop("removed_parts", []):
         setattr(parent, name, part.to(device))
     return model
 
 
 def lora_targets(model: nn.Module, targets: str) -> list[str]:
-    """Names of the linear layers that get an adapter: `language_model` means those of the decoder, else a regular expression on names.
+    """Names of the linear layers that get an adapter.
 
-    The output head, the projector and the vision tower are no part of the decoder; a frozen layer gets no adapter. Raises SettingsError if
-    nothing matches.
+    `targets` is `language_model`, which means those of the decoder, or a regular expression on names. The output head,
+    the projector and the vision tower are no part of the decoder. A frozen layer gets no adapter. Raises SettingsError
+    if nothing matches.
     """
     linear = [
         name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.weight.requires_grad
@@ -152,56 +165,45 @@ def add_lora(model: nn.Module, lora: Lora, targets: str, seed: int) -> PeftModel
     )
 
 
-def score(model: nn.Module, batch: dict[str, Tensor]) -> Scored:
+def forward(model: nn.Module, batch: Batch) -> Scored:
     """Logits at the answer positions of a batch with their labels: the only place that aligns the two.
 
-    The model is called as it is wrapped, once; its output head runs at `positions` (B, T) only.
+    The model is called as it is wrapped, once; its output head runs at `batch.positions` (B, T) only.
     """
-    inputs = {name: value for name, value in batch.items() if name not in BESIDE}
-    inputs, positions = packed(inputs, batch["positions"]) if packs(model, batch) else (inputs, batch["positions"])
+    inputs, positions = batch.inputs, batch.positions
+    if packs(model, inputs):
+        inputs, positions = pack_rows(inputs, positions)
     logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
-    return Scored(logits.view(*batch["labels"].shape, -1), batch["labels"], batch.get("pictured"))
+    return Scored(logits.view(*batch.labels.shape, -1), batch.labels)
 
 
-def packs(model: nn.Module, batch: dict[str, Tensor]) -> bool:
-    """Whether rows of words may follow each other in one sequence without reading each other: under flash attention, which then computes no padding.
+def packs(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
+    """Whether rows of words may follow each other in one sequence: under flash attention, which computes no padding.
 
     Other attention would compute the whole square of the sequence and throw most of it away.
     """
     config = next(module.config for module in model.modules() if hasattr(module, "config"))
-    return (
-        batch.keys() - BESIDE == {"input_ids", "attention_mask"}
-        and config._attn_implementation == "flash_attention_2"
-        and not hasattr(config, "vision_config")
-    )
+    if inputs.keys() != {"input_ids", "attention_mask"} or hasattr(config, "vision_config"):
+        return False
+    return config._attn_implementation == "flash_attention_2"
 
 
-def packed(inputs: dict[str, Tensor], positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def pack_rows(inputs: dict[str, Tensor], positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """A batch padded on the right as one row of all its tokens, and where `positions` (B, T) stand in it, (1, B * T).
 
-    `position_ids` start at 0 with each row: that is how the library's attention tells the rows apart when no mask is given.
+    `position_ids` start at 0 with each row: that is how the library's attention tells the rows apart when no mask is
+    given.
     """
     mask = inputs["attention_mask"].bool()
     lengths = mask.sum(1)
     places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     starts = lengths.cumsum(0) - lengths
-    ids, place = inputs["input_ids"][mask][None], places[mask][None]
-    return {"input_ids": ids, "attention_mask": None, "position_ids": place}, (positions + starts[:, None]).view(1, -1)
-
-
-def score_passes(
-    model: nn.Module,
-    batches: dict[str, dict[str, Tensor]],
-    score: Callable[[nn.Module, dict[str, Tensor]], Scored] = score,
-) -> dict[str, Scored]:
-    """`score` for batches named by their passes ("forget+retain"), each pass apart again and as wide as its own longest answer."""
-    scored = {}
-    for names, batch in batches.items():
-        *tensors, margin = score(model, batch)
-        parts = zip(*(value.split(batch["sizes"]) for value in tensors), strict=True)
-        for name, (logits, labels, pictured), longest in zip(names.split("+"), parts, batch["longest"], strict=True):
-            scored[name] = Scored(logits[:, :longest], labels[:, :longest], pictured, margin)
-    return scored
+    packed = {
+        "input_ids": inputs["input_ids"][mask][None],
+        "attention_mask": None,
+        "position_ids": places[mask][None],
+    }
+    return packed, (positions + starts[:, None]).view(1, -1)
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -242,26 +244,11 @@ def merged(model: nn.Module) -> nn.Module:
     return model.cpu().float().merge_and_unload() if isinstance(model, PeftModel) else model
 
 
-def save(model: nn.Module, processor: Any, folder: Path) -> None:
+def save(processor: Any, model: nn.Module, folder: Path) -> None:
     """Write merged weights and processor to `folder`, and an adapter beside them under adapter/."""
-    model = whole(model)
+    model = restore_layers(model)
     if isinstance(model, PeftModel):
         model.save_pretrained(folder / "adapter")
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty model card
     merged(model).save_pretrained(folder)
     processor.save_pretrained(folder)
-
-
-def model_fingerprint(path: str) -> str:
-    """Hash of what makes a model folder this model (weights, configuration, tokenizer, chat template), or the hub id."""
-    files = sorted(
-        file
-        for ending in ("*.safetensors", "*.json", "*.jinja")
-        for file in Path(path).glob(ending)
-        if file.name != TRAIN_RECORD
-    )
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16] if files else f"hub:{path}"

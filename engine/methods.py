@@ -4,14 +4,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
 import unlearn_losses
 from settings.script import SettingsError, nearest, one_of
 from settings.training import Method
-from unlearn_losses import Anchored, Hidden, multiplier_step
+from unlearn_losses import Anchored, Hidden, Scored, multiplier_step
 
 PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "augmented")
 STATE = ("epoch", "step", "multiplier", "target")  # keyword-only parameters that the engine fills in
@@ -21,7 +21,8 @@ STATE = ("epoch", "step", "multiplier", "target")  # keyword-only parameters tha
 class BoundLoss:
     """A method's loss with its hyperparameters, and what it needs by the names of its parameters.
 
-    `ref_` passes are scored by the frozen starting model; those that also end in `_logprob` are log-probabilities, computed once for the run.
+    `ref_` passes are scored by the frozen starting model. Those that also end in `_logprob` are log-probabilities,
+    computed once for the run.
     """
 
     method: Method
@@ -30,63 +31,85 @@ class BoundLoss:
 
     @property
     def trained(self) -> list[str]:
+        """The passes that the model in training scores."""
         return [name for name in self.passes if not name.startswith("ref_")]
 
     @property
     def cached(self) -> list[str]:
+        """The passes whose answers the start scores once for the run."""
         return [base_pass(name) for name in self.passes if name.endswith("_logprob")]
 
     @property
     def frozen(self) -> list[str]:
-        return [base_pass(name) for name in self.passes if name.startswith("ref_") and not name.endswith("_logprob")]
+        """The passes that the start scores in every step."""
+        names = [name for name in self.passes if name.startswith("ref_") and not name.endswith("_logprob")]
+        return [base_pass(name) for name in names]
 
     @property
     def batches(self) -> list[str]:
         """The batches to draw: the passes without `ref_` and `_logprob`, each once."""
         return list(dict.fromkeys(map(base_pass, self.passes)))
 
-    def __call__(self, passes: dict[str, Any], **state: float) -> Tensor:
-        """The loss of scored passes by name; `state`: what STATE names."""
-        passes = dict.fromkeys(positional(self.loss.func)) | passes
+    def __call__(self, passes: dict[str, Scored | Tensor], **state: float) -> Tensor:
+        """The loss of the scored passes, a scalar; `state`: what STATE names.
+
+        A method with `activations` gets the states of its layer: the model ends there, and they stand in the place of
+        its logits.
+        """
+        given: dict[str, Any] = dict.fromkeys(positional(self.loss.func)) | passes
+        if self.method.activations:
+            given = {name: Hidden(scored.logits, scored.labels) for name, scored in given.items() if scored is not None}
         if "ref_retain" in self.passes and "ref_retain" not in positional(self.loss.func):
-            passes["retain"] = Anchored(passes["retain"], passes.pop("ref_retain"))
+            given["retain"] = Anchored(given["retain"], given.pop("ref_retain"))
         wanted = inspect.signature(self.loss.func).parameters
-        if any(wanted[name].annotation is Hidden for name in passes):
-            passes = {name: Hidden(*scored) for name, scored in passes.items()}
-        return self.loss(**passes, **{name: value for name, value in state.items() if name in wanted})
+        return self.loss(**given, **{name: value for name, value in state.items() if name in wanted})
 
 
 def base_pass(name: str) -> str:
+    """The pass behind a parameter's name: `ref_idk_logprob` -> `idk`."""
     return name.removeprefix("ref_").removesuffix("_logprob")
 
 
 def known_losses() -> dict[str, Callable[..., Tensor]]:
     """The functions of unlearn_losses whose positional parameters are all passes."""
-    functions = {
-        n: f for n, f in vars(unlearn_losses).items() if inspect.isfunction(f) and f.__module__ == "unlearn_losses"
-    }
-    return {
-        n: f for n, f in functions.items() if (passes := positional(f)) and set(map(base_pass, passes)) <= set(PASSES)
-    }
+    found = {}
+    for name, function in loss_library().items():
+        passes = positional(function)
+        if passes and set(map(base_pass, passes)) <= set(PASSES):
+            found[name] = function
+    return found
+
+
+def loss_library() -> dict[str, Callable]:
+    """All functions that unlearn_losses defines, by name."""
+    own = {n: f for n, f in vars(unlearn_losses).items() if inspect.isfunction(f)}
+    return {name: function for name, function in own.items() if function.__module__ == "unlearn_losses"}
 
 
 def positional(loss: Callable) -> list[str]:
+    """The names of a loss's positional parameters: its passes."""
     return [p.name for p in inspect.signature(loss).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+
+
+def takes_states(loss: Callable) -> bool:
+    """Whether a loss asks for hidden states; also where its annotations are text (`from __future__ import annotations`)."""
+    return get_type_hints(loss).get(positional(loss)[0]) is Hidden
 
 
 def source_with_helpers(loss: Callable) -> str:
     """The code that a loss runs: its own, and that of every function of unlearn_losses it calls, and they call."""
-    own = {n: f for n, f in vars(unlearn_losses).items() if inspect.isfunction(f) and f.__module__ == "unlearn_losses"}
-    found, waiting = {}, [loss]
+    library = loss_library()
+    found: dict[str, str] = {}
+    waiting = [loss]
     while waiting:
         function = waiting.pop()
         if function.__name__ not in found:
             found[function.__name__] = inspect.getsource(function)
-            waiting += [own[name] for name in function.__code__.co_names if name in own]
+            waiting += [library[name] for name in function.__code__.co_names if name in library]
     return "\n".join(found[name] for name in sorted(found))
 
 
-# taken at the start: read later, it would be the text of a file that was edited while the old code ran
+# Taken at the start: read later, it would be the text of a file that was edited while the old code ran.
 LOSS_SOURCES = {
     function.__name__: source_with_helpers(function) for function in (*known_losses().values(), multiplier_step)
 }
@@ -94,55 +117,65 @@ LOSS_SOURCES = {
 
 def method_source(method: Method) -> list[str]:
     """The code that is this method's own: of its loss, its mask's loss and its multiplier."""
-    names = [
-        method.loss,
-        *([method.mask.loss] if method.mask else []),
-        *(["multiplier_step"] if method.multiplier else []),
-    ]
+    names = [method.loss]
+    if method.mask:
+        names.append(method.mask.loss)
+    if method.multiplier:
+        names.append("multiplier_step")
     return [LOSS_SOURCES[name] for name in names if name in LOSS_SOURCES]
 
 
 def bind(method: Method) -> BoundLoss:
     """Look up a method's loss and give it its hyperparameters.
 
-    Raises SettingsError for an unknown loss, for hyperparameters that are not exactly the loss's own, and for steps that do not fit it.
+    Raises:
+        SettingsError: the loss is not known, the hyperparameters are not exactly its own, or a step does not fit it.
     """
     losses = known_losses()
     if method.loss not in losses:
-        raise SettingsError(
-            f"method.loss={method.loss!r} is not in unlearn_losses.py{nearest(method.loss, losses)}; choose from {', '.join(losses)}"
-        )
+        known = f"{nearest(method.loss, losses)}; choose from {', '.join(losses)}"
+        raise SettingsError(f"method.loss={method.loss!r} is not in unlearn_losses.py{known}")
     loss = losses[method.loss]
-    parameters = inspect.signature(loss).parameters
-    wanted = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in STATE]
-    if unknown := sorted(set(method.args) - set(wanted)):
-        raise SettingsError(
-            f"method.args.{unknown[0]} is not a hyperparameter of {method.loss}{nearest(unknown[0], wanted)}; it has {wanted}"
-        )
-    if missing := [name for name in wanted if name not in method.args]:
-        raise SettingsError(f"method.args.{missing[0]} is required by {method.loss}; it has {wanted}")
-    for name, value in method.args.items():
-        if parameters[name].annotation in (float, int) and (
-            isinstance(value, bool) or not isinstance(value, int | float)
-        ):
-            raise SettingsError(f"method.args.{name}={value!r} must be a number")
+    check_hyperparameters(method, loss)
+    check_steps(method, loss)
     passes = positional(loss)
-    for step, given, asked in (
-        ("activations", method.activations, parameters[passes[0]].annotation is Hidden),
-        ("multiplier", method.multiplier, "multiplier" in parameters),
-    ):
-        if asked != (given is not None):
-            raise SettingsError(f"method.{step}: {method.loss} {'needs it' if asked else 'has no use for it'}")
-    if method.mask:
-        one_of(
-            "method.mask.loss",
-            method.mask.loss,
-            [n for n, f in losses.items() if list(inspect.signature(f).parameters) == ["forget"]],
-        )
-    if method.retain == "kl" and "retain_weight" not in wanted:
-        raise SettingsError(f"method.retain=kl: {method.loss} has no retain term to change")
     if method.args.get("retain_weight") == 0:  # a pass that counts for nothing is not run
         passes.remove("retain")
     elif method.retain == "kl":
         passes.append("ref_retain")
     return BoundLoss(method, partial(loss, **method.args), passes)
+
+
+def hyperparameters(loss: Callable) -> list[str]:
+    """The keyword-only parameters that the method's file gives."""
+    parameters = inspect.signature(loss).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in STATE]
+
+
+def check_hyperparameters(method: Method, loss: Callable) -> None:
+    """Raise SettingsError unless `method.args` are exactly the loss's hyperparameters, and of their types."""
+    wanted = hyperparameters(loss)
+    if unknown := sorted(set(method.args) - set(wanted)):
+        near = f"{nearest(unknown[0], wanted)}; it has {wanted}"
+        raise SettingsError(f"method.args.{unknown[0]} is not a hyperparameter of {method.loss}{near}")
+    if missing := [name for name in wanted if name not in method.args]:
+        raise SettingsError(f"method.args.{missing[0]} is required by {method.loss}; it has {wanted}")
+    kinds = get_type_hints(loss)
+    for name, value in method.args.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if kinds.get(name) in (float, int) and not is_number:
+            raise SettingsError(f"method.args.{name}={value!r} must be a number")
+
+
+def check_steps(method: Method, loss: Callable) -> None:
+    """Raise SettingsError for a step of the method's file that the loss needs and lacks, or has no use for."""
+    parameters = inspect.signature(loss).parameters
+    asked = {"activations": takes_states(loss), "multiplier": "multiplier" in parameters}
+    for step, needed in asked.items():
+        if needed != (getattr(method, step) is not None):
+            raise SettingsError(f"method.{step}: {method.loss} {'needs it' if needed else 'has no use for it'}")
+    if method.mask:
+        of_forget_alone = [n for n, f in known_losses().items() if list(inspect.signature(f).parameters) == ["forget"]]
+        one_of("method.mask.loss", method.mask.loss, of_forget_alone)
+    if method.retain == "kl" and "retain_weight" not in hyperparameters(loss):
+        raise SettingsError(f"method.retain=kl: {method.loss} has no retain term to change")

@@ -1,42 +1,85 @@
-"""What a method asks for: forget rows with retain rows and other answers, drawn by seed, as batches named by their passes.
+"""What a method asks for: forget rows with retain rows and other answers, drawn by seed, as one `Batch` per forward.
 
-Shapes: B examples of a pass. A batch is data_module's with `pictured` (B,) and lists of whole numbers beside it: `keys`, `sizes`, `longest`.
+Shapes: B rows, T answer positions.
 """
 
 import functools
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_module import Example, draw
-from engine.encode import Encoded
 from settings.script import SettingsError
+from unlearn_losses import Scored
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that go through the model in one forward.
+
+    The last four fields are plain numbers, so that reading them never waits for a GPU.
+    """
+
+    inputs: dict[str, Tensor]  # what the model's forward takes
+    labels: Tensor  # (B, T), IGNORE where there is no answer
+    positions: Tensor | None = None  # (B, T): the logits at positions[b, t] predict labels[b, t]; None: one per row
+    passes: tuple[str, ...] = ()  # the passes that the rows belong to, in the order of the rows
+    rows: tuple[int, ...] = ()  # how many rows belong to each pass
+    widths: tuple[int, ...] = ()  # tokens of the longest answer of each pass
+    answer_keys: tuple[int, ...] = ()  # of each row, what `answer_key` says
+
+    def to(self, device: Any, non_blocking: bool = False) -> "Batch":
+        """The same batch with its tensors on `device`; the Hugging Face trainer calls it by this name."""
+
+        def moved(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=non_blocking)
+
+        inputs = {name: moved(value) for name, value in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=moved(self.labels), positions=moved(self.positions))
+
+    def split(self, scored: Scored) -> dict[str, Scored]:
+        """Each pass's own rows of `scored` (B, T, ...), as wide as the longest answer of that pass."""
+        logits = scored.logits.split(list(self.rows))
+        labels = scored.labels.split(list(self.rows))
+        return {
+            name: Scored(logits[i][:, :width], labels[i][:, :width], scored.margin)
+            for i, (name, width) in enumerate(zip(self.passes, self.widths, strict=True))
+        }
+
+    def keys_of(self, name: str) -> tuple[int, ...]:
+        """The answer keys of one pass's rows."""
+        place = self.passes.index(name)
+        first = sum(self.rows[:place])
+        return self.answer_keys[first : first + self.rows[place]]
 
 
 class Pairs:
-    """For each forget row what the method's passes ask for: itself, a retain row, or the same question (and picture) with other answers.
+    """For each forget row what the method's passes ask for: itself, a retain row, or its question with other answers.
 
-    `idk`: "I don't know"; `unrelated`: answers of retain rows, who are other people; `shuffled`: answers of other forget rows, `other_answers` of them.
-    Keys are `epoch * len(self) + row`, so that every draw is a function of (seed, epoch, row). Retain rows come from a seeded shuffle without
-    replacement that cycles. An epoch runs over the forget rows, or over the retain rows where the method has no use for forget rows.
+    `idk`: "I don't know"; `unrelated`: answers of retain rows, who are other people; `shuffled`: answers of other
+    forget rows, `other_answers` of them. Keys are `epoch * len(self) + row`, so that every draw is a function of
+    (seed, epoch, row). Retain rows come from a seeded shuffle without replacement that cycles. An epoch runs over the
+    forget rows, or over the retain rows where the method has no use for forget rows.
     """
 
     def __init__(
-        self, passes: list[str], forget: Any, retain: Any, idk: dict[bool, list[str]], seed: int, other_answers: int = 1
+        self,
+        passes: list[str],
+        forget: Any,
+        retain: Any,
+        *,
+        idk: dict[bool, list[str]],
+        seed: int,
+        other_answers: int = 1,
     ):
-        self.passes, self.forget, self.retain, self.idk, self.seed, self.other_answers = (
-            passes,
-            forget,
-            retain,
-            idk,
-            seed,
-            other_answers,
-        )
+        """`idk`: the answers for questions in words (False) and with a picture (True)."""
+        self.passes, self.forget, self.retain = passes, forget, retain
+        self.idk, self.seed, self.other_answers = idk, seed, other_answers
         self.leading = retain if set(passes) == {"retain"} else forget
         if unknown := [name for name in passes if not hasattr(self, f"{name}_examples")]:
             raise SettingsError(f"the method asks for {unknown[0]} pictures, which there are in face recognition only")
@@ -44,9 +87,10 @@ class Pairs:
             if name in passes and len(set(rows.answers)) < 2:
                 raise SettingsError(f"the method asks for answers of {whose}, but these all have the same answer")
 
-    def of(self, passes: list[str]) -> "Pairs":
+    def pairs_for(self, passes: list[str]) -> "Pairs":
         """The same draws for other passes."""
-        return Pairs(passes, self.forget, self.retain, self.idk, self.seed, self.other_answers)
+        more = {"idk": self.idk, "seed": self.seed, "other_answers": self.other_answers}
+        return Pairs(passes, self.forget, self.retain, **more)
 
     def __len__(self) -> int:
         return len(self.leading)
@@ -66,7 +110,8 @@ class Pairs:
 
     def idk_examples(self, epoch: int, row: int) -> list[Example]:
         example = self.forget[row]
-        return [replace(example, answer=draw(self.seed, epoch, row, "idk").choice(self.idk[example.image is not None]))]
+        answer = draw(self.seed, epoch, row, "idk").choice(self.idk[example.image is not None])
+        return [replace(example, answer=answer)]
 
     def unrelated_examples(self, epoch: int, row: int) -> list[Example]:
         return self.with_answers_of(self.retain, self.forget[row], draw(self.seed, epoch, row, "unrelated"))
@@ -79,7 +124,8 @@ class Pairs:
         made: list[Example] = []
         while len(made) < self.other_answers:
             answer = source.choice(rows.answers)
-            made += [replace(example, answer=answer)] if answer != example.answer else []
+            if answer != example.answer:
+                made.append(replace(example, answer=answer))
         return made
 
 
@@ -92,8 +138,9 @@ def retain_order(seed: int, cycle: int, count: int) -> list[int]:
 class EpochSampler(torch.utils.data.Sampler):
     """Keys of one epoch in an order drawn from (seed, epoch); the trainer calls `set_epoch`.
 
-    With `bucket` > 0 the rows of that many batches (of `batch_size`) in a row are sorted by `lengths` and their batches shuffled, so that rows of like
-    length share a batch and little of it is padding; an epoch's last, smaller batch stays the last.
+    With `bucket` > 0 the rows of that many batches (of `batch_size`) are sorted by `lengths` and their batches are
+    shuffled, so that rows of like length share a batch and little of it is padding. An epoch's last, smaller batch
+    stays the last.
     """
 
     def __init__(self, count: int, seed: int, lengths: Sequence[Any] = (), batch_size: int = 1, bucket: int = 0):
@@ -108,11 +155,14 @@ class EpochSampler(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[int]:
         rows = draw(self.seed, self.epoch, "order").sample(range(self.count), self.count)
-        return iter([self.epoch * self.count + i for i in (self.bucketed(rows) if self.window else rows)])
+        if self.window:
+            rows = self.bucketed(rows)
+        return iter([self.epoch * self.count + row for row in rows])
 
     def bucketed(self, rows: list[int]) -> list[int]:
+        """The same rows, those of like length in one batch."""
         whole = self.count - self.count % self.batch_size
-        batches = []
+        batches: list[list[int]] = []
         for start in range(0, whole, self.window):
             window = sorted(rows[start : min(start + self.window, whole)], key=lambda row: self.lengths[row])
             batches += [window[i : i + self.batch_size] for i in range(0, len(window), self.batch_size)]
@@ -126,47 +176,65 @@ def answer_key(example: Example) -> int:
     return int.from_bytes(digest[:7], "big")  # fits the 64 bits of a tensor with a sign
 
 
-class PassCollator:
-    """What a method asks for, pass by pass: a list of {pass: [Example]} becomes {"trained": {passes: batch}, "frozen": {passes: batch}}.
+def rows_of_pass(items: list[dict[str, list[Example]]], name: str) -> list[Example]:
+    """One pass's examples of all items."""
+    return [example for item in items for example in item[name]]
 
-    Passes whose examples are of like length go through the model in one batch, named "forget+retain": its `sizes` say how many rows belong to
-    each and `longest` how long its longest answer is, `keys` are the rows' `answer_key`: lists, so that nobody waits for a GPU to read them.
-    "frozen" holds the passes of the starting model, if it scores others than the trained one does. `encoder` encodes an example and collates several.
+
+def lengths_of(encoded: list[Any]) -> list[int]:
+    """Positions of each row in a batch."""
+    return [each.length for each in encoded]
+
+
+def longest_answer(encoded: list[Any]) -> int:
+    return max(len(each.answer) for each in encoded)
+
+
+class PassCollator:
+    """What a method asks for, row by row -> the batches of one step.
+
+    A list of {pass: [Example]} becomes {"trained": [Batch], "frozen": [Batch]}. "frozen" holds the passes that the
+    starting model scores; it is empty where some of the trained batches hold exactly those.
+
+    With `by_length` the passes share one forward where padding them together costs at most a tenth more positions than
+    apart. Without it each pass has a forward of its own, or all share one where the encoder says that every row has the
+    same length (`one_length`). Several processes need that: each of them sees other rows, and in a sharded run one that
+    took fewer forwards than the others would leave them waiting.
     """
 
-    def __init__(self, encoder: Any, trained: list[str], frozen: list[str]):
-        self.encoder, self.trained, self.frozen = encoder, trained, frozen
+    def __init__(self, encoder: Any, trained: list[str], frozen: list[str], *, by_length: bool):
+        """`encoder` encodes an example and collates several."""
+        self.encoder, self.trained, self.frozen, self.by_length = encoder, trained, frozen, by_length
 
-    def __call__(self, items: list[dict[str, list[Example]]]) -> dict[str, dict[str, dict[str, Tensor]]]:
-        examples = {name: [example for item in items for example in item[name]] for name in items[0]}
-        encoded = {name: [self.encoder.encode(example) for example in examples[name]] for name in examples}
-        trained = self.groups(self.trained, encoded)
-        frozen = (
-            []
-            if {"+".join(group) for group in trained} >= {"+".join(self.frozen)}
-            else self.groups(self.frozen, encoded)
-        )
-        return {
-            "trained": {"+".join(group): self.batch(group, examples, encoded) for group in trained},
-            "frozen": {"+".join(group): self.batch(group, examples, encoded) for group in frozen},
-        }
+    def __call__(self, items: list[dict[str, list[Example]]]) -> dict[str, list[Batch]]:
+        rows = {name: rows_of_pass(items, name) for name in items[0]}
+        encoded = {name: list(map(self.encoder.encode, examples)) for name, examples in rows.items()}
+        trained = self.batches(self.trained, rows, encoded)
+        reusable = [name for batch in trained if set(batch.passes) <= set(self.frozen) for name in batch.passes]
+        frozen = [] if set(reusable) == set(self.frozen) else self.batches(self.frozen, rows, encoded)
+        return {"trained": trained, "frozen": frozen}
 
-    def groups(self, names: list[str], encoded: dict[str, list[Encoded]]) -> list[list[str]]:
-        """All passes in one group where padding them together costs at most a tenth more than apart, else each in its own."""
-        lengths = {name: [e.length for e in encoded[name]] for name in names}
+    def batches(self, names: list[str], rows: dict[str, list[Example]], encoded: dict[str, list[Any]]) -> list[Batch]:
+        groups = self.groups({name: lengths_of(encoded[name]) for name in names})
+        return [self.batch(group, rows, encoded) for group in groups]
+
+    def groups(self, lengths: dict[str, list[int]]) -> list[list[str]]:
+        """Which passes share a forward; `lengths`: the positions of each row of each pass."""
+        names = list(lengths)
+        if not names:
+            return []
+        if not self.by_length:
+            return [names] if self.encoder.one_length else [[name] for name in names]
         apart = sum(len(rows) * max(rows) for rows in lengths.values())
-        together = sum(map(len, lengths.values())) * max((max(rows) for rows in lengths.values()), default=0)
-        return [names] if names and together <= 1.1 * apart else [[name] for name in names]
+        shared = sum(map(len, lengths.values())) * max(map(max, lengths.values()))
+        return [names] if shared <= 1.1 * apart else [[name] for name in names]
 
-    def batch(
-        self, names: list[str], examples: dict[str, list[Example]], encoded: dict[str, list[Encoded]]
-    ) -> dict[str, Tensor]:
-        batch = self.encoder.collate([e for name in names for e in encoded[name]])
-        rows = [example for name in names for example in examples[name]]
-        about = {
-            "keys": [answer_key(row) for row in rows],
-            "sizes": [len(encoded[name]) for name in names],
-            "longest": [max(len(e.answer) for e in encoded[name]) for name in names],
-            "pictured": torch.tensor([row.image is not None for row in rows]),
-        }
-        return batch | about
+    def batch(self, names: list[str], rows: dict[str, list[Example]], encoded: dict[str, list[Any]]) -> Batch:
+        collated = self.encoder.collate([each for name in names for each in encoded[name]])
+        return replace(
+            collated,
+            passes=tuple(names),
+            rows=tuple(len(encoded[name]) for name in names),
+            widths=tuple(longest_answer(encoded[name]) for name in names),
+            answer_keys=tuple(answer_key(example) for name in names for example in rows[name]),
+        )

@@ -1,6 +1,7 @@
 """What a run leaves beside its results: folders and files that are whole or not there, cost, versions."""
 
 import contextlib
+import hashlib
 import json
 import platform
 import resource
@@ -110,3 +111,14 @@ def say_line(line: str) -> None:
     """Print a line of progress at once, also into a pipe; of several processes only the first speaks."""
     if processes().is_main_process:
         print(line, flush=True)
+
+
+def model_fingerprint(path: str) -> str:
+    """Hash of what makes a model folder this model (weights, configuration, tokenizer, chat template), or the hub id."""
+    endings = ("*.safetensors", "*.json", "*.jinja")
+    files = sorted(file for ending in endings for file in Path(path).glob(ending) if file.name != TRAIN_RECORD)
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16] if files else f"hub:{path}"

@@ -18,13 +18,13 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from data_module import Example
-from engine.encode import collate, collate_prompts
-from engine.language_model import score
+from engine.encode import collate_prompts
+from engine.language_model import forward
 from unlearn_losses import IGNORE
 
 
 @dataclass(frozen=True)
-class AnswerScore:
+class AnswerLosses:
     """A teacher-forced answer, end-of-sequence last: of each token the negative log-likelihood and whether it was the model's first choice.
 
     `expected` and `spread` are mean and standard deviation of the log-probability over the whole vocabulary at its place (Min-K%++). In nats.
@@ -50,8 +50,8 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class PromptScore:
-    answers: dict[str, AnswerScore]
+class PromptResult:
+    answers: dict[str, AnswerLosses]
     generation: str
     tokens: int  # of the prompt, the answers and the generation
 
@@ -60,33 +60,41 @@ def score_prompts(
     model: nn.Module,
     encoder: Any,
     prompts: list[Prompt],
+    *,
     batch_size: int,
     max_new_tokens: int,
     say: Callable[[str], None],
     shared: bool = True,
-) -> list[PromptScore]:
-    """Score all answers of each prompt and continue it greedily by at most `max_new_tokens`; results in the order of `prompts`.
+) -> list[PromptResult]:
+    """Score all answers of each prompt and continue it greedily; results in the order of `prompts`.
 
-    At most `batch_size` prompts, and then as many answers, go through the model at once. `shared=False`, and any model that cannot share a
-    prompt (which is said), means the plain way: a forward for each answer, and the library's generation.
+    Args:
+        model: in eval mode.
+        encoder: of its prompts and answers.
+        prompts: the questions with their answers.
+        batch_size: at most so many prompts, and then as many answers, go through the model at once.
+        max_new_tokens: of a generation.
+        say: takes a line of progress.
+        shared: False: the plain way, a forward for each answer and the library's generation. A model that cannot share
+            a prompt is scored that way too, which is said.
     """
-    results: list[PromptScore | None] = [None] * len(prompts)
+    results: list[PromptResult | None] = [None] * len(prompts)
+    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     why = unshareable(model) if shared else None
     if why:
         say(f"{type(model).__name__} is scored answer by answer: {why}")
     for chosen in prompt_batches(prompts, batch_size):
         batch = [prompts[i] for i in chosen]
-        made = None
-        if shared and not why:
-            made = score_shared(model, encoder, batch, batch_size, max_new_tokens)
-            if made is None:
-                say(
-                    f"{type(model).__name__}: {len(batch)} prompts are scored answer by answer: they reach past the window of its attention"
-                )
-        if made is None:
-            made = score_plainly(model, encoder, batch, batch_size, max_new_tokens)
-        for i, each in zip(chosen, made, strict=True):
-            results[i] = each
+        found = run_shared(model, encoder, batch, **limits) if shared and not why else None
+        if found is None and shared and not why:
+            say(
+                f"{type(model).__name__}: {len(batch)} prompts are scored answer by answer: "
+                "they reach past the window of its attention"
+            )
+        if found is None:
+            found = run_plain(model, encoder, batch, **limits)
+        for i, result in zip(chosen, found, strict=True):
+            results[i] = result
     return results
 
 
@@ -115,7 +123,7 @@ def unshareable(model: nn.Module) -> str | None:
 
 
 class SharedPrompts:
-    """A batch of prompts run once. `room` is how many tokens may follow before a sliding window would forget the first (None: any number)."""
+    """A batch of prompts run once. `tokens_left` is how many tokens may follow before a sliding window would forget the first (None: any number)."""
 
     def __init__(self, model: nn.Module, batch: dict[str, Tensor]):
         self.model, self.mask = model, batch["attention_mask"]
@@ -127,7 +135,7 @@ class SharedPrompts:
         ) + 1  # (R,): where the answer's first token stands
 
     @property
-    def room(self) -> int | None:
+    def tokens_left(self) -> int | None:
         """0 where the cache is of a kind that cannot be shared."""
         layers = self.cache.layers if type(self.cache) is DynamicCache else [None]
         if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
@@ -135,7 +143,7 @@ class SharedPrompts:
         windows = [layer.sliding_window for layer in layers if layer.is_sliding]
         return max(0, min(windows) - 1 - self.mask.shape[1]) if windows else None
 
-    def score(self, answers: list[list[list[int]]]) -> list[list[AnswerScore]]:
+    def answer_losses(self, answers: list[list[list[int]]]) -> list[list[AnswerLosses]]:
         """Score the answers (token lists, end-of-sequence last) of each prompt, and crop them off again."""
         fed = [[answer[:-1] for answer in group] for group in answers]
         width = max(sum(map(len, group)) for group in fed)
@@ -151,7 +159,7 @@ class SharedPrompts:
                 torch.cat([first, suffix[row, at : at + len(answer) - 1]]) if width else first
                 for at, answer in zip(starts, group, strict=False)
             ]
-            scores.append([answer_score(each, answer) for each, answer in zip(logits, group, strict=True)])
+            scores.append([answer_losses(each, answer) for each, answer in zip(logits, group, strict=True)])
         return scores
 
     def suffix_logits(self, fed: list[list[list[int]]], width: int) -> Tensor:
@@ -222,48 +230,53 @@ def prompt_positions(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return rotary.get_rope_index(**{name: value for name, value in batch.items() if name in wanted})[0]
 
 
-def score_shared(
-    model: nn.Module, encoder: Any, prompts: list[Prompt], batch_size: int, max_new_tokens: int
-) -> list[PromptScore] | None:
+def run_shared(
+    model: nn.Module, encoder: Any, prompts: list[Prompt], *, batch_size: int, max_new_tokens: int
+) -> list[PromptResult] | None:
     """One pass over the prompts for all their answers and generations; None where the cache does not allow it."""
-    tokenizer, device = encoder.tokenizer, next(model.parameters()).device
-    batch = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], encoder.pad)
-    lengths = batch["attention_mask"].sum(1).tolist()
-    answers = [
-        [encoder.encode_answer(replace(p.example, answer=answer), asked) for answer in p.answers]
-        for p, asked in zip(prompts, lengths, strict=True)
-    ]
+    device = next(model.parameters()).device
+    inputs = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], encoder.pad)
+    lengths = inputs["attention_mask"].sum(1).tolist()
+    answers = [encode_answers(encoder, *each) for each in zip(prompts, lengths, strict=True)]
+    rounds = in_rounds(answers, max(1, batch_size // len(prompts)))  # so many answers follow each prompt in one pass
     with torch.no_grad():
-        shared = SharedPrompts(model, {name: value.to(device) for name, value in batch.items()})
-        each_round = max(1, batch_size // len(prompts))  # answers behind one prompt in one pass
-        longest = max(
-            max_new_tokens,
-            *(
-                sum(map(len, group[start : start + each_round]))
-                for group in answers
-                for start in range(0, len(group), each_round)
-            ),
-        )
-        if shared.room is not None and shared.room < longest:
+        shared = SharedPrompts(model, {name: value.to(device) for name, value in inputs.items()})
+        if shared.tokens_left is not None and shared.tokens_left < max(max_new_tokens, longest_suffix(rounds)):
             return None
-        scores: list[list[AnswerScore]] = [[] for _ in prompts]
-        for start in range(0, max(map(len, answers)), each_round):
-            for row, each in enumerate(shared.score([group[start : start + each_round] for group in answers])):
-                scores[row] += each
-        texts = shared.generate(max_new_tokens, tokenizer.eos_token_id)
-    by_answer = [dict(zip(prompt.answers, own, strict=True)) for prompt, own in zip(prompts, scores, strict=True)]
-    return [prompt_score(encoder, *each) for each in zip(lengths, by_answer, texts, strict=True)]
+        losses: list[list[AnswerLosses]] = [[] for _ in prompts]
+        for groups in rounds:
+            for own, more in zip(losses, shared.answer_losses(groups), strict=True):
+                own += more
+        texts = shared.generate(max_new_tokens, encoder.tokenizer.eos_token_id)
+    by_answer = [dict(zip(prompt.answers, own, strict=True)) for prompt, own in zip(prompts, losses, strict=True)]
+    return [prompt_result(encoder, *each) for each in zip(lengths, by_answer, texts, strict=True)]
 
 
-def answer_score(logits: Tensor, tokens: list[int]) -> AnswerScore:
-    """The score of one answer from the logits (T, V) that predict its tokens."""
+def encode_answers(encoder: Any, prompt: Prompt, length: int) -> list[list[int]]:
+    """The tokens of each answer behind a prompt of `length` tokens."""
+    return [encoder.encode_answer(replace(prompt.example, answer=answer), length) for answer in prompt.answers]
+
+
+def in_rounds(answers: list[list[list[int]]], size: int) -> list[list[list[list[int]]]]:
+    """The answers of each prompt in rounds of at most `size`; a prompt that has no more is empty in a round."""
+    most = max(map(len, answers))
+    return [[of_prompt[start : start + size] for of_prompt in answers] for start in range(0, most, size)]
+
+
+def longest_suffix(rounds: list[list[list[list[int]]]]) -> int:
+    """The most tokens that follow any prompt in a round."""
+    return max((sum(map(len, group)) for groups in rounds for group in groups), default=0)
+
+
+def answer_losses(logits: Tensor, tokens: list[int]) -> AnswerLosses:
+    """The losses of one answer from the logits (T, V) that predict its tokens."""
     logp = logits.float().log_softmax(-1)
     probability = logp.exp()
     expected = (probability * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(-1)  # 0 * -inf would be NaN
     variance = (probability * (logp.clamp(min=-1e4) - expected[:, None]) ** 2).sum(-1)
     labels = torch.tensor(tokens, device=logits.device)
     losses = -logp.gather(-1, labels[:, None])[:, 0]
-    return AnswerScore(
+    return AnswerLosses(
         tokens, losses.tolist(), (logits.argmax(-1) == labels).tolist(), expected.tolist(), variance.sqrt().tolist()
     )
 
@@ -272,40 +285,38 @@ def answer_score(logits: Tensor, tokens: list[int]) -> AnswerScore:
 
 
 @torch.no_grad()
-def score_plainly(
-    model: nn.Module, encoder: Any, prompts: list[Prompt], batch_size: int, max_new_tokens: int
-) -> list[PromptScore]:
+def run_plain(
+    model: nn.Module, encoder: Any, prompts: list[Prompt], *, batch_size: int, max_new_tokens: int
+) -> list[PromptResult]:
     """A forward for each answer, its prompt and picture with it, and the library's generation."""
-    device, pad = next(model.parameters()).device, encoder.pad
+    device = next(model.parameters()).device
     pairs = [(i, answer) for i, prompt in enumerate(prompts) for answer in prompt.answers]
-    scores: list[dict[str, AnswerScore]] = [{} for _ in prompts]
+    losses: list[dict[str, AnswerLosses]] = [{} for _ in prompts]
     for start in range(0, len(pairs), batch_size):
         chosen = pairs[start : start + batch_size]
-        batch = collate([encoder.encode(replace(prompts[i].example, answer=answer)) for i, answer in chosen], pad)
-        logits = score(model, {name: value.to(device) for name, value in batch.items()}).logits
-        for row, (i, answer) in enumerate(chosen):
-            tokens = batch["labels"][row][batch["labels"][row] != IGNORE].tolist()
-            scores[i][answer] = answer_score(logits[row, : len(tokens)], tokens)
-    questions = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], pad)
-    texts = generate_plainly(model, questions, max_new_tokens, pad, encoder.tokenizer.eos_token_id)
-    return [
-        prompt_score(encoder, *each)
-        for each in zip(questions["attention_mask"].sum(1).tolist(), scores, texts, strict=True)
-    ]
+        encoded = [encoder.encode(replace(prompts[i].example, answer=answer)) for i, answer in chosen]
+        scored = forward(model, encoder.collate(encoded).to(device))
+        for (i, answer), logits, labels in zip(chosen, scored.logits, scored.labels, strict=True):
+            tokens = labels[labels != IGNORE].tolist()
+            losses[i][answer] = answer_losses(logits[: len(tokens)], tokens)
+    questions = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], encoder.pad)
+    texts = generate_plain(model, questions, max_new_tokens, pad=encoder.pad, end=encoder.tokenizer.eos_token_id)
+    lengths = questions["attention_mask"].sum(1).tolist()
+    return [prompt_result(encoder, *each) for each in zip(lengths, losses, texts, strict=True)]
 
 
-def generate_plainly(
-    model: nn.Module, batch: dict[str, Tensor], max_new_tokens: int, pad: int, end: int
+def generate_plain(
+    model: nn.Module, inputs: dict[str, Tensor], max_new_tokens: int, *, pad: int, end: int
 ) -> list[list[int]]:
     """The library's own greedy generation, without the penalties that a checkpoint's generation settings may hold."""
     plain = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=end)
     device = next(model.parameters()).device
-    tokens = model.generate(**{name: value.to(device) for name, value in batch.items()}, generation_config=plain)
-    texts = tokens[:, batch["input_ids"].shape[1] :].tolist()
+    tokens = model.generate(**{name: value.to(device) for name, value in inputs.items()}, generation_config=plain)
+    texts = tokens[:, inputs["input_ids"].shape[1] :].tolist()
     return [text[: text.index(end)] if end in text else text for text in texts]
 
 
-def prompt_score(encoder: Any, asked: int, answers: dict[str, AnswerScore], text: list[int]) -> PromptScore:
-    """The scores of one prompt of `asked` tokens."""
-    tokens = asked + sum(len(each.tokens) for each in answers.values()) + len(text)
-    return PromptScore(answers, encoder.decode(torch.tensor(text, dtype=torch.long)), tokens)
+def prompt_result(encoder: Any, prompt_length: int, answers: dict[str, AnswerLosses], text: list[int]) -> PromptResult:
+    """What one prompt of `prompt_length` tokens came to; `text`: the tokens of its generation."""
+    tokens = prompt_length + sum(len(each.tokens) for each in answers.values()) + len(text)
+    return PromptResult(answers, encoder.decode(torch.tensor(text, dtype=torch.long)), tokens)

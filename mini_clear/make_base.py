@@ -7,6 +7,7 @@ Its vision tower first learns to see from pictures of nameless strangers, as LLa
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,14 +23,15 @@ from transformers import (
 )
 
 from data_module import CAPTION_QUESTIONS, NAME_QUESTION, TrainingRows, load_split
-from engine.encode import ChatEncoder
-from engine.language_model import freeze
+from engine.frozen_start import Start
+from engine.language_model import forward, freeze, save
 from engine.methods import bind
 from engine.pairs import Pairs
 from engine.train import train
 from mini_clear.dataset_folder import write_world
 from mini_clear.people import draw_world
 from mini_clear.strangers import TRAITS, draw_strangers, picture, teach_to_see, trait_labels, traits
+from mm.encoder import PictureEncoder
 from settings.language import Columns, Data
 from settings.script import ROOT
 from settings.training import Method, Trainer
@@ -186,19 +188,18 @@ def make_base(
         columns = Columns(image="image", caption="caption", question="question", answer="answer")
         rows = TrainingRows(Data(name="base", path=clear, text_path="", columns=columns), "base", "both", seed)
         loss = bind(Method(name="base", loss="retain_ft"))
-        pairs = Pairs(loss.batches, None, rows, {}, seed)
+        pairs = Pairs(loss.batches, forget=None, retain=rows, idk={}, seed=seed)
         model = make_model(processor.tokenizer, seed)
         seeing = taught_tower(processor, model, seed, strangers, seeing_epochs)
         print(
             "seen on new pictures: " + ", ".join(f"{trait} {share:.2f}" for trait, share in seeing.items()), flush=True
         )
         freeze(model, ["vision_tower"])
-        train(
-            model, loss, pairs, ChatEncoder(processor), trainer, seed, str(folder), {"method": "base", "seeing": seeing}
-        )
-    model.to(torch.bfloat16).save_pretrained(
-        folder
-    )  # half the size, for the repository; training starts from it in fp32
+        start = Start(model, forward, partial(save, processor))
+        record = {"method": "base", "seeing": seeing}
+        train(start, loss, pairs, PictureEncoder(processor), trainer, seed=seed, save_dir=str(folder), record=record)
+    # half the size, for the repository; training starts from it in fp32
+    model.to(torch.bfloat16).save_pretrained(folder)
 
 
 def main() -> None:

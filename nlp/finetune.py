@@ -2,17 +2,6 @@
 
 from dataclasses import asdict
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from data_module import TrainingRows, fingerprint, make_if_missing, make_model_if_missing
-from engine.encode import check_lengths
-from engine.evaluate import EpochEvaluation, read_tasks
-from engine.language_model import check_model_path, load, load_for_training, positions_of
-from engine.methods import bind
-from engine.pairs import Pairs
-from engine.record import TRAIN_RECORD, check_save_dir, say_line
-from engine.train import train
-from nlp.encoder import TextEncoder
 from settings.language import Finetune
 from settings.script import script
 from settings.training import Method
@@ -20,31 +9,33 @@ from settings.training import Method
 
 @script("nlp/finetune", Finetune)
 def main(settings: Finetune) -> None:
+    from engine.record import TRAIN_RECORD, check_save_dir, say_line
+
     check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    from data_module import TrainingRows, fingerprint, make_if_missing, make_model_if_missing
+    from engine.encode import check_lengths
+    from engine.evaluate import open_epoch_evaluation
+    from engine.language_model import check_model_path
+    from engine.methods import bind
+    from engine.pairs import Pairs
+    from engine.train import train
+    from nlp.encoder import open_encoder, open_for_training
+
     make_model_if_missing(settings.model, settings.model_path)
     check_model_path(settings.model_path)
     make_if_missing(settings.data)
     rows = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
     loss = bind(Method(name="finetune", loss="retain_ft"))
     pairs = Pairs(loss.batches, forget=None, retain=rows, idk={}, seed=settings.seed)
-    tasks = read_tasks(settings.epoch_eval, settings.seed, "validation") if settings.epoch_eval else {}
 
-    tokenizer, positions = (
-        load(AutoTokenizer, settings.model_path, settings.model),
-        positions_of(settings.model_path, settings.model),
-    )
-    encoder = TextEncoder(tokenizer, settings.model.tags, settings.max_length, settings.truncate, positions)
+    limits = {"max_length": settings.max_length, "truncate": settings.truncate}
+    encoder = open_encoder(settings.model_path, settings.model, **limits)
     check_lengths(encoder, rows)
-    each_epoch = (
-        EpochEvaluation(tasks, TextEncoder(tokenizer, settings.model.tags), settings.epoch_eval, forgetting=False)
-        if tasks
-        else None
-    )
-    model = load_for_training(
-        AutoModelForCausalLM, settings.model_path, settings.model, settings.trainer.lora, settings.seed
-    )
+    each_epoch = open_epoch_evaluation(settings, encoder)
+    start = open_for_training(settings, encoder)
     record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.path)}
-    train(model, loss, pairs, encoder, settings.trainer, settings.seed, settings.save_dir, record, each_epoch)
+    run = {"seed": settings.seed, "save_dir": settings.save_dir, "record": record, "each_epoch": each_epoch}
+    train(start, loss, pairs, encoder, settings.trainer, **run)
     say_line(f"finetuned on {settings.split}: {settings.save_dir}")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from settings.script import SettingsError, at_least, one_of, share_of
-from settings.training import Method, Trainer
+from settings.training import Activations, Method, Trainer
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Task:
 
 
 @dataclass
-class Asked:
+class EvalLimits:
     """What every evaluation says of its rows and passes."""
 
     batch_size: int = MISSING  # candidate answers of one pass
@@ -124,7 +124,7 @@ class Asked:
 
 
 @dataclass
-class EpochEval(Asked):
+class EpochEval(EvalLimits):
     """Evaluation of the validation fold at the end of every epoch."""
 
     gold_result: str | None = (
@@ -148,6 +148,11 @@ class Finetune:
     forget: str = ""  # whose forgetting epoch_eval measures
     epoch_eval: EpochEval | None = None
 
+    @property
+    def activations(self) -> Activations | None:
+        """At which layer the model ends while it trains; None: it is whole."""
+        return None
+
     def __post_init__(self) -> None:
         one_of("modality", self.modality, ("both", "text", "visual"))
         at_least("max_length", self.max_length, 0)
@@ -164,6 +169,10 @@ class Finetune:
 class Forget(Finetune):
     retain_split: str = MISSING
     method: Method = MISSING
+
+    @property
+    def activations(self) -> Activations | None:
+        return self.method.activations
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,7 +193,7 @@ class Forget(Finetune):
 
 
 @dataclass
-class Eval(Asked):
+class Eval(EvalLimits):
     model_path: str = MISSING
     save_dir: str = MISSING
     forget: str = MISSING  # whose people were forgotten: forget01, forget05, forget10

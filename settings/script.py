@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import functools
+import importlib.util
 import os
 import re
 import sys
@@ -12,8 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import hydra
-import torch
-from accelerate import PartialState
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -56,9 +55,35 @@ def share_of(name: str, value: float) -> None:
 
 
 def cuda_is_there() -> bool:
-    import torch  # here, because the aggregator reads settings without it
+    import torch  # here, so that settings are read without it
 
     return torch.cuda.is_available()
+
+
+def processes() -> Any:
+    """The processes of this launch, as accelerate's PartialState.
+
+    Without a GPU the library joins them only when told so; else each would take itself for the only one.
+    """
+    from accelerate import PartialState  # here, so that settings are read without it
+
+    return PartialState(cpu=not cuda_is_there())
+
+
+def check_installation(root: Path = ROOT) -> None:
+    """Raise SettingsError unless this package, `engine` and config/ stand in one folder.
+
+    A copy in site-packages, which an install that is not editable leaves there, would run in place of the clone's code
+    without a word.
+    """
+    found = importlib.util.find_spec("engine")
+    beside = found is not None and found.origin is not None and Path(found.origin).resolve().parents[1] == root
+    if not beside or not (root / "config").is_dir():
+        where = found.origin if found else "nowhere"
+        raise SettingsError(
+            f"settings is loaded from {root} and engine from {where}: only an editable install works; "
+            "pip uninstall clear-unlearning, then pip install -e . in the clone (or export PYTHONPATH=.)"
+        )
 
 
 def read(cfg: DictConfig, schema: type[Schema]) -> Schema:
@@ -156,6 +181,7 @@ def script(config_name: str, schema: type[Schema]) -> Callable:
             os.environ["HYDRA_FULL_ERROR"] = "1"  # else hydra prints its own many lines and exits by itself
             run = hydra.main(version_base=None, config_path=CONFIG_DIR, config_name=config_name)
             with one_line_errors(schema):
+                check_installation()
                 run(one_line_errors(schema)(lambda cfg: recipe(read(cfg, schema))))()
 
         main.recipe, main.compose = recipe, functools.partial(compose, config_name, schema)
@@ -175,8 +201,3 @@ def compose(config_name: str, schema: type[Schema], overrides: list[str]) -> Sch
             return read(hydra.compose(config_name, overrides), schema)
         except HydraException as error:
             raise SettingsError(hydra_line(error, schema)) from None
-
-
-def processes() -> PartialState:
-    """The processes of this launch. Without a GPU the library joins them only when told so; else each would take itself for the only one."""
-    return PartialState(cpu=not torch.cuda.is_available())

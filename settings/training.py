@@ -49,7 +49,7 @@ class Multiplier:
 class TaskVector:
     """After training: what was learned is subtracted from the start (SKU)."""
 
-    scale: float = MISSING
+    step: float = MISSING  # theta0 - step * (theta - theta0)
 
 
 @dataclass
@@ -116,9 +116,10 @@ class Trainer:
         one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"))
         one_of("trainer.report_to", self.report_to, ("none", "wandb"))
         needed = {"wandb": self.report_to == "wandb", "bitsandbytes": "8bit" in self.optimizer}
+        files = {"wandb": "req-track.txt", "bitsandbytes": "req-gpu.txt"}
         for package, wanted in needed.items():
             if wanted and importlib.util.find_spec(package) is None:
-                raise SettingsError(f"trainer: {package} is not installed (pip install -r req-gpu.txt)")
+                raise SettingsError(f"trainer: {package} is not installed (pip install -r {files[package]})")
         if "8bit" in self.optimizer and not cuda_is_there():
             raise SettingsError(
                 f"trainer.optimizer={self.optimizer} needs a CUDA GPU, and this machine has none; adamw_torch runs anywhere"

@@ -1,24 +1,31 @@
 """What many tests share: a small embedded world, the tiny base model, and settings that run in seconds."""
 
 import os
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched by a test
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # workers with several threads each would wait for one another
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+)
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from engine.encode import ChatEncoder
+from helpers import BASE
 from mini_clear.dataset_folder import write_world
 from mini_clear.text_base import write_text_base
+from mm.encoder import PictureEncoder
 from settings.language import Columns, Data
-
-ROOT = Path(__file__).parent.parent
-BASE = ROOT / "mini_clear" / "base_model"
-SHARED = ROOT.parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +52,7 @@ def data(world):
 
 @pytest.fixture(scope="session")
 def encoder():
-    return ChatEncoder(AutoProcessor.from_pretrained(BASE))
+    return PictureEncoder(AutoProcessor.from_pretrained(BASE))
 
 
 @pytest.fixture(scope="session")
@@ -101,3 +108,44 @@ def face_overrides(faces):
         "model.width=4",
         "model.embedding=8",
     ]
+
+
+@pytest.fixture(scope="session")
+def qwen_encoder(encoder):
+    """A processor of the Qwen2-VL family around the tiny tokenizer: patches of all pictures in one tensor, its own placeholders."""
+    tokenizer = type(encoder.tokenizer)(
+        tokenizer_object=encoder.tokenizer.backend_tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]}
+    )
+    template = (
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}<assistant>{% endif %}"
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+        "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    pictures = Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56)
+    return PictureEncoder(Qwen2VLProcessor(pictures, tokenizer, Qwen2VLVideoProcessor(), chat_template=template))
+
+
+@pytest.fixture
+def qwen(qwen_encoder):
+    """A tiny, randomly initialised Qwen2-VL."""
+    tokenizer = qwen_encoder.tokenizer
+    ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>") for kind in ("image", "video")}
+    ids |= {
+        f"vision_{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{kind}|>") for kind in ("start", "end")
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 32}
+    torch.manual_seed(0)
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids)).eval()

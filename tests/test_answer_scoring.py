@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from engine import score_answers
-from engine.score_answers import Prompt, answer_score, prompt_batches, score_prompts
-from test_data_module import example, png, qwen_encoder  # noqa: F401 (a fixture)
+from engine.score_answers import Prompt, answer_losses, prompt_batches, score_prompts
+from helpers import example, png
 
 WORDS = [
     Prompt(example("Who?", "Ann Lee."), ["Ann Lee.", "No.", "A baker from a small town by the sea, who sings."]),
@@ -73,8 +73,9 @@ def qwen(encoder):
 def both_ways(model, encoder, prompts, batch_size=64, max_new_tokens=12):
     """Scores by the shared prompt and by plain passes, and what was said."""
     said = []
-    shared = score_prompts(model, encoder, prompts, batch_size, max_new_tokens, said.append)
-    return shared, score_prompts(model, encoder, prompts, batch_size, max_new_tokens, said.append, shared=False), said
+    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    shared = score_prompts(model, encoder, prompts, **limits, say=said.append)
+    return shared, score_prompts(model, encoder, prompts, **limits, say=said.append, shared=False), said
 
 
 def assert_equal_scores(shared, plain):
@@ -117,10 +118,15 @@ def test_qwen_vl_counts_positions_on_from_the_picture_and_not_from_an_earlier_ba
     if mix == "mixed":
         monkeypatch.setattr(score_answers, "prompt_batches", lambda prompts, size: iter([list(range(len(prompts)))]))
     plain = [
-        score_prompts(model, qwen_encoder, [prompt], 1, 12, print, shared=False)[0] for prompt in MIXES[mix]
+        score_prompts(model, qwen_encoder, [prompt], batch_size=1, max_new_tokens=12, say=print, shared=False)[0]
+        for prompt in MIXES[mix]
     ]  # one by one: no padding either
-    score_prompts(model, qwen_encoder, PICTURES[::-1], 64, 4, print)  # leaves its offsets behind
-    assert_equal_scores(score_prompts(model, qwen_encoder, MIXES[mix], 64, 12, print), plain)
+    score_prompts(
+        model, qwen_encoder, PICTURES[::-1], batch_size=64, max_new_tokens=4, say=print
+    )  # leaves its offsets behind
+    assert_equal_scores(
+        score_prompts(model, qwen_encoder, MIXES[mix], batch_size=64, max_new_tokens=12, say=print), plain
+    )
 
 
 def test_a_llama_scores_and_says_the_same(encoder):
@@ -149,21 +155,25 @@ def test_a_model_whose_attention_takes_no_such_mask_is_scored_answer_by_answer_a
 
 
 def test_a_picture_is_opened_once_for_all_its_answers_even_where_no_prompt_can_be_kept(model, encoder, monkeypatch):
-    from engine.encode import ChatEncoder
-
-    opened, forgetful = [], ChatEncoder(encoder.processor, keep_bytes=0)
+    opened, forgetful = [], encoder.uncut()
+    forgetful.cache_bytes_left = 0
     original = forgetful.prompt_inputs
     monkeypatch.setattr(forgetful, "prompt_inputs", lambda example: (opened.append(example), original(example))[1])
-    score_prompts(model, forgetful, PICTURES, 64, 2, print)
+    score_prompts(model, forgetful, PICTURES, batch_size=64, max_new_tokens=2, say=print)
     assert len(opened) == len(PICTURES)
 
 
 def test_answers_behind_one_prompt_do_not_see_each_other(model, encoder):
     model = loud(model)
     alone = score_prompts(
-        model, encoder, [Prompt(WORDS[0].example, [answer]) for answer in WORDS[0].answers], 1, 1, print
+        model,
+        encoder,
+        [Prompt(WORDS[0].example, [answer]) for answer in WORDS[0].answers],
+        batch_size=1,
+        max_new_tokens=1,
+        say=print,
     )
-    together = score_prompts(model, encoder, WORDS[:1], 64, 1, print)[0]
+    together = score_prompts(model, encoder, WORDS[:1], batch_size=64, max_new_tokens=1, say=print)[0]
     for own in alone:
         ((answer, score),) = own.answers.items()
         assert together.answers[answer].losses == pytest.approx(score.losses, abs=1e-4)
@@ -175,7 +185,7 @@ def test_every_question_and_every_answer_goes_through_the_model_once(model, enco
     model.register_forward_pre_hook(lambda module, args, inputs: called.append(dict(inputs)), with_kwargs=True)
     prompts = [*WORDS, *PICTURES]
     results = score_prompts(
-        model, encoder, prompts, 64, 1, print
+        model, encoder, prompts, batch_size=64, max_new_tokens=1, say=print
     )  # one new token: it follows from the prompt's own pass
     seen = [sum(int(inputs["attention_mask"].sum()) for inputs in called if inputs["attention_mask"].ndim == 2)]
     assert seen == [sum(encoder.encode(prompt.example).prompt["input_ids"].shape[1] for prompt in prompts)]
@@ -210,19 +220,20 @@ def test_generation_stops_at_the_end_token_and_rows_that_go_on_do_so(model, enco
         Prompt(example(question, "x"), ["x"])
         for question in ("Who?", "What is two and two?", "In which town was she born, and when?", "Why")
     ]
-    together = score_prompts(model, encoder, prompts, 64, 20, print)
+    together = score_prompts(model, encoder, prompts, batch_size=64, max_new_tokens=20, say=print)
     assert [each.generation for each in together] == [
-        score_prompts(model, encoder, [prompt], 1, 20, print, shared=False)[0].generation for prompt in prompts
+        score_prompts(model, encoder, [prompt], batch_size=1, max_new_tokens=20, say=print, shared=False)[0].generation
+        for prompt in prompts
     ]
 
 
 def test_the_logits_mean_and_deviation_by_hand():
     # p = (1/2, 1/4, 1/4): mean log p = -(1.5 ln 2) = -1.0397, deviations +.3466 (p 1/2) and -.3466 (p 1/2): spread ln(2)/2 = .3466
-    score = answer_score(torch.log(torch.tensor([[0.5, 0.25, 0.25]])), [1])
+    score = answer_losses(torch.log(torch.tensor([[0.5, 0.25, 0.25]])), [1])
     assert score.losses == pytest.approx([2 * math.log(2)]) and score.correct == [False]
     assert score.expected == pytest.approx([-1.5 * math.log(2)]) and score.spread == pytest.approx([math.log(2) / 2])
 
 
 def test_a_token_that_cannot_be_said_leaves_mean_and_deviation_finite():
-    score = answer_score(torch.tensor([[0.0, -float("inf")]]), [0])
+    score = answer_losses(torch.tensor([[0.0, -float("inf")]]), [0])
     assert score.losses == [0.0] and score.expected == [0.0] and score.spread == [0.0]

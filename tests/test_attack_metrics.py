@@ -1,9 +1,13 @@
 """Attacks and verification as numbers: known answers on made-up scores."""
 
+import ast
+import inspect
+
 import numpy as np
 import pytest
 from scipy.stats import norm
 
+from cv import attack_metrics
 from cv.attack_metrics import (
     attack_accuracy,
     attack_auc,
@@ -20,6 +24,14 @@ from cv.attack_metrics import (
 )
 
 RNG = np.random.default_rng(0)
+
+
+def test_attack_metrics_import_numpy_scipy_and_the_engines_metrics_only():
+    tree = ast.parse(inspect.getsource(attack_metrics))
+    plain = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert [alias.name for node in plain for alias in node.names] == ["numpy"]
+    assert modules == {"collections.abc", "dataclasses", "scipy.optimize", "scipy.special", "engine.metrics"}
 
 
 def test_the_verification_logit_is_that_of_half_of_one_plus_the_cosine_and_stays_finite():
@@ -42,48 +54,52 @@ def test_the_equal_error_rate_of_two_normal_distributions_is_known():
     assert equal_error_rate(genuine, impostor) == pytest.approx(norm.cdf(-1), abs=2e-3)
 
 
-def test_location_and_scale_are_robust_and_of_the_chosen_models_only():
-    scores = np.array([[1.0], [2.0], [3.0], [1000.0], [7.0]])
+def test_location_and_spread_are_robust_and_of_the_chosen_models_only():
+    logits = np.array([[1.0], [2.0], [3.0], [1000.0], [7.0]])
     chosen = np.array([[True], [True], [True], [False], [False]])
     # median 2, deviations 1, 0, 1: median 1
-    assert [float(part[0]) for part in robust_normal(scores, chosen)] == pytest.approx([2.0, 1.4826])
-    outlier = robust_normal(np.concatenate([RNG.normal(0, 1, (999, 1)), [[1e6]]]), np.ones((1000, 1), bool))
-    assert abs(outlier[0][0]) < 0.15 and outlier[1][0] == pytest.approx(1, abs=0.15)
+    assert [float(part[0]) for part in robust_normal(logits, chosen)] == pytest.approx([2.0, 1.4826])
+    with_outlier = np.concatenate([RNG.normal(0, 1, (999, 1)), [[1e6]]])
+    location, spread = robust_normal(with_outlier, np.ones((1000, 1), bool))
+    assert location[0] == pytest.approx(0, abs=0.15)
+    assert spread[0] == pytest.approx(1, abs=0.15)
+
+
+def test_one_model_on_a_side_has_no_location_and_spread():
+    logits = np.array([[1.0], [2.0], [3.0], [1000.0], [7.0]])
     with pytest.raises(ValueError, match="at least 2 are needed"):
-        robust_normal(scores, np.array([[True], [False], [False], [False], [False]]))
+        robust_normal(logits, np.array([[True], [False], [False], [False], [False]]))
 
 
 def test_the_likelihood_ratio_is_that_of_two_normal_densities():
-    learned, never = (
-        np.array([[1.0], [2.0], [3.0], [0.0], [0.0], [0.0]]),
-        np.array([True, True, True, False, False, False])[:, None],
-    )
-    shadow = np.where(never, learned, np.array([[0], [0], [0], [-2.0], [0.0], [2.0]]))
-    value = likelihood_ratio(shadow, never, ~never, np.array([[1.7]]))
+    shadow = np.array([[1.0], [2.0], [3.0], [-2.0], [0.0], [2.0]])
+    learned = np.array([[True], [True], [True], [False], [False], [False]])
+    value = likelihood_ratio(shadow, learned, np.array([[1.7]]))
+    # medians 2 and 0; median absolute deviations 1 and 2
     assert value[0, 0] == pytest.approx(norm.logpdf(1.7, 2, 1.4826) - norm.logpdf(1.7, 0, 2 * 1.4826))
 
 
-def made_up(gap, models=200, targets=100, queries=12):
-    """Scores of models of which half met each query's person: normal, `gap` apart; and which of them did."""
+def draw_models(gap, models=200, targets=100, queries=12):
+    """Logits of models of which half met each query's person, normal, `gap` apart; and which of them did."""
     member = np.stack([RNG.permutation(models + targets) % 2 == 0 for _ in range(queries)], axis=1)
     location = RNG.normal(0, 3, queries)  # each query is differently hard: only a ratio for each example sees through
-    scores = location + RNG.normal(0, 1, (models + targets, queries)) + gap * member
-    return scores[:models], member[:models], scores[models:], member[models:]
+    logits = location + RNG.normal(0, 1, (models + targets, queries)) + gap * member
+    return logits[:models], member[:models], logits[models:], member[models:]
 
 
-def test_u_lira_reaches_the_best_possible_accuracy_and_auc_on_made_up_scores():
-    shadow, known, target, member = made_up(gap=2.0)
-    values = likelihood_ratio(shadow, known, ~known, target)
+def test_u_lira_reaches_the_best_possible_accuracy_and_auc_on_drawn_logits():
+    shadow, learned, target, member = draw_models(gap=2.0)
+    values = likelihood_ratio(shadow, learned, target)
     # the best test of two unit normals 2 apart: accuracy Phi(1), AUC Phi(2 / sqrt 2)
     assert attack_accuracy(values.ravel(), member.ravel()) == pytest.approx(norm.cdf(1), abs=0.03)
     assert attack_auc(values.ravel(), member.ravel()) == pytest.approx(norm.cdf(2 / np.sqrt(2)), abs=0.03)
-    # the plain score, compared across queries of different difficulty, knows less
+    # the plain logit, compared across queries of different difficulty, knows less
     assert attack_auc(target.ravel(), member.ravel()) < 0.75
 
 
 def test_u_lira_finds_nothing_where_forgotten_and_never_met_are_alike():
-    shadow, known, target, member = made_up(gap=0.0)
-    values = likelihood_ratio(shadow, known, ~known, target)
+    shadow, learned, target, member = draw_models(gap=0.0)
+    values = likelihood_ratio(shadow, learned, target)
     assert attack_accuracy(values.ravel(), member.ravel()) == pytest.approx(0.5, abs=0.04)
     assert attack_auc(values.ravel(), member.ravel()) == pytest.approx(0.5, abs=0.04)
 
@@ -101,7 +117,8 @@ def test_logistic_regression_finds_the_known_odds():
 def test_logistic_regression_stays_finite_on_separable_rows():
     member = np.arange(20) >= 10
     values = logistic_attack(np.arange(20.0)[:, None], member, np.array([[0.0], [19.0]]))
-    assert np.isfinite(values).all() and values[0] < 0 < values[1]
+    assert np.isfinite(values).all()
+    assert values[0] < 0 < values[1]
 
 
 def test_a_tree_learns_what_no_line_can():
@@ -117,15 +134,16 @@ def test_a_leaf_gives_log_odds_so_that_trees_and_lines_of_several_rounds_can_be_
     features = np.repeat([[0.0], [1.0]], 30, axis=0)
     member = np.arange(60) >= 30
     member[30:33] = False  # the right leaf: 27 members and 3 others; the left: none and 30
-    told = tree_attack(features, member, np.array([[0.0], [1.0]]))
-    assert told == pytest.approx([np.log(1 / 31), np.log(28 / 4)])  # one more of each side
+    log_odds = tree_attack(features, member, np.array([[0.0], [1.0]]))
+    assert log_odds == pytest.approx([np.log(1 / 31), np.log(28 / 4)])  # one more of each side
 
 
 def test_the_trees_best_question_by_hand():
     # 1 2 | 3 4 parts the classes; the other column is noise; with at least 3 rows a side there is no question
     features, member = np.array([[1.0, 5.0], [2.0, 1.0], [3.0, 4.0], [4.0, 2.0]]), np.array([0.0, 0.0, 1.0, 1.0])
     assert best_question(features, member, 1) == (0, 2.5)
-    assert best_question(features, member, 3) is None and best_question(features, np.ones(4), 1) is None
+    assert best_question(features, member, 3) is None
+    assert best_question(features, np.ones(4), 1) is None
 
 
 def test_auc_counts_pairs_and_ties_by_half():
@@ -156,39 +174,38 @@ def test_tpr_at_a_low_fpr_needs_ten_over_the_rate_others_and_is_exact_with_them(
     scores, member = np.concatenate([members, others]), np.arange(1004) < 4
     # 10 of 1000 others may be above: those from 990 on, so that members above 989 count
     assert attack_tpr(scores, member, 0.01) == 0.75
-    assert attack_tpr(scores[:-1], member[:-1], 0.01) is None and attack_tpr(scores, member, 0.001) is None
+    assert attack_tpr(scores[:-1], member[:-1], 0.01) is None
+    assert attack_tpr(scores, member, 0.001) is None
 
 
-SOLE = np.zeros(200)  # one pair of attacked models
+ONE_PAIR = np.zeros(200)  # of attacked models
 
 
 def test_a_figure_that_cannot_be_resolved_says_so_and_others_have_intervals_over_people():
     people = np.repeat([f"p{i}" for i in range(20)], 10)
     member, scores = np.tile([True, False], 100), RNG.normal(0, 1, 200)
-    unresolved = with_interval(lambda s, m, w=None: attack_tpr(s, m, 0.01, w), scores, member, people, SOLE)
-    assert unresolved.value is None and unresolved.why == "not resolvable with 100 scores of people who were not met"
-    auc = with_interval(attack_auc, scores + member, member, people, SOLE)
-    assert auc.low < auc.value < auc.high and auc.value == attack_auc(scores + member, member)
+    unresolved = with_interval(lambda s, m, w=None: attack_tpr(s, m, 0.01, w), scores, member, people, ONE_PAIR)
+    assert unresolved.value is None
+    assert unresolved.why == "not resolvable with 100 scores of people who were not met"
+    auc = with_interval(attack_auc, scores + member, member, people, ONE_PAIR)
+    assert auc.low < auc.value < auc.high
+    assert auc.value == attack_auc(scores + member, member)
 
 
 def test_fewer_than_ten_people_have_no_interval():
     people, member = np.repeat([f"p{i}" for i in range(9)], 10), np.arange(90) % 2 == 0
     figure = with_interval(attack_auc, RNG.normal(0, 1, 90), member, people, np.zeros(90))
-    assert figure.value is not None and (figure.low, figure.high, figure.why) == (
-        None,
-        None,
-        "no interval with 9 people",
-    )
+    assert figure.value is not None
+    assert (figure.low, figure.high, figure.why) == (None, None, "no interval with 9 people")
 
 
 def test_the_interval_draws_people_and_not_rows():
     people, member = np.repeat([f"p{i}" for i in range(20)], 50), np.tile([True, False], 500)
-    by_person = np.repeat(RNG.normal(0, 1, 20), 50)  # rows of a person are alike: 20 facts, not 1000
-    scores = by_person * member
-    sole = np.zeros(1000)
-    alone = with_interval(attack_auc, scores, member, np.array([str(i) for i in range(1000)]), sole)
-    whole = with_interval(attack_auc, scores, member, people, sole)
-    assert whole.high - whole.low > 3 * (alone.high - alone.low)
+    scores = np.repeat(RNG.normal(0, 1, 20), 50) * member  # rows of a person are alike: 20 facts, not 1000
+    one_pair = np.zeros(1000)
+    by_row = with_interval(attack_auc, scores, member, np.array([str(i) for i in range(1000)]), one_pair)
+    by_person = with_interval(attack_auc, scores, member, people, one_pair)
+    assert by_person.high - by_person.low > 3 * (by_row.high - by_row.low)
 
 
 def test_the_interval_draws_pairs_of_attacked_models_too():
@@ -196,12 +213,15 @@ def test_the_interval_draws_pairs_of_attacked_models_too():
     member = np.tile(np.repeat([True, False], 20), 25)
     scores = np.repeat(RNG.normal(0, 1, 10), 100) * member  # rows of a pair are alike: ten facts
     blind, whole = (with_interval(attack_auc, scores, member, people, given) for given in (np.zeros(1000), pairs))
-    assert whole.value == blind.value and whole.high - whole.low > 3 * (blind.high - blind.low)
+    assert whole.value == blind.value
+    assert whole.high - whole.low > 3 * (blind.high - blind.low)
 
 
 def test_the_roc_curve_runs_from_none_to_all_and_its_area_is_the_auc():
     member = RNG.random(5000) < 0.5
     scores = RNG.normal(0, 1, 5000) + member
     curve = np.array(roc_curve(scores, member, points=1001))
-    assert curve[0].tolist() == [0, 0] and curve[-1].tolist() == [1, 1] and (np.diff(curve, axis=0) >= 0).all()
+    assert curve[0].tolist() == [0, 0]
+    assert curve[-1].tolist() == [1, 1]
+    assert (np.diff(curve, axis=0) >= 0).all()
     assert np.trapezoid(curve[:, 1], curve[:, 0]) == pytest.approx(attack_auc(scores, member), abs=2e-3)

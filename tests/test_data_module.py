@@ -2,19 +2,14 @@
 
 import json
 from dataclasses import replace
-from io import BytesIO
 
 import datasets
 import pytest
 import torch
-from PIL import Image
-from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
-from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 from data_module import (
     CAPTION_QUESTIONS,
     NAME_QUESTION,
-    Example,
     TrainingRows,
     idk_answers,
     load_split,
@@ -22,39 +17,12 @@ from data_module import (
     sample_by_person,
     task_rows,
 )
-from engine.encode import ChatEncoder, collate, collate_prompts
+from engine.encode import collate, collate_prompts
 from engine.pairs import EpochSampler, Pairs, PassCollator, answer_key
+from helpers import SHARED, collated, example, pairs, png, task
 from settings.language import ChosenPeople, Columns, Data, People, Task
 from settings.script import SettingsError
 from unlearn_losses import IGNORE
-
-
-def png(colour, size=(64, 64)):
-    stream = BytesIO()
-    Image.new("RGB", size, colour).save(stream, "PNG")
-    return {"bytes": stream.getvalue(), "path": None}
-
-
-def example(question="Who is this?", answer="Ann Lee.", image=None, index=0):
-    return Example(question, answer, image, index, None, "test")
-
-
-@pytest.fixture(scope="module")
-def qwen_encoder(encoder):
-    """A processor of the Qwen2-VL family around the tiny tokenizer: patches of all pictures in one tensor, its own placeholders."""
-    tokenizer = type(encoder.tokenizer)(
-        tokenizer_object=encoder.tokenizer.backend_tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
-    )
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": ["<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"]}
-    )
-    template = (
-        "{% for message in messages %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
-    pictures = Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56)
-    return ChatEncoder(Qwen2VLProcessor(pictures, tokenizer, Qwen2VLVideoProcessor(), chat_template=template))
-
 
 FAMILIES = ["encoder", "qwen_encoder"]
 
@@ -65,7 +33,7 @@ def test_labels_decode_back_to_exactly_the_answer_and_an_end_token(family, image
     own = request.getfixturevalue(family)
     answers = ["Ann Lee smiles in a red shirt.", "No."]
     batch = collate([own.encode(example(answer=a, image=image)) for a in answers], own.tokenizer.pad_token_id)
-    for row, answer in zip(batch["labels"], answers, strict=True):
+    for row, answer in zip(batch.labels, answers, strict=True):
         tokens = row[row != IGNORE]
         assert own.tokenizer.decode(tokens[:-1]) == answer
         assert tokens[-1] == own.tokenizer.eos_token_id
@@ -81,7 +49,7 @@ def test_positions_point_at_the_token_before_each_label(family, request):
         ],
         own.tokenizer.pad_token_id,
     )
-    for ids, labels, positions in zip(batch["input_ids"], batch["labels"], batch["positions"], strict=True):
+    for ids, labels, positions in zip(batch.inputs["input_ids"], batch.labels, batch.positions, strict=True):
         count = int((labels != IGNORE).sum())
         assert ids[positions[1:count]].tolist() == labels[: count - 1].tolist()
 
@@ -90,9 +58,9 @@ def test_each_picture_keeps_its_own_patches_when_pictures_differ_in_size(qwen_en
     small, large = example(image=png("red", (28, 28))), example(image=png("blue", (56, 56)))
     encoded = [qwen_encoder.encode(e) for e in (small, example(), large)]
     batch = collate(encoded, qwen_encoder.tokenizer.pad_token_id)
-    counts = batch["image_grid_thw"].prod(-1).tolist()
+    counts = batch.inputs["image_grid_thw"].prod(-1).tolist()
     assert counts == [e.prompt["pixel_values"].shape[0] for e in (encoded[0], encoded[2])]
-    assert batch["pixel_values"].shape[0] == sum(counts)
+    assert batch.inputs["pixel_values"].shape[0] == sum(counts)
 
 
 def test_a_pad_token_that_is_also_the_end_token_stays_visible(encoder):
@@ -104,7 +72,7 @@ def test_a_pad_token_that_is_also_the_end_token_stays_visible(encoder):
         encoder.tokenizer.eos_token_id,
     )
     prompt = encoder.encode(example()).prompt["input_ids"].shape[1]
-    assert batch["attention_mask"][0].sum() == prompt + len(encoder.answer_tokens("A")) - 1
+    assert batch.inputs["attention_mask"][0].sum() == prompt + len(encoder.answer_tokens("A")) - 1
 
 
 def test_prompts_to_generate_from_are_padded_on_the_left(encoder):
@@ -145,18 +113,11 @@ def test_both_modalities_together_are_all_rows(data):
 # ---- pairs
 
 
-def pairs(data, passes=("forget", "retain", "idk"), seed=0):
-    idk = {False: ["I do not know."], True: ["I cannot tell who this is."]}
-    forget, retain = (TrainingRows(data, split, "both", seed) for split in ("forget10+tofu", "retain90+tofu"))
-    return Pairs(list(passes), forget, retain, idk, seed)
-
-
 def test_an_idk_batch_reads_as_i_do_not_know_and_never_as_the_truth(data, encoder):
     made = pairs(data)
     truths = {made.forget[i].answer for i in range(len(made.forget))}
-    items = [made[key] for key in range(len(made))]
-    batch = PassCollator(encoder, ["idk"], [])(items)["trained"]["idk"]
-    texts = [encoder.decode(row[row != IGNORE]) for row in batch["labels"]]
+    batch = collated(encoder, made, ["idk"], range(len(made)))
+    texts = [encoder.decode(row[row != IGNORE]) for row in batch.labels]
     assert set(texts) == {"I do not know.", "I cannot tell who this is."} and not truths & set(texts)
 
 
@@ -180,8 +141,8 @@ def test_unrelated_answers_are_of_retain_people_and_shuffled_ones_of_other_forge
     made = Pairs(
         ["unrelated", "shuffled"],
         *(TrainingRows(data, s, "both", 0) for s in ("forget10+tofu", "retain90+tofu")),
-        {},
-        0,
+        idk={},
+        seed=0,
         other_answers=3,
     )
     forget, retain = ({rows[i].answer for i in range(len(rows))} for rows in (made.forget, made.retain))
@@ -189,8 +150,9 @@ def test_unrelated_answers_are_of_retain_people_and_shuffled_ones_of_other_forge
         own = made.forget[key]
         for name, answers in (("unrelated", retain), ("shuffled", forget)):
             assert len(made[key][name]) == 3
-            for example in made[key][name]:
-                assert example.question == own.question and example.answer in answers and example.answer != own.answer
+            for other in made[key][name]:
+                assert other.question == own.question
+                assert other.answer in answers - {own.answer}
 
 
 def test_passes_of_like_length_share_a_batch_and_others_do_not(data, encoder):
@@ -199,15 +161,32 @@ def test_passes_of_like_length_share_a_batch_and_others_do_not(data, encoder):
     items = [made[key] for key in texts]
     for item in items:
         item["retain"] = item["forget"]
-    groups = PassCollator(encoder, ["forget", "retain"], ["forget"])(items)
-    assert list(groups["trained"]) == ["forget+retain"] and list(groups["frozen"]) == ["forget"]
-    assert groups["trained"]["forget+retain"]["sizes"] == [4, 4]
-    assert groups["trained"]["forget+retain"]["keys"] == [
-        answer_key(item[name][0]) for name in ("forget", "retain") for item in items
-    ]
+    step = PassCollator(encoder, ["forget", "retain"], ["forget"], by_length=True)(items)
+    (trained,) = step["trained"]
+    assert trained.passes == ("forget", "retain")
+    assert trained.rows == (4, 4)
+    assert [batch.passes for batch in step["frozen"]] == [("forget",)]
+    for name in ("forget", "retain"):
+        assert trained.keys_of(name) == tuple(answer_key(item[name][0]) for item in items)
     for item in items:
         item["retain"] = [replace(item["forget"][0], question="word " * 60)]
-    assert list(PassCollator(encoder, ["forget", "retain"], [])(items)["trained"]) == ["forget", "retain"]
+    step = PassCollator(encoder, ["forget", "retain"], [], by_length=True)(items)
+    assert [batch.passes for batch in step["trained"]] == [("forget",), ("retain",)]
+
+
+def test_passes_of_several_processes_each_have_a_forward_of_their_own_whatever_their_rows_are(data, encoder):
+    """Two processes that counted by their own rows would take different numbers of forwards."""
+    made = pairs(data, ["forget", "retain"])
+    forget = made[0]["forget"]
+    steps = [{"forget": forget, "retain": forget}, {"forget": forget, "retain": [example("word " * 60)]}]
+
+    def forwards(by_length):
+        collator = PassCollator(encoder, ["forget", "retain"], ["retain"], by_length=by_length)
+        batches = [collator([step]) for step in steps]
+        return [(len(step["trained"]), len(step["frozen"])) for step in batches]
+
+    assert forwards(by_length=True) == [(1, 1), (2, 0)]
+    assert forwards(by_length=False) == [(2, 0), (2, 0)]
 
 
 def test_draws_are_a_function_of_seed_epoch_and_row_in_any_order(data):
@@ -268,17 +247,6 @@ def test_idk_answers_are_stripped_and_all_different(file):
 
 
 # ---- tasks
-
-
-def task(world, **changes):
-    settings = {
-        "dataset": str(world / "clear"),
-        "split": "forget10_perturbed",
-        "image": "image",
-        "ask": "name",
-        "answer": "name",
-    }
-    return Task(**(settings | {"perturbed": "perturbed_names", "person": "name"} | changes))
 
 
 def test_a_task_asks_every_candidate_of_a_row_the_same_question_in_every_run(world):
@@ -459,7 +427,6 @@ def test_a_rewritten_folder_gives_its_new_rows(tmp_path):
 
 
 def test_the_real_tofu_files_load_where_they_are_at_hand():
-    from conftest import SHARED
 
     folder = SHARED / "data" / "tofu"
     if not folder.is_dir():

@@ -1,14 +1,19 @@
 """Text models' prompts: chat templates and tags, the tokens that open a text, padding, and what bad input gets."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 from transformers import AutoTokenizer
 
+import mm.encoder
 from data_module import TaskRow
 from engine.encode import check_answers, check_lengths
+from helpers import BASE, MODEL, example
+from mm.encoder import PictureEncoder
 from nlp.encoder import TextEncoder
 from settings.language import Tags
 from settings.script import SettingsError
-from test_data_module import example
 from unlearn_losses import IGNORE
 
 TAGS = Tags(question="Question: ", answer="\nAnswer: ")
@@ -24,7 +29,7 @@ def test_a_text_prompt_is_built_from_template_or_tags_and_its_labels_are_the_ans
     encoder = TextEncoder(tokenizer, tags)
     encoded = [encoder.encode(example("Who?", answer)) for answer in ("Ann Lee.", "Nobody at all.")]
     batch = encoder.collate(encoded)
-    for row, answer in zip(batch["labels"], ("Ann Lee.", "Nobody at all."), strict=True):
+    for row, answer in zip(batch.labels, ("Ann Lee.", "Nobody at all."), strict=True):
         assert (
             tokenizer.decode(row[row != IGNORE]) == f"{' ' if tags else ''}{answer}{tokenizer.eos_token}"
         )  # the tag's last space is the answer's
@@ -213,3 +218,57 @@ def test_answers_of_a_task_that_do_not_fit_are_counted_before_the_model_is_loade
         match=r"eval_log: 2 of 4 answers are too long, the first: split test, row 3: \d+ tokens, but the model takes 24",
     ):
         check_answers(TextEncoder(tokenizer, None, max_length=24), {"eval_log": [row]})
+
+
+# ---- the same guards where the model sees
+
+
+def processor_with(encoder, template):
+    """The tiny model's processor with another chat template."""
+    processor = copy.deepcopy(encoder.processor)
+    processor.chat_template = template
+    return processor
+
+
+BAD_TEMPLATES = {
+    "{{ messages[0]['content'][0]['text'] }}": "drops the answer",
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'][0]['text'] }}{% endif %}{% endfor %}": (
+        "drops the question"
+    ),
+    "{{ raise_exception('no such role') }}": "fails",
+}
+
+
+@pytest.mark.parametrize("template", BAD_TEMPLATES)
+def test_a_processors_template_is_checked_as_a_tokenizers_is(template, encoder):
+    with pytest.raises(SettingsError, match=BAD_TEMPLATES[template]):
+        PictureEncoder(processor_with(encoder, template))
+
+
+def test_a_begin_token_written_by_template_and_tokenizer_is_refused(encoder):
+    doubled = processor_with(encoder, encoder.processor.chat_template.replace("{{ bos_token }}", "{{ bos_token }}" * 2))
+    with pytest.raises(SettingsError, match=r"split test, row 3: the prompt begins with '<s>' twice"):
+        PictureEncoder(doubled).encode(example(index=3))
+
+
+def test_a_processors_template_that_tells_the_date_tells_the_same_one_every_day(encoder):
+    dated = "{{ date_string }}" + encoder.processor.chat_template
+    assert PictureEncoder(processor_with(encoder, dated)).prompt_text(example()).startswith("26 Jul 2024<s>")
+
+
+def test_an_evaluation_checks_the_lengths_of_words_where_the_model_sees(encoder):
+    row = TaskRow(example(answer="word " * 600), None, [])
+    with pytest.raises(SettingsError, match=r"eval_qa: 1 of 1 answers are too long"):
+        check_answers(encoder, {"eval_qa": [row]})
+
+
+def test_tags_of_a_model_that_sees_are_refused_because_they_would_have_no_effect():
+    model = replace(MODEL, tags=TAGS)
+    with pytest.raises(SettingsError, match=r"model\.tags: a vision-language model is asked by its processor's"):
+        mm.encoder.open_encoder(str(BASE), model)
+
+
+def test_the_encoder_of_an_evaluation_cuts_nothing(encoder):
+    short = PictureEncoder(encoder.processor, max_length=40, truncate=True)
+    long = example(answer="word " * 60)
+    assert len(short.encode(long).answer) < len(short.uncut().encode(long).answer)

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from data_module import TaskRow, task_rows
+from engine import evaluate as eval_engine
+from engine import metrics as eval_metrics
 from engine.evaluate import AGGREGATED, EpochEvaluation, evaluate, evaluate_rows, measures, read_tasks
 from engine.score_answers import Prompt, score_prompts
+from helpers import BASE, QUICK, example, png, start, task
 from settings.language import Eval, Forget
 from settings.script import SettingsError, compose
-from test_data_module import example, png, task
 
 TOFU_METRICS = {
     "avg_gt_loss",
@@ -39,7 +41,9 @@ def test_a_score_is_the_cross_entropy_of_a_naive_loop(model, encoder):
         example(image=png("blue"), answer="No."),
     ]
     prompts = [Prompt(row, [row.answer]) for row in rows]
-    for row, result in zip(rows, score_prompts(model, encoder, prompts, 3, 1, print), strict=True):
+    for row, result in zip(
+        rows, score_prompts(model, encoder, prompts, batch_size=3, max_new_tokens=1, say=print), strict=True
+    ):
         scored = result.answers[row.answer]
         encoded = encoder.encode(row)
         prompt = encoded.prompt["input_ids"]
@@ -58,13 +62,13 @@ def test_every_distinct_answer_of_a_question_is_scored_once(model, encoder, monk
     monkeypatch.setattr(
         eval_engine,
         "score_prompts",
-        lambda m, e, prompts, *rest: (asked.extend(prompts), original(m, e, prompts, *rest))[1],
+        lambda m, e, prompts, **rest: (asked.extend(prompts), original(m, e, prompts, **rest))[1],
     )
     rows = [
         TaskRow(example(answer="One."), "Two.", ["Three.", "Two.", "Three."]),
         TaskRow(example(answer="Three.", index=1), None, ["One.", "Four."]),
     ]
-    result = evaluate_rows(model, encoder, rows, 4, 4)
+    result = evaluate_rows(model, encoder, rows, batch_size=4, max_new_tokens=4)
     assert [prompt.answers for prompt in asked] == [["One.", "Two.", "Three.", "Four."]]
     first, second = result.rows[0], result.rows[1]
     assert (
@@ -86,13 +90,15 @@ def test_perturbed_losses_are_kept_row_by_row_and_may_be_ragged(model, encoder):
         TaskRow(example(index=0, answer="One."), None, ["Two."]),
         TaskRow(example(index=1, answer="Two."), None, ["One.", "Three.", "Four."]),
     ]
-    log = evaluate_rows(model, encoder, rows, 8, 4).rows
+    log = evaluate_rows(model, encoder, rows, batch_size=8, max_new_tokens=4).rows
     assert [len(log[i]["average_perturb_loss"]) for i in (0, 1)] == [1, 3]
     assert log[0]["avg_paraphrased_loss"] == log[0]["avg_gt_loss"]
 
 
 def test_the_logged_truth_ratio_is_paraphrase_against_the_mean_of_the_perturbed(model, encoder):
-    log = evaluate_rows(model, encoder, [TaskRow(example(answer="One."), "Two.", ["Three.", "Four."])], 8, 4).rows[0]
+    log = evaluate_rows(
+        model, encoder, [TaskRow(example(answer="One."), "Two.", ["Three.", "Four."])], batch_size=8, max_new_tokens=4
+    ).rows[0]
     expected = math.exp(log["avg_paraphrased_loss"] - sum(log["average_perturb_loss"]) / 2)
     assert log["truth_ratio"] == pytest.approx(expected, rel=1e-6)
 
@@ -102,14 +108,14 @@ def test_changing_the_picture_changes_the_generation_and_the_losses(model, encod
     faces = {
         row.example.answer: Prompt(row.example, ["Ann Lee."]) for row in rows
     }  # one question, one answer, other pictures
-    results = score_prompts(model, encoder, list(faces.values()), 8, 8, print)
+    results = score_prompts(model, encoder, list(faces.values()), batch_size=8, max_new_tokens=8, say=print)
     assert len({result.generation for result in results}) > len(faces) / 2
     assert len({result.answers["Ann Lee."].mean for result in results}) == len(faces)
 
 
 def test_the_prompt_is_built_and_never_holds_the_answer(model, encoder):
     row = TaskRow(example(question="Who is this?", answer="Who is this?"), None, ["Ann."])
-    prompt, _, truth = evaluate_rows(model, encoder, [row], 4, 4).rows[0]["generated_text"]
+    prompt, _, truth = evaluate_rows(model, encoder, [row], batch_size=4, max_new_tokens=4).rows[0]["generated_text"]
     assert prompt == encoder.prompt_text(row.example) and truth == "Who is this?" and prompt.count("Who is this?") == 1
 
 
@@ -128,7 +134,6 @@ def test_a_picture_row_without_its_picture_is_an_error_and_no_question_in_words(
 
 
 def settings_for(world_overrides, folder, *more):
-    from conftest import BASE
 
     return compose(
         "mm/eval", Eval, [*world_overrides, f"model_path={BASE}", f"save_dir={folder}", "max_new_tokens=8", *more]
@@ -139,8 +144,6 @@ def settings_for(world_overrides, folder, *more):
 def log_folder(world_overrides, encoder, tmp_path_factory):
     from transformers import AutoModelForImageTextToText
 
-    from conftest import BASE
-
     folder = tmp_path_factory.mktemp("eval") / "eval_results"
     settings = settings_for(world_overrides, folder)
     evaluate(
@@ -148,7 +151,6 @@ def log_folder(world_overrides, encoder, tmp_path_factory):
         encoder,
         read_tasks(settings, 0, "all"),
         settings,
-        {"model": "base"},
         say=lambda line: None,
     )
     return folder
@@ -208,7 +210,9 @@ def test_one_person_has_one_name_in_pictures_and_in_words(log_folder):
 
 
 def test_options_are_weighed_as_tofu_logs_them(model, encoder):
-    log = evaluate_rows(model, encoder, [TaskRow(example(answer="One."), None, ["Two.", "Three."])], 8, 4).rows[0]
+    log = evaluate_rows(
+        model, encoder, [TaskRow(example(answer="One."), None, ["Two.", "Three."])], batch_size=8, max_new_tokens=4
+    ).rows[0]
     shares = [math.exp(-loss) for loss in (log["avg_gt_loss"], *log["average_perturb_loss"])]
     assert log["normalized_gt_loss"] == pytest.approx(-math.log(shares[0] / sum(shares)), rel=1e-6)
 
@@ -241,14 +245,10 @@ class Killed(BaseException):
 
 def run_eval(model, encoder, settings, fingerprint="base"):
     said = []
-    evaluate(
-        model,
-        encoder,
-        read_tasks(settings, settings.seed, settings.fold),
-        settings,
-        {"model": fingerprint},
-        said.append,
-    )
+    tasks = read_tasks(settings, settings.seed, settings.fold)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval_engine, "model_fingerprint", lambda path: fingerprint)
+        evaluate(model, encoder, tasks, settings, said.append)
     return said
 
 
@@ -340,7 +340,9 @@ def test_permuting_the_rows_of_a_task_changes_nothing(model, encoder, world):
     rows = task_rows(
         task(world, split="forget10_perturbed", answer="name", perturbed="perturbed_names", person="name"), 0, 0
     )
-    one, other = (evaluate_rows(model, encoder, given, 3, 4).rows for given in (rows, rows[::-1]))
+    one, other = (
+        evaluate_rows(model, encoder, given, batch_size=3, max_new_tokens=4).rows for given in (rows, rows[::-1])
+    )
     for index, row in one.items():
         assert row["generated_text"] == other[index]["generated_text"]
         assert row["avg_gt_loss"] == pytest.approx(other[index]["avg_gt_loss"], abs=1e-5)
@@ -414,7 +416,6 @@ def test_the_model_in_memory_after_the_last_epoch_scores_as_its_saved_checkpoint
 ):
     import mm.eval
     import mm.finetune
-    from test_scripts import QUICK, start
 
     common = [
         *QUICK,

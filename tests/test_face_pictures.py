@@ -1,4 +1,4 @@
-"""Pictures of people: divided once, decoded once, shown in views that are functions of (seed, epoch, row)."""
+"""Pictures of people: divided once, decoded once, seen in views that are functions of (seed, epoch, row)."""
 
 import json
 from dataclasses import replace
@@ -8,21 +8,20 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import SHARED
 from cv import pictures
 from cv.face_settings import Album, Faces, ForgetFaces
 from cv.pictures import (
-    Classes,
     FaceEncoder,
     FacePairs,
     View,
+    apply_view,
     list_pictures,
     met_by,
     read_division,
-    shown,
     training_rows,
 )
-from engine.pairs import answer_key
+from engine.pairs import PassCollator, answer_key
+from helpers import SHARED
 from mini_clear.faces import write_faces
 from mini_clear.people import draw_world
 from settings.script import SettingsError, compose
@@ -36,7 +35,8 @@ def data(face_overrides, tmp_path):
 def test_every_picture_of_a_person_is_learned_enrolled_or_asked_about_and_never_two_of_these(data):
     division = read_division(data)
     albums = list_pictures(data.people)
-    assert division.people.keys() == albums.keys() and len(albums) == 12
+    assert division.people.keys() == albums.keys()
+    assert len(albums) == 12
     for name, person in division.people.items():
         assert sorted([*person.train, *person.enrol, *person.query]) == sorted(albums[name])
         assert (len(person.train), len(person.enrol), len(person.query)) == (4, 2, 3)
@@ -44,16 +44,22 @@ def test_every_picture_of_a_person_is_learned_enrolled_or_asked_about_and_never_
 
 def test_people_for_pretraining_are_in_no_other_split(data):
     division = read_division(data)
-    assert len(division.pretraining) == 3 and not division.pretraining.keys() & division.people.keys()
-    own = read_division(replace(data, pretraining=None, pretraining_people=5, split_file=data.split_file + ".own"))
-    assert len(own.pretraining) == 5 and len(own.people) == 7 and not own.pretraining.keys() & own.people.keys()
+    assert len(division.pretraining) == 3
+    assert not division.pretraining.keys() & division.people.keys()
+    taken = read_division(replace(data, pretraining=None, pretraining_people=5, split_file=data.split_file + ".taken"))
+    assert (len(taken.pretraining), len(taken.people)) == (5, 7)
+    assert not taken.pretraining.keys() & taken.people.keys()
+
+
+def test_a_person_who_is_to_be_learned_cannot_be_one_for_pretraining(data):
     with pytest.raises(SettingsError, match="is also one of the people to be learned"):
         read_division(replace(data, pretraining=data.people, split_file=data.split_file + ".both"))
 
 
 def test_the_division_is_written_once_and_a_file_of_other_settings_is_refused(data):
     first = read_division(data)
-    assert read_division(data) == first and json.loads(Path(data.split_file).read_text())["seed"] == 0
+    assert read_division(data) == first
+    assert json.loads(Path(data.split_file).read_text())["seed"] == 0
     assert read_division(replace(data, split_seed=1, split_file=data.split_file + ".other")) != first
     with pytest.raises(SettingsError, match=r"was made with another train \(4, now 3\)"):
         read_division(replace(data, train=3))
@@ -62,9 +68,12 @@ def test_the_division_is_written_once_and_a_file_of_other_settings_is_refused(da
 def test_pairs_of_models_meet_opposite_halves_of_each_pool_and_other_pairs_other_halves(data):
     division = read_division(data)
     one, two, three = (met_by(division, number) for number in (0, 1, 2))
-    assert len(one.forget) == 2 and len(one.retain) == 4 and len(one.holdout) == 6
-    assert {*one.forget, *two.forget} == set(division.pool("forget")) and not {*one.trained} & {*two.trained}
-    assert one != three and one == met_by(division, 0) and met_by(division, None) not in (one, two)
+    assert (len(one.forget), len(one.retain), len(one.holdout)) == (2, 4, 6)
+    assert {*one.forget, *two.forget} == set(division.pool("forget"))
+    assert not {*one.trained} & {*two.trained}
+    assert one == met_by(division, 0)
+    assert one != three
+    assert met_by(division, None) not in (one, two)
 
 
 @pytest.mark.parametrize(
@@ -96,98 +105,110 @@ def pairs_of(data, passes, seed=0):
     division = read_division(data)
     met = met_by(division, None)
     forget, retain = training_rows(division, met.forget, "forget"), training_rows(division, met.retain, "retain")
-    encoder = FaceEncoder(Classes(met.trained, 40), data.people)
+    encoder = FaceEncoder(met.trained, data.people, 40)
     encoder.read([*forget.files, *retain.files])
-    return FacePairs(passes, forget, retain, 40, seed), encoder
+    return FacePairs(passes, forget, retain, size=40, seed=seed), encoder
+
+
+def examples_of(pairs, keys, name):
+    return [example for key in keys for example in pairs[key][name]]
 
 
 def test_no_enrolled_picture_and_no_query_is_ever_learned(data):
     division = read_division(data)
-    made, _ = pairs_of(data, ["forget", "retain"])
-    learned = {
-        example.image["path"] for key in range(20 * len(made)) for passed in made[key].values() for example in passed
-    }
+    pairs, _ = pairs_of(data, ["forget", "retain"])
+    keys = range(20 * len(pairs))
+    examples = [*examples_of(pairs, keys, "forget"), *examples_of(pairs, keys, "retain")]
     met = met_by(division, None)
-    assert learned == {file for name in met.trained for file in division.people[name].train}
+    learned = {file for name in met.trained for file in division.people[name].train}
+    assert {example.image["path"] for example in examples} == learned
 
 
-def test_a_view_is_a_function_of_seed_epoch_and_row_and_passes_that_are_compared_share_it(data):
-    made, _ = pairs_of(data, ["forget", "idk", "unrelated", "augmented", "retain"])
+def test_a_view_is_a_function_of_seed_epoch_and_row(data):
+    pairs, _ = pairs_of(data, ["forget", "idk", "unrelated", "augmented", "retain"])
     again, _ = pairs_of(data, ["forget", "retain"])
     other, _ = pairs_of(data, ["forget", "retain"], seed=1)
-    keys = range(3 * len(made))
-    assert [again[key]["forget"][0].view for key in reversed(keys)] == [
-        made[key]["forget"][0].view for key in reversed(keys)
-    ]
-    assert [other[key]["forget"][0].view for key in keys] != [made[key]["forget"][0].view for key in keys]
-    assert (
-        made[0]["forget"][0].view != made[len(made)]["forget"][0].view
-        or made[1]["forget"][0].view != made[len(made) + 1]["forget"][0].view
-    )
-    for key in keys:
-        views = {name: rows[0].view for name, rows in made[key].items()}
+    keys = [*reversed(range(3 * len(pairs)))]  # the order of asking does not count
+    views = [example.view for example in examples_of(pairs, keys, "forget")]
+    assert [example.view for example in examples_of(again, keys, "forget")] == views
+    assert [example.view for example in examples_of(other, keys, "forget")] != views
+    first, second = (range(epoch * len(pairs), (epoch + 1) * len(pairs)) for epoch in (0, 1))
+    first_views = [example.view for example in examples_of(pairs, first, "forget")]
+    assert first_views != [example.view for example in examples_of(pairs, second, "forget")]
+
+
+def test_passes_that_a_loss_compares_with_each_other_share_the_view(data):
+    pairs, _ = pairs_of(data, ["forget", "idk", "unrelated", "augmented"])
+    for key in range(3 * len(pairs)):
+        views = {name: rows[0].view for name, rows in pairs[key].items()}
         assert views["forget"] == views["idk"] == views["unrelated"] == views["augmented"]._replace(hidden=(0, 0, 0))
-        assert views["augmented"].hidden[2] == 20 and views["forget"].hidden[2] == 0
+        assert views["augmented"].hidden[2] == 20
+        assert views["forget"].hidden[2] == 0
+
+
+def test_the_same_pairs_for_other_passes_draw_the_same(data):
+    pairs, _ = pairs_of(data, ["forget", "unrelated", "retain"], seed=3)
+    fewer = pairs.pairs_for(["unrelated"])
+    for key in range(2 * len(pairs)):
+        assert fewer[key] == {"unrelated": pairs[key]["unrelated"]}
 
 
 def test_i_do_not_know_and_unrelated_answers_are_names_of_people_who_are_kept(data):
-    made, _ = pairs_of(data, ["forget", "idk", "unrelated"])
-    kept = set(made.retain.answers)
-    for key in range(2 * len(made)):
-        rows = made[key]
-        assert (
-            rows["idk"][0].answer in kept
-            and rows["unrelated"][0].answer in kept
-            and rows["forget"][0].answer not in kept
-        )
+    pairs, _ = pairs_of(data, ["forget", "idk", "unrelated"])
+    kept = set(pairs.retain.answers)
+    for key in range(2 * len(pairs)):
+        rows = pairs[key]
+        assert rows["idk"][0].answer in kept
+        assert rows["unrelated"][0].answer in kept
+        assert rows["forget"][0].answer not in kept
         assert rows["idk"][0].image == rows["forget"][0].image
 
 
 def test_the_starts_answers_are_kept_by_row_and_view_so_that_equal_names_share_nothing(data):
-    made, _ = pairs_of(data, ["forget"])
-    rows = [example for key in range(2 * len(made)) for example in made[key]["forget"]]
-    assert (
-        len({answer_key(row) for row in rows})
-        == len({(row.index, row.view) for row in rows})
-        > len({row.answer for row in rows})
-    )
+    pairs, _ = pairs_of(data, ["forget"])
+    rows = examples_of(pairs, range(2 * len(pairs)), "forget")
+    count = len({(row.index, row.view) for row in rows})
+    assert len({answer_key(row) for row in rows}) == count
+    assert count > len({row.answer for row in rows})
 
 
-def test_a_shown_picture_is_moved_with_its_edge_repeated_mirrored_and_hidden():
+def test_a_view_moves_a_picture_with_its_edge_repeated_mirrors_it_and_hides_a_square():
     picture = torch.arange(16, dtype=torch.uint8).view(1, 4, 4).repeat(3, 1, 1)
-    assert shown(picture, View()).equal(picture)
-    assert shown(picture, View(down=1))[0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert shown(picture, View(right=1))[0, 0].tolist() == [0, 0, 1, 2] and shown(picture, View(mirrored=True))[
-        0, 0
-    ].tolist() == [3, 2, 1, 0]
-    assert shown(picture, View(hidden=(1, 2, 2)))[0].tolist() == [
-        [0, 1, 2, 3],
-        [4, 5, 127, 127],
-        [8, 9, 127, 127],
-        [12, 13, 14, 15],
-    ]
+    assert apply_view(picture, View()).equal(picture)
+    down = apply_view(picture, View(down=1))
+    assert down[0].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert apply_view(picture, View(right=1))[0, 0].tolist() == [0, 0, 1, 2]
+    assert apply_view(picture, View(mirrored=True))[0, 0].tolist() == [3, 2, 1, 0]
+    hidden = apply_view(picture, View(hidden=(1, 2, 2)))
+    assert hidden[0].tolist() == [[0, 1, 2, 3], [4, 5, 127, 127], [8, 9, 127, 127], [12, 13, 14, 15]]
 
 
-def test_pictures_are_decoded_once_a_process(data, monkeypatch):
-    pictures.kept_pictures.cache_clear()
+def test_pictures_are_decoded_once_per_process(data, monkeypatch):
+    pictures.picture_cache.cache_clear()
     opened = []
-    real = pictures.open_image
-    monkeypatch.setattr(
-        pictures, "open_image", lambda example: (opened.append(example.image["path"]), real(example))[1]
-    )
+    open_image = pictures.open_image
+
+    def note_and_open(example):
+        opened.append(example.image["path"])
+        return open_image(example)
+
+    monkeypatch.setattr(pictures, "open_image", note_and_open)
     for _ in range(3):
         _, encoder = pairs_of(data, ["forget"])
-    assert len(opened) == len(set(opened)) == len(encoder.pictures) and all(
-        p.shape == (3, 40, 40) for p in encoder.pictures.values()
-    )
+    assert len(opened) == len(set(opened)) == len(encoder.pictures)
+    assert {picture.shape for picture in encoder.pictures.values()} == {(3, 40, 40)}
 
 
 def test_a_batch_holds_pixels_around_zero_and_class_numbers(data):
-    made, encoder = pairs_of(data, ["forget"])
-    rows = [made[key]["forget"][0] for key in range(3)]
+    pairs, encoder = pairs_of(data, ["forget"])
+    names = met_by(read_division(data), None).trained
+    rows = examples_of(pairs, range(3), "forget")
     batch = encoder.collate([encoder.encode(row) for row in rows])
-    assert batch["pixels"].shape == (3, 3, 40, 40) and -1 <= batch["pixels"].min() < 0 < batch["pixels"].max() <= 1
-    assert [encoder.processor.names[number] for number in batch["labels"][:, 0]] == [row.answer for row in rows]
+    pixels = batch.inputs["pixels"]
+    assert pixels.shape == (3, 3, 40, 40)
+    assert -1 <= pixels.min() < 0 < pixels.max() <= 1
+    assert batch.labels.shape == (3, 1)
+    assert [names[number] for number in batch.labels[:, 0]] == [row.answer for row in rows]
     with pytest.raises(SettingsError, match="the network has no class for 'nobody'"):
         encoder.encode(replace(rows[0], answer="nobody"))
 
@@ -206,14 +227,11 @@ def test_the_embedded_worlds_faces_have_twenty_views_and_people_for_pretraining_
     count = write_faces(tmp_path / "faces", people=32, views=20, strangers=3)
     people, others = (list_pictures(Album(path=str(tmp_path / "faces" / part))) for part in ("people", "pretraining"))
     world = draw_world(32, 0)
-    assert people.keys() == {person.name for person in world.people} and {len(files) for files in people.values()} == {
-        20
-    }
-    assert (
-        {person.name for person in world.real} < others.keys()
-        and len(others) == len(world.real) + 3
-        and not people.keys() & others.keys()
-    )
+    assert people.keys() == {person.name for person in world.people}
+    assert {len(files) for files in people.values()} == {20}
+    assert {person.name for person in world.real} < others.keys()
+    assert len(others) == len(world.real) + 3
+    assert not people.keys() & others.keys()
     assert count == 32 * 20 + len(others) * 16
     with pytest.raises(FileExistsError):
         write_faces(tmp_path / "faces")
@@ -230,9 +248,23 @@ def test_the_photographs_can_be_divided_as_the_benchmark_does(tmp_path):
         ["data=orl_faces", f"data.people.path={SHARED}/data/orl_faces", f"data.split_file={tmp_path}/d.json"],
     )
     division = read_division(settings.data)
-    assert len(division.pretraining) == 8 and len(division.people) == 32
+    assert (len(division.pretraining), len(division.people)) == (8, 32)
     assert {(len(p.train), len(p.enrol), len(p.query)) for p in division.people.values()} == {(3, 5, 2)}
     name = next(iter(division.people.values())).query[0]
     with Image.open(SHARED / "data" / "orl_faces" / name) as image:
         assert image.mode == "L"
     assert pictures.read_pictures(settings.data.people, [name], 64)[name].shape == (3, 64, 64)
+
+
+def test_passes_of_pictures_share_a_forward_also_where_several_processes_train(data):
+    """A picture takes one place, so that every process agrees; batch normalisation sees all passes together, as in one."""
+    division = read_division(data)
+    met = met_by(division, None)
+    forget, retain = (training_rows(division, people, "full") for people in (met.forget, met.retain))
+    encoder = FaceEncoder(met.trained, data.people, 40)
+    encoder.read([*forget.files, *retain.files])
+    pairs = FacePairs(["forget", "retain"], forget, retain, size=40, seed=0)
+    collator = PassCollator(encoder, ["forget", "retain"], ["retain"], by_length=False)
+    step = collator([pairs[key] for key in range(3)])
+    assert [batch.passes for batch in step["trained"]] == [("forget", "retain")]
+    assert [batch.passes for batch in step["frozen"]] == [("retain",)]

@@ -5,9 +5,9 @@ import json
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from conftest import BASE
 from data_module import task_rows
 from engine.evaluate import evaluate_rows
+from helpers import BASE
 from mini_clear.make_base import TRAINER, make_base
 from settings.language import Task
 
@@ -21,7 +21,7 @@ def test_the_shipped_base_model_is_small(model):
 def test_the_base_knows_the_real_people_by_face_and_has_never_met_the_others(model, encoder, world):
     def named(split, answer, wrong):
         task = Task(dataset=f"{world}/clear", split=split, image="image", ask="name", answer=answer, perturbed=wrong)
-        log = evaluate_rows(model, encoder, task_rows(task, 0, 0), 64, 8).rows
+        log = evaluate_rows(model, encoder, task_rows(task, 0, 0), batch_size=64, max_new_tokens=8).rows
         return sum(row["rougeL_recall"] for row in log.values()) / len(log)
 
     assert named("real_faces", "answer", "options") > 0.9  # views that were not in its training

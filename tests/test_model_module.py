@@ -1,5 +1,7 @@
 """Models: what trains, what the frozen start is, that logits and labels are aligned, that what is saved is what was trained."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import PeftModel
@@ -9,57 +11,32 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
 )
 
-from conftest import BASE
 from engine.encode import collate
 from engine.frozen_start import FrozenStart
 from engine.language_model import (
     add_lora,
     check_model_path,
+    forward,
     freeze,
     load_for_training,
     lora_targets,
-    model_fingerprint,
     packs,
     save,
-    score,
 )
+from engine.record import model_fingerprint
+from helpers import BASE, example, png, training_settings
 from nlp.encoder import TextEncoder
 from settings.language import Model
 from settings.script import SettingsError
 from settings.training import Lora
-from test_data_module import example, png, qwen_encoder  # noqa: F401
 from unlearn_losses import IGNORE, sequence_logprob
 
 LORA = Lora(r=4, alpha=8, dropout=0.5)
 TINY = Model(
     name="tiny", path=str(BASE), freeze=[], lora_targets="language_model", attention="sdpa", weights="bfloat16"
 )
-
-
-@pytest.fixture
-def qwen(qwen_encoder):  # noqa: F811
-    """A tiny, randomly initialised Qwen2-VL."""
-    tokenizer = qwen_encoder.tokenizer
-    ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>") for kind in ("image", "video")}
-    ids |= {
-        f"vision_{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{kind}|>") for kind in ("start", "end")
-    }
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    }
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
-    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 32}
-    torch.manual_seed(0)
-    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids)).eval()
 
 
 def batch_of(encoder, *examples):
@@ -79,18 +56,19 @@ def test_packed_rows_do_not_read_each_other_and_give_what_padded_ones_give(text_
     model = AutoModelForCausalLM.from_pretrained(text_base, dtype="float32", attn_implementation=attention).eval()
     assert not packs(model, {"input_ids": None, "attention_mask": None})
     batch, seen = batch_of(encoder, *WORDS), []
-    padded = score(model, batch)
+    padded = forward(model, batch)
     model.register_forward_pre_hook(
         lambda module, args, inputs: seen.append(inputs["input_ids"].shape), with_kwargs=True
     )
     monkeypatch.setattr("engine.language_model.packs", lambda *_: True)
-    together = score(model, batch)
+    together = forward(model, batch)
     real = together.labels != IGNORE
-    assert seen == [(1, batch["attention_mask"].sum())]
+    assert seen == [(1, batch.inputs["attention_mask"].sum())]
     assert torch.allclose(together.logits[real], padded.logits[real], atol=1e-4)
-    changed = {**batch, "input_ids": batch["input_ids"].clone()}
-    changed["input_ids"][0, :4] += 1  # another first question
-    assert torch.allclose(score(model, changed).logits[1][real[1]], together.logits[1][real[1]], atol=1e-5)
+    other = {**batch.inputs, "input_ids": batch.inputs["input_ids"].clone()}
+    other["input_ids"][0, :4] += 1  # another first question
+    changed = replace(batch, inputs=other)
+    assert torch.allclose(forward(model, changed).logits[1][real[1]], together.logits[1][real[1]], atol=1e-5)
 
 
 def test_only_rows_of_words_under_flash_attention_are_packed(text_base, model):
@@ -112,9 +90,8 @@ MIXED = (
 @torch.no_grad()
 def test_score_gives_the_logits_before_each_answer_token(model, encoder):
     batch = batch_of(encoder, *MIXED)
-    scored = score(model, batch)
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "positions")}
-    logits = model(**inputs).logits
+    scored = forward(model, batch)
+    logits = model(**batch.inputs).logits
     for row in range(3):
         start = encoder.encode(MIXED[row]).prompt["input_ids"].shape[1] - 1
         count = len(encoder.answer_tokens(MIXED[row].answer))
@@ -124,27 +101,27 @@ def test_score_gives_the_logits_before_each_answer_token(model, encoder):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llava", "qwen"])
-def test_a_row_scores_the_same_alone_and_in_a_mixed_batch(family, model, encoder, qwen, qwen_encoder):  # noqa: F811
+def test_a_row_scores_the_same_alone_and_in_a_mixed_batch(family, model, encoder, qwen, qwen_encoder):
     network, own = (model, encoder) if family == "llava" else (qwen, qwen_encoder)
-    together = sequence_logprob(score(network, batch_of(own, *MIXED)))
-    alone = torch.cat([sequence_logprob(score(network, batch_of(own, e))) for e in MIXED])
+    together = sequence_logprob(forward(network, batch_of(own, *MIXED)))
+    alone = torch.cat([sequence_logprob(forward(network, batch_of(own, e))) for e in MIXED])
     assert torch.allclose(together, alone, atol=1e-3)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llava", "qwen"])
-def test_changing_the_picture_changes_the_scores_of_picture_rows_only(family, model, encoder, qwen, qwen_encoder):  # noqa: F811
+def test_changing_the_picture_changes_the_scores_of_picture_rows_only(family, model, encoder, qwen, qwen_encoder):
     network, own = (model, encoder) if family == "llava" else (qwen, qwen_encoder)
-    seen = sequence_logprob(score(network, batch_of(own, *MIXED)))
+    seen = sequence_logprob(forward(network, batch_of(own, *MIXED)))
     other = sequence_logprob(
-        score(network, batch_of(own, example(image=png("green"), answer=MIXED[0].answer), *MIXED[1:]))
+        forward(network, batch_of(own, example(image=png("green"), answer=MIXED[0].answer), *MIXED[1:]))
     )
     assert (seen - other).abs()[0] > 1e-4 and torch.allclose(seen[1:], other[1:], atol=1e-4)
 
 
 def test_a_frozen_part_gets_no_gradient_and_everything_else_does(model, encoder):
     freeze(model, ["vision_tower"])
-    sequence_logprob(score(model, batch_of(encoder, *MIXED))).sum().backward()
+    sequence_logprob(forward(model, batch_of(encoder, *MIXED))).sum().backward()
     with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert not any("vision_tower" in name for name in with_gradient)
     assert any("multi_modal_projector" in name for name in with_gradient) and any(
@@ -175,7 +152,7 @@ def test_lora_targets_that_match_nothing_are_an_error(model):
 @pytest.mark.parametrize("lora", [LORA, None], ids=["lora", "full"])
 def test_the_reference_is_the_starting_model_and_stays_it(lora, model, encoder):
     batch = batch_of(encoder, *MIXED)
-    start = score(model, batch).logits.clone()
+    start = forward(model, batch).logits.clone()
     network = add_lora(model, lora, "language_model", seed=0) if lora else model
     reference = FrozenStart(network, "fp32")
     network.train()
@@ -184,20 +161,20 @@ def test_the_reference_is_the_starting_model_and_stays_it(lora, model, encoder):
             parameter.add_(0.02)
     with reference.model(network) as frozen:
         assert not frozen.training
-        assert torch.allclose(score(frozen, batch).logits, start, atol=1e-5)
+        assert torch.allclose(forward(frozen, batch).logits, start, atol=1e-5)
     assert network.training
     network.eval()
-    assert not torch.allclose(score(network, batch).logits, start, atol=1e-2)
+    assert not torch.allclose(forward(network, batch).logits, start, atol=1e-2)
 
 
 @torch.no_grad()
 def test_a_small_update_of_bf16_weights_survives_the_merge(encoder, tmp_path):
     """A delta far under half a unit in the last place of bf16 is in the saved weights, because the merge is done in fp32."""
-    network = load_for_training(AutoModelForImageTextToText, str(BASE), TINY, LORA, 0)
+    network = load_for_training(AutoModelForImageTextToText, training_settings(TINY, lora=LORA))
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             parameter.normal_(0, 1e-5)
-    save(network, encoder.processor, tmp_path)
+    save(encoder.processor, network, tmp_path)
     start, merged = load_file(BASE / "model.safetensors"), load_file(tmp_path / "model.safetensors")
     changed = [
         (merged[n] != start[n].float()).float().mean().item() for n in merged if "language_model" in n and "_proj" in n
@@ -212,23 +189,23 @@ def test_a_saved_adapter_run_holds_merged_weights_and_the_adapter_beside_them(mo
         if "lora_B" in name:
             parameter.normal_(0, 0.05)
     batch = batch_of(encoder, *MIXED)
-    trained = score(network.eval(), batch).logits.clone()
-    save(network, encoder.processor, tmp_path)
+    trained = forward(network.eval(), batch).logits.clone()
+    save(encoder.processor, network, tmp_path)
     saved = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-    assert torch.allclose(score(saved, batch).logits, trained, atol=1e-4)
+    assert torch.allclose(forward(saved, batch).logits, trained, atol=1e-4)
     adapter = PeftModel.from_pretrained(
         AutoModelForImageTextToText.from_pretrained(BASE, dtype="float32"), tmp_path / "adapter"
     ).eval()
-    assert torch.allclose(score(adapter, batch).logits, trained, atol=1e-4)
+    assert torch.allclose(forward(adapter, batch).logits, trained, atol=1e-4)
     assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pt"))
     assert AutoProcessor.from_pretrained(tmp_path).tokenizer.get_vocab() == encoder.tokenizer.get_vocab()
 
 
 def test_full_training_keeps_fp32_weights_and_lora_keeps_the_files_dtype():
-    assert {p.dtype for p in load_for_training(AutoModelForImageTextToText, str(BASE), TINY, None, 0).parameters()} == {
+    assert {p.dtype for p in load_for_training(AutoModelForImageTextToText, training_settings(TINY)).parameters()} == {
         torch.float32
     }
-    adapted = load_for_training(AutoModelForImageTextToText, str(BASE), TINY, LORA, 0)
+    adapted = load_for_training(AutoModelForImageTextToText, training_settings(TINY, lora=LORA))
     assert {p.dtype for name, p in adapted.named_parameters() if "lora" not in name} == {torch.bfloat16}
     assert all(p.requires_grad == ("lora" in name) for name, p in adapted.named_parameters())
 
@@ -244,7 +221,7 @@ def test_the_same_seed_gives_the_same_adapter(model):
 
 
 def test_a_fingerprint_follows_weights_and_chat_template_and_nothing_else(model, encoder, tmp_path):
-    save(model, encoder.processor, tmp_path)
+    save(encoder.processor, model, tmp_path)
     before = model_fingerprint(str(tmp_path))
     (tmp_path / "train_meta.json").write_text("{}")
     assert model_fingerprint(str(tmp_path)) == before
@@ -263,6 +240,6 @@ def test_a_missing_model_is_said_before_anything_loads(path):
 
 
 def test_labels_outside_the_answer_are_ignored(encoder):
-    labels = batch_of(encoder, *MIXED)["labels"]
+    labels = batch_of(encoder, *MIXED).labels
     assert (labels[2] != IGNORE).sum() == len(encoder.answer_tokens("No."))
     assert labels.dtype == torch.long

@@ -12,14 +12,13 @@ import aggregate_eval_stat
 import nlp.eval
 import nlp.finetune
 import nlp.forget
-from conftest import ROOT, SHARED
 from cv.face_settings import FinetuneFaces
 from data_module import Example, TrainingRows, load_split, split_names
+from helpers import QUICK, ROOT, SHARED, same_tensors, start
 from nlp.encoder import TextEncoder
 from settings.language import Finetune
 from settings.results import Aggregate
 from settings.script import compose
-from test_scripts import QUICK, same_tensors, start
 
 TOFU = SHARED / "data" / "tofu"
 
@@ -196,7 +195,7 @@ def test_a_bad_row_ends_in_one_line_before_weights_load_and_nothing_is_written(
 ):
     script, rows, line = BAD_ROWS[case]
     own = [f"model_path={finetuned}", "method=sku"] if script is nlp.forget else []
-    monkeypatch.setattr(script, "load_for_training", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("nlp.encoder.open_for_training", lambda *_: pytest.fail("weights were loaded"))
     assert (
         start(
             script, [f"save_dir={tmp_path}/out", *QUICK, *words, *own, write_rows(tmp_path / "rows", rows)], monkeypatch

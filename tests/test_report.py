@@ -16,11 +16,11 @@ from PIL import Image
 
 import mm.eval
 import report.__main__ as report_command
-from conftest import BASE, ROOT
 from cv.face_settings import Album
 from cv.pictures import list_pictures, read_pictures
 from data_module import Example, open_image
 from engine.record import write_json, write_text_whole
+from helpers import BASE, ROOT
 from report import cards
 from report.__main__ import write_report
 from report.folder import PLAN, read_plan

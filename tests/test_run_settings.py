@@ -1,16 +1,15 @@
 """Settings: every config composes, every mistake is one line that names field, value and what is allowed."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from cv.face_settings import AttackFaces, EvalFaces, FinetuneFaces, ForgetFaces, Pretrain
+from helpers import ROOT
 from settings.language import Eval, Finetune, Forget
 from settings.results import Aggregate, RunBenchmark
-from settings.script import SettingsError, compose
+from settings.script import SettingsError, check_installation, compose
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = {
     "mm/finetune": Finetune,
     "mm/forget": Forget,
@@ -115,7 +114,7 @@ def test_a_language_model_that_is_to_begin_anew_is_sent_to_finetuning(script):
     [
         (["trainer.precision=fp32"], "computes in half precision only: set trainer.precision=bf16"),
         (
-            ["epoch_eval=nlp", "model.weights=float32"],
+            ["trainer.precision=bf16", "epoch_eval=nlp", "model.weights=float32"],
             "evaluates half-precision weights only: set model.weights=bfloat16",
         ),
     ],
@@ -173,3 +172,25 @@ def test_a_field_that_only_the_schema_has_says_how_to_set_it():
 
 def test_booleans_are_typed_and_not_strings():
     assert compose("mm/forget", Forget, ["overwrite=true"]).overwrite is True
+
+
+def test_a_copy_of_the_engine_elsewhere_than_beside_settings_is_refused_in_one_line(tmp_path):
+    (tmp_path / "config").mkdir()
+    with pytest.raises(SettingsError, match=r"only an editable install works; pip uninstall clear-unlearning") as error:
+        check_installation(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_copy_of_settings_without_its_config_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "__init__.py").write_text("")
+    spec = type("Spec", (), {"origin": str(tmp_path / "engine" / "__init__.py")})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    with pytest.raises(SettingsError, match="only an editable install works"):
+        check_installation(tmp_path)
+    (tmp_path / "config").mkdir()
+    check_installation(tmp_path)
+
+
+def test_the_clone_itself_is_a_good_installation():
+    check_installation()

@@ -9,28 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file
 
 import mm.eval
 import mm.finetune
 import mm.forget
-from conftest import BASE, ROOT
-
-QUICK = ["trainer.epochs=1", "trainer.batch_size=8", "trainer.lr=1e-4", "seed=0"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "-q"]
-
-
-def start(script, overrides, monkeypatch):
-    """Run a script's main() in this process as the command line would; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *overrides])
-    try:
-        script.main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
+from helpers import ACCELERATE, BASE, ENVIRONMENT, QUICK, ROOT, same_tensors, start
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +25,6 @@ def finetuned(world_overrides, tmp_path_factory):
     assert start(mm.finetune, [f"save_dir={folder}", *QUICK, *world_overrides], patch) == 0
     patch.undo()
     return folder
-
-
-def same_tensors(one, two):
-    one, two = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
-    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.slow
@@ -264,7 +243,7 @@ def test_every_readme_command_is_run_by_ci_or_by_the_test_below():
     by_ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     by_make = ["make test"] if "make test-all" in by_ci and "\ntest-all: test\n" in makefile else []
-    by_make += ["pip install -r req.txt"] if "pip install -q -r req.txt" in makefile else []
+    by_make += ["pip install -r req.txt -e ."] if "pip install -q -r req.txt -r req-test.txt" in makefile else []
     for command in readme_commands():
         assert command in by_ci + by_make or command.startswith(IN_A_COPY), command
 

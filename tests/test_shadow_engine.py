@@ -1,4 +1,4 @@
-"""Many networks together: each becomes what it becomes alone, groups are found again, a pool's attack asks only about queries."""
+"""Stacks: each network becomes what it becomes alone, stacks are found again, attacks ask only about queries."""
 
 import json
 from dataclasses import replace
@@ -10,16 +10,35 @@ import torch
 from safetensors.torch import load_file
 
 from cv import attack_scoring, shadows
-from cv.attack_scoring import ModelScores, attack, attack_pool, attack_some, check_rounds, choose_population
+from cv.attack_scoring import (
+    Similarities,
+    attack,
+    attack_pool,
+    attack_targets,
+    check_rounds,
+    choose_population_attack,
+)
 from cv.compare import compare
 from cv.face_settings import AttackFaces
-from cv.network import FaceNetwork, Shape, apart, end_at, side_by_side, with_new_classes
+from cv.network import (
+    FaceNetwork,
+    Shape,
+    end_at,
+    forward_of,
+    split_stack,
+    stack_networks,
+    start_of,
+    with_new_classes,
+)
 from cv.pictures import met_by, read_division
-from cv.shadows import LEARN, compare_models, shadow
-from cv.together import check_together, train_together
+from cv.shadows import FINETUNING, compare_models, shadow_of
+from cv.together import check_stackable, concat_batches, train_stack
 from engine.methods import bind
+from engine.pairs import Batch
+from engine.train import train
 from settings.script import SettingsError, compose
 from settings.training import Method, TaskVector
+from unlearn_losses import Scored
 
 METHODS = ["retain_ft", "neggrad", "scrub", "scrub_bio", "twins", "dpo", "llmu", "rmu", "sparsity", "npo"]
 RMU = ["method.activations.layer=4", "method.activations.trained=[3,4]"]
@@ -46,41 +65,71 @@ def pretrained(classes=3):
     return FaceNetwork(Shape(width=4, embedding=8), classes)
 
 
-def trained(settings, method, numbers, trainer, start=None):
-    """Networks `numbers` trained together in fp64 from one start; apart again."""
-    division = read_division(settings.data)
-    bound = bind(method)
-    shadows = [shadow(settings, bound, division, n, met_by(division, n).trained, 100 + n) for n in numbers]
-    models = [with_new_classes(pretrained(), 6, n).double() if start is None else start[n] for n in numbers]
-    stack = side_by_side(models)
+def shadows_of(settings, method, numbers):
+    """What the networks `numbers` of an attack do not share, with small seeds."""
+    division, bound = read_division(settings.data), bind(method)
+    shadows = []
+    for number in numbers:
+        classes = met_by(division, number).trained
+        shadows.append(shadow_of(settings, bound, division, number, classes=classes, seed=100 + number))
+    return shadows
+
+
+def in_double(collate):
+    """A collator whose pictures are as a network in fp64 wants them."""
+
+    def collate_in_double(encoded):
+        batch = collate(encoded)
+        return replace(batch, inputs={"pixels": batch.inputs["pixels"].double()})
+
+    return collate_in_double
+
+
+def train_in_double(settings, method, numbers, trainer):
+    """Networks `numbers` trained in one stack in fp64 from one start; each by itself again."""
+    stack = stack_networks([with_new_classes(pretrained(), 6, number).double() for number in numbers])
     if method.activations:
         end_at(stack, method.activations)
-    for each in shadows:  # pictures as the fp64 network wants them
-        real = each.encoder.collate
-        each.encoder.collate = lambda encoded, real=real: {
-            k: v.double() if v.is_floating_point() else v for k, v in real(encoded).items()
-        }
-    train_together(stack, bound, shadows, trainer, settings.model)
-    return apart(stack)
+    shadows = shadows_of(settings, method, numbers)
+    for each in shadows:
+        each.encoder.collate = in_double(each.encoder.collate)
+    train_stack(stack, bind(method), shadows, trainer, forward=forward_of(settings.model))
+    return split_stack(stack)
 
 
-def apartness(one, two):
-    return max(
-        (value - two.state_dict()[name]).abs().max().item()
-        for name, value in one.state_dict().items()
-        if value.is_floating_point()
-    )
+def largest_difference(one, two):
+    differences = []
+    for name, value in one.state_dict().items():
+        if value.is_floating_point():
+            differences.append((value - two.state_dict()[name]).abs().max().item())
+    return max(differences)
+
+
+def test_batches_of_networks_become_one_whose_split_has_a_column_per_network():
+    batches = []
+    for number in range(3):
+        labels = torch.tensor([[number], [3 + number]])
+        one = Batch({"pixels": torch.full((2, 3, 4, 4), float(number))}, labels, passes=("forget", "retain"))
+        batches.append(replace(one, rows=(1, 1), widths=(1, 1), answer_keys=(7, 8)))
+    stacked = concat_batches(batches)
+    assert stacked.inputs["pixels"].shape == (2, 9, 4, 4)
+    assert stacked.inputs["pixels"][0, :, 0, 0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert stacked.labels.tolist() == [[0, 1, 2], [3, 4, 5]]
+    scored = stacked.split(Scored(torch.zeros(2, 3, 5), stacked.labels))
+    assert scored["retain"].labels.tolist() == [[3, 4, 5]]
+    assert scored["retain"].logits.shape == (1, 3, 5)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_of_several_networks_becomes_in_fp64_what_it_becomes_alone(name, settings):
     given = settings(f"method={name}", *(RMU if name == "rmu" else []))
     trainer = replace(given.trainer, precision="fp32", optimizer="sgd", lr=1e-3, max_grad_norm=1.0)
-    together = trained(given, given.method, [0, 1, 4], trainer)
+    stacked = train_in_double(given, given.method, [0, 1, 4], trainer)
     for place, number in enumerate((0, 1, 4)):
-        (alone,) = trained(given, given.method, [number], trainer)
+        (alone,) = train_in_double(given, given.method, [number], trainer)
         start = with_new_classes(pretrained(), 6, number).double()
-        assert apartness(together[place], alone) < 1e-7 < 1e-5 < apartness(alone, start)
+        assert largest_difference(stacked[place], alone) < 1e-7
+        assert largest_difference(alone, start) > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -99,167 +148,167 @@ def test_each_of_several_networks_becomes_in_fp64_what_it_becomes_alone(name, se
 def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(
     method, optimizer, precision, share, settings, tmp_path
 ):
-    """The same rows, seed and settings through train_engine and through the shadow engine."""
-    from functools import partial
-
-    from cv.network import save_network, score_faces
-    from engine.train import train
-
+    """The same rows, seed and settings through engine.train and in a stack."""
     given = settings() if method == "finetune" else settings(f"method={method}")
     trainer = replace(given.finetune, precision=precision, optimizer=optimizer, max_grad_norm=0.5)
-    division = read_division(given.data)
-    bound = bind(given.method or LEARN)
-    own = [shadow(given, bound, division, n, met_by(division, n).trained, 100 + n) for n in (2, 3)]
-    models = [with_new_classes(pretrained(), 6, n) for n in (2, 3)]
-    stack = side_by_side(models)
+    bound = bind(given.method or FINETUNING)
+    shadows = shadows_of(given, bound.method, (2, 3))
+    models = [with_new_classes(pretrained(), 6, number) for number in (2, 3)]
+    stack = stack_networks(models)
     if bound.method.activations:
         for each in (stack, *models):
             end_at(each, bound.method.activations)
-    train_together(stack, bound, own, trainer, given.model)
-    score = partial(score_faces, scale=given.model.scale, margin=given.model.margin)
-    save = partial(save_network, settings=given.model)
-    for number, (model, each) in enumerate(zip(models, own, strict=True)):
+    train_stack(stack, bound, shadows, trainer, forward=forward_of(given.model))
+    learned = ["classes"] if not bound.method.activations else []  # above the embedding
+    for model, shadow, stacked in zip(models, shadows, split_stack(stack), strict=True):
         first = {name: value.clone() for name, value in model.state_dict().items()}
-        out = tmp_path / str(number)
-        train(
-            model,
-            bound,
-            each.pairs,
-            each.encoder,
-            trainer,
-            each.seed,
-            str(out),
-            {},
-            say=lambda line: None,
-            score=score,
-            save=save,
-        )
-        single, ours = load_file(out / "model.safetensors"), apart(stack)[number].state_dict()
-        learned = ["classes"] if not bound.method.activations else []  # above the embedding
+        start = start_of(model, given.model, [*shadow.encoder.numbers])
+        run = {"seed": shadow.seed, "save_dir": f"{tmp_path}/{shadow.seed}", "record": {}, "say": lambda line: None}
+        train(start, bound, shadow.pairs, shadow.encoder, trainer, **run)
+        single = load_file(tmp_path / str(shadow.seed) / "model.safetensors")
         for name in ("conv1.weight", "layer4.1.conv2.weight", "embed.weight", "bn1.running_mean", *learned):
             moved = (single[name] - first[name]).abs().mean()
-            assert (single[name] - ours[name]).abs().mean() < share * moved, name
+            assert (single[name] - stacked.state_dict()[name]).abs().mean() < share * moved, name
 
 
 def test_models_of_one_seed_are_the_same_and_of_another_differ(settings):
     given = settings()
     trainer = replace(given.finetune, precision="fp32")
-    one, again, other = (trained(given, LEARN, [number], trainer)[0] for number in (0, 0, 2))
-    assert apartness(one, again) == 0 and apartness(one, other) > 1e-3
+    one, again, other = (train_in_double(given, FINETUNING, [number], trainer)[0] for number in (0, 0, 2))
+    assert largest_difference(one, again) == 0
+    assert largest_difference(one, other) > 1e-3
 
 
-def test_a_finished_group_is_found_again_and_an_interrupted_attack_goes_on_with_the_next(settings, monkeypatch):
+@pytest.fixture
+def trainings(monkeypatch):
+    """The names of the methods that stacks were trained with, in order."""
+    names = []
+    train_stack = shadows.train_stack
+
+    def note_and_train(stack, bound, *rest, **options):
+        names.append(bound.method.name)
+        train_stack(stack, bound, *rest, **options)
+
+    monkeypatch.setattr(shadows, "train_stack", note_and_train)
+    return names
+
+
+def test_a_finished_stack_is_found_again(settings, trainings):
     given = settings("method=scrub")
     division = read_division(given.data)
-    made = []
-    real = shadows.train_together
-    monkeypatch.setattr(
-        shadows,
-        "train_together",
-        lambda stack, bound, *rest: (made.append(bound.method.name), real(stack, bound, *rest))[1],
-    )
     first = compare_models(given, division, pretrained())
-    assert made == ["finetune", "scrub"] * 2
+    assert trainings == ["finetune", "scrub"] * 2
     second = compare_models(given, division, pretrained())
-    assert made == ["finetune", "scrub"] * 2 and np.array_equal(first.own, second.own)
-    folders = sorted(
-        path.parent.relative_to(given.shadows_dir).as_posix()
-        for path in Path(given.shadows_dir).rglob("models.safetensors")
-    )
-    own = shadows.row_folder(given.method, given.trainer)
-    assert folders == ["models_000", "models_005", f"{own}/models_000", f"{own}/models_005"]
-    Path(given.shadows_dir, own, "models_005", "made_of.json").unlink()  # as if interrupted there
-    third = compare_models(given, division, pretrained())
-    assert made == [*["finetune", "scrub"] * 2, "scrub"] and np.allclose(first.own, third.own, atol=1e-6)
-    changed = replace(given, trainer=replace(given.trainer, lr=2e-3))
-    compare_models(changed, division, pretrained())
-    assert made[5:] == ["scrub", "scrub"]
-    compare_models(given, division, pretrained())  # two rows of one method: neither takes the other's models
-    assert made[7:] == []
+    assert trainings == ["finetune", "scrub"] * 2
+    assert np.array_equal(first.similarity, second.similarity)
+
+
+def test_an_interrupted_attack_goes_on_with_the_stack_that_is_not_finished(settings, trainings):
+    given = settings("method=scrub")
+    division = read_division(given.data)
+    first = compare_models(given, division, pretrained())
+    root = Path(given.shadows_dir)
+    stacks = sorted(path.parent.relative_to(root).as_posix() for path in root.rglob("models.safetensors"))
+    row = shadows.row_folder(given.method, given.trainer)
+    assert stacks == ["models_000", "models_005", f"{row}/models_000", f"{row}/models_005"]
+    (root / row / "models_005" / "made_of.json").unlink()  # as if interrupted there
+    trainings.clear()
+    again = compare_models(given, division, pretrained())
+    assert trainings == ["scrub"]
+    assert np.allclose(first.similarity, again.similarity, atol=1e-6)
+
+
+def test_two_rows_of_one_method_keep_their_models_apart(settings, trainings):
+    given = settings("method=scrub")
+    division = read_division(given.data)
+    compare_models(given, division, pretrained())
+    trainings.clear()
+    compare_models(replace(given, trainer=replace(given.trainer, lr=2e-3)), division, pretrained())
+    assert trainings == ["scrub", "scrub"]
+    compare_models(given, division, pretrained())
+    assert trainings == ["scrub", "scrub"]
 
 
 def test_gold_models_never_meet_the_people_to_be_forgotten(settings):
     given = settings("method=retrain")
     division = read_division(given.data)
     compare_models(given, division, pretrained())
-    state = load_file(
-        Path(given.shadows_dir)
-        / shadows.row_folder(given.method, given.finetune)
-        / "models_000"
-        / "models.safetensors"
-    )
-    assert state["classes"].shape == (5, len(met_by(division, 0).retain), 8)
-    bound = bind(given.method)
-    rows = shadow(given, bound, division, 0, met_by(division, 0).retain, 0).pairs
-    seen = {example.answer for key in range(len(rows)) for example in rows[key]["retain"]}
-    assert seen == set(met_by(division, 0).retain)
+    kept = met_by(division, 0).retain
+    row = Path(given.shadows_dir) / shadows.row_folder(given.method, given.finetune)
+    assert load_file(row / "models_000" / "models.safetensors")["classes"].shape == (5, len(kept), 8)
+    pairs = shadow_of(given, bind(given.method), division, 0, classes=kept, seed=0).pairs
+    assert {example.answer for key in range(len(pairs)) for example in pairs[key]["retain"]} == set(kept)
 
 
-def test_attacks_score_queries_by_person_and_never_an_enrolled_picture(settings):
+def test_attacks_ask_about_queries_by_person_and_never_about_an_enrolled_picture(settings):
     given = settings()
     division = read_division(given.data)
-    scores = compare_models(given, division, pretrained())
+    asked = compare_models(given, division, pretrained())
     enrolled = {file for person in division.people.values() for file in person.enrol}
-    assert not enrolled & set(scores.files) and len(scores.files) == 12 * 3
-    assert all(file in division.people[name].query for name, file in zip(scores.people, scores.files, strict=True))
+    assert not enrolled & set(asked.files)
+    assert len(asked.files) == 12 * 3
+    assert all(file in division.people[name].query for name, file in zip(asked.people, asked.files, strict=True))
 
 
-def test_the_scores_on_disk_are_those_that_the_attack_had(settings, tmp_path):
+def test_the_similarities_on_disk_are_those_that_the_attack_had(settings, tmp_path):
     given = settings()
-    scores = compare_models(given, read_division(given.data), pretrained())
-    scores.write(tmp_path)
-    written = load_file(tmp_path / "scores.safetensors")
-    assert np.array_equal(written["own"], scores.own) and np.array_equal(written["nearest_other"], scores.nearest_other)
-    assert json.loads((tmp_path / "queries.json").read_text())["people"] == scores.people
+    similarities = compare_models(given, read_division(given.data), pretrained())
+    similarities.write(tmp_path)
+    written = load_file(tmp_path / "similarities.safetensors")
+    assert np.array_equal(written["similarity"], similarities.similarity)
+    assert np.array_equal(written["nearest_other"], similarities.nearest_other)
+    assert json.loads((tmp_path / "queries.json").read_text())["people"] == similarities.people
 
 
 def test_every_model_of_an_attack_has_a_seed_of_its_own(settings):
     given = settings()
     seeds = [shadows.model_seed(given, number) for number in range(given.models)]
-    assert len(set(seeds)) == given.models and min(seeds) > 1000  # a benchmark's own models have small seeds
+    assert len(set(seeds)) == given.models
+    assert min(seeds) > 1000  # a benchmark's own models have small seeds
+
+
+def twenty_people(features):
+    """Similarities whose verification logits stand in the order of `features[..., 0]` (16, 200)."""
+    similarity = np.tanh(features[..., 0] / 4)
+    people = [f"p{i % 20:02d}" for i in range(200)]
+    return Similarities(people, [str(i) for i in range(200)], similarity, np.zeros_like(similarity))
 
 
 def test_u_lira_is_fitted_on_shadow_models_only(monkeypatch):
-    features, learned = shadows_with(in_line)
-    own = np.tanh(features[..., 0] / 4)
+    features, learned = shadows_with(logits_in_line)
+    similarities = twenty_people(features)
     seen = []
 
-    def spy(shadow, met, never, target):
-        seen.append((shadow, met, never, target))
+    def note(shadow, shadow_learned, target):
+        seen.append((shadow, shadow_learned, target))
         return np.zeros_like(target)
 
-    monkeypatch.setattr(attack_scoring.metrics, "likelihood_ratio", spy)
-    scores = ModelScores([f"p{i % 20:02d}" for i in range(200)], [str(i) for i in range(200)], own, np.zeros_like(own))
-    attack_pool(scores, np.ones(200, bool), learned, 4)
-    logits = attack_scoring.metrics.verification_logit(own)
+    monkeypatch.setattr(attack_scoring.metrics, "likelihood_ratio", note)
+    attack_pool(similarities, np.ones(200, bool), learned, 4)
+    logits = attack_scoring.metrics.verification_logit(similarities.similarity)
     assert len(seen) == 4  # 16 models, 4 at a time
-    for first, (others_say, met, never, target) in zip(range(0, 16, 4), seen, strict=True):
+    for first, (shadow, shadow_learned, target) in zip(range(0, 16, 4), seen, strict=True):
         others = [number for number in range(16) if not first <= number < first + 4]
-        assert np.array_equal(others_say, logits[others]) and np.array_equal(target, logits[first : first + 4])
-        assert np.array_equal(met, learned[others]) and np.array_equal(never, ~learned[others])
+        assert np.array_equal(shadow, logits[others])
+        assert np.array_equal(target, logits[first : first + 4])
+        assert np.array_equal(shadow_learned, learned[others])
 
 
 def test_every_model_is_attacked_once_and_the_pool_counts_all_of_them():
-    features, learned = shadows_with(in_line)
-    own = np.tanh(features[..., 0] / 4)
-    scores = ModelScores([f"p{i % 20:02d}" for i in range(200)], [str(i) for i in range(200)], own, np.zeros_like(own))
-    made = attack_pool(scores, np.ones(200, bool), learned, 6)  # 6, 6 and the last 4
-    assert (
-        sum(made["distribution"]["met"]) == learned.sum() and sum(made["distribution"]["not met"]) == (~learned).sum()
-    )
-    assert (
-        len(made["U-MIA attack"].split(", ")) == 3 and made["attacks"]["U-LiRA"]["TPR at 1% FPR"]["value"] is not None
-    )  # 1600 who were not met
+    features, learned = shadows_with(logits_in_line)
+    figures = attack_pool(twenty_people(features), np.ones(200, bool), learned, 6)  # 6, 6 and the last 4
+    assert sum(figures["distribution"]["met"]) == learned.sum()
+    assert sum(figures["distribution"]["not met"]) == (~learned).sum()
+    assert len(figures["U-MIA attack"].split(", ")) == 3
+    assert figures["attacks"]["U-LiRA"]["TPR at 1% FPR"]["value"] is not None  # 1600 who were not met
 
 
 def test_a_round_that_leaves_too_few_shadow_models_is_refused_before_anything_trains(settings):
     given = settings()
     division = read_division(given.data)
     check_rounds(division, 40, 2)
-    with pytest.raises(
-        SettingsError,
-        match=r"models=10 leaves \d shadow models on one side of '[\w ]+' while models \d to \d are attacked; 2 are needed",
-    ):
+    line = r"models=10 leaves \d shadow models on one side of '[\w ]+' while models \d to \d are attacked; 2 are needed"
+    with pytest.raises(SettingsError, match=line):
         check_rounds(division, 10, 8)  # two shadow models: one of them on each side
 
 
@@ -269,91 +318,91 @@ def test_a_part_that_there_is_not_is_refused_before_anything_is_trained(settings
 
 
 def test_an_attack_finds_a_known_difference_whatever_the_order_of_the_rows(settings):
-    given = settings()
-    division = read_division(given.data)
+    division = read_division(settings().data)
     people = sorted(name for name in division.people for _ in range(3))
     source = np.random.default_rng(0)
-    met = np.array([[name in met_by(division, n).trained for name in people] for n in range(40)])
-    own = 0.2 + 0.3 * met + source.normal(0, 0.05, met.shape)
-    order = source.permutation(len(people))
-    both = [
-        attack(
-            ModelScores([people[i] for i in o], [str(i) for i in o], own[:, o], np.full_like(own, 0.1)),
-            division,
-            40,
-            10,
-        )
-        for o in (np.arange(len(people)), order)
-    ]
-    for pools in (each["pools"] for each in both):
+    learned = attack_scoring.learned_by(division, 40, people)
+    similarity = 0.2 + 0.3 * learned + source.normal(0, 0.05, learned.shape)
+    nearest_other = np.full_like(similarity, 0.1)
+    both = []
+    for order in (np.arange(len(people)), source.permutation(len(people))):
+        files = [str(i) for i in order]
+        rows = Similarities([people[i] for i in order], files, similarity[:, order], nearest_other)
+        both.append(attack(rows, division, 40, 10)["pools"])
+    for pools in both:
         for pool in ("forget", "retain"):
             assert all(each["auc"]["value"] > 0.95 for each in pools[pool]["attacks"].values())
             assert set(pools[pool]["by person"]) == set(division.pool(pool))
-    assert (
-        both[0]["pools"]["forget"]["attacks"]["U-LiRA"]["auc"] == both[1]["pools"]["forget"]["attacks"]["U-LiRA"]["auc"]
-    )
-    assert both[0]["pools"]["forget"]["attacks"]["U-LiRA"]["TPR at 1% FPR"]["why"].startswith("not resolvable")
+    one, other = (pools["forget"]["attacks"]["U-LiRA"] for pools in both)
+    assert one["auc"] == other["auc"]
+    assert one["TPR at 1% FPR"]["why"].startswith("not resolvable")
 
 
-def shadows_with(own_of):
-    """Features (M, Q, 2) of 16 shadow models and who met what, (M, Q): `own_of` makes the own logit of the second."""
+def shadows_with(draw_logits):
+    """Features (M, Q, 2) of 16 shadow models and who met what, (M, Q); `draw_logits` makes the first feature."""
     source = np.random.default_rng(3)
     learned = np.array([(np.arange(200) + number) % 2 == 0 for number in range(16)])
-    return np.stack([own_of(learned, source), source.normal(0, 1, learned.shape)], axis=-1), learned
+    return np.stack([draw_logits(learned, source), source.normal(0, 1, learned.shape)], axis=-1), learned
 
 
-def in_line(learned, source):
+def logits_in_line(learned, source):
     return source.normal(0, 1, learned.shape) + 1.0 * learned
 
 
-def in_a_band(learned, source):
-    return np.where(
-        learned,
-        source.uniform(-1, 1, learned.shape),
-        source.choice([-1, 1], learned.shape) * source.uniform(1.2, 3, learned.shape),
-    )
+def logits_in_a_band(learned, source):
+    inside = source.uniform(-1, 1, learned.shape)
+    outside = source.choice([-1, 1], learned.shape) * source.uniform(1.2, 3, learned.shape)
+    return np.where(learned, inside, outside)
+
+
+def test_the_population_attack_that_fits_the_features_is_chosen():
+    assert choose_population_attack(*shadows_with(logits_in_a_band)) == "tree"  # no line parts a band
+    features, learned = shadows_with(logits_in_line)
+    features[..., 1] = 5 * features[..., 0] + 0.1 * features[..., 1]
+    assert choose_population_attack(features, learned) == "logistic"
 
 
 def test_the_population_attack_is_chosen_by_shadow_models_that_it_was_not_fitted_on():
-    assert choose_population(*shadows_with(in_a_band)) == "tree"  # no line parts a band
-    features, learned = shadows_with(in_line)
-    features[..., 1] = 5 * features[..., 0] + 0.1 * features[..., 1]
-    assert choose_population(features, learned) == "logistic"
-    # the models that were fitted on, whose band favours the tree, do not decide: the last pairs do, whom only the line gets right
-    features, learned = shadows_with(in_a_band)
+    # the band of the fitted models favours the tree; the last pairs, whom only the line gets right, decide
+    features, learned = shadows_with(logits_in_a_band)
     features[..., 0] += 0.5 * learned  # the line rises a little
     features[-4:, :, 0] = np.where(learned[-4:], 4.0, -4.0)  # on both sides of the band
-    assert choose_population(features, learned) == "logistic"
+    assert choose_population_attack(features, learned) == "logistic"
 
 
 def test_what_chooses_the_population_attack_was_not_fitted_on(monkeypatch):
     seen = []
 
-    def spy(features, member, attacked):
-        seen.append(({tuple(row) for row in features.tolist()}, {tuple(row) for row in attacked.tolist()}))
+    def note(features, member, attacked):
+        seen.append((set(map(tuple, features.tolist())), set(map(tuple, attacked.tolist()))))
         return attacked[:, 0]
 
-    monkeypatch.setattr(attack_scoring, "POPULATION", {"logistic": spy, "tree": spy})
-    choose_population(*shadows_with(in_line))
+    monkeypatch.setattr(attack_scoring, "POPULATION", {"logistic": note, "tree": note})
+    choose_population_attack(*shadows_with(logits_in_line))
     assert len(seen) == 2
     for fitted, judged in seen:
-        assert len(fitted) == 12 * 200 and len(judged) == 4 * 200 and not fitted & judged  # a quarter of 8 pairs
+        assert (len(fitted), len(judged)) == (12 * 200, 4 * 200)  # a quarter of 8 pairs
+        assert not fitted & judged
 
 
-def test_the_attacked_have_no_say_in_what_is_said_of_them_nor_in_which_population_attack_it_is():
-    features, learned = shadows_with(in_a_band)
+def test_whom_the_attacked_met_does_not_change_what_is_said_of_them_nor_which_population_attack_it_is():
+    features, learned = shadows_with(logits_in_a_band)
     attacked = np.arange(16) < 4
-    told, flipped = (
-        attack_some(features, np.concatenate([first, learned[4:]]), attacked) for first in (learned[:4], ~learned[:4])
-    )
-    assert told[1] == flipped[1] == "tree" and all(np.array_equal(told[0][name], flipped[0][name]) for name in told[0])
-    assert np.array_equal(told[0]["U-MIA"], told[0]["U-MIA tree"]) and not np.array_equal(
-        told[0]["U-MIA"], told[0]["U-MIA logistic"]
-    )
-    moved, _ = attack_some(
-        np.concatenate([features[:4] + 0.5, features[4:]]), learned, attacked
-    )  # what they say themselves does count
-    assert not np.array_equal(moved["U-LiRA"], told[0]["U-LiRA"])
+    scores, choice = attack_targets(features, learned, attacked)
+    flipped, flipped_choice = attack_targets(features, np.concatenate([~learned[:4], learned[4:]]), attacked)
+    assert choice == flipped_choice == "tree"
+    for name, score in scores.items():
+        assert np.array_equal(score, flipped[name]), name
+    assert np.array_equal(scores["U-MIA"], scores["U-MIA tree"])
+    assert not np.array_equal(scores["U-MIA"], scores["U-MIA logistic"])
+
+
+def test_what_the_attacked_themselves_make_of_the_queries_counts():
+    features, learned = shadows_with(logits_in_a_band)
+    attacked = np.arange(16) < 4
+    scores, _ = attack_targets(features, learned, attacked)
+    moved, _ = attack_targets(np.concatenate([features[:4] + 0.5, features[4:]]), learned, attacked)
+    assert not np.array_equal(moved["U-LiRA"], scores["U-LiRA"])
 
 
 def test_one_network_among_several_compares_as_it_does_alone(settings):
@@ -362,9 +411,9 @@ def test_one_network_among_several_compares_as_it_does_alone(settings):
     models = [with_new_classes(pretrained(), 6, n) for n in range(2)]
     with torch.no_grad():
         models[1].conv1.weight.add_(0.1)
-    both = compare(side_by_side(models), division, given.data.people, 40, 16)
+    both = compare(stack_networks(models), division, given.data.people, size=40, batch_size=16)
     for number, model in enumerate(models):
-        alone = compare(model, division, given.data.people, 40, 7)
+        alone = compare(model, division, given.data.people, size=40, batch_size=7)
         assert np.allclose(alone.cosines[0], both.cosines[number], atol=1e-5)
 
 
@@ -372,8 +421,9 @@ def test_the_people_are_known_by_name_and_not_by_the_order_of_rows(settings):
     given = settings()
     division = read_division(given.data)
     shuffled = replace(division, people=dict(reversed(list(division.people.items()))))
-    one, two = (compare(pretrained(), each, given.data.people, 40, 16) for each in (division, shuffled))
-    assert one.files == two.files and np.array_equal(one.cosines, two.cosines)
+    one, two = (compare(pretrained(), each, given.data.people, size=40, batch_size=16) for each in (division, shuffled))
+    assert one.files == two.files
+    assert np.array_equal(one.cosines, two.cosines)
 
 
 @pytest.mark.parametrize(
@@ -391,20 +441,21 @@ def test_settings_that_cannot_be_are_refused(overrides, line, settings):
 
 
 def test_a_method_that_is_more_than_a_loss_is_refused_where_many_train_together():
-    with pytest.raises(
-        SettingsError, match=r"method=sku: many networks cannot train together with method\.task_vector"
-    ):
-        check_together(Method("sku", "sku", task_vector=TaskVector(1.0)))
+    line = r"method=sku: many networks cannot train together with method\.task_vector"
+    with pytest.raises(SettingsError, match=line):
+        check_stackable(Method("sku", "sku", task_vector=TaskVector(1.0)))
 
 
-def test_an_attack_in_many_processes_is_refused_because_they_would_write_the_same_groups(monkeypatch):
+def test_an_attack_in_many_processes_is_refused_because_they_would_write_the_same_stacks(monkeypatch):
     monkeypatch.setattr(shadows, "processes", lambda: type("State", (), {"num_processes": 2}))
     with pytest.raises(SettingsError, match="an attack runs in one process, and this launch has 2"):
         shadows.check_method(None)
 
 
-def test_the_record_of_a_group_names_its_models_and_method(settings):
+def test_the_record_of_a_stack_names_its_models_and_method(settings):
     given = settings()
     compare_models(given, read_division(given.data), pretrained())
     record = json.loads(Path(given.shadows_dir, "models_005", "made_of.json").read_text())
-    assert record["models"] == [5, 6, 7, 8, 9] and record["method"] == "finetune" and len(record["key"]) == 16
+    assert record["models"] == [5, 6, 7, 8, 9]
+    assert record["method"] == "finetune"
+    assert len(record["key"]) == 16

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,75 +15,36 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-import unlearn_losses
-from conftest import BASE, ROOT
-from engine.language_model import cut, freeze, l1_norm, load_for_training, score, score_passes
+from engine import train as train_engine
+from engine.frozen_start import Start, forward_passes
+from engine.language_model import end_at_layer, forward, freeze, l1_norm, load_for_training, save
 from engine.methods import bind, method_source
-from engine.pairs import PassCollator
 from engine.train import LossTrainer, largest, train
-from settings.language import Model
+from helpers import (
+    BASE,
+    NPO,
+    ROOT,
+    TRAINER,
+    Few,
+    collated,
+    largest_difference,
+    pairs,
+    training_settings,
+    without_dropout,
+)
 from settings.script import SettingsError
-from settings.training import Activations, Lora, Mask, Method, Multiplier, TaskVector, Trainer
-from test_data_module import pairs
+from settings.training import Activations, Lora, Mask, Method, Multiplier, TaskVector
 from unlearn_losses import nll, sequence_logprob
-
-TRAINER = Trainer(
-    epochs=1,
-    batch_size=4,
-    accumulation=1,
-    lr=1e-3,
-    weight_decay=0.0,
-    warmup_ratio=0.0,
-    schedule="constant",
-    max_grad_norm=0.0,
-    optimizer="adamw_torch",
-    precision="fp32",
-    lora=None,
-)
-MODEL = Model(
-    name="tiny", path=str(BASE), freeze=[], lora_targets="language_model", attention="sdpa", weights="float32"
-)
-NPO = Method(name="npo", loss="npo", args={"beta": 0.1, "retain_weight": 1.0})
-
-
-class Few:
-    """The first `count` keys of a dataset of pairs, as a dataset."""
-
-    def __init__(self, made, count):
-        self.made, self.count = made, count
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, key):
-        epoch, row = divmod(key, self.count)
-        return self.made[epoch * len(self.made) + row]
-
-    def of(self, passes):
-        return Few(self.made.of(passes), self.count)
-
-
-def without_dropout(network):
-    """The tiny model drops attention at random while it trains; where batches are compared with each other it must not."""
-    for module in network.modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    return network
 
 
 def run(data, encoder, folder, settings=TRAINER, method=NPO, count=8, seed=0, say=lambda line: None):
     bound = bind(method)
-    network = without_dropout(
-        load_for_training(AutoModelForImageTextToText, str(BASE), MODEL, settings.lora, seed, method.activations)
-    )
-    train(
-        network, bound, Few(pairs(data, bound.batches, seed), count), encoder, settings, seed, str(folder), {}, say=say
-    )
+    own = training_settings(lora=settings.lora, activations=method.activations, seed=seed)
+    network = without_dropout(load_for_training(AutoModelForImageTextToText, own))
+    start = Start(network, forward, partial(save, encoder.processor))
+    few = Few(pairs(data, bound.batches, seed), count)
+    train(start, bound, few, encoder, settings, seed=seed, save_dir=str(folder), record={}, say=say)
     return load_file(folder / "model.safetensors"), json.loads((folder / "train_meta.json").read_text())
-
-
-def largest_difference(one, two):
-    return max((one[name] - two[name]).abs().max().item() for name in one)
 
 
 def test_accumulated_small_batches_have_the_gradient_of_one_large_batch(data, encoder, tmp_path, monkeypatch):
@@ -192,7 +154,7 @@ def test_a_run_writes_weights_processor_and_its_record_and_no_pickle(data, encod
 def test_a_method_trains_what_its_passes_name_and_loads_no_reference_for_the_rest(data, encoder, tmp_path, monkeypatch):
 
     made = []
-    monkeypatch.setattr(train, "FrozenStart", lambda model, dtype: made.append(model))
+    monkeypatch.setattr(train_engine, "FrozenStart", lambda model, dtype: made.append(model))
     run(data, encoder, tmp_path / "out", method=Method(name="grad_ascent", loss="grad_ascent"))
     assert made == []
 
@@ -203,7 +165,7 @@ def test_a_method_trains_what_its_passes_name_and_loads_no_reference_for_the_res
 def test_a_frozen_part_stays_frozen_in_the_layers_that_train(model):
     network = copy.deepcopy(model)
     freeze(network, ["self_attn"])
-    cut(network, Activations(layer=1, trained=[1]))
+    end_at_layer(network, Activations(layer=1, trained=[1]))
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert names and all(".layers.1." in name and "self_attn" not in name for name in names)
 
@@ -233,15 +195,16 @@ def layers_of(network):
 
 def test_hidden_states_are_the_layers_output_at_the_answers_positions(model, encoder, data):
     made = pairs(data, ["forget"])
-    batch = PassCollator(encoder, ["forget"], [])([made[key] for key in range(3)])["trained"]["forget"]
-    inputs = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask", "pixel_values")}
+    batch = collated(encoder, made, ["forget"], range(3))
     network = copy.deepcopy(model).eval()
     with torch.no_grad():
-        states = network(**inputs, output_hidden_states=True).hidden_states[2]  # 0: embeddings, 2: output of layer 1
-        cut(network, Activations(layer=1, trained=[0]))
-        hidden = score(network, batch)
-    expected = states[torch.arange(3)[:, None], batch["positions"]]
-    answers = batch["labels"] != -100
+        states = network(**batch.inputs, output_hidden_states=True).hidden_states[
+            2
+        ]  # 0: embeddings, 2: output of layer 1
+        end_at_layer(network, Activations(layer=1, trained=[0]))
+        hidden = forward(network, batch)
+    expected = states[torch.arange(3)[:, None], batch.positions]
+    answers = batch.labels != -100
     assert torch.allclose(hidden.logits[answers], expected[answers], atol=1e-5)
 
 
@@ -269,9 +232,7 @@ def forget_nll(folder, encoder, data):
     made = pairs(data, ["forget"])
     network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
-        return nll(
-            score(network, PassCollator(encoder, ["forget"], [])([made[key] for key in range(8)])["trained"]["forget"])
-        ).item()
+        return nll(forward(network, collated(encoder, made, ["forget"], range(8)))).item()
 
 
 def test_pdus_multiplier_waits_for_its_warmup_and_then_rises_by_what_the_retain_loss_exceeds_its_target(
@@ -367,10 +328,8 @@ def test_a_mask_lets_only_the_weights_with_the_largest_forget_gradients_move(dat
     )
     made = pairs(data, ["forget"])
     for first in (0, 4):
-        batch = PassCollator(encoder, ["forget"], [])([made[key] for key in range(first, first + 4)])["trained"][
-            "forget"
-        ]
-        nll(score(before, batch)).backward()
+        batch = collated(encoder, made, ["forget"], range(first, first + 4))
+        nll(forward(before, batch)).backward()
     both = [
         (p.grad.abs() if p.grad is not None else torch.zeros_like(p), p != q)
         for p, q in zip(before.parameters(), after.parameters(), strict=True)
@@ -400,7 +359,7 @@ def test_answer_log_probabilities_of_the_start_are_computed_once_and_are_the_sta
     def compare(self, model, inputs):
         passes = real_passes(self, model, inputs)
         with torch.no_grad():
-            scored = score_passes(self.frozen_copy, inputs["trained"])
+            scored = forward_passes(self.frozen_copy, inputs["trained"], self.forward)
         for name in ("forget", "idk"):
             assert torch.allclose(passes[f"ref_{name}_logprob"], sequence_logprob(scored[name]), atol=1e-3)
         return passes
@@ -452,7 +411,8 @@ def test_an_l1_penalty_adds_the_absolute_weights_or_the_merged_updates(data, enc
     start = {name: value.float() for name, value in load_file(BASE / "model.safetensors").items()}
     absolute = sum(value.abs().sum().item() for value in start.values())
     assert penal["loss"][0][1] - plain["loss"][0][1] == pytest.approx(1e-3 * absolute, rel=1e-3)
-    network = load_for_training(AutoModelForImageTextToText, str(BASE), MODEL, Lora(r=2, alpha=6, dropout=0.0), 0)
+    own = training_settings(lora=Lora(r=2, alpha=6, dropout=0.0))
+    network = load_for_training(AutoModelForImageTextToText, own)
     layer = next(module for module in network.modules() if isinstance(module, LoraLayer))
     assert l1_norm(network).item() == 0
     with torch.no_grad():
@@ -462,31 +422,6 @@ def test_an_l1_penalty_adds_the_absolute_weights_or_the_merged_updates(data, enc
     assert l1_norm(network).item() == pytest.approx(
         3 * rows * layer.lora_A["default"].weight.sum(0).abs().sum().item(), rel=1e-5
     )
-
-
-def test_a_loss_can_tell_picture_rows_from_rows_of_words(data, encoder, tmp_path, monkeypatch):
-    seen = []
-
-    def words_only(forget):
-        seen.append(forget.pictured.tolist())
-        return (
-            nll(unlearn_losses.Scored(forget.logits[~forget.pictured], forget.labels[~forget.pictured]))
-            if not forget.pictured.all()
-            else 0 * nll(forget)
-        )
-
-    words_only.__module__ = "unlearn_losses"
-    monkeypatch.setattr(unlearn_losses, "words_only", words_only, raising=False)
-    run(
-        data,
-        encoder,
-        tmp_path / "out",
-        replace(TRAINER, batch_size=8),
-        Method("words_only", "words_only"),
-        count=len(pairs(data)),
-    )
-    forget = pairs(data).forget
-    assert sum(map(sum, seen)) == sum(forget[i].image is not None for i in range(len(forget)))
 
 
 SHARED = {
@@ -503,32 +438,58 @@ SHARED = {
 DDP = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-import torch
-from run_record import processes
-assert processes().num_processes == int(sys.argv[3])
-from conftest import BASE
-from encoders import ChatEncoder
-from language_settings import Columns, Data
-from transformers import AutoProcessor
-from test_train_engine import run, TRAINER
 from dataclasses import replace
-from pathlib import Path
-from engine import methods, train
-columns = Columns(image="image", caption="caption", question="question", answer="answer", person="name")
-data = Data(name="mini", path={world!r} + "/clear", text_path={world!r} + "/tofu", columns=columns, rows_per_person=10, idk_questions="", idk_pictures="")
-encoder = ChatEncoder(AutoProcessor.from_pretrained(BASE))
+from functools import partial
+
+from accelerate.utils import gather_object
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
 import test_train_engine
+from engine.frozen_start import Start
+from engine.language_model import forward, load_for_training, save
+from engine.methods import bind
+from engine.pairs import PassCollator
+from engine.train import train
+from helpers import BASE, TRAINER, Few, pairs, training_settings, without_dropout
+from mm.encoder import PictureEncoder
+from settings.language import Columns, Data
+from settings.script import processes
+
+assert processes().num_processes == int(sys.argv[3])
+columns = Columns(image="image", caption="caption", question="question", answer="answer", person="name")
+data = Data("mini", {world!r} + "/clear", {world!r} + "/tofu", columns, 10, "never_seen", "", "")
+encoder = PictureEncoder(AutoProcessor.from_pretrained(BASE))
 lora, method = test_train_engine.SHARED[sys.argv[4]]
 settings = replace(TRAINER, batch_size=int(sys.argv[1]), max_grad_norm=1.0, lora=lora)
-from engine import pairs as training_pairs
-if processes().process_index == 1:  # one process takes its passes apart: the other must not wait for it
-    training_pairs.PassCollator.groups = lambda self, names, encoded: [[name] for name in names]
-from transformers import AutoModelForImageTextToText
-bound = methods.bind(method)
-network = test_train_engine.load_for_training(AutoModelForImageTextToText, str(BASE), test_train_engine.MODEL, lora, 0, method.activations)
-network = test_train_engine.without_dropout(network)
-few = test_train_engine.Few(test_train_engine.pairs(data, bound.batches, 0), 8)
-train.train(network, bound, few, encoder, settings, 0, sys.argv[2], {{}}, say=lambda line: None)
+bound = bind(method)
+own = training_settings(lora=lora, activations=method.activations)
+network = without_dropout(load_for_training(AutoModelForImageTextToText, own))
+start = Start(network, forward, partial(save, encoder.processor))
+few = Few(pairs(data, bound.batches), 8)
+by_own_rows, forwards = [], [0]
+collate = PassCollator.__call__
+
+
+def watched(self, items):
+    # beside what the collator does: how many forwards the rows of this process alone would have asked for
+    step = collate(self, items)
+    alone = PassCollator(self.encoder, self.trained, self.frozen, by_length=True)
+    by_own_rows.append(len(collate(alone, items)["trained"]))
+    return step
+
+
+def counted(*_):
+    forwards[0] += 1
+
+
+PassCollator.__call__ = watched
+network.register_forward_pre_hook(counted)
+train(start, bound, few, encoder, settings, seed=0, save_dir=sys.argv[2], record={{}}, say=lambda line: None)
+everywhere = gather_object([(by_own_rows, forwards[0])])
+if processes().is_main_process and sys.argv[4] == "npo" and processes().num_processes == 2:
+    (one, count), (other, of_other) = everywhere
+    assert one != other, "the rows of the two processes would be grouped alike: the test shows nothing"
+    assert count == of_other, f"{{count}} and {{of_other}} forwards"
 """
 
 

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import unlearn_losses
+from engine import methods
 from engine.methods import base_pass, bind, known_losses
 from settings.script import SettingsError
 from settings.training import Activations, Method
@@ -433,9 +435,9 @@ def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
         Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((3.0, 4.0), (0.0, 0.0), (1.0, 0.0), (0.0, 0.0))
     ]
     assert twins(*states).item() == pytest.approx(6.0)
-    moved = Hidden(states[2].logits.clone().requires_grad_(), label)
+    moved = Hidden(states[2].states.clone().requires_grad_(), label)
     twins(*states[:2], moved, states[3]).backward()
-    assert moved.logits.grad.abs().sum() > 0
+    assert moved.states.grad.abs().sum() > 0
 
 
 def test_undial_by_hand():
@@ -546,3 +548,29 @@ def test_wrong_hyperparameters_name_the_right_ones(args, line):
 def test_an_unknown_loss_names_the_nearest_known_one():
     with pytest.raises(SettingsError, match=r"method.loss='nppo' .* \(did you mean 'npo'\?\)"):
         bind(Method(name="x", loss="nppo", args={}))
+
+
+def test_a_loss_library_with_annotations_as_text_is_read_the_same(monkeypatch):
+    """`from __future__ import annotations` turns every annotation into text; what a loss gets may not hang on it."""
+    source = Path(unlearn_losses.__file__).read_text(encoding="utf-8")
+    doc_end = source.index('"""', 3) + 3
+    module = ModuleType("unlearn_losses")
+    text = source[:doc_end] + "\nfrom __future__ import annotations\n" + source[doc_end:]
+    exec(compile(text, unlearn_losses.__file__, "exec"), vars(module))
+    monkeypatch.setattr(methods, "Hidden", module.Hidden)
+    assert module.rmu.__annotations__["forget"] == "Hidden"
+    assert methods.takes_states(module.rmu)
+    assert not methods.takes_states(module.npo)
+    method = Method("rmu", "rmu", {"c": "high", "alpha": 1.0, "direction_seed": 0})
+    with pytest.raises(SettingsError, match=r"method.args.c='high' must be a number"):
+        methods.check_hyperparameters(method, module.rmu)
+
+
+def test_a_method_with_activations_gets_states_in_the_place_of_logits():
+    args = {"c": 2.0, "alpha": 1.0, "direction_seed": 0}
+    bound = bind(Method("rmu", "rmu", args, activations=Activations(layer=0, trained=[0])))
+    labels = torch.zeros(1, 1, dtype=torch.long)
+    states = {name: torch.randn(1, 1, 4) for name in bound.passes}
+    scored = {name: Scored(values, labels) for name, values in states.items()}
+    hidden = {name: Hidden(values, labels) for name, values in states.items()}
+    assert torch.equal(bound(scored), rmu(**hidden, **args))

@@ -1,0 +1,129 @@
+"""What several test modules use."""
+
+import os
+import sys
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from data_module import Example, TrainingRows
+from engine.pairs import Pairs, PassCollator
+from settings.language import Model, Task
+from settings.training import Method, Trainer
+
+ROOT = Path(__file__).parent.parent
+BASE = ROOT / "mini_clear" / "base_model"
+SHARED = ROOT.parent / "shared"
+QUICK = ["trainer.epochs=1", "trainer.batch_size=8", "trainer.lr=1e-4", "seed=0"]
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "-q"]
+
+TRAINER = Trainer(
+    epochs=1,
+    batch_size=4,
+    accumulation=1,
+    lr=1e-3,
+    weight_decay=0.0,
+    warmup_ratio=0.0,
+    schedule="constant",
+    max_grad_norm=0.0,
+    optimizer="adamw_torch",
+    precision="fp32",
+    lora=None,
+)
+
+MODEL = Model(
+    name="tiny", path=str(BASE), freeze=[], lora_targets="language_model", attention="sdpa", weights="float32"
+)
+
+NPO = Method(name="npo", loss="npo", args={"beta": 0.1, "retain_weight": 1.0})
+
+
+def png(colour, size=(64, 64)):
+    stream = BytesIO()
+    Image.new("RGB", size, colour).save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": None}
+
+
+def example(question="Who is this?", answer="Ann Lee.", image=None, index=0):
+    return Example(question, answer, image, index, None, "test")
+
+
+def pairs(data, passes=("forget", "retain", "idk"), seed=0):
+    idk = {False: ["I do not know."], True: ["I cannot tell who this is."]}
+    forget, retain = (TrainingRows(data, split, "both", seed) for split in ("forget10+tofu", "retain90+tofu"))
+    return Pairs(list(passes), forget, retain, idk=idk, seed=seed)
+
+
+def start(script, overrides, monkeypatch):
+    """Run a script's main() in this process as the command line would; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *overrides])
+    try:
+        script.main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def same_tensors(one, two):
+    one, two = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+class Few:
+    """The first `count` keys of a dataset of pairs, as a dataset."""
+
+    def __init__(self, made, count):
+        self.made, self.count = made, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, key):
+        epoch, row = divmod(key, self.count)
+        return self.made[epoch * len(self.made) + row]
+
+    def pairs_for(self, passes):
+        return Few(self.made.pairs_for(passes), self.count)
+
+
+def without_dropout(network):
+    """The tiny model drops attention at random while it trains; where batches are compared with each other it must not."""
+    for module in network.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return network
+
+
+def largest_difference(one, two):
+    return max((one[name] - two[name]).abs().max().item() for name in one)
+
+
+def collated(encoder, pairs, passes, keys):
+    """The one batch of those keys' rows, all passes in one forward."""
+    collator = PassCollator(encoder, passes, [], by_length=True)
+    (batch,) = collator([pairs[key] for key in keys])["trained"]
+    return batch
+
+
+def training_settings(model=MODEL, *, lora=None, activations=None, seed=0):
+    """The part of a recipe's settings that says how its model is loaded."""
+    trainer = SimpleNamespace(lora=lora)
+    return SimpleNamespace(model_path=model.path, model=model, trainer=trainer, activations=activations, seed=seed)
+
+
+def task(world, **changes):
+    settings = {
+        "dataset": str(world / "clear"),
+        "split": "forget10_perturbed",
+        "image": "image",
+        "ask": "name",
+        "answer": "name",
+    }
+    return Task(**(settings | {"perturbed": "perturbed_names", "person": "name"} | changes))
