@@ -1,4 +1,4 @@
-"""Face recognition in a benchmark: one pretrained network; each model trained, evaluated and attacked; the verdict first."""
+"""Faces in a benchmark: one pretrained network; models trained, evaluated and attacked; the verdict stands first."""
 
 import csv
 import re
