@@ -42,7 +42,7 @@ TASK_RECORD = "record.json"
 # the code that decides what a task's results are
 SCORED_BY = (
     "data_module.py",
-    *(f"engine/{name}.py" for name in ("encode", "evaluate", "language_model", "metrics", "score_answers")),
+    *(f"engine/{name}.py" for name in ("encode", "evaluate", "language_model", "metrics", "pairs", "score_answers")),
     *(f"{track}/encoder.py" for track in ("mm", "nlp")),
 )
 # read at the start: later it could be the text of a file that was edited while the old code ran
