@@ -1,17 +1,31 @@
 """Unlearning losses: pure functions from scored answers to one scalar.
 
-Shapes: B examples, T answer positions (1 for a classifier), V tokens or classes, H hidden features.
+Shapes: B examples, T answer positions (1 for a classifier), V tokens or classes, H hidden features. p is the model in
+training, p0 the frozen starting model. F and R are the forget and the retain batch. y_f is the true answer to a forget
+question, y_idk an "I don't know" answer to it, and |y| the number of an answer's tokens.
 
-Positional parameters name the forward passes a loss needs: `forget`, `retain`, `idk` (the forget question with an "I don't know"
-answer), `unrelated` (the forget question with the answer of a retain row), `shuffled` (with the answer of another forget row), `augmented` (the forget
-picture, part of it hidden); with
-`ref_` before them the same passes of the frozen starting model, and with `_logprob` behind that only its answers' log-probabilities
-(B,), which are computed once for a whole run. Keyword-only parameters are the hyperparameters; they have no defaults, because
-config/method/<name>.yaml is the one place for values. `epoch` and `step` among them are where the run stands (both from 0), `multiplier` and `target`
-come from the file's `multiplier`.
+Positional parameters name the forward passes that a loss needs:
 
-Every loss is a mean over examples of a per-example value, so that accumulation and several processes give exactly the loss
-of one large batch. p is the model in training, p0 the frozen start, F and R the forget and retain batches.
+- `forget`: forget rows with their true answers.
+- `retain`: retain rows with their true answers.
+- `idk`: forget rows with an "I don't know" answer. In face recognition that is the name of a kept person.
+- `unrelated`: forget rows with the answer of a retain row.
+- `shuffled`: forget rows with the answer of another forget row.
+- `augmented`: forget pictures of which a part is hidden.
+
+`ref_` before a name means the same pass of the frozen start. `_logprob` behind such a name means the log-probabilities
+(B,) of its answers alone, which are computed once for a whole run.
+
+Keyword-only parameters are the hyperparameters. They have no defaults: config/method/<name>.yaml is the one place for
+values. The engine fills in four of them. `epoch` and `step` say where the run stands; both count from 0. `multiplier`
+and `target` come from the `multiplier` step of the method's file.
+
+Every loss is a mean over examples of one value per example. Gradient accumulation and several processes therefore give
+the loss of one large batch. The value of an example is a mean over its answer tokens, the end-of-sequence included;
+prompt, picture and padding never count.
+
+Most losses end in a retain term, retain_weight * NLL(R). A method file with `retain: kl` has KL_R in its place. With
+retain_weight 0 the retain pass is not run.
 """
 
 from typing import NamedTuple
@@ -26,10 +40,10 @@ IGNORE = -100
 class Scored(NamedTuple):
     """A batch of answers with the logits that predict them.
 
-    logits: (B, T, V), `logits[:, t]` predicts `labels[:, t]`.
-    labels: (B, T), IGNORE at positions that are no answer.
-    margin: what NLL takes from the right token's logit first, where the model was trained so (AM-softmax,
-        arXiv 1801.05599); p is without it.
+    logits: (B, T, V); `logits[:, t]` predicts `labels[:, t]`.
+    labels: (B, T); IGNORE at positions that hold no answer token.
+    margin: taken from the right token's logit before NLL is computed, 0 or more. It is above 0 for models trained with
+        AM-softmax (arXiv 1801.05599). Probabilities p never contain it.
     """
 
     logits: Tensor
@@ -38,10 +52,10 @@ class Scored(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """A batch of answers with the hidden states that predict them, at the layer that `activations` names.
+    """A batch of answers with the hidden states that predict them, taken at the layer that `activations` names.
 
-    states: (B, T, H), `states[:, t]` predicts `labels[:, t]`.
-    labels: (B, T), IGNORE at positions that are no answer.
+    states: (B, T, H); `states[:, t]` predicts `labels[:, t]`.
+    labels: (B, T); IGNORE at positions that hold no answer token.
     """
 
     states: Tensor
@@ -49,7 +63,7 @@ class Hidden(NamedTuple):
 
 
 class Anchored(NamedTuple):
-    """The retain pass of a method file with `retain: kl`: scored by p, and by p0."""
+    """The retain pass of a method file with `retain: kl`: the same answers scored by p and by p0."""
 
     now: Scored
     start: Scored
@@ -59,63 +73,155 @@ class Anchored(NamedTuple):
 
 
 def token_nll(batch: Scored) -> Tensor:
-    """Negative log-likelihood of each answer token, shape (B, T) in float32; zero where the label is IGNORE.
+    """Negative log-likelihood of each answer token.
 
-    Raises ValueError if logits and labels do not belong together.
+    Args:
+        batch: scored answers; the margin is not used.
+
+    Returns:
+        (B, T) in float32, in nats; zero where the label is IGNORE.
+
+    Raises:
+        ValueError: logits and labels do not have the same examples and positions.
     """
     if batch.logits.shape[:2] != batch.labels.shape:
         raise ValueError(
-            f"logits {tuple(batch.logits.shape)} and labels {tuple(batch.labels.shape)} do not fit: (B, T, V) and (B, T)"
+            f"logits {tuple(batch.logits.shape)} and labels {tuple(batch.labels.shape)} do not fit: "
+            "(B, T, V) and (B, T)"
         )
     return F.cross_entropy(batch.logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORE, reduction="none")
 
 
 def answer_lengths(batch: Scored | Hidden) -> Tensor:
-    """Number of answer tokens |y| of each example, end-of-sequence included, shape (B,)."""
+    """Number of answer tokens |y| of each example, end-of-sequence included.
+
+    Args:
+        batch: answers with labels (B, T).
+
+    Returns:
+        (B,), whole numbers.
+    """
     return (batch.labels != IGNORE).sum(-1)
 
 
 def sequence_logprob(batch: Scored) -> Tensor:
-    """log p(y|x) of each whole answer, the sum over its tokens, shape (B,)."""
+    """log p(y|x) of each whole answer: the sum over its tokens.
+
+    Args:
+        batch: scored answers; the margin is not used.
+
+    Returns:
+        (B,) in float32, in nats, 0 or less.
+
+    Raises:
+        ValueError: logits and labels do not have the same examples and positions.
+    """
     return -token_nll(batch).sum(-1)
 
 
 def mean_over_answers(values: Tensor, batch: Scored | Hidden) -> Tensor:
-    """Mean over examples of the mean over answer positions of `values` (B, T), a scalar; whatever stands at other positions does not count."""
+    """Mean over examples of the mean over each example's answer positions.
+
+    Args:
+        values: (B, T). Values at other positions do not count, whatever they are.
+        batch: the answers whose labels (B, T) say which positions count. Each example has at least one.
+
+    Returns:
+        A scalar in the unit of `values`.
+    """
     return (values.masked_fill(batch.labels == IGNORE, 0.0).sum(-1) / answer_lengths(batch)).mean()
 
 
 def nll(batch: Scored) -> Tensor:
-    """NLL(B): mean over examples of -log p(y|x) / |y|, a scalar (TOFU, arXiv 2401.06121); with a margin, of the loss that the model was trained on."""
+    """NLL(B): the mean over examples of -log p(y|x) / |y|.
+
+    Args:
+        batch: scored answers. A margin above 0 is taken from the right tokens' logits first, so that the result is the
+            loss that the model was trained on.
+
+    Returns:
+        A scalar in nats per token, 0 or more.
+
+    Raises:
+        ValueError: logits and labels do not have the same examples and positions.
+
+    Source: TOFU (arXiv 2401.06121); the margin is AM-softmax (arXiv 1801.05599).
+    """
     return mean_over_answers(token_nll(lowered(batch)), batch)
 
 
 def lowered(batch: Scored) -> Scored:
-    """The right tokens' logits less the margin; all others as they are."""
+    """The same answers with the margin taken from the right tokens' logits.
+
+    Args:
+        batch: scored answers.
+
+    Returns:
+        The batch itself where its margin is 0; else a batch with new logits (B, T, V).
+    """
     if not batch.margin:
         return batch
     return batch._replace(logits=less_at_the_right(batch.logits, batch, batch.margin))
 
 
 def less_at_the_right(logits: Tensor, batch: Scored, amount: float) -> Tensor:
-    """`logits` (B, T, V) with `amount` taken from those of the right tokens."""
+    """Logits in which those of the right tokens are lower by `amount`.
+
+    Args:
+        logits: (B, T, V).
+        batch: the answers whose labels (B, T) say which tokens are right.
+        amount: how much is subtracted, in nats.
+
+    Returns:
+        New logits (B, T, V). Positions without an answer change too (token 0); no loss looks at them.
+    """
     return logits.scatter_add(-1, right_token(batch), torch.full_like(logits[..., :1], -amount))
 
 
 def entropy(batch: Scored) -> Tensor:
-    """H(B): mean over examples of the mean entropy of p at answer positions, in nats, a scalar."""
+    """H(B): the mean over examples of the mean entropy of p at answer positions.
+
+    Args:
+        batch: scored answers; of the labels only their places matter.
+
+    Returns:
+        A scalar in nats, between 0 and log V.
+
+    Source: CLEAR (arXiv 2410.18057).
+    """
     logs = batch.logits.float().log_softmax(-1)
     return mean_over_answers(-(logs.exp() * logs).sum(-1), batch)
 
 
 def kl_from_start(batch: Scored, start: Scored) -> Tensor:
-    """KL_B: mean over examples of the mean over answer positions of KL(p0 || p), in nats, a scalar. Zero, with zero gradient, at p = p0."""
+    """KL_B: the mean over examples of the mean over answer positions of KL(p0 || p).
+
+    At p = p0 the value and its gradient are both zero.
+
+    Args:
+        batch: answers scored by p.
+        start: the same answers scored by p0, logits (B, T, V). No gradient flows into them.
+
+    Returns:
+        A scalar in nats, 0 or more.
+
+    Source: TOFU (arXiv 2401.06121), whose code uses this direction.
+    """
     now, then = batch.logits.float().log_softmax(-1), start.logits.detach().float().log_softmax(-1)
     return mean_over_answers(F.kl_div(now, then, reduction="none", log_target=True).sum(-1), batch)
 
 
 def cross_entropy_against(batch: Scored, target_logits: Tensor) -> Tensor:
-    """Mean over examples of the mean over answer positions of the cross-entropy of p against softmax(target_logits) (B, T, V), a scalar."""
+    """Mean over examples of the mean over answer positions of the cross-entropy of p against a target distribution.
+
+    Args:
+        batch: scored answers; of the labels only their places matter.
+        target_logits: (B, T, V); the target is their softmax. -inf gives a token the target probability 0. No gradient
+            flows into them.
+
+    Returns:
+        A scalar in nats, 0 or more.
+    """
     # F.cross_entropy takes probabilities as targets; a target of 0 where the logit is -inf stays out of the sum
     target = target_logits.detach().float().softmax(-1)
     return mean_over_answers(
@@ -124,25 +230,62 @@ def cross_entropy_against(batch: Scored, target_logits: Tensor) -> Tensor:
 
 
 def right_token(batch: Scored) -> Tensor:
-    """The labels as an index into V, shape (B, T, 1): 0 stands where there is none."""
+    """The labels as an index into the last axis of the logits.
+
+    Args:
+        batch: answers with labels (B, T).
+
+    Returns:
+        (B, T, 1), whole numbers from 0 to V - 1; 0 where there is no answer token.
+    """
     return batch.labels.clamp(min=0)[..., None]
 
 
 def retain_term(batch: Scored | Anchored | None) -> Tensor | float:
-    """NLL(R), or KL_R where the method's file says `retain: kl`; 0 where the pass was left out, because its weight is 0."""
+    """NLL(R), or KL_R where the method's file says `retain: kl`.
+
+    Args:
+        batch: the retain pass. Scored asks for NLL(R), Anchored for KL_R. None: the pass was left out, because its
+            weight is 0.
+
+    Returns:
+        A scalar in nats; 0.0 for None.
+    """
     if batch is None:
         return 0.0
     return kl_from_start(batch.now, batch.start) if isinstance(batch, Anchored) else nll(batch)
 
 
 def unit_direction(size: int, seed: int) -> Tensor:
-    """The fixed direction u of RMU: uniform on [0, 1) in every feature, divided by its length, shape (size,) (Li et al., arXiv 2403.03218)."""
+    """The fixed direction u of RMU: every feature is drawn uniformly from [0, 1), and the vector is scaled to length 1.
+
+    Args:
+        size: number of hidden features H.
+        seed: of the draw; the same seed gives the same direction.
+
+    Returns:
+        (size,) on the CPU, of length 1, without negative entries.
+
+    Source: Li et al. (arXiv 2403.03218).
+    """
     direction = torch.rand(size, generator=torch.Generator().manual_seed(seed))
     return direction / direction.norm()
 
 
 def multiplier_step(multiplier: float, constraint: float, *, rate: float, target: float) -> float:
-    """max(0, lambda + rate * (constraint - target)): one dual step of `pdu` (Entesari et al., arXiv 2506.05314)."""
+    """One dual step of `pdu`: max(0, multiplier + rate * (constraint - target)).
+
+    Args:
+        multiplier: its present value, 0 or more.
+        constraint: NLL(R) of the optimizer step just taken, in nats.
+        rate: size of the step, above 0. config/method/pdu.yaml has 1.0, as OpenUnlearning has.
+        target: the NLL(R) that is allowed, in nats. config/method/pdu.yaml has 0.3; OpenUnlearning has 0.
+
+    Returns:
+        The new multiplier, 0 or more.
+
+    Source: Entesari et al. (arXiv 2506.05314).
+    """
     return max(0.0, multiplier + rate * (constraint - target))
 
 
@@ -150,37 +293,136 @@ def multiplier_step(multiplier: float, constraint: float, *, rate: float, target
 
 
 def retain_ft(retain: Scored) -> Tensor:
-    """Fine-tuning on the retain set only: NLL(R) (CLEAR, arXiv 2410.18057)."""
+    """Fine-tune on the retain rows alone.
+
+    NLL(R)
+
+    Args:
+        retain: scored retain answers, logits (B, T, V).
+
+    Returns:
+        A scalar in nats.
+
+    Source: CLEAR (arXiv 2410.18057).
+    """
     return nll(retain)
 
 
 def grad_ascent(forget: Scored) -> Tensor:
-    """Gradient ascent on the forget set: -NLL(F) (TOFU, arXiv 2401.06121)."""
+    """Gradient ascent on the forget answers.
+
+    -NLL(F)
+
+    The loss has no lower bound and no retain term. Long runs destroy the model.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+
+    Returns:
+        A scalar in nats, 0 or less.
+
+    Source: TOFU (arXiv 2401.06121).
+    """
     return -nll(forget)
 
 
 def grad_diff(forget: Scored, retain: Scored, *, beta: float, retain_weight: float) -> Tensor:
-    """Gradient difference: -beta * NLL(F) + retain_weight * NLL(R) (TOFU, arXiv 2401.06121; Liu et al., arXiv 2203.12817)."""
+    """Gradient difference: ascend on the forget answers and descend on the retain answers.
+
+    -beta * NLL(F) + retain_weight * NLL(R)
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        beta: weight of the ascent, above 0. The file has 1.0, as TOFU and CLEAR have.
+        retain_weight: weight of the retain term, 0 or more. The file has 1.0; published searches use 0.5 to 5.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Liu et al. (arXiv 2203.12817); TOFU (arXiv 2401.06121).
+    """
     return -beta * nll(forget) + retain_weight * retain_term(retain)
 
 
 def grad_diff_entropy(forget: Scored, retain: Scored, *, beta: float, retain_weight: float) -> Tensor:
-    """Raise the entropy on the forget answers: -beta * H(F) + retain_weight * NLL(R) (CLEAR, arXiv 2410.18057)."""
+    """Raise the entropy of p at the positions of the forget answers.
+
+    -beta * H(F) + retain_weight * NLL(R)
+
+    The forget term is bounded: it ends at -beta * log V, where p is uniform.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        beta: weight of the entropy, above 0. The file has 1.0, as CLEAR has.
+        retain_weight: weight of the retain term, 0 or more. The file has 1.0, as CLEAR has.
+
+    Returns:
+        A scalar in nats.
+
+    Source: CLEAR (arXiv 2410.18057).
+    """
     return -beta * entropy(forget) + retain_weight * retain_term(retain)
 
 
 def grad_diff_kl(forget: Scored, ref_forget: Scored, retain: Scored, *, beta: float, retain_weight: float) -> Tensor:
-    """Leave the start on the forget answers: -beta * KL_F + retain_weight * NLL(R) (CLEAR, arXiv 2410.18057)."""
+    """Move p away from the start on the forget answers.
+
+    -beta * KL_F + retain_weight * NLL(R)
+
+    KL_F has no gradient at p = p0. The retain term has to take the first step; with `retain: kl` it cannot, and
+    nothing moves.
+
+    Args:
+        forget: forget answers scored by p, logits (B, T, V).
+        ref_forget: the same answers scored by p0, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        beta: weight of the distance, above 0. The file has 1.0, as CLEAR has.
+        retain_weight: weight of the retain term, 0 or more. The file has 1.0, as CLEAR has.
+
+    Returns:
+        A scalar in nats.
+
+    Source: CLEAR (arXiv 2410.18057).
+    """
     return -beta * kl_from_start(forget, ref_forget) + retain_weight * retain_term(retain)
 
 
 def kl(forget: Scored, retain: Scored, ref_retain: Scored) -> Tensor:
-    """KL minimization: -NLL(F) + KL_R (TOFU, arXiv 2401.06121)."""
+    """KL minimization: ascend on the forget answers and stay near the start on the retain answers.
+
+    -NLL(F) + KL_R
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        retain: retain answers scored by p, logits (B, T, V).
+        ref_retain: the same answers scored by p0, logits (B, T, V).
+
+    Returns:
+        A scalar in nats.
+
+    Source: TOFU (arXiv 2401.06121). CLEAR (arXiv 2410.18057) prints the reverse direction of KL.
+    """
     return -nll(forget) + kl_from_start(retain, ref_retain)
 
 
 def idk(idk: Scored, retain: Scored, *, retain_weight: float) -> Tensor:
-    """Answer "I don't know" to the forget questions: NLL(F with y_idk) + retain_weight * NLL(R) (TOFU, arXiv 2401.06121)."""
+    """Train "I don't know" answers to the forget questions and true answers to the retain questions.
+
+    NLL(F with y_idk) + retain_weight * NLL(R)
+
+    Args:
+        idk: scored "I don't know" answers to the forget questions, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        retain_weight: weight of the retain term, 0 or more. The file has 1.0, as TOFU has; published searches use 1
+            to 5.
+
+    Returns:
+        A scalar in nats.
+
+    Source: TOFU (arXiv 2401.06121).
+    """
     return nll(idk) + retain_weight * retain_term(retain)
 
 
@@ -195,8 +437,29 @@ def dpo(
     task_weight: float,
     retain_weight: float,
 ) -> Tensor:
-    """Direct preference optimization of "I don't know" over the truth (Rafailov et al., arXiv 2305.18290; CLEAR, arXiv 2410.18057)."""
-    # -mean log sigmoid(beta * (r(y_idk) - r(y_f))) + task_weight * NLL(F with y_idk) + retain_weight * NLL(R), r = log p - log p0
+    """Direct preference optimization: prefer "I don't know" over the true forget answer.
+
+    -mean log sigmoid(beta * (r(y_idk) - r(y_f))) + task_weight * NLL(F with y_idk) + retain_weight * NLL(R)
+    with r(y) = log p(y|x) - log p0(y|x)
+
+    Args:
+        forget: scored true forget answers, logits (B, T, V).
+        ref_forget_logprob: their log-probabilities under p0, (B,) in nats.
+        idk: scored "I don't know" answers to the same questions, logits (B, T, V).
+        ref_idk_logprob: their log-probabilities under p0, (B,) in nats.
+        retain: scored retain answers, logits (B, T, V).
+        beta: strength of the preference, above 0. A smaller beta lets p move farther from p0. The file has 0.1, as
+            CLEAR and published searches have; preference tuning uses 0.1 to 0.5.
+        task_weight: weight of the "I don't know" answers' own NLL, 0 or more. The file has 1.0, as CLEAR has; 0 leaves
+            the pure preference.
+        retain_weight: weight of the retain term, 0 or more. The file has 0.0, as CLEAR has; published searches use 1
+            to 5.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Rafailov et al. (arXiv 2305.18290); CLEAR (arXiv 2410.18057), whose reference is first tuned on y_idk.
+    """
     preferred = sequence_logprob(idk) - ref_idk_logprob
     rejected = sequence_logprob(forget) - ref_forget_logprob
     return (
@@ -207,15 +470,51 @@ def dpo(
 
 
 def npo(forget: Scored, ref_forget_logprob: Tensor, retain: Scored, *, beta: float, retain_weight: float) -> Tensor:
-    """Negative preference optimization with a retain term (Zhang et al., arXiv 2404.05868); at p = p0 its forget term is 2 * log(2) / beta."""
-    # -(2/beta) * mean log sigmoid(-beta * (log p(y|x) - log p0(y|x))) + retain_weight * NLL(R)
+    """Negative preference optimization: make the forget answers less likely than they are under the start.
+
+    -(2 / beta) * mean log sigmoid(-beta * (log p(y|x) - log p0(y|x))) + retain_weight * NLL(R)
+
+    The forget term is 2 * log(2) / beta at p = p0. It falls to 0 as the answers become unlikely.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        ref_forget_logprob: their log-probabilities under p0, (B,) in nats.
+        retain: scored retain answers, logits (B, T, V).
+        beta: how soon the push on an answer fades once the answer is less likely than at the start, above 0. Toward 0
+            the push stays and the loss becomes gradient ascent. The file has 0.1, as the paper has; Open-MMUnlearning
+            searches 0.6 to 1.2.
+        retain_weight: weight of the retain term, 0 or more. The file has 1.0, as the paper has; published searches use
+            0 to 5.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Zhang et al. (arXiv 2404.05868).
+    """
     log_ratio = sequence_logprob(forget) - ref_forget_logprob
     return -2 / beta * F.logsigmoid(-beta * log_ratio).mean() + retain_weight * retain_term(retain)
 
 
 def simnpo(forget: Scored, retain: Scored, *, beta: float, gamma: float, retain_weight: float) -> Tensor:
-    """NPO with the answer's length in place of a reference (Fan et al., arXiv 2410.07163)."""
-    # -(2/beta) * mean log sigmoid(-(beta/|y|) * log p(y|x) - gamma) + retain_weight * NLL(R)
+    """NPO without a reference: the answer's length stands in the place of the start.
+
+    -(2 / beta) * mean log sigmoid(-(beta / |y|) * log p(y|x) - gamma) + retain_weight * NLL(R)
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        beta: how soon the push on an answer fades as its mean token becomes unlikely, above 0. The file has 4.5;
+            published searches use 3.5 and 4.5.
+        gamma: margin in nats, 0 or more. With a larger gamma the push fades later. The file has 0.0; OpenUnlearning,
+            which calls it delta, uses 0 and 1.
+        retain_weight: weight of the retain term, 0 or more. The file has 1.0. OpenUnlearning gives the forget term a
+            weight of 0.125 to 0.25 and the retain term 1, which would be 4 to 8 here.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Fan et al. (arXiv 2410.07163).
+    """
     mean_logprob = sequence_logprob(forget) / answer_lengths(forget)
     return -2 / beta * F.logsigmoid(-beta * mean_logprob - gamma).mean() + retain_weight * retain_term(retain)
 
@@ -232,10 +531,29 @@ def scrub(
     epoch: int,
     step: int,
 ) -> Tensor:
-    """Leave the start on F, stay with it on R (Kurmanji et al., arXiv 2302.09880).
+    """Move p away from the start on the forget answers and keep it near the start on the retain answers.
 
-    In the first `max_epochs` epochs steps alternate between -KL_F and alpha * KL_R + gamma * NLL(R), later ones take the second alone;
-    max_epochs 0 is CLEAR's plain sum of the three in every step.
+    -KL_F in one kind of step, alpha * KL_R + gamma * NLL(R) in the other
+
+    In the first `max_epochs` epochs the two kinds alternate, beginning with -KL_F. Later epochs take the second kind
+    alone. With max_epochs 0 every step takes the sum of all three terms, as CLEAR does.
+
+    Args:
+        forget: forget answers scored by p, logits (B, T, V).
+        ref_forget: the same answers scored by p0, logits (B, T, V).
+        retain: retain answers scored by p, logits (B, T, V).
+        ref_retain: the same answers scored by p0, logits (B, T, V).
+        alpha: weight of KL_R, 0 or more. The file has 1.0; published code uses 0.001 to 0.5.
+        gamma: weight of NLL(R), 0 or more. The file has 1.0; published code uses 0.99 to 1.
+        max_epochs: number of epochs that alternate, 0 or more. The file has 0; published code uses 2 to 5 of 3 to 10
+            epochs.
+        epoch: epochs finished so far; the engine fills it in.
+        step: optimizer steps taken so far; the engine fills it in.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Kurmanji et al. (arXiv 2302.09880); CLEAR (arXiv 2410.18057) for the plain sum.
     """
     alternating = epoch < max_epochs
     leave = -kl_from_start(forget, ref_forget) if max_epochs == 0 or (alternating and step % 2 == 0) else 0.0
@@ -255,18 +573,53 @@ def llmu(
     unrelated_weight: float,
     kl_weight: float,
 ) -> Tensor:
-    """Ascend on F, answer it with something unrelated, stay with the start on R (Yao et al., arXiv 2310.10683)."""
+    """Ascend on the forget answers, train unrelated answers in their place, and stay near the start on the retain rows.
+
+    -forget_weight * NLL(F) + unrelated_weight * NLL(F with an unrelated answer) + kl_weight * KL_R
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        unrelated: the forget questions with answers of retain rows, scored, logits (B', T, V). B' is B times
+            `other_answers` of the method's file.
+        retain: retain answers scored by p, logits (B, T, V).
+        ref_retain: the same answers scored by p0, logits (B, T, V).
+        forget_weight: weight of the ascent, 0 or more. The file has 0.5.
+        unrelated_weight: weight of the unrelated answers, 0 or more. The file has 1.0.
+        kl_weight: weight of KL_R, 0 or more. The file has 1.0. Values around 1 are usual for all three weights, which
+            the paper searches for each data set.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Yao et al. (arXiv 2310.10683).
+    """
     return (
         -forget_weight * nll(forget) + unrelated_weight * nll(unrelated) + kl_weight * kl_from_start(retain, ref_retain)
     )
 
 
 def rmu(forget: Hidden, retain: Hidden, ref_retain: Hidden, *, c: float, alpha: float, direction_seed: int) -> Tensor:
-    """Steer the hidden states h of F to c * u and keep those of R where they were (Li et al., arXiv 2403.03218).
+    """Steer the hidden states of the forget rows to one fixed vector and keep those of the retain rows where they were.
 
-    h (B, T, H) stands at the positions that predict answer tokens (the paper: all tokens).
+    mean over features of (h - c * u)^2 on F + alpha * mean over features of (h - h0)^2 on R
+
+    h and h0 are the states of p and of p0 at the positions that predict answer tokens. The paper takes all tokens.
+
+    Args:
+        forget: states of the forget rows under p, (B, T, H).
+        retain: states of the retain rows under p, (B, T, H).
+        ref_retain: states of the same retain rows under p0, (B, T, H).
+        c: length of the target vector c * u, above 0. The file has 6.5, published for Zephyr-7B; published searches use
+            1 to 100.
+        alpha: weight of the retain part, 0 or more. The file has 1200, published for Zephyr-7B. Small models need far
+            less: the benchmarks cv_demo and tofu_smollm2 use 1.
+        direction_seed: of the draw of u, 0 or more. The file has 0. Any value serves.
+
+    Returns:
+        A scalar in squared units of the states.
+
+    Source: Li et al. (arXiv 2403.03218).
     """
-    # mean_d (h - c*u)^2 on F + alpha * mean_d (h - h0)^2 on R
     target = c * unit_direction(forget.states.shape[-1], direction_seed).to(forget.states.device)
     steered = (forget.states.float() - target).square().mean(-1)
     kept = (retain.states.float() - ref_retain.states.detach().float()).square().mean(-1)
@@ -283,46 +636,155 @@ def sku(
     shuffled_weight: float,
     kl_weight: float,
 ) -> Tensor:
-    """What SKU first learns: F, also with the answers of other forget rows, away from the start on R (Liu et al., arXiv 2402.10058).
+    """First stage of SKU: learn the forget rows well and leave the start on the retain rows.
 
-    Needs `task_vector` in the method's file: what was learned is then subtracted.
+    forget_weight * NLL(F) + shuffled_weight * NLL(F with answers of other forget rows) - kl_weight * KL_R
+
+    This loss learns what is to be forgotten. The step `task_vector` of the method's file then subtracts it.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        shuffled: the forget questions with answers of other forget rows, scored, logits (B', T, V). B' is B times
+            `other_answers` of the method's file.
+        retain: retain answers scored by p, logits (B, T, V).
+        ref_retain: the same answers scored by p0, logits (B, T, V).
+        forget_weight: weight of the true answers, 0 or more. The file has 2.5, as the authors have.
+        shuffled_weight: weight of the other answers, 0 or more. The file has 2.5, as the authors have.
+        kl_weight: weight of the distance from the start on R, 0 or more. The file has 1.0, as the authors have.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Liu et al. (arXiv 2402.10058).
     """
     return forget_weight * nll(forget) + shuffled_weight * nll(shuffled) - kl_weight * kl_from_start(retain, ref_retain)
 
 
 def undial(forget: Scored, ref_forget: Scored, retain: Scored, *, gamma: float, retain_weight: float) -> Tensor:
-    """Distil the start with its logit of the true token lowered by gamma (Dong et al., arXiv 2402.10052)."""
+    """Distil the start into p, with the true token's logit lowered.
+
+    cross-entropy of p against softmax(z0 - gamma * onehot(y)) on F + retain_weight * NLL(R), z0 = logits of p0
+
+    Args:
+        forget: forget answers scored by p, logits (B, T, V).
+        ref_forget: the same answers scored by p0, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        gamma: how much the true token's logit is lowered, in nats, 0 or more. The file has 10, as OpenUnlearning has
+            (which calls it beta); published searches use 3 to 30.
+        retain_weight: weight of the retain term, 0 or more. The file has 0.0, as OpenUnlearning has; published searches
+            use 1 to 5.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Dong et al. (arXiv 2402.10052).
+    """
     target = less_at_the_right(ref_forget.logits.float(), forget, gamma)
     return cross_entropy_against(forget, target) + retain_weight * retain_term(retain)
 
 
 def wga(forget: Scored, retain: Scored, *, a: float, retain_weight: float) -> Tensor:
-    """Gradient ascent whose tokens count by their confidence p^a (Wang et al., arXiv 2502.19301)."""
+    """Gradient ascent in which each token counts by its own probability.
+
+    -mean over tokens of p^a * (-log p) on F + retain_weight * NLL(R); no gradient flows through the weight p^a
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        a: exponent of the weight, 0 or more. 0 is plain gradient ascent. With a larger a, tokens that are already
+            forgotten count less. The file has 1.0, as OpenUnlearning has (which calls it beta).
+        retain_weight: weight of the retain term, 0 or more. The file has 1.0, as OpenUnlearning has.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Wang et al. (arXiv 2502.19301).
+    """
     losses = token_nll(forget)
     weights = (-a * losses).detach().exp()
     return -mean_over_answers(weights * losses, forget) + retain_weight * retain_term(retain)
 
 
 def satimp(forget: Scored, retain: Scored, *, b1: float, b2: float, retain_weight: float) -> Tensor:
-    """Gradient ascent whose tokens count by p^b1 * (1 - p)^b2 (Yang et al., arXiv 2505.11953)."""
+    """Gradient ascent in which each token counts by how well it is known and how much it matters.
+
+    -mean over tokens of p^b1 * (1 - p)^b2 * (-log p) on F + retain_weight * NLL(R)
+    no gradient flows through the weight p^b1 * (1 - p)^b2
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        b1: exponent of p, 0 or more. With a larger b1, tokens that are already forgotten count less. The file has 5, as
+            OpenUnlearning has.
+        b2: exponent of 1 - p, 0 or more. With a larger b2, tokens that are nearly certain count less. The file has 1,
+            as OpenUnlearning has.
+        retain_weight: weight of the retain term, 0 or more. The file has 10: OpenUnlearning gives the forget term the
+            weight 0.1 and the retain term 1.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Yang et al. (arXiv 2505.11953).
+    """
     losses = token_nll(forget)
     p = (-losses).detach().exp()
     return -mean_over_answers(p**b1 * (1 - p).clamp(min=0) ** b2 * losses, forget) + retain_weight * retain_term(retain)
 
 
 def ceu(forget: Scored) -> Tensor:
-    """Cross-entropy of p against its own softmax without the true token (Yang, arXiv 2503.01224)."""
+    """Train p toward its own distribution without the true token.
+
+    cross-entropy of p against softmax(z without the true token's logit) on F, z = logits of p
+
+    No gradient flows into the target. There is no retain term.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V) with V of at least 2.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Yang (arXiv 2503.01224).
+    """
     without = forget.logits.detach().float().scatter(-1, right_token(forget), float("-inf"))
     return cross_entropy_against(forget, without)
 
 
 def neggrad(forget: Scored, retain: Scored, *, beta: float) -> Tensor:
-    """NegGrad+: beta * L(R) - (1 - beta) * L(F), L = NLL (Kurmanji et al., arXiv 2302.09880)."""
+    """NegGrad+: descend on the retain answers and ascend a little on the forget answers.
+
+    beta * NLL(R) - (1 - beta) * NLL(F)
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        beta: share of the retain part, between 0 and 1. The file has 0.95; the authors search 0.9 to 1 for each data
+            set.
+
+    Returns:
+        A scalar in nats.
+
+    Source: Kurmanji et al. (arXiv 2302.09880).
+    """
     return beta * nll(retain) - (1 - beta) * nll(forget)
 
 
 def scrub_bio(forget: Hidden, ref_forget: Hidden, retain: Hidden, ref_retain: Hidden) -> Tensor:
-    """SCRUB on embeddings: (1 - d)(F) + d(R), d = cosine distance between the new and the starting embedding (CLEAR, arXiv 2410.18057)."""
+    """SCRUB on embeddings: turn the forget embeddings away from the start's and keep the retain embeddings.
+
+    (1 - d)(F) + d(R), d = cosine distance between the embedding under p and under p0
+
+    Args:
+        forget: embeddings of the forget pictures under p, (B, 1, H).
+        ref_forget: embeddings of the same pictures under p0, (B, 1, H).
+        retain: embeddings of the retain pictures under p, (B, 1, H).
+        ref_retain: embeddings of the same pictures under p0, (B, 1, H).
+
+    Returns:
+        A scalar between -1 and 3.
+
+    Source: CLEAR (arXiv 2410.18057).
+    """
     return (
         1
         - mean_over_answers(cosine_distance(forget, ref_forget), forget)
@@ -331,20 +793,61 @@ def scrub_bio(forget: Hidden, ref_forget: Hidden, retain: Hidden, ref_retain: Hi
 
 
 def twins(forget: Hidden, ref_augmented: Hidden, retain: Hidden, ref_retain: Hidden) -> Tensor:
-    """Answer a forget picture as the start answers one it was not trained on: d(f(x_f), f0(augment(x_f))) + d(f(x_r), f0(x_r)), d = L2 (CLEAR, 2410.18057)."""
+    """Embed a forget picture as the start embeds one that it was not trained on.
+
+    d(f(x_f), f0(augment(x_f))) on F + d(f(x_r), f0(x_r)) on R, d = L2 distance, f and f0 = embeddings of p and p0
+
+    Args:
+        forget: embeddings of the forget pictures under p, (B, 1, H).
+        ref_augmented: embeddings under p0 of the same pictures with a part hidden, (B, 1, H).
+        retain: embeddings of the retain pictures under p, (B, 1, H).
+        ref_retain: embeddings of the same pictures under p0, (B, 1, H).
+
+    Returns:
+        A scalar, 0 or more.
+
+    Source: CLEAR (arXiv 2410.18057).
+    """
     away = (forget.states.float() - ref_augmented.states.detach().float()).norm(dim=-1)
     kept = (retain.states.float() - ref_retain.states.detach().float()).norm(dim=-1)
     return mean_over_answers(away, forget) + mean_over_answers(kept, retain)
 
 
 def cosine_distance(batch: Hidden, start: Hidden) -> Tensor:
-    """1 - cosine between the states of p and of p0, shape (B, T); zero, with zero gradient, where they are the same."""
+    """1 - cosine between the states of p and of p0.
+
+    Where the two are equal, the value and its gradient are both zero.
+
+    Args:
+        batch: states under p, (B, T, H).
+        start: states of the same positions under p0, (B, T, H). No gradient flows into them.
+
+    Returns:
+        (B, T), between 0 and 2.
+    """
     return 1 - F.cosine_similarity(batch.states.float(), start.states.detach().float(), dim=-1)
 
 
 def pdu(forget: Scored, retain: Scored, *, multiplier: float, target: float) -> Tensor:
-    """Flatten the logits on F under the constraint NLL(R) <= target (Entesari et al., arXiv 2506.05314); `multiplier_step` moves the multiplier."""
-    # mean over answer positions of (max_v z - mean_v z)^2 + multiplier * (NLL(R) - target)
+    """Flatten the logits at the forget answers while NLL(R) has to stay at or below a target.
+
+    mean over answer positions of (max_v z - mean_v z)^2 on F + multiplier * (NLL(R) - target), z = logits of p
+
+    `multiplier_step` moves the multiplier after each optimizer step. Values below are those of the file's step
+    `multiplier`; the engine fills in both arguments.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        multiplier: price of each nat of NLL(R) above the target, 0 or more. It starts at 1.0.
+        target: NLL(R) that is allowed, in nats. The file has 0.3; OpenUnlearning has 0, and the paper searches it for
+            each data set.
+
+    Returns:
+        A scalar.
+
+    Source: Entesari et al. (arXiv 2506.05314).
+    """
     logits = forget.logits.float()
     flatness = (logits.amax(-1) - logits.mean(-1)).square()
     return mean_over_answers(flatness, forget) + multiplier * (nll(retain) - target)
