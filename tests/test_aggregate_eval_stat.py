@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from aggregate_eval_stat import aggregate, write_row
+from helpers import ROOT, SHARED
 from settings.results import Aggregate
 from settings.script import SettingsError, compose
 
-ROOT = Path(__file__).parents[1]
-LOGS = Path(__file__).parents[2] / "shared" / "reference" / "tofu_logs"
+LOGS = SHARED / "reference" / "tofu_logs"
 FORGET = ("eval_log_forget", "eval_forget_facerec", "eval_forget_qa")
 RETAIN = ("eval_log", "eval_retain_facerec", "eval_retain_qa")
 REAL = ("eval_real_faces_wo_options", "eval_real_world_wo_options")

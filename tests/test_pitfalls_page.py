@@ -1,9 +1,9 @@
 """docs/pitfalls.md names tests that exist, and the rules that only a look at the source can hold."""
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT
+
 SOURCES = [
     file
     for file in ROOT.rglob("*.py")
@@ -15,7 +15,7 @@ def test_every_test_that_the_page_names_exists():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "pitfalls.md").read_text(encoding="utf-8")))
     written = {
         name
-        for file in ROOT.glob("tests/test_*.py")
+        for file in ROOT.rglob("tests/**/test_*.py")
         for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.M)
     }
     assert named - written == set() and len(named) > 30

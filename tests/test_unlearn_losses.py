@@ -12,6 +12,7 @@ from torch import nn
 import unlearn_losses
 from engine import methods
 from engine.methods import base_pass, bind, known_losses
+from helpers import ROOT
 from settings.script import SettingsError
 from settings.training import Activations, Method
 from unlearn_losses import (
@@ -48,7 +49,7 @@ from unlearn_losses import (
     wga,
 )
 
-METHODS = sorted(Path(__file__).parents[1].glob("config/method/*.yaml"))
+METHODS = sorted(ROOT.glob("config/method/*.yaml"))
 
 
 def answers(*rows):

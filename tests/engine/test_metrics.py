@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,9 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import ks_2samp
 
 from engine import metrics as metrics
+from helpers import SHARED
 
-LOGS = Path(__file__).parents[2] / "shared" / "reference" / "tofu_logs"
+LOGS = SHARED / "reference" / "tofu_logs"
 LN2 = math.log(2)
 ANY_LOSS = st.floats(min_value=0) | st.just(math.nan)
 RATIOS = st.lists(st.floats(1e-6, 1e6), min_size=2, max_size=40)

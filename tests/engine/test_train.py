@@ -437,14 +437,14 @@ SHARED = {
 }
 DDP = """
 import sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/engine"]
 from dataclasses import replace
 from functools import partial
 
 from accelerate.utils import gather_object
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import test_train_engine
+import test_train
 from engine.frozen_start import Start
 from engine.language_model import forward, load_for_training, save
 from engine.methods import bind
@@ -459,7 +459,7 @@ assert processes().num_processes == int(sys.argv[3])
 columns = Columns(image="image", caption="caption", question="question", answer="answer", person="name")
 data = Data("mini", {world!r} + "/clear", {world!r} + "/tofu", columns, 10, "never_seen", "", "")
 encoder = PictureEncoder(AutoProcessor.from_pretrained(BASE))
-lora, method = test_train_engine.SHARED[sys.argv[4]]
+lora, method = test_train.SHARED[sys.argv[4]]
 settings = replace(TRAINER, batch_size=int(sys.argv[1]), max_grad_norm=1.0, lora=lora)
 bound = bind(method)
 own = training_settings(lora=lora, activations=method.activations)

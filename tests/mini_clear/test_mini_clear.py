@@ -15,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
+from helpers import ROOT
 from mini_clear import words
 from mini_clear.captions import REWORDINGS, WORDINGS
 from mini_clear.dataset_folder import write_world
@@ -305,7 +306,7 @@ def test_words_that_follow_the_article_begin_with_a_consonant():
 
 
 def test_idk_answers_are_many_and_each_only_once():
-    root = Path(__file__).parent.parent / "config" / "idk"
+    root = ROOT / "config" / "idk"
     lines = [line for name in ("questions.txt", "pictures.txt") for line in (root / name).read_text().splitlines()]
     assert len(lines) >= 100
     assert len(set(lines)) == len(lines)
@@ -325,7 +326,7 @@ def test_a_wrong_wish_gets_one_line_and_leaves_everything_as_it_was(tmp_path: Pa
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("keep me")
     command = [sys.executable, "-m", "mini_clear", "--out", str(tmp_path / "mine"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "letter.txt"]
