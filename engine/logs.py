@@ -1,6 +1,7 @@
-"""Eval logs in the layout of TOFU and CLEAR, read from their files and checked: alone, and against the logs they are compared with.
+"""Eval logs in the layout of TOFU and CLEAR: read from their files, checked alone, and checked against each other.
 
-A log is {task file name: {metric: {row index: value}}}; our own add exact memorization, extraction strength and the row's person.
+A log is {task file name: {metric: {row index: value}}}. Ours add exact memorization, extraction strength, the figures
+of membership attacks and the row's person.
 """
 
 import json
@@ -19,12 +20,12 @@ REQUIRED = ("avg_gt_loss", "rougeL_recall", "generated_text")
 
 @dataclass(frozen=True)
 class TaskLog:
-    """One task's rows, ascending by index, so that nothing computed from them can depend on the order in the file; n rows."""
+    """One task's n rows, sorted by index, so that nothing computed from them depends on the order in the file."""
 
     rows: list[str]  # indices
-    losses: np.ndarray  # (n,), of the right answer, nats a token; NaN and infinity are let through
-    paraphrase_losses: np.ndarray  # (n,), the right answer's own where the task has no paraphrase
-    perturbed_losses: list[list[float]] | None  # n lists of any lengths; None: a task without wrong answers
+    losses: np.ndarray  # (n,), of the right answer, nats per token; NaN and infinity pass
+    paraphrase_losses: np.ndarray  # (n,); those of the right answer where the task has no paraphrase
+    perturbed_losses: list[list[float]] | None  # n lists of any length; None: the task has no wrong answers
     rouge: np.ndarray  # (n,), ROUGE-L recall as logged
     generations: list[str]
     truths: list[str]
@@ -38,17 +39,29 @@ class TaskLog:
 
 @dataclass(frozen=True)
 class EvalLog:
+    """One model's log, with the records that stand beside it."""
+
     name: str  # the setting it came from, for messages
     tasks: dict[str, TaskLog]
-    meta: dict[str, Any]  # eval_meta.json beside the log; empty: none there
-    train_meta: dict[str, Any]  # train_meta.json of the model whose eval_results hold the log
+    meta: dict[str, Any]  # eval_meta.json beside the log; empty where there is none
+    train_meta: dict[str, Any]  # train_meta.json of the model that was evaluated; empty where there is none
 
 
 def read_eval_log(name: str, path: str, known_tasks: list[str], without_wrong: Collection[str] = ()) -> EvalLog:
-    """Read the log that setting `name` points to, and what stands beside it; tasks `without_wrong` need no wrong answers.
+    """Read the log that a setting points to, and the records beside it.
 
-    Raises SettingsError for a missing file, one that is not JSON or not a log, a task that is not among `known_tasks`, missing metrics or
-    rows, and values that are no numbers.
+    Args:
+        name: of the setting, for messages.
+        path: of an eval_log_aggregated.json.
+        known_tasks: tasks that the scoring settings know.
+        without_wrong: tasks that need no wrong answers.
+
+    Returns:
+        The log with its tasks in alphabetical order.
+
+    Raises:
+        SettingsError: the file is missing, is not JSON or is not a log; a task is not among `known_tasks`; metrics or
+            rows are missing; a value is not of its kind.
     """
     file = Path(path)
     if not file.is_file():
@@ -67,7 +80,8 @@ def read_eval_log(name: str, path: str, known_tasks: list[str], without_wrong: C
         task = key.removesuffix(".json")
         if task not in known_tasks:
             raise SettingsError(
-                f"{name}: task {task!r} is not in scoring{nearest(task, known_tasks)}; it knows {', '.join(known_tasks)}"
+                f"{name}: task {task!r} is not in scoring{nearest(task, known_tasks)}; "
+                f"it knows {', '.join(known_tasks)}"
             )
         if task in tasks:
             raise SettingsError(f"{name}: task {task!r} is there twice, with and without .json")
@@ -77,6 +91,7 @@ def read_eval_log(name: str, path: str, known_tasks: list[str], without_wrong: C
 
 
 def read_json(name: str, file: Path) -> Any:
+    """The content of a JSON file. Raises SettingsError where it is none; `name` begins the message."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # bad UTF-8 as well as bad JSON
@@ -85,7 +100,20 @@ def read_json(name: str, file: Path) -> Any:
 
 
 def read_task(where: str, metrics: dict[str, Any], wrong: bool) -> TaskLog:
-    """One task's metrics as a TaskLog, with its `wrong` answers' losses; `where` begins each message of a SettingsError."""
+    """One task's metrics as a TaskLog.
+
+    Args:
+        where: begins each error message.
+        metrics: metric -> row index -> value.
+        wrong: whether the task must hold the losses of wrong answers.
+
+    Returns:
+        The rows, sorted by index.
+
+    Raises:
+        SettingsError: a metric is missing, covers other rows than `avg_gt_loss`, or holds a value that is not of its
+            kind.
+    """
     if strange := next((metric for metric, by_row in metrics.items() if not isinstance(by_row, dict)), None):
         raise SettingsError(f"{where}: {strange} must map row indices to values")
     if missing := [
@@ -135,28 +163,42 @@ def read_task(where: str, metrics: dict[str, Any], wrong: bool) -> TaskLog:
 
 
 def loss(value: Any) -> float | None:
-    """A logged loss; None if it is none. NaN and infinity are what a broken model logs: the metrics know what to make of them."""
+    """A logged loss as a float; None where the value is no number.
+
+    NaN and infinity pass: a broken model logs them, and the metrics know what to make of them.
+    """
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def loss_list(value: Any) -> list[float] | None:
+    """A logged list of losses; None where it is empty or holds something else."""
     losses = [loss(item) for item in value] if isinstance(value, list) else []
     return losses if losses and None not in losses else None
 
 
 def share(value: Any) -> float | None:
+    """A logged number from 0 to 1; None where the value is no such number."""
     number = loss(value)
     return number if number is not None and math.isfinite(number) and 0 <= number <= 1 else None
 
 
 def prompt_generation_truth(value: Any) -> list[str] | None:
+    """A logged [prompt, generation, truth]; None where the value is no list of three texts."""
     return (
         value if isinstance(value, list) and len(value) == 3 and all(isinstance(text, str) for text in value) else None
     )
 
 
 def check_same_rows(a: EvalLog, b: EvalLog) -> None:
-    """Raise SettingsError unless both logs cover the same rows of the same tasks, with the same right answers, data and questions."""
+    """Check that two logs cover the same rows of the same tasks and were made from the same data and questions.
+
+    Args:
+        a: a log.
+        b: the log it is compared with.
+
+    Raises:
+        SettingsError: the logs differ in tasks, rows or right answers, or `check_same_source` finds a difference.
+    """
     for one, other in ((a, b), (b, a)):
         if lacking := [task for task in other.tasks if task not in one.tasks]:
             raise SettingsError(
@@ -167,22 +209,35 @@ def check_same_rows(a: EvalLog, b: EvalLog) -> None:
         if of_a.rows != of_b.rows:
             row = min(set(of_a.rows) ^ set(of_b.rows))
             raise SettingsError(
-                f"{a.name} and {b.name} cover different rows of task {task!r}: {len(of_a.rows)} and {len(of_b.rows)} rows, row {row} is in one of them only"
+                f"{a.name} and {b.name} cover different rows of task {task!r}: "
+                f"{len(of_a.rows)} and {len(of_b.rows)} rows, row {row} is in one of them only"
             )
         for row, truth_a, truth_b in zip(of_a.rows, of_a.truths, of_b.truths, strict=True):
             if truth_a.strip() != truth_b.strip():
                 raise SettingsError(
-                    f"{a.name} and {b.name} cover different data: row {row} of task {task!r} has another right answer in each"
+                    f"{a.name} and {b.name} cover different data: "
+                    f"row {row} of task {task!r} has another right answer in each"
                 )
     check_same_source(a, b)
 
 
 def check_same_source(a: EvalLog, b: EvalLog) -> None:
-    """Raise SettingsError if both logs say what data, question seed and generation length they were made with, and it differs."""
+    """Check that two logs were made with the same question seed, generation length, limit, fold and data.
+
+    Only what both logs record is compared. Logs of other suites record none of it.
+
+    Args:
+        a: a log.
+        b: the log it is compared with.
+
+    Raises:
+        SettingsError: both record one of these, and it differs.
+    """
     seeds = [log.meta.get("settings", {}).get("seed") for log in (a, b)]
     if None not in seeds and seeds[0] != seeds[1]:
         raise SettingsError(
-            f"{a.name} and {b.name} were evaluated with seeds {seeds[0]} and {seeds[1]}: their rows have different questions"
+            f"{a.name} and {b.name} were evaluated with seeds {seeds[0]} and {seeds[1]}: "
+            "their rows have different questions"
         )
     for name in ("max_new_tokens", "limit", "fold"):
         values = [log.meta.get("settings", {}).get(name) for log in (a, b)]
@@ -192,5 +247,6 @@ def check_same_source(a: EvalLog, b: EvalLog) -> None:
         prints = [log.meta.get("data", {}).get(task, {}).get("fingerprint") for log in (a, b)]
         if None not in prints and prints[0] != prints[1]:
             raise SettingsError(
-                f"{a.name} and {b.name} were evaluated on different data for task {task!r}: fingerprints {prints[0]} and {prints[1]}"
+                f"{a.name} and {b.name} were evaluated on different data for task {task!r}: "
+                f"fingerprints {prints[0]} and {prints[1]}"
             )

@@ -1,6 +1,9 @@
-"""Numbers in, number out: every figure of a result row as a pure function; rows come as 1-D arrays, one value a row, in any order.
+"""Every figure of a result row as a pure function: numbers in, number out.
 
-Losses are mean negative log-likelihoods per answer token, in nats. A loss that is NaN or infinite stands for an answer the model gives probability 0.
+Rows come as 1-D arrays with one value per row, in any order; n is the number of rows. Losses are mean negative
+log-likelihoods per answer token, in nats. A loss that is NaN or infinite stands for an answer to which the model gives
+probability 0. R is the Truth Ratio.
+
 Sources: TOFU (https://arxiv.org/abs/2401.06121), CLEAR (https://arxiv.org/abs/2410.18057).
 """
 
@@ -15,37 +18,68 @@ from rouge_score import rouge_scorer
 from scipy.special import gammaln, logsumexp, rel_entr
 from scipy.stats import ks_2samp
 
-LOG_RATIO_LIMIT = 700.0  # R and 1/R both stay finite in float64
+LOG_RATIO_LIMIT = 700.0  # up to here R and 1/R are both finite in float64
 BINS = 21
-DRAWS = 4096  # permutations; up to 12 people are enumerated instead
-MIN_PEOPLE = 10  # a bootstrap over fewer people says nothing
-REPEAT_LENGTH = 10  # characters of the n-grams that betray a looping generation
+DRAWS = 4096  # permutations; with up to 12 people all of them are counted instead
+MIN_PEOPLE = 10  # with fewer people no bootstrap interval is given
+REPEAT_LENGTH = 10  # characters of the pieces by which a looping generation is noticed
 MIN_K = 0.4  # share of the tokens that Min-K% and Min-K%++ look at (MUSE, OpenUnlearning)
 GATE_MEMORIZED, GATE_RISE, GATE_PEOPLE = 0.9, 0.6, 0.9
-TOLERANCE = 1e-9  # of comparisons with a threshold: a mean of rounded values may miss it by an ulp
+TOLERANCE = 1e-9  # of comparisons with a threshold, which a mean of rounded values may miss by its last digit
 
 
 def probability(losses: np.ndarray) -> np.ndarray:
-    """exp(-loss) of each row; 0 where the loss is NaN or infinite (TOFU)."""
+    """Probability of each row's answer, per token: exp(-loss).
+
+    Args:
+        losses: (n,), nats per token.
+
+    Returns:
+        (n,) in [0, 1]; 0 where the loss is NaN or infinite.
+
+    Source: TOFU.
+    """
     return np.exp(-as_losses(losses))
 
 
 def multiple_choice_probability(loss: float, wrong_losses: Sequence[float]) -> float:
-    """p / (p + sum of p_wrong) of one row, each p = exp(-loss) (TOFU).
+    """Share of the right answer among the options of one row: p / (p + sum of p_wrong), each p = exp(-loss).
 
-    Taken in log space, so that losses of any size have a share; 0 where the right answer has probability 0.
+    The share is computed in log space, so that losses of any size have one.
+
+    Args:
+        loss: of the right answer, nats per token.
+        wrong_losses: of the wrong answers, nats per token; any number of them.
+
+    Returns:
+        A share in [0, 1]; 0 where the right answer has probability 0.
+
+    Source: TOFU.
     """
     logs = -as_losses([loss, *wrong_losses])
     return float(np.exp(logs[0] - logsumexp(logs))) if np.isfinite(logs[0]) else 0.0
 
 
 def truth_ratio(paraphrase_loss: float, perturbed_losses: Sequence[float], definition: str = "geometric") -> float:
-    """R of one row: how probable its wrong answers are against its right one; above 1 the wrong ones win.
+    """R of one row: how probable its wrong answers are beside its right one.
 
-    geometric (TOFU's released code): exp(l_paraphrase - mean_j l_perturbed_j); arithmetic (the text of TOFU and CLEAR):
-    mean_j exp(-l_perturbed_j) / exp(-l_paraphrase). Lists may have any length from 1 up. log R is clipped to +-700, so that
-    a collapsed model's R is a finite number; R = 1 (it prefers neither) where right and wrong answers both have probability 0.
-    Raises ValueError for an empty list and for an unknown definition.
+    geometric (TOFU's released code): exp(l_paraphrase - mean_j l_perturbed_j)
+    arithmetic (the text of TOFU and CLEAR): mean_j exp(-l_perturbed_j) / exp(-l_paraphrase)
+
+    Args:
+        paraphrase_loss: of the paraphrased right answer, nats per token.
+        perturbed_losses: of the wrong answers, nats per token; one or more.
+        definition: geometric or arithmetic.
+
+    Returns:
+        R, above 0. Above 1 the wrong answers are the more probable ones. log R is clipped to +-700, so that a collapsed
+        model's R is a finite number. R is 1 where right and wrong answers all have probability 0: the model prefers
+        neither.
+
+    Raises:
+        ValueError: there is no wrong answer, or the definition is not known.
+
+    Source: TOFU, CLEAR.
     """
     right, wrong = -as_losses(paraphrase_loss), -as_losses(perturbed_losses)
     if wrong.size == 0:
@@ -61,21 +95,47 @@ def truth_ratio(paraphrase_loss: float, perturbed_losses: Sequence[float], defin
 
 
 def truth_ratio_scores(ratios: np.ndarray, forget: bool) -> np.ndarray:
-    """Truth Ratios as per-row scores in [0, 1]: min(R, 1/R) on forget tasks, max(0, 1 - R) on all others (TOFU)."""
+    """Truth Ratios as scores of the rows: min(R, 1/R) on forget tasks, max(0, 1 - R) on all others.
+
+    Args:
+        ratios: R of each row, (n,), above 0.
+        forget: whether the rows are of a forget task.
+
+    Returns:
+        (n,) in [0, 1].
+
+    Source: TOFU.
+    """
     ratios = np.asarray(ratios, dtype=float)
     return np.minimum(ratios, 1 / ratios) if forget else np.maximum(0.0, 1 - ratios)
 
 
 def truth_share(ratios: np.ndarray) -> np.ndarray:
-    """R / (1 + R): the Truth Ratio on [0, 1], .5 where right and wrong answers are equally probable."""
+    """The Truth Ratio on a scale from 0 to 1: R / (1 + R).
+
+    Args:
+        ratios: R of each row, (n,), above 0.
+
+    Returns:
+        (n,) in [0, 1]; .5 where right and wrong answers are equally probable, above .5 where the wrong ones win.
+    """
     ratios = np.asarray(ratios, dtype=float)
     return ratios / (1 + ratios)
 
 
 def rouge_recall(generation: str, truth: str) -> dict[str, float]:
-    """ROUGE-1 and ROUGE-L recall of a generation against the right answer, stemmed (TOFU), each in [0, 1].
+    """Recall of the right answer's words in a generation: ROUGE-1 and ROUGE-L, stemmed.
 
-    rouge_score keeps only a-z and 0-9: an answer written in other letters scores 0.
+    rouge_score keeps only the characters a-z and 0-9. An answer written in other letters scores 0.
+
+    Args:
+        generation: what the model wrote.
+        truth: the right answer.
+
+    Returns:
+        `rouge1_recall` and `rougeL_recall`, each in [0, 1].
+
+    Source: TOFU.
     """
     scores = _rouge_scorer().score(truth, generation)
     return {"rouge1_recall": scores["rouge1"].recall, "rougeL_recall": scores["rougeL"].recall}
@@ -87,10 +147,21 @@ def _rouge_scorer() -> rouge_scorer.RougeScorer:
 
 
 def harmonic_mean(values: Sequence) -> float | np.ndarray:
-    """Harmonic mean over the first axis; 0 where any value is 0. Raises ValueError for no values, negative ones and NaN.
+    """Harmonic mean over the first axis.
 
-    Model Utility is that of {Probability, ROUGE, Truth Ratio} x non-forget tasks (TOFU); the Real, Retain
-    and Forget metrics are those of one group's tasks (CLEAR).
+    Model Utility is the harmonic mean of Probability, ROUGE and Truth Ratio over all tasks that are not about the
+    forgotten (TOFU). The Real, Retain and Forget metrics are the same over the tasks of one group (CLEAR).
+
+    Args:
+        values: numbers of at least 0, or arrays of equal shape; one or more.
+
+    Returns:
+        A number, or an array of the shape of one entry; 0 where any value is 0.
+
+    Raises:
+        ValueError: there is no value, or one is negative or NaN.
+
+    Source: TOFU, CLEAR.
     """
     values = np.asarray(values, dtype=float)
     if values.size == 0 or not (values >= 0).all():
@@ -102,16 +173,30 @@ def harmonic_mean(values: Sequence) -> float | np.ndarray:
 
 @dataclass(frozen=True)
 class KSTest:
+    """Result of a Kolmogorov-Smirnov test."""
+
     statistic: float
     p: float
-    log10_p: float  # also where p is too small for a float
+    log10_p: float  # exact also where p is too small for a float
 
 
 def ks_test(a: np.ndarray, b: np.ndarray) -> KSTest:
-    """Two-sample, two-sided Kolmogorov-Smirnov test of n values each: TOFU's Forget Quality is p on two models' Truth Ratios.
+    """Two-sample, two-sided Kolmogorov-Smirnov test; TOFU's Forget Quality is its p on two models' Truth Ratios.
 
-    p is scipy's (exact up to 10 000 rows). log10 p is exact at any size, by the reflection principle for equal samples (Gnedenko
-    and Korolyuk 1951): p = 2 sum_k (-1)^(k-1) C(2n, n + k h) / C(2n, n), h = n * statistic. Raises ValueError for unequal or empty samples.
+    p is scipy's, which is exact up to 10 000 rows. log10 p is exact at any size: with equal samples the reflection
+    principle gives p = 2 sum_k (-1)^(k-1) C(2n, n + k h) / C(2n, n), h = n * statistic.
+
+    Args:
+        a: one value per row of the first model, (n,).
+        b: of the second model on the same rows, (n,).
+
+    Returns:
+        The statistic in [0, 1], p in [0, 1] and log10 p, 0 or less.
+
+    Raises:
+        ValueError: the samples are empty or differ in size.
+
+    Source: TOFU; Gnedenko and Korolyuk (1951) for the formula.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or a.size == 0:
@@ -128,25 +213,36 @@ def ks_test(a: np.ndarray, b: np.ndarray) -> KSTest:
 
 
 def person_permutation_p(a: np.ndarray, b: np.ndarray, people: Sequence, draws: int = DRAWS, seed: int = 0) -> float:
-    """p of the Kolmogorov-Smirnov statistic when rows of one person may hang together; a[i], b[i] and people[i] belong to row i.
+    """p of the Kolmogorov-Smirnov statistic where the rows of one person depend on each other.
 
-    Null: the two models are exchangeable person by person. Each permutation swaps, by a coin flip a person, the two models' values on
-    all rows of that person. With 2^people <= draws every permutation is counted once and p is their share that reaches the observed
-    statistic; else p = (1 + reached) / (1 + draws), seeded. The smallest p possible is 2 / 2^people: .125 with four.
+    Under the null hypothesis the two models are exchangeable person by person. Each permutation flips one coin per
+    person; heads swaps the two models' values on all rows of that person. With 2^people <= draws every permutation is
+    counted once, and p is the share of them that reaches the observed statistic. With more people, permutations are
+    drawn and p = (1 + reached) / (1 + draws).
+
+    Args:
+        a: one value per row of the first model, (n,).
+        b: of the second model on the same rows, (n,).
+        people: whom each row is about, n entries.
+        draws: number of permutations where not all are counted.
+        seed: of the drawn permutations.
+
+    Returns:
+        p in (0, 1]. It cannot be below 2 / 2^people: .125 with four people.
     """
     names, who = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     pooled = np.concatenate([a, b])
     order = np.argsort(pooled, kind="stable")
     last_of_tie = np.flatnonzero(
         np.append(np.diff(pooled[order]) > 0, True)
-    )  # the distribution functions are read after ties
+    )  # the distribution functions are read behind the last of equal values
     sides = np.repeat([1, -1], len(a))[order]
     owner = np.concatenate([who, who])[order]
 
     def reach(signs: np.ndarray) -> int:
         return np.abs(
             np.cumsum(sides * signs[owner])[last_of_tie]
-        ).max()  # n times the statistic: whole numbers compare exactly
+        ).max()  # n times the statistic: whole numbers are compared without rounding
 
     observed = reach(np.ones(len(names), dtype=int))
     flips, exact = _flips(len(names), draws, seed)
@@ -155,23 +251,46 @@ def person_permutation_p(a: np.ndarray, b: np.ndarray, people: Sequence, draws: 
 
 
 def _flips(n: int, draws: int, seed: int) -> tuple[np.ndarray, bool]:
-    """Signs +1 (stay) and -1 (swap), (permutations, n), and whether they are all there are."""
+    """Signs (permutations, n), +1 to stay and -1 to swap, and whether these are all permutations there are."""
     if 2**n <= draws:
         return np.array(list(itertools.product([1, -1], repeat=n)), dtype=int), True
     return np.random.default_rng(seed).choice([1, -1], size=(draws, n)), False
 
 
 def js_similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """1 - Jensen-Shannon distance (base 2) between the histograms of two models' R/(1+R) on 21 equal bins of [0, 1]: 1 alike, 0 disjoint.
+    """How alike the Truth Ratios of two models are: 1 - Jensen-Shannon distance (base 2) between histograms of R/(1+R).
 
-    `a`, `b`: R of each row, (n,). CLEAR names the divergence, not the bins. Few rows leave bins empty by chance, so that the value of
-    two equally good models falls with n: read it beside `js_permutation_median`.
+    The histograms have 21 equal bins on [0, 1]. CLEAR names the divergence, not the bins. With few rows some bins are
+    empty by chance, and the value of two equally good models falls. Read it beside `js_permutation_median`.
+
+    Args:
+        a: R of each row of the first model, (n,), above 0.
+        b: of the second model, (n,), above 0.
+
+    Returns:
+        A number in [0, 1]: 1 for equal histograms, 0 for histograms that share no bin.
+
+    Source: CLEAR; the bins are ours.
     """
     return float(_js(_histograms(a, np.zeros(len(a), int))[0], _histograms(b, np.zeros(len(b), int))[0]))
 
 
 def js_permutation_median(a: np.ndarray, b: np.ndarray, units: Sequence, draws: int = DRAWS, seed: int = 0) -> float:
-    """Median of `js_similarity` when the models are exchangeable unit by unit (people, as in `person_permutation_p`): what it can reach at this n."""
+    """Median of `js_similarity` when the two models' rows are exchanged at random.
+
+    This is what the similarity of two equally good models reaches with this number of rows. Permutations are those of
+    `person_permutation_p`.
+
+    Args:
+        a: R of each row of the first model, (n,), above 0.
+        b: of the second model on the same rows, (n,), above 0.
+        units: what is swapped as a whole, n entries: the row's person, or the row itself where people are not known.
+        draws: number of permutations where not all are counted.
+        seed: of the drawn permutations.
+
+    Returns:
+        A number in [0, 1].
+    """
     names, who = np.unique(np.asarray(units, dtype=str), return_inverse=True)
     of_a, of_b = _histograms(a, who), _histograms(b, who)
     swapped = (_flips(len(names), draws, seed)[0] < 0).astype(float)
@@ -192,20 +311,31 @@ def _js(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
     middle = (p + q) / 2
     divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum(-1) / (2 * np.log(2))
-    return 1 - np.sqrt(np.clip(divergence, 0, 1))  # rounding may leave -1e-17, whose root is NaN
+    return 1 - np.sqrt(np.clip(divergence, 0, 1))  # rounding may leave -1e-17, and its root is NaN
 
 
 @dataclass(frozen=True)
 class Distance:
-    value: float | None  # 1 nothing forgotten, 0 like gold, below 0 over-forgotten
-    noise: float | None  # the same of another gold model, without sign; None with one gold
-    why: str = ""  # where value is None
+    """Distance to gold of one figure."""
+
+    value: float | None  # 1: nothing forgotten; 0: like gold; below 0: over-forgotten
+    noise: float | None  # distance of another gold model, without sign; None with one gold
+    why: str = ""  # why value is None
 
 
 def distance_to_gold(measure: float, base: float, gold: float, other_golds: Sequence[float] = ()) -> Distance:
-    """(measure - gold) / (base - gold), of one figure of the judged model, the one before forgetting and the gold model.
+    """Distance of one figure from gold's, as a share of base's distance: (measure - gold) / (base - gold).
 
-    Undefined where base and gold do not differ, or differ by less than 3 times the golds' own difference (the largest to the first gold).
+    Args:
+        measure: the figure of the judged model.
+        base: the same figure of the model before forgetting.
+        gold: of the gold model.
+        other_golds: of gold models of other seeds; none, or any number.
+
+    Returns:
+        The distance: 1 where nothing is forgotten, 0 where the model is like gold, below 0 where it forgot more. Its
+        noise is the largest distance of another gold, without sign. Both are None, and `why` says so, where base and
+        gold do not differ, or differ by less than 3 times the largest difference between the first gold and another.
     """
     gap, own = base - gold, max((abs(other - gold) for other in other_golds), default=0.0)
     if abs(gap) < TOLERANCE:
@@ -218,20 +348,43 @@ def distance_to_gold(measure: float, base: float, gold: float, other_golds: Sequ
 
 
 def is_degenerate(generation: str) -> bool:
-    """Whether a generation is empty or mostly repeats itself: more than half of its n-grams have stood in it before."""
+    """Whether a generation is empty or mostly repeats itself.
+
+    Args:
+        generation: what the model wrote.
+
+    Returns:
+        True where it holds no letter or digit, or where more than half of its 10-character pieces have occurred in it
+        before.
+    """
     return is_empty(generation) or repetition(generation) > 0.5
 
 
 def is_empty(generation: str) -> bool:
-    """Whether a generation holds no letter or digit."""
+    """Whether a generation holds no letter or digit.
+
+    Args:
+        generation: what the model wrote.
+
+    Returns:
+        True also for a text of signs alone.
+    """
     return not any(map(str.isalnum, generation))
 
 
 def repetition(generation: str) -> float:
-    """Share of a generation's 10-character n-grams that have stood in it before: 1 - unique/all, seq-rep-n of Welleck et al.
+    """Share of a generation's 10-character pieces that have occurred in it before: 1 - unique / all.
 
-    (https://arxiv.org/abs/1908.04319). Characters, not words: a looping model need not write spaces. A text of length L that loops with
-    period p has more than half from L > 2p + 9 on. 0 for a text shorter than one n-gram.
+    Pieces are of characters and not of words, because a looping model need not write spaces. A text of length L that
+    loops with period p scores above .5 from L > 2p + 9 on.
+
+    Args:
+        generation: what the model wrote; runs of white space count as one space.
+
+    Returns:
+        A share in [0, 1]; 0 for a text shorter than one piece.
+
+    Source: seq-rep-n of Welleck et al. (https://arxiv.org/abs/1908.04319).
     """
     text = " ".join(generation.split())
     grams = [text[i : i + REPEAT_LENGTH] for i in range(len(text) - REPEAT_LENGTH + 1)]
@@ -242,14 +395,32 @@ def repetition(generation: str) -> float:
 
 
 def exact_memorization(correct: Sequence[bool]) -> float:
-    """Share of an answer's tokens whose argmax under teacher forcing is right; `correct` has the end-of-sequence last, which does not count."""
+    """Share of an answer's tokens that are the model's first choice under teacher forcing.
+
+    Args:
+        correct: whether each token is the first choice. The last entry is the end-of-sequence, which does not count.
+
+    Returns:
+        A share in [0, 1]; 0 for an answer without tokens.
+
+    Source: OpenUnlearning (https://arxiv.org/abs/2506.12618).
+    """
     return sum(correct[:-1]) / max(1, len(correct) - 1)
 
 
 def extraction_strength(correct: Sequence[bool]) -> float:
-    """1 - k/n with k the shortest prefix after which every token is right to the end (Carlini et al., https://arxiv.org/abs/2012.07805).
+    """Share of an answer that need not be given for the rest to follow: 1 - k/n.
 
-    0 when the last one is wrong; the end-of-sequence does not count.
+    k is the length of the shortest prefix after which every token is right to the end.
+
+    Args:
+        correct: whether each of the answer's n tokens is the first choice under teacher forcing. One more entry stands
+            at the end for the end-of-sequence, which does not count.
+
+    Returns:
+        A share in [0, 1]: 1 where all tokens are right, 0 where the last one is wrong.
+
+    Source: Carlini et al. (https://arxiv.org/abs/2012.07805).
     """
     words = correct[:-1]
     prefix = next((i + 1 for i in reversed(range(len(words))) if not words[i]), 0)
@@ -257,25 +428,55 @@ def extraction_strength(correct: Sequence[bool]) -> float:
 
 
 def min_k(losses: Sequence[float]) -> float:
-    """Mean log-probability, in nats, of the 40 % least likely tokens, at least one (Min-K%, https://arxiv.org/abs/2310.16789)."""
+    """Mean log-probability of the 40 % least likely tokens of an answer, at least one token.
+
+    Args:
+        losses: of each token, in nats.
+
+    Returns:
+        A number in nats, 0 or less. The larger it is, the more familiar the answer.
+
+    Source: Min-K% (https://arxiv.org/abs/2310.16789); the share is that of MUSE and OpenUnlearning.
+    """
     return _mean_of_lowest(-as_losses(losses))
 
 
 def min_k_plus_plus(losses: Sequence[float], expected: Sequence[float], spread: Sequence[float]) -> float:
-    """Mean over the 40 % lowest tokens of (log p - mean) / standard deviation, both over the vocabulary (Min-K%++, https://arxiv.org/abs/2404.02936).
+    """Mean of (log p - mean) / standard deviation over the 40 % of tokens where it is lowest, at least one token.
 
-    Has no unit. A distribution without spread (uniform) gives 0 for its token.
+    Mean and standard deviation of log p are taken over the vocabulary at each position.
+
+    Args:
+        losses: of each token, in nats.
+        expected: that mean at each position, in nats.
+        spread: that standard deviation at each position, in nats, 0 or more.
+
+    Returns:
+        A number without unit. The larger it is, the more familiar the answer. A token whose distribution has no spread
+        (a uniform one) counts as 0.
+
+    Source: Min-K%++ (https://arxiv.org/abs/2404.02936).
     """
     away, spread = -as_losses(losses) - np.asarray(expected, dtype=float), np.asarray(spread, dtype=float)
     return _mean_of_lowest(np.divide(away, spread, out=np.zeros_like(away), where=spread > TOLERANCE))
 
 
 def _mean_of_lowest(values: np.ndarray) -> float:
+    """Mean of the 40 % smallest values, at least one."""
     return float(np.sort(values)[: max(1, int(MIN_K * values.size))].mean())
 
 
 def zlib_bytes(text: str) -> int:
-    """Bytes of the compressed text, its entropy in the eyes of zlib (Carlini et al., https://arxiv.org/abs/2012.07805)."""
+    """Length of a text compressed by zlib: a measure of its entropy that needs no model.
+
+    Args:
+        text: any text.
+
+    Returns:
+        Number of bytes.
+
+    Source: Carlini et al. (https://arxiv.org/abs/2012.07805).
+    """
     return len(zlib.compress(text.encode()))
 
 
@@ -285,9 +486,15 @@ def zlib_bytes(text: str) -> int:
 def membership_auc(
     members: np.ndarray, others: np.ndarray, weights: tuple[np.ndarray, np.ndarray] | None = None
 ) -> float:
-    """Chance that a member's score is above another's, ties half: the area under the ROC curve. Scores: larger for members; NaN counts as lowest.
+    """Area under the ROC curve: the chance that a member's score is above another's; ties count half.
 
-    `weights`: how often each member and each of the others counts.
+    Args:
+        members: scores of rows that were trained on, larger for what looks familiar; NaN counts as lowest.
+        others: scores of rows that were not.
+        weights: how often each member, and each of the others, counts. None: once.
+
+    Returns:
+        A number in [0, 1]; .5 where the scores tell nothing.
     """
     scores = np.nan_to_num(np.concatenate([members, others]), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     of_members, of_others = weights or (np.ones(len(members)), np.ones(len(others)))
@@ -302,9 +509,16 @@ def membership_auc(
 def membership_tpr(
     members: np.ndarray, others: np.ndarray, fpr: float, weights: tuple[np.ndarray, np.ndarray] | None = None
 ) -> float | None:
-    """Share of the members above the threshold that at most `fpr` of the others pass; None with fewer than 10/fpr others: not resolvable.
+    """Share of the members above the threshold that at most `fpr` of the others pass.
 
-    `weights`: how often each member and each of the others counts.
+    Args:
+        members: scores of rows that were trained on, larger for what looks familiar.
+        others: scores of rows that were not.
+        fpr: false positive rate in (0, 1), for example .01.
+        weights: how often each member, and each of the others, counts. None: once.
+
+    Returns:
+        A share in [0, 1]. None with fewer than 10 / fpr others, which cannot resolve the rate.
     """
     if len(others) < 10 / fpr:
         return None
@@ -318,26 +532,48 @@ def membership_tpr(
 
 
 def privacy_leakage(auc: float, gold_auc: float) -> float | None:
-    """PrivLeak of MUSE (https://arxiv.org/abs/2407.06460): (a - a_gold) / a_gold with a = 1 - AUC, the chance that a holdout row looks more familiar.
+    """PrivLeak of MUSE: (a - a_gold) / a_gold with a = 1 - AUC.
 
-    0: like gold; below 0: the forgotten rows are still recognised; above 0: they stand out as unusually strange. None where gold's AUC is 1.
+    a is the chance that a holdout row looks more familiar than a forgotten one.
+
+    Args:
+        auc: membership AUC of the judged model, in [0, 1].
+        gold_auc: of the gold model, in [0, 1].
+
+    Returns:
+        -1 or more. 0: like gold. Below 0: the forgotten rows are still recognised. Above 0: they stand out as unusually
+        strange. None where gold's AUC is 1.
+
+    Source: MUSE (https://arxiv.org/abs/2407.06460).
     """
     return ((1 - auc) - (1 - gold_auc)) / (1 - gold_auc) if gold_auc < 1 else None
 
 
 @dataclass(frozen=True)
 class Gate:
+    """The memorisation gate's figures on one task."""
+
     base: float  # mean exact memorization of the model before forgetting
     rise: float | None  # (base - gold) / (1 - gold); None where gold itself has 1
-    people: float | None  # share of people whose own mean reaches .9; None where people are not known
-    passed: bool | None  # None: people are not known, and the rest holds
+    people: float | None  # share of the people whose own mean is at least .9; None where people are not known
+    passed: bool | None  # None: people are not known, and the other two figures hold
 
 
 def memorization_gate(base: np.ndarray, gold: np.ndarray, people: Sequence | None) -> Gate:
-    """Whether there was anything to forget on one task: exact memorization of each row, (n,), before forgetting and of gold.
+    """Whether there was anything to forget on one task.
 
-    Passed: base at least .9, rise at least .6, and base at least .9 for 90 % of the people one by one. A gold model that has 1 knows
-    what it never saw: the task cannot show memorization, and the gate fails.
+    The gate passes where three figures are large enough: base's mean is at least .9; (base - gold) / (1 - gold) is at
+    least .6; and at least 90 % of the people have a mean of at least .9 under base. A gold model that has 1 knows what
+    it never saw. Then the task cannot show memorization, and the gate fails.
+
+    Args:
+        base: exact memorization of each row before forgetting, (n,) in [0, 1].
+        gold: of the gold model on the same rows, (n,) in [0, 1].
+        people: whom each row is about, n entries. None: not known.
+
+    Returns:
+        The three figures and the verdict. The verdict is None where people are not known and the other two figures
+        hold.
     """
     mean, gold_mean = float(np.mean(base)), float(np.mean(gold))
     rise = (mean - gold_mean) / (1 - gold_mean) if gold_mean < 1 - TOLERANCE else None
@@ -351,23 +587,48 @@ def memorization_gate(base: np.ndarray, gold: np.ndarray, people: Sequence | Non
 
 
 def person_means(values: np.ndarray, people: Sequence) -> dict[str, float]:
-    """Mean over the rows of each person."""
+    """Mean over the rows of each person.
+
+    Args:
+        values: (n,).
+        people: whom each row is about, n entries.
+
+    Returns:
+        Name -> mean, in the order of the names.
+    """
     names, who = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     means = np.bincount(who, weights=values) / np.bincount(who)
     return {str(name): float(mean) for name, mean in zip(names, means, strict=True)}
 
 
 def bootstrap_counts(people: Sequence, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
-    """How often each person is drawn, (draws,), when as many people as there are get drawn with replacement; seeded, in whatever order they come."""
+    """How often each person is drawn when as many people as there are get drawn with replacement.
+
+    Args:
+        people: names, in any order and any number of times; P of them differ.
+        draws: number of bootstrap draws.
+        seed: of the draws. The result depends on the set of names, not on their order.
+
+    Returns:
+        Name -> (draws,) whole numbers. They sum to P in each draw.
+    """
     names = np.unique(np.asarray(people, dtype=str))
     counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     return {str(name): counts[:, i] for i, name in enumerate(names)}
 
 
 def bootstrap_means(values: np.ndarray, people: Sequence, counts: dict[str, np.ndarray]) -> np.ndarray:
-    """Mean of `values` (n,) over each draw's people, (draws,): a person brings all rows. NaN for a draw that holds none of these people.
+    """Mean of the values over each draw's people; a person brings all of their rows.
 
-    Figures that share `counts` are drawn together, so that one computed from several of them keeps their dependence.
+    Figures that share `counts` are drawn together. What is computed from several of them keeps their dependence.
+
+    Args:
+        values: (n,).
+        people: whom each row is about, n entries; all of them stand in `counts`.
+        counts: what `bootstrap_counts` gives.
+
+    Returns:
+        (draws,); NaN for a draw that holds none of these people.
     """
     names, who = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     drawn = np.stack([counts[str(name)] for name in names], axis=1)  # (draws, people)
@@ -376,12 +637,27 @@ def bootstrap_means(values: np.ndarray, people: Sequence, counts: dict[str, np.n
 
 
 def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of a figure's bootstrap draws, (draws,)."""
+    """Percentile interval of a figure's bootstrap draws.
+
+    Args:
+        draws: (draws,); NaN does not count.
+        level: share of the draws inside, in (0, 1).
+
+    Returns:
+        Lower and upper end.
+    """
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def as_losses(losses: Sequence[float] | float) -> np.ndarray:
-    """Losses as an array, NaN as infinite: a model that yields NaN gives its answer no probability."""
+    """Losses as an array in which NaN is infinite: a model that yields NaN gives its answer no probability.
+
+    Args:
+        losses: in nats; one number or (n,).
+
+    Returns:
+        An array of the same shape, without NaN.
+    """
     losses = np.asarray(losses, dtype=float)
     return np.where(np.isnan(losses), np.inf, losses)
