@@ -1,6 +1,8 @@
-"""The log of a judged model and those of the gold model and the base -> one result row, CSV or JSON: python aggregate_eval_stat.py ckpt_result=...
+"""The log of a judged model and those of the gold model and the base -> one result row, CSV or JSON: python
+aggregate_eval_stat.py ckpt_result=...
 
-Columns that cannot be filled stay empty and another column says why; every row has the columns of its tasks, whatever is known.
+Columns that cannot be filled stay empty and another column says why; every row has the columns of its tasks, whatever
+is known.
 """
 
 import csv
@@ -27,8 +29,8 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class TaskScores:
-    """One task's rows as scores in [0, 1], each (n,)."""
+class TaskMetrics:
+    """One task's rows as metrics in [0, 1], each (n,)."""
 
     rouge: np.ndarray
     probability: np.ndarray
@@ -57,7 +59,7 @@ class TaskScores:
         )[name]
 
 
-Scores = dict[str, TaskScores]  # by task name
+ModelMetrics = dict[str, TaskMetrics]  # by task name
 
 
 @script("aggregate_eval_stat", Aggregate)
@@ -75,8 +77,8 @@ def aggregate(settings: Aggregate) -> Row:
     Raises SettingsError for logs that cannot be read or do not cover the same rows of the same tasks.
     """
     ckpt, base, golds = read_logs(settings)
-    model, gold, *others = (score_log(log, settings) for log in (ckpt, *golds))
-    start = score_log(base, settings) if base else None
+    model, gold, *others = (log_metrics(log, settings) for log in (ckpt, *golds))
+    start = log_metrics(base, settings) if base else None
     tasks = {name: settings.scoring[name] for name in model}
     row = {"Method": settings.method_name, "Submitted By": settings.submitted_by, **run_columns(ckpt)}
     row |= utility_columns(model, gold, tasks)
@@ -103,7 +105,8 @@ def read_logs(settings: Aggregate) -> tuple[EvalLog, EvalLog | None, list[EvalLo
     if settings.base_result is not None:
         if not Path(settings.base_result).is_file():
             raise SettingsError(
-                f"base_result={settings.base_result!r}: no such file; base_result=null leaves out the gate and the distance to gold"
+                f"base_result={settings.base_result!r}: no such file; base_result=null leaves out the gate and "
+                "the distance to gold"
             )
         named["base_result"] = settings.base_result
     known, holdout = list(settings.scoring), names_of(settings.scoring, "holdout")
@@ -118,14 +121,17 @@ def read_logs(settings: Aggregate) -> tuple[EvalLog, EvalLog | None, list[EvalLo
     return ckpt, base, list(logs.values())
 
 
-def score_log(log: EvalLog, settings: Aggregate) -> Scores:
-    """Scores of every task but the holdout ones, which nobody was meant to learn or forget."""
+def log_metrics(log: EvalLog, settings: Aggregate) -> ModelMetrics:
+    """Metrics of every task but the holdout ones, which nobody was meant to learn or forget."""
     scored = {name: settings.scoring[name] for name in log.tasks if settings.scoring[name].group != "holdout"}
-    return {name: score_task(log.tasks[name], scoring, settings.truth_ratio) for name, scoring in scored.items()}
+    return {name: task_metrics(log.tasks[name], scoring, settings.truth_ratio) for name, scoring in scored.items()}
 
 
-def score_task(log: TaskLog, scoring: Scoring, definition: str) -> TaskScores:
-    """Losses and generations as scores. The Truth Ratio is taken from the losses: a logged one may follow the other definition."""
+def task_metrics(log: TaskLog, scoring: Scoring, definition: str) -> TaskMetrics:
+    """Losses and generations as metrics.
+
+    The Truth Ratio is taken from the losses: a logged one may follow the other definition.
+    """
     ratios = [
         metrics.truth_ratio(right, wrong, definition)
         for right, wrong in zip(log.paraphrase_losses, log.perturbed_losses, strict=True)
@@ -135,7 +141,7 @@ def score_task(log: TaskLog, scoring: Scoring, definition: str) -> TaskScores:
         probabilities = np.array([metrics.multiple_choice_probability(right, wrong) for right, wrong in pairs])
     else:
         probabilities = metrics.probability(log.losses)
-    return TaskScores(
+    return TaskMetrics(
         rouge=log.rouge,
         probability=probabilities,
         truth_ratio=metrics.truth_ratio_scores(ratios, forget=scoring.group == "forget"),
@@ -164,12 +170,12 @@ def names_of(tasks: dict[str, Scoring], *groups: str) -> list[str]:
     return [name for name, scoring in tasks.items() if scoring.group in groups]
 
 
-def group_metric(scores: Scores, tasks: list[str]) -> float | None:
+def group_metric(scores: ModelMetrics, tasks: list[str]) -> float | None:
     """Harmonic mean of ROUGE, Probability and Truth Ratio over `tasks`; None when there are none."""
     return metrics.harmonic_mean([mean for name in tasks for mean in scores[name].means]) if tasks else None
 
 
-def utility_columns(model: Scores, gold: Scores, tasks: dict[str, Scoring]) -> Row:
+def utility_columns(model: ModelMetrics, gold: ModelMetrics, tasks: dict[str, Scoring]) -> Row:
     """Model Utility, alone and against gold's, the three group metrics, and whether the model collapsed."""
     others = names_of(tasks, "retain", "real")
     utility, gold_utility = group_metric(model, others), group_metric(gold, others)
@@ -193,8 +199,10 @@ def utility_columns(model: Scores, gold: Scores, tasks: dict[str, Scoring]) -> R
     }
 
 
-def generation_columns(model: Scores, tasks: dict[str, Scoring]) -> Row:
-    """Degenerate and empty shares and mean repetition of the generations, for what is kept and for what is forgotten."""
+def generation_columns(model: ModelMetrics, tasks: dict[str, Scoring]) -> Row:
+    """Degenerate and empty shares and mean repetition of the generations, for what is kept and for what is
+    forgotten.
+    """
     row: Row = {}
     for group in ("retain", "forget"):
         for measure in ("degenerate", "empty", "repetition"):
@@ -204,13 +212,15 @@ def generation_columns(model: Scores, tasks: dict[str, Scoring]) -> Row:
 
 
 def membership_columns(model: EvalLog, gold: EvalLog, scoring: dict[str, Scoring]) -> Row:
-    """How well attacks tell the forgotten rows from rows that nobody was trained on; empty where a log has no such rows, and why."""
+    """How well attacks tell the forgotten rows from rows that nobody was trained on; empty where a log has no such
+    rows, and why.
+    """
     row: Row = {}
     for holdout in names_of(scoring, "holdout"):
         members = scoring[holdout].members
         if holdout not in model.tasks or members not in model.tasks:
             continue
-        of_model, of_gold = (attack_scores(log.tasks[members], log.tasks[holdout]) for log in (model, gold))
+        of_model, of_gold = (membership_scores(log.tasks[members], log.tasks[holdout]) for log in (model, gold))
         resolved = len(model.tasks[holdout].rows) >= 10 / ATTACK_FPR
         row["Membership TPR undefined"] = (
             None
@@ -231,8 +241,11 @@ def membership_columns(model: EvalLog, gold: EvalLog, scoring: dict[str, Scoring
     return row
 
 
-def attack_scores(members: TaskLog, others: TaskLog) -> dict[str, tuple[np.ndarray, np.ndarray] | None]:
-    """Attack -> scores of members and of others, larger for what looks known; None where the logs do not hold what it needs."""
+def membership_scores(members: TaskLog, others: TaskLog) -> dict[str, tuple[np.ndarray, np.ndarray] | None]:
+    """Attack -> scores of members and of others, larger for what looks known.
+
+    None where the logs do not hold what it needs.
+    """
 
     def pair(score: Callable[[TaskLog], np.ndarray | None]) -> tuple[np.ndarray, np.ndarray] | None:
         scores = score(members), score(others)
@@ -246,8 +259,10 @@ def attack_scores(members: TaskLog, others: TaskLog) -> dict[str, tuple[np.ndarr
     }
 
 
-def forget_quality_columns(model: Scores, gold: Scores, tasks: dict[str, Scoring]) -> Row:
-    """The two models' Truth Ratios compared on each forget task; columns of all but the published task end with its name."""
+def forget_quality_columns(model: ModelMetrics, gold: ModelMetrics, tasks: dict[str, Scoring]) -> Row:
+    """The two models' Truth Ratios compared on each forget task; columns of all but the published task end with its
+    name.
+    """
     row: Row = {}
     for name in sorted(names_of(tasks, "forget"), key=lambda name: (name != PUBLISHED, name)):
         a, b, people = model[name].ratio, gold[name].ratio, model[name].people
@@ -268,9 +283,15 @@ def forget_quality_columns(model: Scores, gold: Scores, tasks: dict[str, Scoring
 
 
 def distance_columns(
-    model: Scores, gold: Scores, base: Scores | None, others: list[Scores], tasks: dict[str, Scoring]
+    model: ModelMetrics,
+    gold: ModelMetrics,
+    base: ModelMetrics | None,
+    others: list[ModelMetrics],
+    tasks: dict[str, Scoring],
 ) -> Row:
-    """Distance to gold of each measure on each forget task, their mean |d| first, and the other golds' beside as noise floor."""
+    """Distance to gold of each measure on each forget task, their mean |d| first, and the other golds' beside as noise
+    floor.
+    """
     distances = measure_distances(model, gold, base, others, tasks)
     defined = [each for each in distances.values() if each.value is not None]
     noises = [each.noise for each in defined if each.noise is not None]
@@ -285,7 +306,11 @@ def distance_columns(
 
 
 def measure_distances(
-    model: Scores, gold: Scores, base: Scores | None, others: list[Scores], tasks: dict[str, Scoring]
+    model: ModelMetrics,
+    gold: ModelMetrics,
+    base: ModelMetrics | None,
+    others: list[ModelMetrics],
+    tasks: dict[str, Scoring],
 ) -> dict[str, metrics.Distance]:
     """`<measure> <task>` -> its distance, for all measures of all forget tasks."""
     distances = {}
@@ -303,8 +328,11 @@ def measure_distances(
     return distances
 
 
-def gate_columns(base: Scores | None, gold: Scores, tasks: dict[str, Scoring]) -> Row:
-    """Whether the base had memorized what was to be forgotten: `passed`, `failed` or `not known: why`, and each task's figures."""
+def gate_columns(base: ModelMetrics | None, gold: ModelMetrics, tasks: dict[str, Scoring]) -> Row:
+    """Whether the base had memorized what was to be forgotten:
+
+    `passed`, `failed` or `not known: why`, and each task's figures.
+    """
     row: Row = {}
     gates, unknown = [], []
     marked = [name for name, scoring in tasks.items() if scoring.gate]
@@ -331,9 +359,15 @@ def gate_columns(base: Scores | None, gold: Scores, tasks: dict[str, Scoring]) -
 
 
 def interval_columns(
-    model: Scores, gold: Scores, base: Scores | None, others: list[Scores], tasks: dict[str, Scoring]
+    model: ModelMetrics,
+    gold: ModelMetrics,
+    base: ModelMetrics | None,
+    others: list[ModelMetrics],
+    tasks: dict[str, Scoring],
 ) -> Row:
-    """95 % intervals of the headline figures by drawing people anew; empty unless each task of a figure has at least 10 known people."""
+    """95 % intervals of the headline figures by drawing people anew; empty unless each task of a figure has at least 10
+    known people.
+    """
     draws: dict[str, np.ndarray] = {}
     groups = {
         "Model Utility": ("retain", "real"),
@@ -355,9 +389,7 @@ def interval_columns(
         key for key, each in measure_distances(model, gold, base, others, tasks).items() if each.value is not None
     ]
     if defined and (counts := drawn_people(model, names_of(tasks, "forget"))):
-        draws["Distance to gold"] = np.mean(
-            [distance_draws(*key.rsplit(" ", 1), model, gold, base, counts) for key in defined], axis=0
-        )
+        draws["Distance to gold"] = np.mean([distance_draws(key, model, gold, base, counts) for key in defined], axis=0)
     row: Row = {}
     for figure in INTERVALS:
         row[f"{figure} low"], row[f"{figure} high"] = (
@@ -370,13 +402,13 @@ def interval_columns(
     }
 
 
-def fewest_people(scores: Scores, tasks: list[str]) -> int | None:
+def fewest_people(scores: ModelMetrics, tasks: list[str]) -> int | None:
     """People of the task that has the fewest; None when they are not known for every task."""
     known = [scores[name].people for name in tasks]
     return None if not known or None in known else min(len(set(people)) for people in known)
 
 
-def drawn_people(scores: Scores, tasks: list[str]) -> dict[str, np.ndarray] | None:
+def drawn_people(scores: ModelMetrics, tasks: list[str]) -> dict[str, np.ndarray] | None:
     """Bootstrap counts of the people of `tasks`; None where a task has fewer than 10, or they are not known."""
     fewest = fewest_people(scores, tasks)
     if fewest is None or fewest < metrics.MIN_PEOPLE:
@@ -385,9 +417,10 @@ def drawn_people(scores: Scores, tasks: list[str]) -> dict[str, np.ndarray] | No
 
 
 def distance_draws(
-    measure: str, task: str, model: Scores, gold: Scores, base: Scores, counts: dict[str, np.ndarray]
+    key: str, model: ModelMetrics, gold: ModelMetrics, base: ModelMetrics, counts: dict[str, np.ndarray]
 ) -> np.ndarray:
     """|distance to gold| of one measure on one task for each draw of people, the same people in all three models."""
+    measure, task = key.rsplit(" ", 1)
     of_model, of_base, of_gold = (
         metrics.bootstrap_means(s[task].measure(measure), model[task].people, counts) for s in (model, base, gold)
     )
@@ -397,7 +430,7 @@ def distance_draws(
         return np.abs((of_model - of_gold) / (of_base - of_gold))
 
 
-def task_columns(model: Scores) -> Row:
+def task_columns(model: ModelMetrics) -> Row:
     """The means of each task, tasks in the order of their names."""
     row: Row = {}
     for name, scores in model.items():
@@ -417,7 +450,10 @@ def readable(value: Any) -> str:
 
 
 def write_row(row: Row, save_file: str) -> None:
-    """Write `row` as the only one of a CSV (header and row; empty for None) or JSON file, whole or not at all. Raises SettingsError."""
+    """Write `row` as the only one of a CSV (header and row; empty for None) or JSON file, whole or not at all.
+
+    Raises SettingsError.
+    """
     file = Path(save_file)
     aside = file.with_name(f"{file.name}.partial")
     try:

@@ -36,7 +36,10 @@ NAME_QUESTION = "The name of the person on the image is"
 
 @dataclass(frozen=True)
 class Example:
-    """One question with its right answer; `image` is the undecoded picture ({"bytes", "path"}) or None for a question in words."""
+    """One question with its right answer.
+
+    `image` is the undecoded picture ({"bytes", "path"}) or None for a question in words.
+    """
 
     question: str
     answer: str
@@ -58,7 +61,9 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A row to evaluate: the example, a paraphrase of its answer (None: the data has none) and wrong answers, any number of them."""
+    """A row to evaluate: the example, a paraphrase of its answer (None: the data has none) and wrong answers, any
+    number of them.
+    """
 
     example: Example
     paraphrase: str | None
@@ -66,7 +71,9 @@ class TaskRow:
 
 
 def draw(*key: Any) -> random.Random:
-    """A random source that is a function of `key` (seed, row, ...) alone, so that no draw depends on what was drawn before it."""
+    """A random source that is a function of `key` (seed, row, ...) alone, so that no draw depends on what was drawn
+    before it.
+    """
     return random.Random("/".join(map(str, key)))
 
 
@@ -86,7 +93,10 @@ def make_model_if_missing(model: Model, path: str) -> None:
 
 
 def run_maker(setting: str, module: str, folder: str) -> None:
-    """Run `python -m <module> --out <folder>` on the main process, when the folder is not there. Raises SettingsError if it fails."""
+    """Run `python -m <module> --out <folder>` on the main process, when the folder is not there.
+
+    Raises SettingsError if it fails.
+    """
     with processes().local_main_process_first():
         if not Path(folder).exists() and subprocess.run([sys.executable, "-m", module, "--out", folder]).returncode:
             raise SettingsError(f"{setting}: python -m {module} --out {folder} failed; its own line stands above")
@@ -109,7 +119,8 @@ def fingerprint(path: str) -> str:
 
 
 def split_names(path: str) -> list[str]:
-    """The splits of a dataset: names of the jsonl files of a flat folder, or the configs of a dataset folder or hub dataset.
+    """The splits of a dataset: names of the jsonl files of a flat folder, or the configs of a dataset folder or hub
+    dataset.
 
     Raises SettingsError if there is no such dataset.
     """
@@ -128,7 +139,11 @@ def split_names(path: str) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def read_split(path: str, split: str, content: str) -> datasets.Dataset:
-    """Read one split; `content` names the cache, because the library's own cache would serve a rewritten folder's old rows. Raises SettingsError."""
+    """Read one split.
+
+    `content` names the cache, because the library's own cache would serve a rewritten folder's old rows. Raises
+    SettingsError.
+    """
     cache = Path(datasets.config.HF_DATASETS_CACHE) / f"content-{content.replace(':', '-').replace('/', '-')}"
     file = Path(path, f"{split}.jsonl")
     source = {"path": "json", "data_files": str(file)} if file.is_file() else {"path": path, "name": split}
@@ -160,7 +175,8 @@ def need_columns(rows: datasets.Dataset, path: str, split: str, names: list[str]
     for name in names:
         if name not in rows.column_names:
             raise SettingsError(
-                f"{path}, split {split}: no column {name!r}{nearest(name, rows.column_names)}; it has {', '.join(rows.column_names)}"
+                f"{path}, split {split}: no column {name!r}{nearest(name, rows.column_names)}; it has "
+                f"{', '.join(rows.column_names)}"
             )
 
 
@@ -168,9 +184,11 @@ def need_columns(rows: datasets.Dataset, path: str, split: str, names: list[str]
 
 
 class TrainingRows:
-    """The examples of one split, read row by row: captions of pictures and question-answer pairs, as the columns name them.
+    """The examples of one split, read row by row: captions of pictures and question-answer pairs, as the columns name
+    them.
 
-    A row with a caption is a picture row and is asked one of CAPTION_QUESTIONS, drawn from (seed, row); any other row carries its question.
+    A row with a caption is a picture row and is asked one of CAPTION_QUESTIONS, drawn from (seed, row); any other row
+    carries its question.
     `modality` keeps all rows, those without a picture (text) or those with one (visual).
     """
 
@@ -188,7 +206,8 @@ class TrainingRows:
         if data.people:
             if any(pictures) or "question" not in self.has:
                 raise SettingsError(
-                    f"data.people chooses among rows of questions grouped by person; {data.path}, split {split}, has pictures"
+                    f"data.people chooses among rows of questions grouped by person; {data.path}, split "
+                    f"{split}, has pictures"
                 )
             kept = rows_about(data.people, data.path, split, self.has["question"], data.rows_per_person)
         self.indices = [
@@ -214,7 +233,9 @@ class TrainingRows:
 
     @functools.cached_property
     def lengths(self) -> list[tuple[bool, int]]:
-        """What sorts the rows by length, read without their pictures: whether one has a picture, and the characters of its words."""
+        """What sorts the rows by length, read without their pictures: whether one has a picture, and the characters of
+        its words.
+        """
         texts = [list(self.rows[self.has[name]]) for name in ("caption", "question", "answer") if name in self.has]
         words = set(self.in_words)
         return [
@@ -237,7 +258,9 @@ class TrainingRows:
 
 
 def row_to_example(row: dict, has: dict[str, str], index: int, split: str, seed: int) -> Example:
-    """One training row as an Example; raises SettingsError naming the row if it holds no picture, question or answer where it should."""
+    """One training row as an Example; raises SettingsError naming the row if it holds no picture, question or answer
+    where it should.
+    """
     cell = {field: row[name] for field, name in has.items()}
     caption = cell.get("caption")
     question = draw(seed, index).choice(CAPTION_QUESTIONS) if caption else cell.get("question")
@@ -307,7 +330,8 @@ def rows_about(chosen: ChosenPeople, path: str, split: str, question: str, rows_
     about = [2 * sum(asked in theirs for asked in group) > len(group) for group in groups]
     if not any(about):
         raise SettingsError(
-            f"{path}, split {split}: no row is about the people that data.people chooses; name the split in data.people.of"
+            f"{path}, split {split}: no row is about the people that data.people chooses; name the split in "
+            "data.people.of"
         )
     return [theirs_too for theirs_too, group in zip(about, groups, strict=True) for _ in group]
 
@@ -323,7 +347,8 @@ def questions_by_person(path: str, split: str, question: str, rows_per_person: i
 def rows_of_fold(people: list[str | None], fold: str, validation_share: float, seed: int) -> list[int]:
     """Row numbers of a fold, ascending: `validation` has the share of the people, at least one; `test` the others.
 
-    People are taken in an order drawn for each by name, so that tasks about the same people divide them alike; rows without one stand for themselves.
+    People are taken in an order drawn for each by name, so that tasks about the same people divide them alike; rows
+    without one stand for themselves.
     """
     who = [str(i) if person is None else person for i, person in enumerate(people)]
     ordered = sorted(set(who), key=lambda name: draw(seed, "fold", name).random())
@@ -334,7 +359,8 @@ def rows_of_fold(people: list[str | None], fold: str, validation_share: float, s
 def persons_of_rows(task: Task, rows: datasets.Dataset) -> list[str | None]:
     """The person of each row: named by a column, or implied by the grouping of the rows, or not known.
 
-    A group of rows is about whoever of `task.people` most of its rows name (the longest name where several are in each other);
+    A group of rows is about whoever of `task.people` most of its rows name (the longest name where several are in each
+    other);
     else "person <group> of <split>".
     """
     if task.person:
@@ -358,7 +384,9 @@ def persons_of_rows(task: Task, rows: datasets.Dataset) -> list[str | None]:
 
 
 def sample_by_person(people: list[str | None], limit: int, seed: int) -> list[int]:
-    """Row numbers, ascending: all, or `limit` of them taken person by person so that every person keeps an equal share."""
+    """Row numbers, ascending: all, or `limit` of them taken person by person so that every person keeps an equal
+    share.
+    """
     if not limit or limit >= len(people):
         return list(range(len(people)))
     by_person: dict[str | None, list[int]] = {}
@@ -387,7 +415,8 @@ def read_task_row(task: Task, row: dict, index: int, person: str | None, seed: i
     )  # some lists hold the right answer too
     if task.perturbed and not (wrong and all(map(is_text, wrong))):
         raise SettingsError(
-            f"{task.dataset}, split {task.split}, row {index}: column {task.perturbed!r} holds no wrong answer, or one that is no text"
+            f"{task.dataset}, split {task.split}, row {index}: column {task.perturbed!r} holds no wrong "
+            "answer, or one that is no text"
         )
     if task.paraphrase and not is_text(row[task.paraphrase]):
         raise SettingsError(

@@ -163,11 +163,14 @@ class ChatEncoder:
         return Encoded(prompt, self.encode_answer(example, prompt["input_ids"].shape[1]))
 
     def check_begin(self, example: Example, ids: Tensor) -> None:
-        """Raise SettingsError where template and tokenizer both write the begin token: another prompt than in training."""
+        """Raise SettingsError where template and tokenizer both write the begin token: another prompt than in
+        training.
+        """
         begin = self.tokenizer.bos_token_id
         if begin is not None and len(ids) > 1 and ids[:2].tolist() == [begin, begin]:
             raise SettingsError(
-                f"split {example.split}, row {example.index}: the prompt begins with {self.tokenizer.bos_token!r} twice, "
+                f"split {example.split}, row {example.index}: the prompt begins with "
+                f"{self.tokenizer.bos_token!r} twice, "
                 "once by the chat template and once by the tokenizer"
             )
 
@@ -250,7 +253,9 @@ def padding_for(tokenizer: Any) -> int:
 
 
 def collate(encoded: list[Encoded], pad: int) -> Batch:
-    """Prompts with their answers, padded on the right; masks come from lengths, because a pad token may also be a real one."""
+    """Prompts with their answers, padded on the right; masks come from lengths, because a pad token may also be a real
+    one.
+    """
     sequences = [torch.cat([e.prompt["input_ids"][0], torch.tensor(e.answer[:-1], dtype=torch.long)]) for e in encoded]
     inputs = {**pad_rows(sequences, pad, left=False), **processor_extras(encoded, sequences, left=False)}
     longest = max(len(e.answer) for e in encoded)
@@ -281,7 +286,9 @@ def pad_rows(rows: list[Tensor], pad: int, left: bool) -> dict[str, Tensor]:
 
 
 def processor_extras(encoded: list[Encoded], sequences: list[Tensor], left: bool) -> dict[str, Tensor]:
-    """What the processor made besides token ids: per-token rows padded like the ids, pictures concatenated whatever their patch counts."""
+    """What the processor made besides token ids: per-token rows padded like the ids, pictures concatenated whatever
+    their patch counts.
+    """
     extras = {}
     for name in {name: None for e in encoded for name in e.prompt if name != "input_ids"}:
         values = [e.prompt[name] for e in encoded if name in e.prompt]

@@ -1,6 +1,8 @@
-"""The one evaluation loop: named tasks -> per-row losses and one greedy generation -> logs in TOFU's and CLEAR's layout.
+"""The one evaluation loop: named tasks -> per-row losses and one greedy generation -> logs in TOFU's and CLEAR's
+layout.
 
-No averages are taken here; aggregate_eval_stat.py makes numbers of the logs. A finished task is kept beside the results with a key of everything it
+No averages are taken here; aggregate_eval_stat.py makes numbers of the logs. A finished task is kept beside the results
+with a key of everything it
 depends on, so that an interrupted evaluation goes on where it stopped and a changed one is computed anew.
 """
 
@@ -64,7 +66,9 @@ TOKEN_COLUMNS = pyarrow.schema(
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's rows (index -> metric -> value), its answers token by token, and how many tokens went through the model."""
+    """One task's rows (index -> metric -> value), its answers token by token, and how many tokens went through the
+    model.
+    """
 
     rows: dict[int, dict[str, Any]]
     tokens: list[dict[str, Any]]
@@ -234,7 +238,9 @@ def evaluate(
 
 
 def task_key(name: str, settings: Eval, model: str, device: str) -> str:
-    """What a task's results depend on: the model, its data, the task's settings, the code that scores, the libraries and the kind of device."""
+    """What a task's results depend on: the model, its data, the task's settings, the code that scores, the libraries
+    and the kind of device.
+    """
     task = settings.tasks[name]
     chosen = {
         field: getattr(settings, field)
@@ -245,18 +251,24 @@ def task_key(name: str, settings: Eval, model: str, device: str) -> str:
 
 
 def data_record(task: Task) -> dict[str, str]:
-    """Which data a task read: name, split and content fingerprint, with that of the people's names if they stand elsewhere."""
+    """Which data a task read: name, split and content fingerprint, with that of the people's names if they stand
+    elsewhere.
+    """
     names = {"people": fingerprint(task.people.dataset)} if task.people else {}
     return {"dataset": task.dataset, "split": task.split, "fingerprint": fingerprint(task.dataset), **names}
 
 
 def finished_task(name: str, key: str, kept: Path, folder: Path) -> Path | None:
-    """The folder that holds this task's results under this key: of an interrupted evaluation, or of the one being overwritten."""
+    """The folder that holds this task's results under this key: of an interrupted evaluation, or of the one being
+    overwritten.
+    """
     return next((place for place in (kept / name, folder) if task_record(name, place).get("key") == key), None)
 
 
 def task_record(name: str, place: Path) -> dict[str, Any]:
-    """What a folder says of a task's results in it: a folder of its own, or that of a whole evaluation; empty where it holds none."""
+    """What a folder says of a task's results in it: a folder of its own, or that of a whole evaluation; empty where it
+    holds none.
+    """
     own, whole = place / TASK_RECORD, place / EVAL_RECORD
     if own.is_file():
         return json.loads(own.read_text(encoding="utf-8"))
@@ -295,7 +307,8 @@ def write_results(folder: Path, done: dict[str, Path], settings: Eval, record: d
 class EpochEvaluation:
     """Evaluates the validation fold at the end of each epoch: task -> measure -> mean over its rows.
 
-    The best epoch is the one nearest to gold: smallest mean difference over all measures of all tasks, of what is forgotten and what is kept alike.
+    The best epoch is the one nearest to gold: smallest mean difference over all measures of all tasks, of what is
+    forgotten and what is kept alike.
     A finetuning without `gold_result` has its best where the mean loss of the right answers, over all tasks, is lowest.
     """
 
@@ -358,7 +371,8 @@ def gold_measures(path: str, tasks: dict[str, list[TaskRow]]) -> dict[str, dict[
         wanted = [str(row.example.index) for row in rows]
         if missing := [index for index in wanted if index not in columns.get("exact_memorization", {})]:
             raise SettingsError(
-                f"epoch_eval.gold_result={path!r} lacks row {missing[0]} of task {name!r}: evaluate gold on all rows with the same tasks"
+                f"epoch_eval.gold_result={path!r} lacks row {missing[0]} of task {name!r}: evaluate gold on "
+                "all rows with the same tasks"
             )
         made[name] = measures(
             {int(i): {metric: by_row[i] for metric, by_row in columns.items() if i in by_row} for i in wanted}

@@ -1,4 +1,6 @@
-"""The model that training starts from: what a recipe hands to the training loop, and its frozen copy that a loss compares with."""
+"""The model that training starts from: what a recipe hands to the training loop, and its frozen copy that a loss
+compares with.
+"""
 
 import contextlib
 import copy

@@ -57,7 +57,10 @@ def positions_of(path: str, settings: Model) -> int:
 
 
 def start_of(auto_class: Any, settings: Finetune, processor: Any) -> Start:
-    """The model at `settings.model_path`, ready to train; `processor` is saved beside its weights. Raises SettingsError."""
+    """The model at `settings.model_path`, ready to train.
+
+    `processor` is saved beside its weights. Raises SettingsError.
+    """
     model = load_for_training(auto_class, settings)
     return Start(model, forward, partial(save, processor))
 
@@ -88,7 +91,8 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
 
 
 def end_at_layer(model: nn.Module, activations: Activations) -> None:
-    """End the model at a decoder layer: its "logits" are that layer's output (B, T, H), before the final norm; only the named layers train.
+    """End the model at a decoder layer: its "logits" are that layer's output (B, T, H), before the final norm; only the
+    named layers train.
 
     What is removed is neither computed nor trained, so that no process waits for its gradient; `restore_layers` puts it
     back. Raises SettingsError.
@@ -211,7 +215,9 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def l1_norm(model: nn.Module) -> Tensor:
-    """Sum of absolute values of the trained weights; under LoRA of the update they make together, scale * B A, never of A and B apart."""
+    """Sum of absolute values of the trained weights; under LoRA of the update they make together, scale * B A, never of
+    A and B apart.
+    """
     if not isinstance(model, PeftModel):
         return sum(parameter.abs().sum() for parameter in trained_weights(model).values())
     layers = [
@@ -226,7 +232,9 @@ def l1_norm(model: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def subtract_update(model: nn.Module, start: dict[str, Tensor], scale: float) -> None:
-    """theta0 - scale * (theta - theta0) in place (SKU's task vector): under LoRA the update is B A; else `start` holds theta0 by name."""
+    """theta0 - scale * (theta - theta0) in place (SKU's task vector): under LoRA the update is B A; else `start` holds
+    theta0 by name.
+    """
     for name, parameter in trained_weights(model).items():
         if isinstance(model, PeftModel):
             if ".lora_B." in name:
@@ -239,7 +247,8 @@ def subtract_update(model: nn.Module, start: dict[str, Tensor], scale: float) ->
 def merged(model: nn.Module) -> nn.Module:
     """The model with its adapter, if it has one, added to its weights.
 
-    In fp32, because on bf16 weights a small update would be rounded away, and in main memory, where a model twice as large has room.
+    In fp32, because on bf16 weights a small update would be rounded away, and in main memory, where a model twice as
+    large has room.
     """
     return model.cpu().float().merge_and_unload() if isinstance(model, PeftModel) else model
 

@@ -92,7 +92,9 @@ def positional(loss: Callable) -> list[str]:
 
 
 def takes_states(loss: Callable) -> bool:
-    """Whether a loss asks for hidden states; also where its annotations are text (`from __future__ import annotations`)."""
+    """Whether a loss asks for hidden states; also where its annotations are text (`from __future__ import
+    annotations`).
+    """
     return get_type_hints(loss).get(positional(loss)[0]) is Hidden
 
 

@@ -22,7 +22,9 @@ ATTACK_FIGURES = "attack.json"  # what membership attacks tell of the forgotten 
 
 
 def check_save_dir(folder: str, overwrite: bool, record: str) -> None:
-    """Raise SettingsError unless `folder` can be written: not there yet, or with `overwrite` a former run's, known by its `record` file."""
+    """Raise SettingsError unless `folder` can be written: not there yet, or with `overwrite` a former run's, known by
+    its `record` file.
+    """
     path = Path(folder)
     if not path.name:
         raise SettingsError(f"save_dir={folder!r} must name a folder of its own")
@@ -79,7 +81,10 @@ def read_json(file: Path) -> Any:
 
 
 def start_of_peak() -> None:
-    """Forget the peak so far, so that `peak_memory_gb` speaks of what follows (where the system allows it: CUDA, Linux)."""
+    """Forget the peak so far, so that `peak_memory_gb` speaks of what follows (where the system allows it:
+
+    CUDA, Linux).
+    """
     import torch  # here, because the report reads records without it
 
     if torch.cuda.is_available():
@@ -89,7 +94,9 @@ def start_of_peak() -> None:
 
 
 def peak_memory_gb() -> float:
-    """Most memory this process has held since `start_of_peak`, in GB (10^9 bytes): of the accelerator where there is one, else resident."""
+    """Most memory this process has held since `start_of_peak`, in GB (10^9 bytes): of the accelerator where there is
+    one, else resident.
+    """
     import torch
 
     if torch.cuda.is_available():
@@ -114,7 +121,9 @@ def say_line(line: str) -> None:
 
 
 def model_fingerprint(path: str) -> str:
-    """Hash of what makes a model folder this model (weights, configuration, tokenizer, chat template), or the hub id."""
+    """Hash of what makes a model folder this model (weights, configuration, tokenizer, chat template), or the hub
+    id.
+    """
     endings = ("*.safetensors", "*.json", "*.jinja")
     files = sorted(file for ending in endings for file in Path(path).glob(ending) if file.name != TRAIN_RECORD)
     digest = hashlib.sha256()

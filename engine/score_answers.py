@@ -1,8 +1,11 @@
 """Scores of answers and greedy generations from ONE pass over each prompt (and its picture).
 
-Shapes: R prompts of a batch, L their padded length, S answer tokens behind each, V vocabulary. The prompts' keys and values are kept; all answers to a
-prompt follow it as one sequence of S tokens, kept apart by the attention mask and each counted from the prompt's end, so that nothing is copied
-for them; then they are cropped off and the generation goes on from the same keys and values. Models whose cache cannot be shared are run
+Shapes: R prompts of a batch, L their padded length, S answer tokens behind each, V vocabulary. The prompts' keys and
+values are kept; all answers to a
+prompt follow it as one sequence of S tokens, kept apart by the attention mask and each counted from the prompt's end,
+so that nothing is copied
+for them; then they are cropped off and the generation goes on from the same keys and values. Models whose cache cannot
+be shared are run
 answer by answer.
 """
 
@@ -25,9 +28,11 @@ from unlearn_losses import IGNORE
 
 @dataclass(frozen=True)
 class AnswerLosses:
-    """A teacher-forced answer, end-of-sequence last: of each token the negative log-likelihood and whether it was the model's first choice.
+    """A teacher-forced answer, end-of-sequence last: of each token the negative log-likelihood and whether it was the
+    model's first choice.
 
-    `expected` and `spread` are mean and standard deviation of the log-probability over the whole vocabulary at its place (Min-K%++). In nats.
+    `expected` and `spread` are mean and standard deviation of the log-probability over the whole vocabulary at its
+    place (Min-K%++). In nats.
     """
 
     tokens: list[int]
@@ -43,7 +48,10 @@ class AnswerLosses:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question (and picture) with the answers to score after it, each once; `example.answer` need not be among them."""
+    """A question (and picture) with the answers to score after it, each once.
+
+    `example.answer` need not be among them.
+    """
 
     example: Example
     answers: list[str]
@@ -99,7 +107,8 @@ def score_prompts(
 
 
 def prompt_batches(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of at most `batch_size` prompts of like length; words and pictures apart, or words would be padded to the length of a picture.
+    """Numbers of at most `batch_size` prompts of like length; words and pictures apart, or words would be padded to the
+    length of a picture.
 
     Length is judged by letters: encoding all at once would hold every picture in memory.
     """
@@ -123,7 +132,10 @@ def unshareable(model: nn.Module) -> str | None:
 
 
 class SharedPrompts:
-    """A batch of prompts run once. `tokens_left` is how many tokens may follow before a sliding window would forget the first (None: any number)."""
+    """A batch of prompts run once.
+
+    `tokens_left` is how many tokens may follow before a sliding window would forget the first (None: any number).
+    """
 
     def __init__(self, model: nn.Module, batch: dict[str, Tensor]):
         self.model, self.mask = model, batch["attention_mask"]
@@ -187,7 +199,10 @@ class SharedPrompts:
         ).logits
 
     def generate(self, max_new_tokens: int, end: int) -> list[list[int]]:
-        """Continue each prompt greedily up to `end`, which is left out; uses the cache up. Rows that have ended are dropped once they are half."""
+        """Continue each prompt greedily up to `end`, which is left out; uses the cache up.
+
+        Rows that have ended are dropped once they are half.
+        """
         texts: list[list[int]] = [[] for _ in range(len(self.mask))]
         alive, mask, positions, logits = list(range(len(texts))), self.mask, self.next, self.first
         for step in range(max_new_tokens):
@@ -218,7 +233,8 @@ class SharedPrompts:
 
 
 def prompt_positions(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Positions (R, L), counted from each prompt's first token; (3, R, L) for pictures under multimodal rotary embeddings (Qwen-VL).
+    """Positions (R, L), counted from each prompt's first token; (3, R, L) for pictures under multimodal rotary
+    embeddings (Qwen-VL).
 
     Always given: what a model works out by itself may rest on an earlier batch.
     """

@@ -114,7 +114,8 @@ class LossTrainer(transformers.Trainer):
         if self.bound.frozen:
             wanted = set(self.bound.frozen)
             batches = inputs["frozen"] or [batch for batch in inputs["trained"] if set(batch.passes) <= wanted]
-            # the library puts autocast into the forward of the model that it trains, and the start must be computed alike
+            # the library puts autocast into the forward of the model that it trains, and the start must be computed
+            # alike
             with self.reference.model(self.accelerator.unwrap_model(model)) as frozen, self.accelerator.autocast():
                 scored = forward_passes(frozen, batches, self.forward)
             passes = {f"ref_{name}": scored[name] for name in self.bound.frozen}
@@ -214,7 +215,9 @@ class MultiplierCallback(TrainerCallback):
 
 
 class EachEpoch(TrainerCallback):
-    """Has the model judged at the end of every epoch, as it would be saved: in eval mode, without the trainer's autocast."""
+    """Has the model judged at the end of every epoch, as it would be saved: in eval mode, without the trainer's
+    autocast.
+    """
 
     def __init__(self, trainer: LossTrainer, judge: Callable[[nn.Module], dict], say: Callable[[str], None]):
         self.trainer, self.judge, self.say = trainer, judge, say
@@ -257,7 +260,10 @@ class TrainProgress(TrainerCallback):
 
 
 def training_arguments(trainer: Trainer, seed: int, scratch: str) -> TrainingArguments:
-    """The Hugging Face arguments that our settings stand for; `scratch` is where the library may write, which it does not."""
+    """The Hugging Face arguments that our settings stand for.
+
+    `scratch` is where the library may write, which it does not.
+    """
     arguments = TrainingArguments(
         output_dir=scratch,
         num_train_epochs=trainer.epochs,
@@ -278,7 +284,8 @@ def training_arguments(trainer: Trainer, seed: int, scratch: str) -> TrainingArg
         logging_steps=1,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,  # processes may take different numbers of passes a step; running statistics of faces stay each process's own
+        # processes may take different numbers of passes a step; running statistics of faces stay each process's own
+        ddp_broadcast_buffers=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_nan_inf_filter=False,  # else a diverged loss is recorded as 0
     )
@@ -318,7 +325,8 @@ def train(
         seed: of every draw.
         save_dir: the folder to write.
         record: what else to say of the run (settings, fingerprints).
-        each_epoch: `each_epoch(model)` judges the model at the end of every epoch; `each_epoch.best(results)` says which
+        each_epoch: `each_epoch(model)` judges the model at the end of every epoch; `each_epoch.best(results)` says
+        which
             epoch was best. Both go to the record. None: nobody judges.
         say: takes a line of progress.
 
@@ -393,7 +401,9 @@ def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say
 
 
 def token_counts(trainer: LossTrainer, seconds: float, say: Callable[[str], None]) -> dict[str, float]:
-    """Tokens per second and the share of padding, for the record; nothing for pictures of faces, which are no tokens."""
+    """Tokens per second and the share of padding, for the record; nothing for pictures of faces, which are no
+    tokens.
+    """
     tokens = sum(gather_object([float(trainer.tokens)]))
     places = float(trainer.places)
     if not places:

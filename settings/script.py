@@ -169,9 +169,11 @@ def one_line_errors(schema: type) -> Iterator[None]:
 
 
 def script(config_name: str, schema: type[Schema]) -> Callable:
-    """Turn a recipe `f(settings)` into the `main()` of a script that reads config/<config_name>.yaml and the command line.
+    """Turn a recipe `f(settings)` into the `main()` of a script that reads config/<config_name>.yaml and the command
+    line.
 
-    A user's mistake ends in one line on stderr and exit code 1. The recipe itself stays at hand as `main.recipe`, and how to read its settings
+    A user's mistake ends in one line on stderr and exit code 1. The recipe itself stays at hand as `main.recipe`, and
+    how to read its settings
     as `main.compose(overrides)`, for whoever runs recipes in one process.
     """
 

@@ -122,5 +122,6 @@ class Trainer:
                 raise SettingsError(f"trainer: {package} is not installed (pip install -r {files[package]})")
         if "8bit" in self.optimizer and not cuda_is_there():
             raise SettingsError(
-                f"trainer.optimizer={self.optimizer} needs a CUDA GPU, and this machine has none; adamw_torch runs anywhere"
+                f"trainer.optimizer={self.optimizer} needs a CUDA GPU, and this machine has none; adamw_torch "
+                "runs anywhere"
             )

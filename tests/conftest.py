@@ -112,7 +112,9 @@ def face_overrides(faces):
 
 @pytest.fixture(scope="session")
 def qwen_encoder(encoder):
-    """A processor of the Qwen2-VL family around the tiny tokenizer: patches of all pictures in one tensor, its own placeholders."""
+    """A processor of the Qwen2-VL family around the tiny tokenizer: patches of all pictures in one tensor, its own
+    placeholders.
+    """
     tokenizer = type(encoder.tokenizer)(
         tokenizer_object=encoder.tokenizer.backend_tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )

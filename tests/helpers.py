@@ -94,7 +94,9 @@ class Few:
 
 
 def without_dropout(network):
-    """The tiny model drops attention at random while it trains; where batches are compared with each other it must not."""
+    """The tiny model drops attention at random while it trains; where batches are compared with each other it must
+    not.
+    """
     for module in network.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0

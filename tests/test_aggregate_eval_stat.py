@@ -220,7 +220,8 @@ def test_a_small_log_by_hand(result):
         "eval_log_forget": one_row(ln2, 1.0),
     }
     row = result(log, log)
-    # P = 1/2; no paraphrase: R = (1/8) / (1/2) = 1/4; retain 3/4, forget min(1/4, 4) = 1/4; among options (1/2) / (1/2 + 1/4 + 1/16) = 8/13
+    # P = 1/2; no paraphrase: R = (1/8) / (1/2) = 1/4; retain 3/4, forget min(1/4, 4) = 1/4; among options (1/2) / (1/2
+    # + 1/4 + 1/16) = 8/13
     assert row["Probability eval_log"] == pytest.approx(1 / 2)
     assert row["Truth Ratio eval_log"] == pytest.approx(3 / 4)
     assert row["Truth Ratio eval_log_forget"] == pytest.approx(1 / 4)
@@ -570,7 +571,10 @@ def test_the_script_ends_in_one_line_and_writes_nothing_when_rows_differ(result,
     ]
     done = run_script(*paths, "base_result=null", f"save_file={tmp_path}/out/row.csv")
     assert done.returncode == 1
-    message = "error: ckpt_result and retain_result cover different rows of task 'eval_forget_qa': 23 and 24 rows, row 7 is in one of them only\n"
+    message = (
+        "error: ckpt_result and retain_result cover different rows of task 'eval_forget_qa': 23 and 24 rows, "
+        "row 7 is in one of them only\n"
+    )
     assert done.stderr == message
     assert not (tmp_path / "out").exists()
 

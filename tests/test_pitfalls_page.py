@@ -30,7 +30,8 @@ def test_no_source_names_a_machine_or_a_device():
     for file in SOURCES:
         text = file.read_text(encoding="utf-8")
         assert not re.search(
-            r"['\"]/(home|root|work|mnt|data)/|\.cuda\(\)|device=['\"]cuda|^(import|from) (flash_attn|bitsandbytes|deepspeed|wandb)",
+            r"['\"]/(home|root|work|mnt|data)/|\.cuda\(\)|device=['\"]cuda|"
+            r"^(import|from) (flash_attn|bitsandbytes|deepspeed|wandb)",
             text,
             re.M,
         ), file

@@ -53,7 +53,9 @@ METHODS = sorted(ROOT.glob("config/method/*.yaml"))
 
 
 def answers(*rows):
-    """Answers in a two-token vocabulary; a row gives the probability of each right token (token 0), shorter rows are padded."""
+    """Answers in a two-token vocabulary; a row gives the probability of each right token (token 0), shorter rows are
+    padded.
+    """
     longest = max(map(len, rows))
     logits, labels = torch.zeros(len(rows), longest, 2), torch.full((len(rows), longest), IGNORE)
     for b, row in enumerate(rows):
@@ -75,7 +77,9 @@ def random_scored(rows=3, positions=4, seed=0, vocabulary=5):
 
 
 def passes_of(bound, rows=3):
-    """Random passes of the shapes a batch has: a `ref_` pass has the labels of its own pass; log-probabilities are (B,)."""
+    """Random passes of the shapes a batch has: a `ref_` pass has the labels of its own pass; log-probabilities are
+    (B,).
+    """
     passes = {name: random_scored(rows, seed=number) for number, name in enumerate(bound.batches)}
     for number, name in enumerate(name for name in bound.passes if name.startswith("ref_")):
         start = random_scored(rows, seed=100 + number)._replace(labels=passes[base_pass(name)].labels)
@@ -404,7 +408,8 @@ def test_llmu_and_sku_by_hand():
 
 
 def test_rmu_by_hand():
-    # one answer token, h = u + (3, 1): against 1 * u the mean over two features is (9 + 1) / 2; retain moved by (2, 0): 4 / 2
+    # one answer token, h = u + (3, 1): against 1 * u the mean over two features is (9 + 1) / 2; retain moved by (2, 0):
+    # 4 / 2
     u, label = unit_direction(2, 0), torch.zeros(1, 1, dtype=torch.long)
     forget, retain, start = (
         Hidden((u + torch.tensor(d)).view(1, 1, 2), label) for d in ((3.0, 1.0), (2.0, 0.0), (0.0, 0.0))
@@ -428,7 +433,8 @@ def test_neggrad_by_hand():
 
 
 def test_scrub_bio_by_hand():
-    # forget turned by 90 degrees: d = 1, 1 - d = 0; retain (3, 4) against (1, 0): cosine 3/5, d = 2/5, whatever the lengths
+    # forget turned by 90 degrees: d = 1, 1 - d = 0; retain (3, 4) against (1, 0): cosine 3/5, d = 2/5, whatever the
+    # lengths
     label = torch.zeros(1, 1, dtype=torch.long)
     states = [
         Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((0.0, 2.0), (1.0, 0.0), (3.0, 4.0), (1.0, 0.0))
@@ -449,7 +455,8 @@ def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
 
 
 def test_undial_by_hand():
-    # a start of .5 with log 3 taken from the true token: (1/4, 3/4); against p = (.5, .5) that is log 2, against itself its entropy
+    # a start of .5 with log 3 taken from the true token: (1/4, 3/4); against p = (.5, .5) that is log 2, against itself
+    # its entropy
     start = answers([0.5])
     assert undial(answers([0.5]), start, answers([0.5]), gamma=math.log(3), retain_weight=1.0).item() == pytest.approx(
         2 * math.log(2)

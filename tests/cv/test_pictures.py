@@ -257,7 +257,9 @@ def test_the_photographs_can_be_divided_as_the_benchmark_does(tmp_path):
 
 
 def test_passes_of_pictures_share_a_forward_also_where_several_processes_train(data):
-    """A picture takes one place, so that every process agrees; batch normalisation sees all passes together, as in one."""
+    """A picture takes one place, so that every process agrees; batch normalisation sees all passes together, as in
+    one.
+    """
     division = read_division(data)
     met = met_by(division, None)
     forget, retain = (training_rows(division, people, "full") for people in (met.forget, met.retain))

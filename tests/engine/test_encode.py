@@ -133,7 +133,10 @@ def test_a_template_that_drops_or_moves_the_question_or_the_answer_is_refused(te
 
 
 def test_a_template_that_tells_the_date_tells_the_same_one_every_day(tokenizer):
-    telling = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}Today: {{ date_string }} "
+    telling = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "Today: {{ date_string }} "
+    )
     tokenizer.chat_template = telling + TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
     assert (
         TextEncoder(tokenizer, None).prompt_text(example("Who?", "Ann.")) == "Today: 26 Jul 2024 <user>Who?<assistant>"
@@ -184,7 +187,7 @@ def test_rows_that_are_too_long_are_counted_and_the_first_is_named_before_anythi
     )
     with pytest.raises(
         SettingsError,
-        match=r"2 of 3 rows are too long, the first: split test, row 4: \d+ tokens, but the model takes 24; .*truncate=true",
+        match=r"2 of 3 rows are too long, the first: split test, row 4: \d+ tokens, but the model takes 24; .*truncate",
     ):
         check_lengths(TextEncoder(tokenizer, None, max_length=24), rows)
     check_lengths(TextEncoder(tokenizer, None), rows)  # the model takes 512
@@ -215,7 +218,7 @@ def test_answers_of_a_task_that_do_not_fit_are_counted_before_the_model_is_loade
     check_answers(TextEncoder(tokenizer, None), {"eval_log": [row]})
     with pytest.raises(
         SettingsError,
-        match=r"eval_log: 2 of 4 answers are too long, the first: split test, row 3: \d+ tokens, but the model takes 24",
+        match=r"eval_log: 2 of 4 answers are too long, the first: split test, row 3: \d+ tokens, but the model takes",
     ):
         check_answers(TextEncoder(tokenizer, None, max_length=24), {"eval_log": [row]})
 

@@ -1,4 +1,6 @@
-"""Models: what trains, what the frozen start is, that logits and labels are aligned, that what is saved is what was trained."""
+"""Models: what trains, what the frozen start is, that logits and labels are aligned, that what is saved is what was
+trained.
+"""
 
 from dataclasses import replace
 
@@ -169,7 +171,9 @@ def test_the_reference_is_the_starting_model_and_stays_it(lora, model, encoder):
 
 @torch.no_grad()
 def test_a_small_update_of_bf16_weights_survives_the_merge(encoder, tmp_path):
-    """A delta far under half a unit in the last place of bf16 is in the saved weights, because the merge is done in fp32."""
+    """A delta far under half a unit in the last place of bf16 is in the saved weights, because the merge is done in
+    fp32.
+    """
     network = load_for_training(AutoModelForImageTextToText, training_settings(TINY, lora=LORA))
     for name, parameter in network.named_parameters():
         if "lora_B" in name:

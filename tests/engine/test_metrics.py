@@ -221,7 +221,8 @@ def test_four_people_apart_cannot_reach_below_an_eighth():
 
 
 def test_the_permutation_swaps_people_not_rows():
-    # one person differs (10 rows), the other three do not: swapping that one leaves the statistic as it is, so every permutation reaches it
+    # one person differs (10 rows), the other three do not: swapping that one leaves the statistic as it is, so every
+    # permutation reaches it
     a = np.arange(40.0)
     b = np.where(np.arange(40) < 10, a + 100, a)
     assert metrics.person_permutation_p(a, b, np.repeat([0, 1, 2, 3], 10)) == 1
@@ -485,7 +486,8 @@ def test_min_k_is_the_mean_of_the_least_likely_tokens_by_hand():
 
 
 def test_min_k_plus_plus_measures_each_token_against_its_vocabulary_by_hand():
-    # (log p - mean) / deviation: (-1 - -2) / .5 = 2, (-4 - -2) / 1 = -2, (-3 - -3) / 2 = 0; 40 % of three is one token: the lowest
+    # (log p - mean) / deviation: (-1 - -2) / .5 = 2, (-4 - -2) / 1 = -2, (-3 - -3) / 2 = 0; 40 % of three is one token:
+    # the lowest
     assert metrics.min_k_plus_plus([1.0, 4.0, 3.0], [-2.0, -2.0, -3.0], [0.5, 1.0, 2.0]) == -2.0
     assert metrics.min_k_plus_plus([1.0], [-1.0], [0.0]) == 0.0  # uniform over the vocabulary: no deviation
 

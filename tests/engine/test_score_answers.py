@@ -1,4 +1,6 @@
-"""One pass over the prompt gives what plain passes give: every family, attention, padding and length; and it is one pass."""
+"""One pass over the prompt gives what plain passes give: every family, attention, padding and length; and it is one
+pass.
+"""
 
 import math
 
@@ -180,7 +182,9 @@ def test_answers_behind_one_prompt_do_not_see_each_other(model, encoder):
 
 
 def test_every_question_and_every_answer_goes_through_the_model_once(model, encoder):
-    """Counts the tokens that the model is called with: each prompt's, each answer's but its last, each generated one's but the last."""
+    """Counts the tokens that the model is called with: each prompt's, each answer's but its last, each generated one's
+    but the last.
+    """
     called = []
     model.register_forward_pre_hook(lambda module, args, inputs: called.append(dict(inputs)), with_kwargs=True)
     prompts = [*WORDS, *PICTURES]
@@ -228,7 +232,8 @@ def test_generation_stops_at_the_end_token_and_rows_that_go_on_do_so(model, enco
 
 
 def test_the_logits_mean_and_deviation_by_hand():
-    # p = (1/2, 1/4, 1/4): mean log p = -(1.5 ln 2) = -1.0397, deviations +.3466 (p 1/2) and -.3466 (p 1/2): spread ln(2)/2 = .3466
+    # p = (1/2, 1/4, 1/4): mean log p = -(1.5 ln 2) = -1.0397, deviations +.3466 (p 1/2) and -.3466 (p 1/2): spread
+    # ln(2)/2 = .3466
     score = answer_losses(torch.log(torch.tensor([[0.5, 0.25, 0.25]])), [1])
     assert score.losses == pytest.approx([2 * math.log(2)]) and score.correct == [False]
     assert score.expected == pytest.approx([-1.5 * math.log(2)]) and score.spread == pytest.approx([math.log(2) / 2])

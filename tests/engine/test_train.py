@@ -1,4 +1,6 @@
-"""The training loop: accumulation is exact, seeds decide everything, the schedule peaks where it says, weights do move."""
+"""The training loop: accumulation is exact, seeds decide everything, the schedule peaks where it says, weights do
+move.
+"""
 
 import copy
 import json
@@ -247,7 +249,8 @@ def test_pdus_multiplier_waits_for_its_warmup_and_then_rises_by_what_the_retain_
     assert final(2, 0.0) == 1.0
     high, low = final(0, 0.0), final(0, 100.0)
     assert high > 1.0 and low == 0.0
-    # at rate 0 the model stays: each of 4 steps adds .5 * NLL(R) of its own rows, and a target of .1 takes .05 from each
+    # at rate 0 the model stays: each of 4 steps adds .5 * NLL(R) of its own rows, and a target of .1 takes .05 from
+    # each
     assert final(0, 0.1) == pytest.approx(high - 4 * 0.05, abs=1e-5)
 
 
@@ -342,7 +345,9 @@ def test_a_mask_lets_only_the_weights_with_the_largest_forget_gradients_move(dat
 def test_answer_log_probabilities_of_the_start_are_computed_once_and_are_the_starts(
     data, encoder, tmp_path, monkeypatch
 ):
-    """Two epochs of redrawn refusals: each distinct answer is scored once, keyed by row, and equals the frozen model's own."""
+    """Two epochs of redrawn refusals: each distinct answer is scored once, keyed by row, and equals the frozen model's
+    own.
+    """
     kept, model_calls = {}, []
     real = LossTrainer.keep_start_logprobs
 
@@ -521,7 +526,8 @@ def test_two_processes_train_like_one_with_the_same_global_batch(method, data, w
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     )
     start, one, two = (load_file(folder / "model.safetensors") for folder in (BASE, tmp_path / "one", tmp_path / "two"))
-    # a mean over all weights, because Adam turns the rounding of a gradient near zero into a whole step of that one weight
+    # a mean over all weights, because Adam turns the rounding of a gradient near zero into a whole step of that one
+    # weight
     apart = sum((one[n] - two[n]).abs().sum().item() for n in one)
     moved = sum((one[n] - start[n].float()).abs().sum().item() for n in one)
     assert moved > 0 and apart < 0.01 * moved

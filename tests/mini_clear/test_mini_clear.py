@@ -1,4 +1,6 @@
-"""Tests of the embedded world: what it writes, what it keeps apart, and that its people can be told from their pictures."""
+"""Tests of the embedded world: what it writes, what it keeps apart, and that its people can be told from their
+pictures.
+"""
 
 import hashlib
 import io
@@ -357,7 +359,9 @@ def pixels(png: bytes) -> torch.Tensor:
 
 
 def train_and_test(seen: torch.Tensor, unseen: torch.Tensor, epochs: int) -> float:
-    """Train three convolutions on (people, views, 3, 64, 64) and return the share of right people among the unseen views."""
+    """Train three convolutions on (people, views, 3, 64, 64) and return the share of right people among the unseen
+    views.
+    """
     torch.manual_seed(0)
     layers: list[torch.nn.Module] = []
     for inner, outer in ((3, 24), (24, 48), (48, 96)):

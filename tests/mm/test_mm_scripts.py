@@ -1,4 +1,6 @@
-"""The scripts as their users start them: end to end, the same files in process and through accelerate, one line for a mistake."""
+"""The scripts as their users start them: end to end, the same files in process and through accelerate, one line for a
+mistake.
+"""
 
 import json
 import os
@@ -259,7 +261,9 @@ def test_every_readme_command_is_run_by_ci_or_by_the_test_below():
 
 @pytest.mark.slow
 def test_the_readmes_commands_run_in_their_order_in_a_fresh_copy(tmp_path):
-    """The commands verbatim, with only `export PYTHONPATH=.`; one epoch instead of many and 10 networks of 128, set where a user would set it."""
+    """The commands verbatim, with only `export PYTHONPATH=.`; one epoch instead of many and 10 networks of 128, set
+    where a user would set it.
+    """
     copy = tmp_path / "copy"
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True

@@ -171,7 +171,8 @@ BAD_ROWS = {  # a split's second and third row -> the one line it earns
     "answers that are too long": (
         nlp.finetune,
         [{"question": "Who?", "answer": LONG}, {"question": "Where?", "answer": LONG}],
-        r"2 of 3 rows are too long, the first: split full, row 1: \d+ tokens, but the model takes 512; max_length= allows more, truncate=true cuts",
+        r"2 of 3 rows are too long, the first: split full, row 1: \d+ tokens, but the model takes 512; "
+        r"max_length= allows more, truncate=true cuts",
     ),
     "a torn line": (
         nlp.finetune,
