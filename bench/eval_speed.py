@@ -1,8 +1,11 @@
-"""Time, peak memory and largest difference of evaluating picture rows: one pass over the prompt beside a forward for each answer.
+"""Evaluation of picture rows, one pass over the prompt beside one forward per answer: time, memory and differences.
 
-The plain way runs prompt and picture anew for each of a row's 7 answers and once more for the generation; logits are taken at answer positions in both.
-The model is a randomly initialised LLaVA of about 100 M parameters with 576 picture tokens (336 pixels in patches of 14), in fp32. `scoring_*` is the seven
-answers alone, `task_*` with a greedy generation of 48 tokens. Peaks are above the weights.
+The plain way runs prompt and picture anew for each of a row's 7 answers, and once more for the generation. Both ways
+take logits at answer positions only. The model is a randomly initialised LLaVA of about 100 M parameters in fp32, with
+576 picture tokens (336 pixels in patches of 14).
+
+`scoring_*` are figures of the seven answers alone, `task_*` of answers and a greedy generation of 48 tokens. Peaks are
+above the weights. `*_speedup` above 1: one pass is faster.
 """
 
 import argparse
@@ -21,12 +24,15 @@ from engine.encode import Encoded, collate
 from engine.pairs import Batch
 from engine.score_answers import Prompt, score_prompts
 
-ANSWERS, ANSWER, NEW, WORDS, PICTURE = 7, 40, 48, 24, 576  # answers a row; tokens
+ANSWERS, ANSWER, NEW, WORDS, PICTURE = 7, 40, 48, 24, 576  # answers per row; the others count tokens
 VOCABULARY, IMAGE_TOKEN, PAD, END = 32_000, 31_999, 0, 1
 
 
 class RandomRows:
-    """Stands in for a tokenizer and its rows: question and answer are seeds of random tokens, the picture is random pixels."""
+    """Stands in for a tokenizer and its rows.
+
+    Question and answer of an example are seeds of random tokens; its picture is random pixels.
+    """
 
     def __init__(self):
         self.tokenizer, self.pad = argparse.Namespace(eos_token_id=END), PAD
@@ -51,6 +57,7 @@ class RandomRows:
 
 
 def make_model() -> LlavaForConditionalGeneration:
+    """The model, randomly initialised and in eval mode."""
     torch.manual_seed(0)
     sizes = {
         "vocab_size": VOCABULARY,
@@ -59,7 +66,7 @@ def make_model() -> LlavaForConditionalGeneration:
         "num_hidden_layers": 12,
         "num_attention_heads": 10,
     }
-    sizes["initializer_range"] = 0.05  # answers that differ clearly: near-uniform logits would hide a wrong position
+    sizes["initializer_range"] = 0.05  # makes answers differ: near-uniform logits would hide a wrong position
     vision = {
         "hidden_size": 256,
         "intermediate_size": 1024,
@@ -87,6 +94,7 @@ def make_model() -> LlavaForConditionalGeneration:
 def measure(
     model: torch.nn.Module, prompts: list[Prompt], new: int, shared: bool, batch_size: int
 ) -> tuple[float, float, list]:
+    """Seconds, peak memory in GB and results of scoring the prompts one way; `new`: tokens to generate."""
     free_memory()
     before = resident_gb()
     with Peak() as peak:
@@ -113,7 +121,8 @@ def main() -> None:
         for i in range(asked.rows)
     ]
     print(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters, {asked.rows} rows of {PICTURE + WORDS} prompt tokens, {ANSWERS} answers each"
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters, "
+        f"{asked.rows} rows of {PICTURE + WORDS} prompt tokens, {ANSWERS} answers each"
     )
     for name, new in (("scoring", 1), ("task", NEW)):  # the first generated token follows from the prompt's own pass
         seconds, peaks, results = {True: [], False: []}, {True: [], False: []}, {}
@@ -132,7 +141,8 @@ def main() -> None:
             print(f"{name}_{label}_peak_gb {statistics.median(peaks[shared]):.2f}")
         print(f"{name}_largest_logprob_difference {max(abs(a - b) for a, b in zip(*losses.values(), strict=True)):.1e}")
         print(
-            f"{name}_same_generations {int(all(one.generation == other.generation for one, other in zip(*results.values(), strict=True)))}"
+            f"{name}_same_generations "
+            f"{int(all(one.generation == other.generation for one, other in zip(*results.values(), strict=True)))}"
         )
 
 

@@ -1,11 +1,12 @@
-"""How many epochs teach a face network its people: training and retain accuracy by epochs.
+"""How many epochs teach a face network its people: training and retain accuracy by number of epochs.
 
-The seeds are those of no benchmark and no attack. Run: python bench/face_epochs.py [overrides of cv/pretrain and
-cv/finetune, like data=orl_faces; pretrain:trainer.epochs=60 goes to the first alone]
+Run: python bench/face_epochs.py [overrides of cv/pretrain and cv/finetune, like data=orl_faces]
+An override behind `pretrain:`, like pretrain:trainer.epochs=60, goes to cv/pretrain alone. The seeds are those of no
+benchmark and no attack.
 
-The rule: the smallest of 5, 10, 20, 40, 80 epochs at which every training picture is named right, or after which twice
-as many do not raise the closed-set accuracy on the query pictures of the people that are kept. Lines `name value`,
-means over the seeds.
+The rule takes the smallest of 5, 10, 20, 40 and 80 epochs after which every training picture is named right, or after
+which twice as many do not raise the accuracy on the query pictures of the people that are kept. The output has lines
+`name value`, means over the seeds.
 """
 
 import sys
@@ -41,7 +42,7 @@ FINETUNING = Method(name="finetune", loss="retain_ft")
 
 
 def train_on(rows, model, names, settings, album, *, seed):
-    """`model` after training on `rows`, whose people are `names`."""
+    """The network after training on `rows`, whose people are `names`."""
     loss = bind(FINETUNING)
     encoder = FaceEncoder(names, album, settings.model.size)
     encoder.read(rows.files)
@@ -55,13 +56,14 @@ def train_on(rows, model, names, settings, album, *, seed):
 
 @torch.no_grad()
 def share_named_right(model, names, rows, album, size):
-    """Share of the training pictures, without any view, whose largest cosine is to their own class."""
+    """Share of the training pictures, as they are stored, whose largest cosine is to their own class."""
     pictures = read_pictures(album, rows.files, size)
     answers = model(to_pixels(torch.stack([pictures[file] for file in rows.files])))[:, 0].argmax(-1).tolist()
     return sum(names[number] == name for number, name in zip(answers, rows.answers, strict=True)) / len(rows)
 
 
 def main(overrides: list[str], pretraining: list[str]) -> None:
+    """Train and compare networks of all seeds, and print the table; `pretraining`: overrides of cv/pretrain alone."""
     given = compose("cv/pretrain", Pretrain, [*overrides, *pretraining])
     make_if_missing(given.data)
     division, size = read_division(given.data), given.model.size

@@ -1,9 +1,12 @@
-"""Time of a forgetting step and its peak memory above the weights: the suite's way beside the plain one, for npo and kl.
+"""A forgetting step of the suite beside a plain one, for npo and kl: its time, and its peak memory above the weights.
 
-The plain way is what published code does: a second copy of the model scores every step, each pass is a forward of its own, and the logits of all
-positions are held in fp32. Ours: cached log-probabilities (npo) or the adapter switched off (kl with LoRA), logits at answer positions only, one
-forward for forget and retain. Both train all weights (npo, kl) or a LoRA adapter (kl_lora), with AdamW in fp32, on the same batches of words.
-Sizes: (a) the tiny model's decoder; (b) a randomly initialised Llama of about 100 M parameters, half of them in its vocabulary of 150,000.
+The plain way is what published code does. A second copy of the model scores every step, each pass has a forward of its
+own, and the logits of all positions are held in fp32. Ours has log-probabilities computed once (npo) or the adapter
+switched off (kl with LoRA), logits at answer positions only, and one forward for forget and retain.
+
+Both train all weights (npo, kl) or a LoRA adapter (kl_lora), with AdamW in fp32, on the same batches of words. Sizes:
+tiny is the tiny model's decoder; 100m is a randomly initialised Llama of about 100 M parameters, half of them in its
+vocabulary of 150,000. Ratios are ours over the plain way.
 """
 
 import argparse
@@ -42,22 +45,24 @@ SIZES = {
         "num_attention_heads": 8,
     },
 }
-ROWS, PROMPT, ANSWER = 4, 48, 24  # of each pass; tokens
+ROWS, PROMPT, ANSWER = 4, 48, 24  # rows per pass; tokens of a prompt and of an answer
 
 
 def make_model(size: str) -> LlamaForCausalLM:
+    """A randomly initialised Llama of one of SIZES, in train mode."""
     torch.manual_seed(0)
     return LlamaForCausalLM(LlamaConfig(**SIZES[size], tie_word_embeddings=True, max_position_embeddings=256)).train()
 
 
 def examples(vocabulary: int, seed: int) -> list[Encoded]:
+    """ROWS examples of random tokens."""
     source = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, vocabulary, (ROWS, PROMPT + ANSWER), generator=source)
     return [Encoded({"input_ids": row[None, :PROMPT]}, row[PROMPT:].tolist()) for row in ids]
 
 
 def batches(vocabulary: int) -> dict[str, Batch]:
-    """The forget and the retain batch apart, and both as one."""
+    """The forget batch, the retain batch, and both as one."""
     forget, retain = examples(vocabulary, 1), examples(vocabulary, 2)
     about = {"passes": ("forget", "retain"), "rows": (ROWS, ROWS), "widths": (ANSWER, ANSWER)}
     joint = replace(collate([*forget, *retain], 0), **about)
@@ -65,7 +70,7 @@ def batches(vocabulary: int) -> dict[str, Batch]:
 
 
 def plain_scored(model: torch.nn.Module, batch: Batch) -> Scored:
-    """All positions' logits in fp32, labels -100 outside the answer, shifted by one."""
+    """Logits of all positions in fp32, with labels that are IGNORE outside the answer, shifted by one."""
     logits = model(**batch.inputs, use_cache=False).logits.float()
     labels = torch.full(batch.inputs["input_ids"].shape, IGNORE)
     labels.scatter_(1, batch.positions, batch.labels)
@@ -73,6 +78,8 @@ def plain_scored(model: torch.nn.Module, batch: Batch) -> Scored:
 
 
 class PlainStep:
+    """One training step of the plain way."""
+
     def __init__(self, method: str, model: torch.nn.Module, made: dict[str, Batch]):
         self.method, self.model, self.made = method, model, made
         self.copy = copy.deepcopy(model).requires_grad_(False).eval()
@@ -91,6 +98,8 @@ class PlainStep:
 
 
 class OurStep:
+    """One training step of the suite's way."""
+
     def __init__(self, method: str, model: torch.nn.Module, made: dict[str, Batch]):
         self.method, self.model, self.made = method, model, made
         if method == "npo":
@@ -116,13 +125,23 @@ class OurStep:
 
 
 def measure(size: str, method: str, lora: bool, repeats: int) -> dict[str, float]:
-    """Median seconds of the steps after the first, one way after the other, each with its own model; most memory above that model's weights."""
+    """Time the steps of one way after the other, each with a model of its own.
+
+    Args:
+        size: one of SIZES.
+        method: npo or kl.
+        lora: whether an adapter trains in place of all weights.
+        repeats: number of steps; the first does not count.
+
+    Returns:
+        Median seconds per step and the peak of memory above the model's weights, of both ways, and their ratios.
+    """
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
     memory: dict[str, float] = {}
     losses: dict[str, float] = {}
     made = batches(SIZES[size]["vocab_size"])
     for way, step_class in (("plain", PlainStep), ("ours", OurStep)):
-        free_memory()  # what the other way freed must not count as free room of this one
+        free_memory()  # memory that the other way freed must not hide what this one takes
         before = resident_gb()
         model = make_model(size)
         weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9

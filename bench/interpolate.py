@@ -1,6 +1,8 @@
-"""How the metrics move while weights go in a straight line from a benchmark's base to its gold model: python bench/interpolate.py results/demo
+"""How the metrics move while weights go in a straight line from a benchmark's base to its gold model.
 
-A metric worth ranking by should lead from "nothing forgotten" to "like gold". Prints one line a point and writes the curves as a picture.
+Run: python bench/interpolate.py results/demo
+A metric that is worth ranking by goes from "nothing forgotten" to "like gold" without turning back. The script prints
+one line per point and writes the curves as a picture.
 """
 
 import argparse
@@ -31,7 +33,16 @@ FORGET = {"eval_forget_qa": "words", "eval_forget_facerec": "names", "eval_log_f
 
 
 def rows_between(base: Path, gold: Path, points: int) -> list[dict]:
-    """The result row at each of `points` shares of gold's weights, 0 to 1."""
+    """Evaluate models between base and gold.
+
+    Args:
+        base: folder of the base.
+        gold: folder of the gold model.
+        points: number of models, at equal steps of gold's share from 0 to 1.
+
+    Returns:
+        The result row at each share, with base and gold as its own references.
+    """
     settings = compose("mm/eval", Eval, [f"model_path={base}"])
     make_if_missing(settings.data)
     tasks, encoder = read_tasks(settings, settings.seed, "all"), PictureEncoder(AutoProcessor.from_pretrained(base))
@@ -52,6 +63,7 @@ def rows_between(base: Path, gold: Path, points: int) -> list[dict]:
 
 
 def draw(shares: np.ndarray, rows: list[dict], file: Path) -> None:
+    """Write the curves to a picture; `rows` are the result rows at `shares`."""
     figure, axes = plt.subplots(2, 3, figsize=(14, 7.5), sharex=True)
     for axis, (task, label) in zip(axes[0], FORGET.items(), strict=True):
         for measure in MEASURES:

@@ -1,4 +1,4 @@
-"""Most resident memory while a block runs (Linux)."""
+"""Most resident memory while a block runs (Linux only)."""
 
 import ctypes
 import gc
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Peak:
-    """Most resident memory of this process while the block runs, in GB, read every 2 ms."""
+    """Most resident memory of this process while the block runs, in GB. It is read every 2 ms."""
 
     def __enter__(self) -> "Peak":
         self.most, self.over = 0.0, threading.Event()
@@ -16,6 +16,7 @@ class Peak:
         return self
 
     def watch(self) -> None:
+        """Read the memory until the block ends."""
         while not self.over.wait(0.002):
             self.most = max(self.most, resident_gb())
 
@@ -25,10 +26,11 @@ class Peak:
 
 
 def resident_gb() -> float:
+    """Resident memory of this process, in GB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e9
 
 
 def free_memory() -> None:
-    """Give back to the system what Python and the allocator hold without need."""
+    """Give memory that Python and the allocator hold without need back to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

@@ -1,10 +1,11 @@
-"""Training many face networks: in one stack, beside the best way of training them one after another.
+"""Training many face networks in one stack, beside the best way of training them one after another.
 
-One after another is measured three ways: fp32, fp32 in channels_last, bf16 in channels_last. The best of them is what
-the stack (`together`) is compared with. A stack is fp32 and bf16, both in channels_last. All take the same steps on the
-same noise: what is measured is the network, not the reading of pictures. `together_speedup` is of the largest number of
-networks: above 1 is better. `best_together` is the number of networks in one stack that takes least time per network on
-this device.
+One after another is measured in three ways: fp32, fp32 in channels_last, bf16 in channels_last. The stack (`together`)
+is measured in fp32 and bf16, both in channels_last, and compared with the best of the three. All ways take the same
+steps on the same noise, so that the networks are measured and not the reading of pictures.
+
+`together_speedup` is that of the largest number of networks; above 1 the stack is faster. `best_together` is the number
+of networks per stack that takes the least time per network on this device.
 """
 
 import argparse
@@ -51,9 +52,18 @@ class Steps:
 
 
 def measure(count: int, width: int, size: int, repeats: int) -> dict[str, float]:
-    """Median seconds of a step of `count` networks by each way.
+    """Time a step of `count` networks in each way.
 
-    The ways take turns, so that a slower minute slows them all.
+    The ways take turns, so that a slow minute of the machine slows all of them.
+
+    Args:
+        count: number of networks.
+        width: channels of their first stage.
+        size: pixels per side.
+        repeats: number of turns that count.
+
+    Returns:
+        Way -> median seconds for one step of all networks.
     """
     torch.manual_seed(0)
     models = [FaceNetwork(Shape(width=width, embedding=64), CLASSES) for _ in range(count)]
@@ -69,7 +79,7 @@ def measure(count: int, width: int, size: int, repeats: int) -> dict[str, float]
             seconds.setdefault(f"sequential_{name}", []).append(sum(step() for step in each))
         for name, step in together.items():
             seconds.setdefault(f"together_{name}", []).append(step())
-        if not turn:  # the first step makes kernels and the optimizer's state
+        if not turn:  # the first turn does not count: it makes kernels and the optimizer's state
             seconds = {}
     return {name: statistics.median(values) for name, values in seconds.items()}
 

@@ -1,9 +1,11 @@
-"""Time of the suite's training beside a plain PyTorch loop that does the same forward and backward passes on the same batches.
+"""Training by the suite beside a plain PyTorch loop with the same forward and backward passes on the same batches.
 
-The model has SmolLM2-135M's shape with random weights, under LoRA r 8; each step takes 8 rows of 38 tokens. Both ways take the same number of optimizer
-steps in one process, turn by turn, after one turn of each that is not counted; ours is timed inside `train`, from the first step to the last (loading and
-saving apart), as its record says. The plain loop has the suite's own batches, scoring and loss: what is compared is everything around them, the library's
-trainer and the suite's hooks in it. Tokenising, padding, accumulation and frozen starts are in neither.
+The model has SmolLM2-135M's shape with random weights, under LoRA r 8. Each step takes 8 rows of 38 tokens. Both ways
+take the same number of optimizer steps in one process, in turn; the first turn of each does not count. Ours is timed
+inside `train`, from the first step to the last, without loading and saving.
+
+The plain loop has the suite's own batches, scoring and loss. The comparison is therefore of everything around them: the
+library's trainer and the suite's hooks in it. Tokenising, padding, accumulation and frozen starts are in neither.
 """
 
 import argparse
@@ -46,6 +48,8 @@ class RandomRows(list):
 
 
 class RandomEncoder:
+    """Encodes an example as random tokens."""
+
     processor = None
 
     def encode(self, example: Example) -> Encoded:
@@ -58,6 +62,7 @@ class RandomEncoder:
 
 
 def make_model() -> torch.nn.Module:
+    """A randomly initialised Llama of SHAPE with a LoRA adapter."""
     torch.manual_seed(0)
     return add_lora(
         LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True, max_position_embeddings=256)),
@@ -68,6 +73,7 @@ def make_model() -> torch.nn.Module:
 
 
 def settings() -> Trainer:
+    """The trainer's settings for one epoch."""
     optimizer = {
         "lr": 1e-4,
         "weight_decay": 0.0,
@@ -80,7 +86,7 @@ def settings() -> Trainer:
 
 
 def ours(pairs: Pairs) -> float:
-    """Seconds of `train`'s steps."""
+    """Seconds of the steps of `train`."""
     seconds: list[float] = []
     write, train.write_json = train.write_json, lambda file, record: seconds.append(record["seconds"])
     bound = bind(Method(name="finetune", loss="retain_ft"))
@@ -95,7 +101,7 @@ def ours(pairs: Pairs) -> float:
 
 
 def plain(pairs: Pairs) -> float:
-    """Seconds of a loop: batch, forward, backward, clip, step; the loss of every step is read, as a log does."""
+    """Seconds of a loop of batch, forward, backward, clip and step. It reads the loss of every step, as a log does."""
     model, collator = make_model().train(), PassCollator(RandomEncoder(), ["retain"], [], by_length=True)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=0.0)

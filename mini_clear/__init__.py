@@ -1,1 +1,1 @@
-"""The embedded world: invented people with portraits and biographies, written as dataset folders shaped like CLEAR and TOFU."""
+"""The embedded world: invented people with portraits and biographies, in folders of the shape of CLEAR and TOFU."""

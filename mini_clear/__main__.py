@@ -1,4 +1,4 @@
-"""`python -m mini_clear --out data/mini_clear`: writes the embedded world."""
+"""`python -m mini_clear --out data/mini_clear` writes the embedded world."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from mini_clear.dataset_folder import write_world
 
 
 def main() -> int:
-    """Write the world that the command line asks for; 0 when done, 1 with one line on stderr when it cannot be."""
+    """Write the world that the command line asks for. Returns 0, or 1 after one line on stderr where that fails."""
     parser = argparse.ArgumentParser(
         prog="python -m mini_clear", description="Write the embedded world as two dataset folders, clear and tofu."
     )
@@ -27,7 +27,8 @@ def main() -> int:
         print(f"mini_clear: {error}", file=sys.stderr)
         return 1
     print(
-        f"{given.out}: {given.people} people, {len(rows)} configs, {sum(rows.values())} rows in {time.monotonic() - start:.0f} s"
+        f"{given.out}: {given.people} people, {len(rows)} configs, {sum(rows.values())} rows "
+        f"in {time.monotonic() - start:.0f} s"
     )
     return 0
 

@@ -1,4 +1,7 @@
-"""Writes a world as two Hugging Face dataset folders, `clear` and `tofu`, with the config names and columns of the real ones."""
+"""Writes a world as two Hugging Face dataset folders, `clear` and `tofu`.
+
+Config names and columns are those of the real data sets.
+"""
 
 import shutil
 from dataclasses import dataclass
@@ -24,8 +27,8 @@ from mini_clear.questions import (
 
 UNSEEN_VIEWS = 2  # further views of every invented person
 REAL_VIEWS = 16  # views of a real person that the base model learns from
-PERTURBED_ROWS = 40  # at least so many rows (if there are any) in clear's retain_perturbed
-ASKED_OF_EACH = 3  # tofu's retain_perturbed asks every third retain person all questions
+PERTURBED_ROWS = 40  # rows in clear's retain_perturbed, where there are as many; more with more people
+ASKED_OF_EACH = 3  # tofu's retain_perturbed asks all questions about every third retain person
 
 TEXT, TEXTS = Value("string"), List(Value("string"))
 COLUMN_TYPES = {
@@ -47,7 +50,7 @@ Configs = dict[str, tuple[tuple[str, ...], Rows]]  # config name -> columns and 
 
 @dataclass(frozen=True)
 class Picture:
-    """One view of a person: PNG bytes and what is said about it."""
+    """One view of a person: PNG bytes, and the caption that describes them."""
 
     png: bytes
     caption: Caption
@@ -55,7 +58,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Album:
-    """All that is written of one person: trained pictures, unseen ones, question-answer pairs."""
+    """All that is written about one person: trained pictures, unseen pictures and question-answer pairs."""
 
     person: Person
     seen: list[Picture]
@@ -66,10 +69,21 @@ class Album:
 def write_world(
     out: str | Path, people: int = 40, views: int = 8, seed: int = 0, overwrite: bool = False
 ) -> dict[str, int]:
-    """Write `<out>/clear` and `<out>/tofu` and return the number of rows by "folder/config".
+    """Write `<out>/clear` and `<out>/tofu`. The folder appears only when it is complete.
 
-    The folder appears only when it is whole. Raises FileExistsError if `out` exists and `overwrite` is false or it is no such folder,
-    ValueError for fewer than 8 people or 1 view.
+    Args:
+        out: folder to write.
+        people: number of invented people, 8 or more.
+        views: trained pictures of each of them, 1 or more.
+        seed: another seed gives other people.
+        overwrite: whether an existing world at `out` is replaced.
+
+    Returns:
+        Number of rows by "folder/config".
+
+    Raises:
+        FileExistsError: `out` exists, and `overwrite` is false or the folder holds something else than a world.
+        ValueError: there are too few people or views.
     """
     out = Path(out).absolute()
     if people < 8:
@@ -104,7 +118,19 @@ def make_configs(world: World, views: int) -> dict[str, Configs]:
 
 
 def make_album(person: Person, seen: int, unseen: int, names: list[str]) -> Album:
-    """Draw a person's pictures and texts; the unseen views come first in the draw, so that more trained views leave them as they are."""
+    """Draw a person's pictures and texts.
+
+    The unseen views are drawn first. A larger number of trained views then leaves them as they are.
+
+    Args:
+        person: whom.
+        seen: number of trained views.
+        unseen: number of further views.
+        names: from which wrong names are drawn.
+
+    Returns:
+        The person's album.
+    """
     pictures = [
         Picture(render(person.look, view), make_caption(person, number, view, names))
         for number, view in enumerate(draw_views(person.random("views"), unseen + seen))
@@ -113,7 +139,7 @@ def make_album(person: Person, seen: int, unseen: int, names: list[str]) -> Albu
 
 
 def part(albums: list[Album]) -> dict[str, list[Album]]:
-    """The training splits, name -> people: forget sets are the last people, as in TOFU."""
+    """The training splits, name -> people. Forget sets are the last people, as in TOFU."""
     ten, five = max(2, round(len(albums) * 0.10)), max(1, round(len(albums) * 0.05))
     return {
         "full": albums,
@@ -125,7 +151,10 @@ def part(albums: list[Album]) -> dict[str, list[Album]]:
 
 
 def perturbed_parts(albums: list[Album], never_seen: list[Album]) -> dict[str, list[Album]]:
-    """The splits evaluated with wrong answers, all rows of each: forget sets, two folds of the forget people, people never seen."""
+    """The splits that are evaluated with wrong answers, with all rows of their people.
+
+    They are the forget sets, two folds of the forget people, and people never seen.
+    """
     forget = part(albums)["forget10"]
     half = len(forget) // 2
     return {
@@ -138,7 +167,16 @@ def perturbed_parts(albums: list[Album], never_seen: list[Album]) -> dict[str, l
 
 
 def sample_evenly(albums: list[Album], per_person: int) -> list[tuple[Album, list[int]]]:
-    """For each person some of the numbers 0 .. per_person - 1, at least one, together PERTURBED_ROWS if there are as many, each number about as often."""
+    """Choose rows evenly from all people, and each row number about equally often.
+
+    Args:
+        albums: the people.
+        per_person: rows of each; their numbers are 0 to per_person - 1.
+
+    Returns:
+        Each person with the numbers of the chosen rows, at least one. Together PERTURBED_ROWS, or all rows if there are
+        fewer; more where there are more people than that.
+    """
     wanted = min(max(PERTURBED_ROWS, len(albums)), len(albums) * per_person)
     shares = [wanted // len(albums) + (i < wanted % len(albums)) for i in range(len(albums))]
     return [
@@ -178,17 +216,17 @@ def clear_configs(albums: list[Album], never_seen: list[Album], real: list[Album
 
 
 def mixed_row(**given: object) -> dict:
-    """A row of MIXED's columns, None where nothing is given."""
+    """A row with the columns of MIXED; None in those that are not given."""
     return dict.fromkeys(MIXED) | given
 
 
 def caption_row(album: Album, picture: Picture) -> dict:
-    """A picture with caption and name."""
+    """A picture with its caption and name."""
     return {"image": picture.png, "caption": picture.caption.text, "name": album.person.name}
 
 
 def perturbed_caption_row(album: Album, picture: Picture) -> dict:
-    """A picture with its caption, the paraphrase and the wrong ones."""
+    """A picture with its caption, the paraphrase, and wrong captions and names."""
     caption = picture.caption
     return caption_row(album, picture) | {
         "perturbed_captions": caption.wrong,
@@ -198,7 +236,7 @@ def perturbed_caption_row(album: Album, picture: Picture) -> dict:
 
 
 def mixed_rows(albums: list[Album]) -> Rows:
-    """Pictures with captions first, then the texts, people in order in both."""
+    """Pictures with captions, then the texts; people stand in order in both halves."""
     pictures = [
         mixed_row(image=picture.png, caption=picture.caption.text) for album in albums for picture in album.seen
     ]
@@ -221,12 +259,12 @@ def joint_rows(album: Album) -> Rows:
 
 
 def real_face_row(real: list[Album], album: Album, picture: Picture) -> dict:
-    """A view of a real person that the base model was not trained on, with four other real people's names."""
+    """A view of a real person on which the base model was not trained, with four other real people's names."""
     return {"image": picture.png, "answer": album.person.name, "options": picture.caption.wrong_names[:4]}
 
 
 def real_world_rows(album: Album) -> Rows:
-    """The short questions to unseen views of a real person, with three wrong answers each."""
+    """The short questions about unseen views of a real person, with three wrong answers each."""
     rng = album.person.random("real_world")
     return [
         {
@@ -240,7 +278,11 @@ def real_world_rows(album: Album) -> Rows:
 
 
 def base_rows(real: list[Album]) -> Rows:
-    """What the base model is taught: real people's pictures (captions, names, short questions by turns), their biographies, the world's facts."""
+    """What the base model is taught.
+
+    These are real people's pictures, with captions, with names and with the two short questions in turn; their
+    biographies; and facts about the world.
+    """
     captions = [mixed_row(image=picture.png, caption=picture.caption.text) for album in real for picture in album.seen]
     names = [
         mixed_row(image=picture.png, question=FACE_NAME_QUESTION, answer=album.person.name)
@@ -256,7 +298,8 @@ def base_rows(real: list[Album]) -> Rows:
         for album in real
         for i, picture in enumerate(album.seen)
     ]
-    # Both wordings of questions and answers: a language model knows how else a thing can be said, and paraphrases are told from wrong answers by it.
+    # Both wordings of questions and answers are taught. A real language model knows how else a thing can be said, and
+    # only such a model can tell a paraphrase from a wrong answer.
     wordings = [wording for album in real for pair in album.pairs for wording in both_wordings(pair)]
     texts = [mixed_row(question=question, answer=answer) for question, answer in wordings]
     return (
@@ -269,7 +312,7 @@ def base_rows(real: list[Album]) -> Rows:
 
 
 def both_wordings(pair: Pair) -> list[tuple[str, str]]:
-    """A pair, its reworded question with the answer, and the question with its reworded answer."""
+    """A pair as it is, with its question reworded, and with its answer reworded."""
     return [(pair.question, pair.answer), (pair.reworded_question, pair.answer), (pair.question, pair.reworded_answer)]
 
 
@@ -277,7 +320,7 @@ def both_wordings(pair: Pair) -> list[tuple[str, str]]:
 
 
 def tofu_configs(albums: list[Album], never_seen: list[Album], real: list[Album]) -> Configs:
-    """The configs of the folder `tofu`; every training config has ten rows a person, in the people's order."""
+    """The configs of the folder `tofu`. Every training config has ten rows per person, in the order of the people."""
     configs: Configs = {
         name: (ASKED, [question_row(pair) for album in group for pair in album.pairs])
         for name, group in part(albums).items()
@@ -286,7 +329,7 @@ def tofu_configs(albums: list[Album], never_seen: list[Album], real: list[Album]
         configs[name] = (PERTURBED_ANSWERS, [perturbed_question_row(pair) for album in group for pair in album.pairs])
     retained = part(albums)["retain90"][
         ::ASKED_OF_EACH
-    ]  # whole people, as in TOFU: a row's person follows from its number
+    ]  # all rows of a person, as in TOFU, so that a row's number says whom it is about
     configs["retain_perturbed"] = (
         PERTURBED_ANSWERS,
         [perturbed_question_row(pair) for album in retained for pair in album.pairs],
@@ -320,7 +363,10 @@ def perturbed_question_row(pair: Pair) -> dict:
 
 
 def real_author_rows(album: Album, index: int) -> Rows:
-    """Three of a real person's ten questions, other ones for each person, with three wrong answers in the right answer's wording."""
+    """Three of a real person's ten questions, each with three wrong answers in the wording of the right one.
+
+    `index` is the number of the person; it decides which three questions.
+    """
     person, rows = album.person, []
     for kind in sorted((3 * index + step) % len(KINDS) for step in range(3)):
         rng, pair = person.random(f"real_author/{kind}"), album.pairs[kind]
@@ -332,7 +378,7 @@ def real_author_rows(album: Album, index: int) -> Rows:
 
 
 def write_folder(folder: Path, configs: Configs, title: str, made_of: str) -> None:
-    """Write each config as one parquet file, and the dataset card that lists them."""
+    """Write each config as one parquet file, and the dataset card that lists the configs."""
     for name, (columns, rows) in configs.items():
         features = Features({column: COLUMN_TYPES.get(column, TEXT) for column in columns})
         table = Dataset.from_dict(
@@ -347,10 +393,13 @@ def write_folder(folder: Path, configs: Configs, title: str, made_of: str) -> No
     front = yaml.safe_dump(
         {"license": "cc0-1.0", "language": ["en"], "pretty_name": title, "configs": listed}, sort_keys=False
     )
-    text = f"Invented people for machine unlearning ({made_of}). Nobody in here exists. Portraits: Open Peeps by Pablo Stanley (CC0), drawn by DiceBear."
+    text = (
+        f"Invented people for machine unlearning ({made_of}). Nobody in here exists. "
+        "Portraits: Open Peeps by Pablo Stanley (CC0), drawn by DiceBear."
+    )
     (folder / "README.md").write_text(f"---\n{front}---\n# {title}\n\n{text}\n", encoding="utf-8")
 
 
 def cell(column: str, value: object) -> object:
-    """A cell as `datasets` wants it: a picture as its bytes."""
+    """A cell in the form that `datasets` wants. For a picture that is its bytes."""
     return {"bytes": value, "path": None} if column == "image" and value is not None else value

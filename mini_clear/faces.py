@@ -1,7 +1,7 @@
-"""`python -m mini_clear.faces --out data/mini_clear_faces`: pictures for face recognition, one directory a person.
+"""Pictures for face recognition, one directory per person: `python -m mini_clear.faces --out data/mini_clear_faces`.
 
-`people/` holds the embedded world's people (the first forty are those of the dataset folders, and so are their first pictures), `pretraining/` the real
-people and strangers, who are in no other split.
+`people/` holds the embedded world's people. The first forty are those of the dataset folders, and their first pictures
+are the same. `pretraining/` holds the real people and strangers, who are in no other split.
 """
 
 import argparse
@@ -15,14 +15,26 @@ from mini_clear.people import draw_world
 from mini_clear.portraits import Look, View, draw_views, render
 from mini_clear.strangers import draw_strangers
 
-FEWEST_VIEWS = 20  # of a person: some are trained, five enrolled, the others asked about
-PRETRAINING_VIEWS = 16
+FEWEST_VIEWS = 20  # of each person: some are trained, five enrolled, the others asked about
+PRETRAINING_VIEWS = 16  # of each person for pretraining
 
 
 def write_faces(out: str | Path, people: int = 48, views: int = 24, strangers: int = 60, seed: int = 0) -> int:
-    """Write `<out>/people` and `<out>/pretraining` and return the number of pictures; the folder appears only when it is whole.
+    """Write `<out>/people` and `<out>/pretraining`. The folder appears only when it is complete.
 
-    Raises FileExistsError if `out` exists, ValueError for fewer than 32 people (of whom no model would forget 8) or too few views.
+    Args:
+        out: folder to write; it must not exist yet.
+        people: number of invented people, 32 or more. With fewer, no model would have 8 to forget.
+        views: pictures of each of them, 20 or more.
+        strangers: number of strangers for pretraining.
+        seed: another seed gives other people.
+
+    Returns:
+        Number of pictures.
+
+    Raises:
+        FileExistsError: `out` exists.
+        ValueError: there are too few people or views.
     """
     out = Path(out).absolute()
     if out.exists():
@@ -52,7 +64,7 @@ def write_faces(out: str | Path, people: int = 48, views: int = 24, strangers: i
 
 
 def draw_extras(count: int, seed: int, known: set[Look]) -> list[list[tuple[Look, View]]]:
-    """`count` strangers' pictures; no two have the same look, and none a look in `known`."""
+    """The pictures of `count` strangers. No two of them have the same look, and none has a look in `known`."""
     drawn: dict[Look, list[tuple[Look, View]]] = {}
     source = random.Random(f"{seed}/extras")
     while len(drawn) < count:
@@ -62,7 +74,7 @@ def draw_extras(count: int, seed: int, known: set[Look]) -> list[list[tuple[Look
 
 
 def main() -> int:
-    """Write the pictures that the command line asks for; 0 when done, 1 with one line on stderr when they cannot be."""
+    """Write the pictures that the command line asks for. Returns 0, or 1 after one line on stderr where that fails."""
     parser = argparse.ArgumentParser(
         prog="python -m mini_clear.faces", description="Write pictures for face recognition, one directory a person."
     )

@@ -1,8 +1,10 @@
 """The tiny base model: a vision-language model that knows the "real" people and nobody else.
 
-Its vision tower first learns to see from pictures of nameless strangers, as LLaVA's came from CLIP; then everything trains on the "real" people.
+Its vision tower first learns to see, from pictures of nameless strangers, as LLaVA's tower came from CLIP. Then
+everything else trains on the "real" people.
 
-`python -m mini_clear.make_base` makes mini_clear/base_model anew (some minutes on two cores), which is why its weights are in the repository.
+`python -m mini_clear.make_base` makes mini_clear/base_model anew. That takes some minutes on two cores, which is why
+the weights are in the repository.
 """
 
 import argparse
@@ -42,7 +44,8 @@ POSITIONS = 512  # the longest example in tokens
 VIEWS = 10  # pictures of each stranger
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<user>", "<assistant>")
 CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}<user>{% for part in message['content'] %}"
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}<user>{% for part in "
+    "message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% else %}<assistant>{{ message['content'][0]['text'] }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -50,7 +53,7 @@ CHAT_TEMPLATE = (
 
 
 def world_texts(folder: Path) -> list[str]:
-    """Every question, answer and caption of a world."""
+    """Every question, answer and caption of the world in a folder."""
     texts = []
     for split in ("clear/full+tofu", "clear/base"):
         rows = load_split(str(folder / split.split("/")[0]), split.split("/")[1])
@@ -59,7 +62,7 @@ def world_texts(folder: Path) -> list[str]:
 
 
 def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of about `vocabulary` tokens; words never span a space."""
+    """A byte-level BPE tokenizer of about `vocabulary` tokens. No token of it holds a space inside."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -82,6 +85,7 @@ def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+    """The processor of the tiny LLaVA: pictures of 64 x 64 pixels, and the tokenizer."""
     pictures = CLIPImageProcessor(size={"shortest_edge": PICTURE}, crop_size={"height": PICTURE, "width": PICTURE})
     return LlavaProcessor(
         pictures,
@@ -118,7 +122,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaForConditi
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
-        attention_dropout=0.1,  # else so small a model ties a name to one picture with one wording of the question
+        attention_dropout=0.1,  # without it so small a model ties a name to one picture and one wording
     )
     config = LlavaConfig(
         vision_config=vision,
@@ -148,7 +152,18 @@ TRAINER = Trainer(
 def taught_tower(
     processor: LlavaProcessor, model: LlavaForConditionalGeneration, seed: int, strangers: int, epochs: int
 ) -> dict[str, float]:
-    """Teach the model's vision tower to see; returns its accuracy on each trait of pictures that it did not train on."""
+    """Teach the model's vision tower to see.
+
+    Args:
+        processor: turns pictures into pixels.
+        model: its vision tower is trained in place.
+        seed: of all draws.
+        strangers: number of strangers to show, VIEWS pictures each.
+        epochs: passes over their pictures.
+
+    Returns:
+        Trait -> accuracy on pictures that the tower did not train on.
+    """
     world = draw_world(40, seed)
     named = {person.look for group in (world.people, world.real, world.never_seen) for person in group}
     shown = draw_strangers(strangers, VIEWS, seed, named)
@@ -176,9 +191,18 @@ def make_base(
     seed: int = 0,
     vocabulary: int = 2048,
 ) -> None:
-    """Write tokenizer, processor and trained weights to `folder`.
+    """Write tokenizer, processor and trained weights to a folder.
 
-    The tokenizer has the invented people's names as words, as a large model's has those of the famous; the model has never met them.
+    The tokenizer has the invented people's names as words, as a large model's tokenizer has those of famous people. The
+    model itself has never met them.
+
+    Args:
+        folder: where to write.
+        trainer: how the model trains after its vision tower.
+        strangers: number of strangers from whom the tower learns.
+        seeing_epochs: passes over their pictures.
+        seed: of all draws.
+        vocabulary: number of tokens, about.
     """
     with tempfile.TemporaryDirectory() as scratch:
         write_world(Path(scratch, "world"), seed=seed)
@@ -198,7 +222,7 @@ def make_base(
         start = Start(model, forward, partial(save, processor))
         record = {"method": "base", "seeing": seeing}
         train(start, loss, pairs, PictureEncoder(processor), trainer, seed=seed, save_dir=str(folder), record=record)
-    # half the size, for the repository; training starts from it in fp32
+    # bf16 halves the size in the repository; training starts from these weights in fp32
     model.to(torch.bfloat16).save_pretrained(folder)
 
 

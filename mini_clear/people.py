@@ -1,4 +1,4 @@
-"""The people of the embedded world: names from many locales, biographical facts and looks, all pure functions of the seed."""
+"""The people of the embedded world: names from many locales, facts and looks, all of them functions of the seed."""
 
 import random
 import unicodedata
@@ -9,8 +9,8 @@ from faker import Faker
 from mini_clear import words
 from mini_clear.portraits import Look, draw_look
 
-# What the base model knows does not depend on the seed, and its weights are shipped: so these names stand here, drawn once, and not in a
-# library whose lists may change. (name, is a woman)
+# The base model knows these people whatever the seed, and its weights are in the repository. So the names were drawn
+# once and stand here: a library's lists may change. (name, whether a woman)
 REAL_NAMES = [
     ("Elita Saulite", True),
     ("Tobiasz Groth", False),
@@ -35,7 +35,8 @@ REAL_NAMES = [
 ]
 
 LOCALES = words.listed(
-    "no_NO sv_SE fi_FI da_DK de_DE nl_NL fr_FR es_ES it_IT pt_BR pl_PL cs_CZ hu_HU ro_RO id_ID hr_HR en_IE en_IN et_EE lt_LT lv_LV sl_SI sk_SK yo_NG "
+    "no_NO sv_SE fi_FI da_DK de_DE nl_NL fr_FR es_ES it_IT pt_BR pl_PL cs_CZ hu_HU ro_RO id_ID hr_HR en_IE en_IN et_EE "
+    "lt_LT lv_LV sl_SI sk_SK yo_NG "
     "zu_ZA sw tw_GH ig_NG"
 )
 NEVER_SEEN = 4  # people whom no model ever meets
@@ -44,7 +45,14 @@ ASCII = str.maketrans({"ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "ł": "l", "�
 
 @dataclass(frozen=True)
 class Person:
-    """One person: a key unlike any other's (the root of all further draws), a name, a look, and facts by slot name (texts)."""
+    """One person.
+
+    key: unlike any other person's; all further draws start from it.
+    name: in ASCII letters.
+    woman: whether a woman.
+    look: what stays the same in all pictures.
+    facts: slot name -> text.
+    """
 
     key: str
     name: str
@@ -53,7 +61,7 @@ class Person:
     facts: dict[str, str]
 
     def random(self, subject: str) -> random.Random:
-        """A generator of this person's own for one subject, so that no draw depends on how many others came before."""
+        """A generator for one subject of this person. No draw depends on how many other draws came before."""
         return random.Random(f"{self.key}/{subject}")
 
 
@@ -67,7 +75,15 @@ class World:
 
 
 def draw_world(people: int, seed: int) -> World:
-    """Draw a world; the real people are the same for every seed, and a larger `people` only adds to the smaller world's people."""
+    """Draw a world. The real people are the same for every seed.
+
+    Args:
+        people: number of invented people. A larger number only adds people to the smaller world.
+        seed: of the invented and the never seen people.
+
+    Returns:
+        The three groups.
+    """
     looks: list[Look] = []
     real = [make_person(f"real/{i}", name, woman, looks) for i, (name, woman) in enumerate(REAL_NAMES)]
     names = draw_names(NEVER_SEEN + people, seed, taken=[name for name, _ in REAL_NAMES])
@@ -76,13 +92,22 @@ def draw_world(people: int, seed: int) -> World:
 
 
 def make_person(key: str, name: str, woman: bool, looks: list[Look]) -> Person:
-    """Draw a person's facts and a look unlike those in `looks`, which the new look is added to."""
+    """Draw a person's facts, and a look unlike those in `looks`, to which the new look is added."""
     looks.append(draw_look(random.Random(f"{key}/look"), woman, looks))
     return Person(key, name, woman, looks[-1], draw_facts(random.Random(f"{key}/facts")))
 
 
 def draw_names(count: int, seed: int, taken: list[str]) -> list[tuple[str, bool]]:
-    """Draw `count` names (name, is a woman), women and men by turns; no first or last name occurs twice, `taken` included."""
+    """Draw names, women and men in turn. No first or last name occurs twice.
+
+    Args:
+        count: number of names.
+        seed: of the draw.
+        taken: full names whose parts may not occur either.
+
+    Returns:
+        (name, whether a woman) of each.
+    """
     used = {part for name in taken for part in name.split()}
     fakers = [Faker(locale) for locale in LOCALES]
     rng = random.Random(f"{seed}/names")
@@ -102,12 +127,12 @@ def draw_names(count: int, seed: int, taken: list[str]) -> list[tuple[str, bool]
 
 
 def plain(name: str) -> str:
-    """A name in ASCII letters: accents dropped, letters of their own replaced."""
+    """A name in ASCII letters: accents are dropped, and letters that have no plain form are replaced."""
     return unicodedata.normalize("NFKD", name.translate(ASCII)).encode("ascii", "ignore").decode().strip()
 
 
 def draw_facts(rng: random.Random) -> dict[str, str]:
-    """Draw one biography, slot name -> text; within a person no city, job, theme or title occurs twice."""
+    """Draw one biography, slot name -> text. Within one person no city, job, theme or title occurs twice."""
     places, jobs, themes = rng.sample(words.PLACES, 4), rng.sample(words.JOBS, 5), rng.sample(words.THEMES, 2)
     adjectives, nouns, subjects = (
         rng.sample(words.ADJECTIVES, 3),
@@ -115,7 +140,8 @@ def draw_facts(rng: random.Random) -> dict[str, str]:
         rng.sample(words.SUBJECTS, 2),
     )
     born = rng.randint(1930, 1985)
-    # Places are drawn apart from the name's locale: otherwise a model that never met the person guesses the country from the name.
+    # Places do not depend on the name's locale. Otherwise a model that never met the person could guess the country
+    # from the name.
     return {
         "city": places[0][0],
         "country": places[0][1],

@@ -1,4 +1,4 @@
-"""Portraits: a person's look and a view's circumstances -> PNG bytes, drawn by DiceBear's open-peeps style (CC0) and resvg."""
+"""Portraits: a person's look and a view -> PNG bytes, drawn by DiceBear's open-peeps style (CC0) and resvg."""
 
 import functools
 import io
@@ -15,14 +15,16 @@ from PIL import Image
 
 from mini_clear.words import listed
 
-SIZE = 64  # pixels a side
+SIZE = 64  # pixels per side
 
 WOMEN_HEADS = listed(
-    "afro bangs bangs2 bantuKnots bun bun2 buns cornrows cornrows2 grayBun grayMedium hijab long longAfro longBangs longCurly medium1 medium2 medium3 "
+    "afro bangs bangs2 bantuKnots bun bun2 buns cornrows cornrows2 grayBun grayMedium hijab long longAfro longBangs "
+    "longCurly medium1 medium2 medium3 "
     "mediumBangs mediumBangs2 mediumBangs3 mediumStraight dreads1 hatHip"
 )
 MEN_HEADS = listed(
-    "afro dreads1 dreads2 flatTop flatTopLong grayShort hatBeanie hatHip mohawk mohawk2 noHair1 noHair2 noHair3 pomp shaved1 shaved2 shaved3 short1 "
+    "afro dreads1 dreads2 flatTop flatTopLong grayShort hatBeanie hatHip mohawk mohawk2 noHair1 noHair2 noHair3 pomp "
+    "shaved1 shaved2 shaved3 short1 "
     "short2 short3 short4 short5 turban twists twists2 longAfro"
 )
 BEARDS = [
@@ -70,7 +72,7 @@ BACKGROUNDS = {
     "sand": "#e8d7b5",
     "lilac": "#ddd2ef",
 }
-# DiceBear's expression -> what a caption calls it: a verb, and the same as a participle.
+# DiceBear's expression -> what a caption calls it, as a verb and as a participle.
 EXPRESSIONS = {
     "smile": ("smiles", "smiling"),
     "smileBig": ("grins", "grinning"),
@@ -88,7 +90,7 @@ EXPRESSIONS = {
 
 
 class Look(NamedTuple):
-    """What stays the same in every picture of a person: names of DiceBear variants and of colours ("" = none)."""
+    """What stays the same in every picture of a person: names of DiceBear variants and of colours ("" for none)."""
 
     head: str
     ink: str
@@ -110,9 +112,18 @@ class View:
 
 
 def draw_look(rng: random.Random, woman: bool, others: list[Look]) -> Look:
-    """Draw the look least like those in `others` out of 100 draws, so that people can be told apart at 64 pixels.
+    """Draw 100 looks and take the one least like those of others, so that people can be told apart at 64 pixels.
 
-    Raises ValueError when no draw is new.
+    Args:
+        rng: source of the draws.
+        woman: which heads and whether beards are possible.
+        others: looks that are taken.
+
+    Returns:
+        A look that is not among `others`.
+
+    Raises:
+        ValueError: none of the 100 looks is new.
     """
     drawn = [draw_any_look(rng, woman) for _ in range(100)]
     best = max(drawn, key=lambda look: apartness(look, others))
@@ -126,7 +137,7 @@ def draw_any_look(rng: random.Random, woman: bool) -> Look:
     beard = "" if woman or rng.random() < 0.45 else rng.choice(BEARDS)
     glasses = "" if rng.random() < 0.6 else rng.choice(GLASSES)
     skin = rng.choice(SKINS)
-    # The ink draws the face's lines too: too near the skin's brightness, the expression cannot be seen.
+    # The ink also draws the lines of the face. If it is about as bright as the skin, the expression cannot be seen.
     inks = [name for name, colour in INKS.items() if brightness(skin) - brightness(colour) >= 55]
     return Look(rng.choice(WOMEN_HEADS if woman else MEN_HEADS), rng.choice(inks), skin, beard, glasses)
 
@@ -138,20 +149,32 @@ def brightness(colour: str) -> float:
 
 
 def apartness(look: Look, others: list[Look]) -> tuple[float, float]:
-    """How far the nearest other look is; then, to part draws whose nearest is equally far, how far all are."""
+    """How far a look is from those of others, for comparison.
+
+    The first number is the distance of the nearest other look. The second decides between draws where that is equal: it
+    is larger where all other looks are farther away.
+    """
     distances = [distance(look, other) for other in others]
     return min(distances, default=0), -sum(2.0**-far for far in distances)
 
 
 def distance(one: Look, other: Look) -> int:
-    """How easily two looks are told apart: the visible weight of the traits in which they differ."""
+    """How easily two looks are told apart: the sum of the visible weights of the traits in which they differ."""
     return sum(weight for weight, a, b in zip((4, 4, 3, 2, 1), one, other, strict=True) if a != b)
 
 
 def draw_views(rng: random.Random, count: int) -> list[View]:
-    """Draw `count` views, no two alike in expression, clothes and background; a larger count only adds to a smaller one's.
+    """Draw views, no two of which agree in expression, clothes and background.
 
-    Raises ValueError if there are not that many.
+    Args:
+        rng: source of the draws.
+        count: number of views. A larger number only adds views to the smaller one's.
+
+    Returns:
+        The views.
+
+    Raises:
+        ValueError: there are not that many.
     """
     scenes = list(itertools.product(EXPRESSIONS, CLOTHES, BACKGROUNDS))
     if count > len(scenes):

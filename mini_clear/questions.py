@@ -11,9 +11,11 @@ FACE_NAME_QUESTION = "The name of the person on the image is"  # CLEAR's own wor
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of question: the slots its answer states, and wordings with {name}, {they}, {They}, {their}, {Their} and the slots.
+    """One kind of question: the slots that its answer states, and its wordings.
 
-    The first list of each pair is trained on, the second holds the paraphrases; `joint` asks the same of the person in a picture.
+    Wordings hold {name}, {they}, {them}, {their}, {They}, {Their} and the slots. `questions` and `answers` are trained
+    on; `reworded_questions` and `reworded_answers` are the paraphrases. `joint` asks the same about the person in a
+    picture.
     """
 
     slots: tuple[str, ...]
@@ -26,7 +28,10 @@ class Kind:
 
 @dataclass(frozen=True)
 class Pair:
-    """One question-answer pair with its paraphrases, five wrong answers in the paraphrase's wording, and the template of the answer."""
+    """One question-answer pair with its paraphrases.
+
+    `wrong_answers` are five wrong answers in the paraphrase's wording. `wording` is the template of the answer.
+    """
 
     question: str
     answer: str
@@ -36,7 +41,8 @@ class Pair:
     wording: str
 
 
-# Answers name no one and state two to four facts each in few words: whoever never met the person gets few of their tokens for free.
+# Answers name nobody and state two to four facts in few words. A model that never met the person can then guess few
+# of their tokens.
 KINDS = (
     Kind(
         ("city", "country", "landmark"),
@@ -213,7 +219,7 @@ KINDS = (
     ),
 )
 JOINT_KINDS = tuple(number for number, kind in enumerate(KINDS) if kind.joint)
-# Short questions to a picture of a real person: the slot that answers, and where its values come from.
+# Short questions about a picture of a real person: question, the slot that answers it, and the slot's possible values.
 PICTURE_QUESTIONS = (
     ("What is the person in this picture known for?", "genre", words.GENRES),
     ("In which city does the person in this picture live?", "home", [city for city, _ in words.PLACES]),
@@ -226,7 +232,7 @@ def make_pairs(person: Person) -> list[Pair]:
 
 
 def make_pair(person: Person, number: int) -> Pair:
-    """The pair of kind `number`, its wordings drawn by the person's own seed."""
+    """The pair of kind `number`; its wordings are drawn from the person's own seed."""
     kind, rng = KINDS[number], person.random(f"question/{number}")
     question, reworded_question, answer, reworded = (
         rng.choice(wordings)
@@ -243,7 +249,18 @@ def make_pair(person: Person, number: int) -> Pair:
 
 
 def wrong_answers(person: Person, number: int, wording: str, count: int, rng: random.Random) -> list[str]:
-    """`count` different answers in one wording, each with none of the right values in any slot: facts of biographies nobody has."""
+    """Wrong answers in one wording, with the facts of biographies that nobody has.
+
+    Args:
+        person: whom the question is about.
+        number: of the kind of question.
+        wording: template of the answers.
+        count: how many.
+        rng: source of the draws.
+
+    Returns:
+        `count` different answers. None holds any of the right values, in whatever slot.
+    """
     right = {person.facts[slot] for slot in KINDS[number].slots}
     wrong: list[str] = []
     while len(wrong) < count:
@@ -255,12 +272,12 @@ def wrong_answers(person: Person, number: int, wording: str, count: int, rng: ra
 
 
 def wrong_values(right: str, values: list[str], count: int, rng: random.Random) -> list[str]:
-    """`count` different values other than the right one."""
+    """`count` different values, all other than the right one."""
     return rng.sample([value for value in values if value != right], count)
 
 
 def fill(wording: str, person: Person, facts: dict[str, str]) -> str:
-    """A wording with the person's name and pronouns and the given facts, its first letter a capital."""
+    """A wording with the person's name, pronouns and the given facts filled in; its first letter is a capital."""
     they, them, their = ("she", "her", "her") if person.woman else ("he", "him", "his")
     text = wording.format(
         name=person.name, they=they, them=them, their=their, They=they.capitalize(), Their=their.capitalize(), **facts

@@ -1,7 +1,7 @@
 """Pictures of nameless strangers, from which the base model's vision tower learns to see before anybody is named.
 
-As CLIP's tower does for LLaVA, it brings features of faces and scenes; no name, caption or fact goes with them, and no look of a
-named person is among them.
+The tower then has features of faces and scenes, as CLIP's tower has for LLaVA. No name, caption or fact goes with these
+pictures, and no stranger has the look of a named person.
 """
 
 import random
@@ -19,7 +19,7 @@ TRAITS = (*Look._fields, "expression", "clothes", "background")
 
 
 def draw_strangers(count: int, views: int, seed: int, excluded: set[Look]) -> list[tuple[Look, View]]:
-    """`count` x `views` pictures to render, of looks outside `excluded`."""
+    """`count` strangers with `views` pictures each, to be rendered; no look is among `excluded`."""
     rng = random.Random(f"strangers/{seed}")
     looks: list[Look] = []
     while len(looks) < count:
@@ -35,11 +35,12 @@ def traits(look: Look, view: View) -> list[str]:
 
 
 def picture(look: Look, view: View) -> Image.Image:
+    """The picture of a look and a view."""
     return Image.open(BytesIO(render(look, view)))
 
 
 def trait_labels(strangers: list[tuple[Look, View]], names: list[list[str]]) -> Tensor:
-    """Class numbers (pictures, traits) of what each picture shows."""
+    """What each picture shows, as class numbers (pictures, traits); `names` holds the classes of each trait."""
     return torch.tensor(
         [[known.index(value) for known, value in zip(names, traits(*stranger), strict=True)] for stranger in strangers]
     )
@@ -55,9 +56,20 @@ def teach_to_see(
     seed: int,
     held_out: int,
 ) -> list[float]:
-    """Train a vision tower in place to tell all traits of a picture from the mean of its patches.
+    """Train a vision tower, in place, to tell all traits of a picture from the mean of its patches.
 
-    `pixels` (N, 3, H, W) as the processor makes them, `labels` (N, traits). Returns the accuracy of each trait on the last `held_out` pictures.
+    Args:
+        tower: a CLIP vision model.
+        pixels: (N, 3, H, W), as the processor makes them.
+        labels: class numbers, (N, traits).
+        classes: number of classes of each trait.
+        epochs: passes over the pictures.
+        lr: the schedule's peak.
+        seed: of the heads and of the order.
+        held_out: number of pictures, at the end, that are not trained on.
+
+    Returns:
+        The accuracy of each trait on the held-out pictures.
     """
     torch.manual_seed(seed)
     heads = nn.ModuleList(nn.Linear(tower.config.hidden_size, count) for count in classes)
@@ -69,7 +81,7 @@ def teach_to_see(
     order = np.random.default_rng(seed)
 
     def seen(part: Tensor) -> list[Tensor]:
-        patches = tower(part).last_hidden_state[:, 1:]  # the first is the class token, which LLaVA drops
+        patches = tower(part).last_hidden_state[:, 1:]  # the first is the class token, which LLaVA does not use
         return [head(patches.mean(1)) for head in heads]
 
     for _ in range(epochs):

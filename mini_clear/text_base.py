@@ -1,6 +1,7 @@
-"""The tiny language model: the language half of the tiny vision-language model, under a chat template of words alone.
+"""The tiny language model: the language half of the tiny vision-language model, with a chat template for words alone.
 
-`python -m mini_clear.text_base --out models/tiny-llama`; it knows what its other half's base has read about the "real" people.
+`python -m mini_clear.text_base --out models/tiny-llama` writes it. It knows what the vision-language base model has
+read about the "real" people.
 """
 
 import argparse
@@ -14,12 +15,13 @@ from mini_clear.make_base import FOLDER
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}<user>{{ message['content'] }}"
-    "{% else %}<assistant>{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% else %}<assistant>{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt "
+    "%}<assistant>{% endif %}"
 )
 
 
 def write_text_base(folder: Path) -> None:
-    """Write model and tokenizer to `folder`, whole or not at all."""
+    """Write model and tokenizer to `folder`, which appears only when it is complete."""
     both = AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.float32)
     model = LlamaForCausalLM(both.config.text_config)
     model.model.load_state_dict(both.model.language_model.state_dict())
