@@ -175,7 +175,7 @@ def taught_tower(
         pixels,
         trait_labels(shown, names),
         [len(n) for n in names],
-        epochs,
+        epochs=epochs,
         lr=2e-3,
         seed=seed,
         held_out=len(shown) // 20,
@@ -186,6 +186,7 @@ def taught_tower(
 def make_base(
     folder: Path,
     trainer: Trainer = TRAINER,
+    *,
     strangers: int = 1000,
     seeing_epochs: int = 20,
     seed: int = 0,

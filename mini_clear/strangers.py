@@ -51,6 +51,7 @@ def teach_to_see(
     pixels: Tensor,
     labels: Tensor,
     classes: list[int],
+    *,
     epochs: int,
     lr: float,
     seed: int,
