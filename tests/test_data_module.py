@@ -6,6 +6,7 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
+from accelerate.utils import send_to_device
 
 from data_module import (
     CAPTION_QUESTIONS,
@@ -512,3 +513,12 @@ def test_pixels_of_the_same_picture_are_equal_however_they_are_asked_for(encoder
         encoder.encode(example(question=q, image=picture)).prompt["pixel_values"] for q in ("Who?", "Who is it?")
     )
     assert torch.equal(one, two)
+
+
+def test_the_libraries_move_a_batch_to_another_device_whole(data, encoder):
+    made = pairs(data, ["forget", "retain"])
+    batch = collated(encoder, made, ["forget", "retain"], range(2))
+    moved = send_to_device({"trained": [batch]}, torch.device("meta"))["trained"][0]
+    assert {value.device.type for value in moved.inputs.values()} == {"meta"}
+    assert (moved.labels.device.type, moved.positions.device.type) == ("meta", "meta")
+    assert moved.answer_keys == batch.answer_keys
