@@ -5,6 +5,7 @@ Shapes: B examples, L input positions, T answer positions. The inputs of a batch
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,7 +43,7 @@ class Encoded:
         return self.prompt["input_ids"].shape[1] + len(self.answer)
 
 
-class ChatEncoder:
+class ChatEncoder(ABC):
     """Examples as a chat: the question (and its picture) is the user's turn, the answer the model's.
 
     mm/encoder.py and nlp/encoder.py say what a turn and a prompt are for their models. The answer's tokens are appended
@@ -90,13 +91,13 @@ class ChatEncoder:
 
     # ---- what mm and nlp say
 
+    @abstractmethod
     def turn(self, role: str, text: str, pictures: int = 0) -> dict[str, Any]:
         """One turn of a chat, as the template takes it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prompt_inputs(self, example: Example) -> dict[str, Tensor]:
         """What the processor makes of the prompt, a batch of one."""
-        raise NotImplementedError
 
     # ---- what they share
 
