@@ -21,7 +21,7 @@ from cv.network import FaceNetwork, check_parts, end_at, forward_of, split_stack
 from cv.pictures import Division, FaceEncoder, FacePairs, Met, met_by, training_rows
 from cv.together import STACK_RECORD, Shadow, check_stackable, load_stack, save_stack, train_stack
 from data_module import fingerprint
-from engine import methods, pairs
+from engine import frozen_start, methods, pairs
 from engine.methods import BoundLoss, bind, method_source
 from engine.record import read_json, say_line, versions
 from settings.script import SettingsError, processes
@@ -29,7 +29,17 @@ from settings.training import Method, Trainer
 
 FINETUNING = Method(name="finetune", loss="retain_ft")
 # Read at the start: later it could be the text of files that were edited while the old code ran.
-MODULES_OF_A_STACK = (sys.modules[__name__], together, network, pictures, pairs, methods)
+MODULES_OF_A_STACK = (
+    sys.modules[__name__],
+    together,
+    network,
+    pictures,
+    pairs,
+    methods,
+    frozen_start,
+    data_module,
+    unlearn_losses,
+)
 CODE_OF_A_STACK = hashlib.sha256("".join(map(inspect.getsource, MODULES_OF_A_STACK)).encode()).hexdigest()[:16]
 
 

@@ -25,6 +25,7 @@ from torch import nn
 
 from data_module import TaskRow, fingerprint, task_rows
 from engine import metrics
+from engine.encode import check_answers
 from engine.record import (
     AGGREGATED,
     EVAL_RECORD,
@@ -342,7 +343,9 @@ def open_epoch_evaluation(settings: Finetune, encoder: Any) -> EpochEvaluation |
     if settings.epoch_eval is None:
         return None
     tasks = read_tasks(settings.epoch_eval, settings.seed, "validation")
-    return EpochEvaluation(tasks, encoder.uncut(), settings.epoch_eval, forgetting=isinstance(settings, Forget))
+    uncut = encoder.uncut()
+    check_answers(uncut, tasks)
+    return EpochEvaluation(tasks, uncut, settings.epoch_eval, forgetting=isinstance(settings, Forget))
 
 
 def measures(rows: dict[int, dict[str, Any]]) -> dict[str, float]:

@@ -6,7 +6,7 @@ Shapes: B rows, T answer positions.
 import functools
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,13 +34,18 @@ class Batch:
     answer_keys: tuple[int, ...] = ()  # of each row, what `answer_key` says
 
     def to(self, device: Any, non_blocking: bool = False) -> "Batch":
-        """The same batch with its tensors on `device`; the Hugging Face trainer calls it by this name."""
+        """The same batch with its tensors on `device`; accelerate calls it by this name."""
+        return self.with_tensors(lambda value: value.to(device, non_blocking=non_blocking))
 
-        def moved(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, non_blocking=non_blocking)
+    def pin_memory(self) -> "Batch":
+        """The same batch in pinned memory; torch's data loader calls it by this name."""
+        return self.with_tensors(lambda value: value.pin_memory())
 
-        inputs = {name: moved(value) for name, value in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=moved(self.labels), positions=moved(self.positions))
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with every tensor changed."""
+        inputs = {name: change(value) for name, value in self.inputs.items()}
+        positions = None if self.positions is None else change(self.positions)
+        return replace(self, inputs=inputs, labels=change(self.labels), positions=positions)
 
     def split(self, scored: Scored) -> dict[str, Scored]:
         """Each pass's own rows of `scored` (B, T, ...), as wide as the longest answer of that pass."""

@@ -4,6 +4,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,6 +59,13 @@ class LossTrainer(transformers.Trainer):
         if self.args.warmup_steps < 1:
             self.args.warmup_steps = round(self.args.warmup_steps * num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _prepare_input(self, data: Any) -> Any:
+        # the library looks into mappings and lists only; under DeepSpeed it also gives pictures the weights' dtype
+        if isinstance(data, Batch):
+            moved = data.to(self.args.device)
+            return replace(moved, inputs=super()._prepare_input(moved.inputs))
+        return super()._prepare_input(data)
 
     def floating_point_ops(self, inputs: dict) -> int:
         return 0  # the library's estimate looks for one flat batch; cost is measured in seconds instead
@@ -284,7 +292,7 @@ def training_arguments(trainer: Trainer, seed: int, scratch: str) -> TrainingArg
         logging_steps=1,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
-        # processes may take different numbers of passes a step; running statistics of faces stay each process's own
+        # running statistics of faces stay each process's own
         ddp_broadcast_buffers=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         logging_nan_inf_filter=False,  # else a diverged loss is recorded as 0

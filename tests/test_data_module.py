@@ -515,6 +515,15 @@ def test_pixels_of_the_same_picture_are_equal_however_they_are_asked_for(encoder
     assert torch.equal(one, two)
 
 
+def test_the_data_loader_pins_every_tensor_of_a_batch(data, encoder, monkeypatch):
+    batch = collated(encoder, pairs(data, ["forget"]), ["forget"], range(2))
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda value, *_: pinned.append(value.data_ptr()) or value)
+    torch.utils.data._utils.pin_memory.pin_memory({"trained": [batch]})
+    tensors = [*batch.inputs.values(), batch.labels, batch.positions]
+    assert sorted(pinned) == sorted(value.data_ptr() for value in tensors)
+
+
 def test_the_libraries_move_a_batch_to_another_device_whole(data, encoder):
     made = pairs(data, ["forget", "retain"])
     batch = collated(encoder, made, ["forget", "retain"], range(2))
