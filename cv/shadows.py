@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+import data_module
 from cv import network, pictures, together
 from cv.attack_scoring import Similarities
 from cv.compare import compare
@@ -22,10 +23,11 @@ from cv.pictures import Division, FaceEncoder, FacePairs, Met, met_by, training_
 from cv.together import STACK_RECORD, Shadow, check_stackable, load_stack, save_stack, train_stack
 from data_module import fingerprint
 from engine import frozen_start, methods, pairs
-from engine.methods import BoundLoss, bind, method_source
+from engine.methods import BoundLoss, bind, method_source, source_with_helpers
 from engine.record import read_json, say_line, versions
 from settings.script import SettingsError, processes
 from settings.training import Method, Trainer
+from unlearn_losses import sequence_logprob
 
 FINETUNING = Method(name="finetune", loss="retain_ft")
 # Read at the start: later it could be the text of files that were edited while the old code ran.
@@ -38,9 +40,9 @@ MODULES_OF_A_STACK = (
     methods,
     frozen_start,
     data_module,
-    unlearn_losses,
 )
-CODE_OF_A_STACK = hashlib.sha256("".join(map(inspect.getsource, MODULES_OF_A_STACK)).encode()).hexdigest()[:16]
+SOURCES_OF_A_STACK = [*map(inspect.getsource, MODULES_OF_A_STACK), source_with_helpers(sequence_logprob)]
+CODE_OF_A_STACK = hashlib.sha256("".join(SOURCES_OF_A_STACK).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A method's file -> its loss bound to the passes that it needs."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -165,7 +166,7 @@ def check_hyperparameters(method: Method, loss: Callable) -> None:
     kinds = get_type_hints(loss)
     for name, value in method.args.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if kinds.get(name) in (float, int) and not is_number:
+        if kinds.get(name) in (float, int) and not (is_number and math.isfinite(value)):
             raise SettingsError(f"method.args.{name}={value!r} must be a number")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from engine.record import write_text_whole
 from report.folder import read_plan
 from settings.results import Aggregate
-from settings.script import one_line_errors
+from settings.script import check_installation, one_line_errors
 
 
 def write_report(folder: Path) -> list[dict[str, Any]]:
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a benchmark's results, such as results/demo")
     folder = parser.parse_args().folder
     with one_line_errors(Aggregate):
+        check_installation()
         rows = write_report(folder)
 
     from rich.console import Console

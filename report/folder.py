@@ -35,7 +35,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
         plan = read_json(folder / PLAN)
     except SettingsError:
         plan = None
-    if not isinstance(plan, dict) or not plan.keys() >= PLAN_PARTS:
+    if not isinstance(plan, dict) or not plan.keys() >= PLAN_PARTS or not plan["stages"]:
         raise SettingsError(
             f"{folder} holds no finished benchmark ({PLAN} is missing or broken): python run_benchmark.py makes one"
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from settings.script import SettingsError, one_of
+from settings.script import SettingsError, at_least, one_of
 
 GROUPS = ("forget", "retain", "real", "holdout")  # whom a task is about; holdout: people that no model was trained on
 
@@ -69,6 +69,19 @@ class Benchmark:
     runs: dict[str, Run] = MISSING  # row name -> run
     pretrain: list[str] | None = None  # overrides of pretrain.yaml; null: the base is made from a model that is there
     attack: list[str] | None = None  # overrides of every attack.yaml run; null: nothing is attacked
+
+    def __post_init__(self) -> None:
+        one_of("benchmark.modality", self.modality, ("mm", "nlp", "cv"))
+        at_least("benchmark.golds", self.golds, 1)
+        if not self.seeds:
+            raise SettingsError("benchmark.seeds=[] names no seed; [0] is the usual one")
+        further = {"pretrain": self.pretrain, "attack": self.attack}
+        for kind, overrides in further.items():
+            if overrides is not None and self.modality != "cv":
+                raise SettingsError(f"benchmark.{kind}: only faces have it (modality=cv); set it to null")
+        kinds = ("finetune", "forget", "eval", *(kind for kind, overrides in further.items() if overrides is not None))
+        if missing := [kind for kind in kinds if kind not in self.expected_seconds]:
+            raise SettingsError(f"benchmark.expected_seconds.{missing[0]} is required: a rough guess will do")
 
 
 @dataclass

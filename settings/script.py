@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import functools
 import importlib.util
+import math
 import os
 import re
 import sys
@@ -43,7 +44,9 @@ def nearest(word: str, known: Any) -> str:
 
 
 def at_least(name: str, value: float, minimum: float) -> None:
-    """Raise SettingsError if `value` is below `minimum`."""
+    """Raise SettingsError if `value` is below `minimum`, or no finite number."""
+    if not math.isfinite(value):
+        raise SettingsError(f"{name}={value} must be a finite number")
     if value < minimum:
         raise SettingsError(f"{name}={value} must be at least {minimum}")
 

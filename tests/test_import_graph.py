@@ -73,6 +73,13 @@ def test_tracks_do_not_import_each_other_and_would_be_noticed(tmp_path):
     assert climbing(module, "mm") == {"cv"}
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "report").glob("*.py")), ids=lambda file: file.name)
+def test_the_report_imports_nothing_of_a_track_and_no_engine_module_that_needs_torch(file):
+    own = {module for module in imported(file) if module.split(".")[0] in FLOOR}
+    light = {"engine.record", "engine.metrics", "engine.logs", "data_module", "aggregate_eval_stat"}
+    assert {module for module in own if module.split(".")[0] not in ("report", "settings")} <= light
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_only_the_benchmark_and_the_tests_know_the_embedded_world(file):
     assert "mini_clear" not in top_names(file) or package_of(file) in ("benchmark", "run_benchmark")

@@ -174,6 +174,27 @@ def test_booleans_are_typed_and_not_strings():
     assert compose("mm/forget", Forget, ["overwrite=true"]).overwrite is True
 
 
+@pytest.mark.parametrize(
+    ("own", "line"),
+    [
+        (["benchmark.seeds=[]"], r"benchmark\.seeds=\[\] names no seed"),
+        (["benchmark.golds=0"], r"benchmark\.golds=0 must be at least 1"),
+        (["benchmark.modality=xx"], r"benchmark\.modality='xx' is not known"),
+        (["~benchmark.expected_seconds.eval"], r"benchmark\.expected_seconds\.eval is required"),
+        (["benchmark=cv_orl", "benchmark.modality=nlp"], r"benchmark\.pretrain: only faces have it"),
+    ],
+)
+def test_a_benchmark_that_cannot_run_is_refused_before_its_first_stage(own, line):
+    with pytest.raises(SettingsError, match=line):
+        compose("run_benchmark", RunBenchmark, own)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_setting_that_is_no_finite_number_is_refused(value):
+    with pytest.raises(SettingsError, match=rf"trainer\.lr={value} must be a finite number"):
+        compose("nlp/finetune", Finetune, [f"trainer.lr={value}"])
+
+
 def test_a_copy_of_the_engine_elsewhere_than_beside_settings_is_refused_in_one_line(tmp_path):
     (tmp_path / "config").mkdir()
     with pytest.raises(SettingsError, match=r"only an editable install works; pip uninstall clear-unlearning") as error:
