@@ -58,12 +58,17 @@ def written_whole(folder: Path) -> Iterator[Path]:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def write_text_whole(file: Path, text: str) -> None:
+def write_bytes_whole(file: Path, content: bytes) -> None:
     """Write a file aside and rename it, so that an interrupted run leaves the old one or none."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f"{file.name}.partial")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_bytes(content)
     aside.rename(file)
+
+
+def write_text_whole(file: Path, text: str) -> None:
+    """The same for a text."""
+    write_bytes_whole(file, text.encode())
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -17,6 +17,7 @@ class Scoring:
     multiple_choice: bool = MISSING  # Probability is the right answer's share among the options
     gate: bool = False  # counts for the memorisation gate
     members: str = ""  # of a holdout task: the forget task whose rows a membership attack tells from its own
+    short: dict[str, str] = field(default_factory=dict)  # measure -> its heading in the short tables
 
     def __post_init__(self) -> None:
         one_of("scoring.group", self.group, GROUPS)
@@ -34,14 +35,16 @@ class Aggregate:
     base_result: str | None = None  # the same of the model before forgetting; null: no gate, no distance to gold
     method_name: str = MISSING
     submitted_by: str = MISSING
-    save_file: str = MISSING  # .csv or .json
+    save_file: str = MISSING  # .csv, .json or .parquet
+    show: str = MISSING  # what is printed: headline or all
     truth_ratio: str = MISSING
     scoring: dict[str, Scoring] = MISSING  # by task name
 
     def __post_init__(self) -> None:
         one_of("truth_ratio", self.truth_ratio, ("geometric", "arithmetic"))
-        if Path(self.save_file).suffix not in (".csv", ".json"):
-            raise SettingsError(f"save_file={self.save_file!r} must end in .csv or .json")
+        one_of("show", self.show, ("headline", "all"))
+        if Path(self.save_file).suffix not in (".csv", ".json", ".parquet"):
+            raise SettingsError(f"save_file={self.save_file!r} must end in .csv, .json or .parquet")
 
 
 @dataclass

@@ -5,12 +5,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 from rich.console import Console
 
 import run_benchmark
 from benchmark import stages as benchmark_stages
 from benchmark.plan import plan_stages
+from engine.result_table import Figure, ModelResult, short_columns
 from report import faces
 from report.tables import print_table
 from settings.results import Run, RunBenchmark
@@ -56,7 +58,7 @@ def test_the_table_has_base_gold_and_every_method_with_verification_and_attacks(
             assert 0 <= float(row[column]) <= 1
         assert row["U-LiRA accuracy forget low"] == ""
         assert row["U-LiRA accuracy forget why"] == "no interval with 4 people"
-        chosen = row["U-MIA attack forget"].split(", ")  # of each round of two models
+        chosen = row["U-MIA accuracy forget why"].partition("attack of each round: ")[2].split(", ")
         assert len(chosen) == 5
         assert set(chosen) <= {"logistic", "tree"}
         assert row["U-LiRA TPR at 1% FPR forget"] == ""
@@ -74,29 +76,41 @@ def test_the_tables_say_what_too_few_queries_cannot_resolve(finished):
     assert "not resolvable with 60 scores of people who were not met" in page
 
 
-def test_every_face_column_has_its_distance_to_gold(finished):
-    rows = rows_of(finished)
-    columns = [column for column in rows["base"] if column.startswith("Distance to gold: ")]
-    assert {"Distance to gold: U-LiRA accuracy forget", "Distance to gold: EER forget"} <= set(columns)
-    defined = [column for column in columns if rows["base"][column] and not column.endswith(" why")]
+def test_every_figure_of_faces_has_its_distance_to_gold(finished):
+    table = pandas.read_parquet(Path(finished.results_dir, "results.parquet"))
+    distances = table[table.measure.str.startswith("distance_to_gold:")].set_index(["measure", "task", "model"])
+    places = {(measure, task) for measure, task, _ in distances.index}
+    expected = {("u-lira_accuracy", "forget"), ("eer", "forget"), ("exact_memorization", "eval_retain_faces")}
+    assert {(f"distance_to_gold:{measure}", task) for measure, task in expected} <= places
+    defined = [place for place in places if pandas.notna(distances.loc[(*place, "base"), "value"])]
     assert defined
-    assert {float(rows["gold"][column]) for column in defined} == {0}
-    assert {float(rows["base"][column]) for column in defined} == {1}
-    others = [column for column in columns if not column.endswith(" why") and column not in defined]
-    assert [column for column in others if "base and gold" not in rows["gold"][f"{column} why"]] == []
+    assert {distances.loc[(*place, "gold"), "value"] for place in defined} == {0}
+    assert {distances.loc[(*place, "base"), "value"] for place in defined} == {1}
+    for place in places - set(defined):
+        assert "base and gold" in distances.loc[(*place, "gold"), "why"]
+
+
+def results_of_rates(**rates):
+    """Method -> a result that holds an equal error rate alone."""
+    return {name: ModelResult(name, 0, {("eer", "forget"): Figure(rate)}) for name, rate in rates.items()}
 
 
 def test_a_distance_of_faces_is_undefined_where_two_gold_models_differ_as_much_as_base_and_gold():
     # an EER of .125, .25 and .175, with another gold at .105: |base - gold| = .125 is less than 3 * |.105 - .25| = .435
-    rates = {"base": 0.125, "gold": 0.25, "npo": 0.175}
-    rows = [{"Method": name, "Seed": 0, "EER forget": rate} for name, rate in rates.items()]
-    faces.add_distances(rows, {0: [{"EER forget": 0.105}]})
-    assert [row["Distance to gold: EER forget"] for row in rows] == [None] * 3
+    results = results_of_rates(base=0.125, gold=0.25, npo=0.175)
+    faces.add_distances(results, [{("eer", "forget"): Figure(0.105)}])
+    assert [result.value("distance_to_gold:eer", "forget") for result in results.values()] == [None] * 3
     why = "base and gold differ by 0.125, less than 3 times the golds' own 0.145"
-    assert rows[2]["Distance to gold: EER forget why"] == why
-    faces.add_distances(rows, {0: [{"EER forget": 0.24}]})
-    # npo: (.175 - .25) / (.125 - .25) = .6
-    assert [row["Distance to gold: EER forget"] for row in rows] == pytest.approx([1, 0, 0.6])
+    assert results["npo"].figure("distance_to_gold:eer", "forget").why == why
+
+
+def test_a_distance_of_faces_and_its_noise_floor_by_hand():
+    # npo: (.175 - .25) / (.125 - .25) = .6; another gold: |.24 - .25| / .125 = .08
+    results = results_of_rates(base=0.125, gold=0.25, npo=0.175)
+    faces.add_distances(results, [{("eer", "forget"): Figure(0.24)}])
+    distances = [result.value("distance_to_gold:eer", "forget") for result in results.values()]
+    assert distances == pytest.approx([1, 0, 0.6])
+    assert results["npo"].value("noise_floor:eer", "forget") == pytest.approx(0.08)
 
 
 def test_a_row_that_would_train_gold_anew_is_refused(finished, tmp_path):
@@ -145,11 +159,10 @@ def test_the_page_gives_the_attacks_verdict_first_and_the_plots_of_faces(finishe
     assert "data:image/webp" in page
 
 
-def row(method, accuracy, low, high):
-    figures = {"": accuracy, " low": low, " high": high}
-    return {"Method": method, "Seed": 0, "Gate": "passed"} | {
-        f"U-LiRA accuracy forget{end}": value for end, value in figures.items()
-    }
+def attacked(method, accuracy, low, high):
+    """A result that holds the gate and the attack's accuracy alone."""
+    figures = {("u-lira_accuracy", "forget"): Figure(accuracy, low, high), ("gate", ""): Figure(1.0)}
+    return ModelResult(method, 0, figures)
 
 
 @pytest.mark.parametrize(
@@ -163,23 +176,23 @@ def row(method, accuracy, low, high):
 def test_the_attacks_figures_mean_something_only_with_gold_near_one_half_and_the_base_clearly_above(
     gold, base, passed, capsys
 ):
-    rows = [row("base", *base), row("gold", *gold), row("npo", 0.6, 0.5, 0.7)]
-    verdict = faces.attack_verdict(rows)
+    results = [attacked("base", *base), attacked("gold", *gold), attacked("npo", 0.6, 0.5, 0.7)]
+    verdict = faces.attack_verdict(results)
     assert verdict["passed"] == passed
     assert f"gold {gold[0]:.3f} [{gold[1]:.3f}, {gold[2]:.3f}]" in verdict["why"]
-    print_table(rows, Console(width=200))
+    print_table(results, short_columns(results, {}), Console(width=200))
     printed = capsys.readouterr().out
     assert printed.index("attack passed" if passed else "attack failed") < printed.index("npo")
 
 
 def test_without_intervals_the_attacks_verdict_is_undecided():
-    verdict = faces.attack_verdict([row("base", 0.9, None, None), row("gold", 0.5, None, None)])
+    verdict = faces.attack_verdict([attacked("base", 0.9, None, None), attacked("gold", 0.5, None, None)])
     assert not verdict["passed"]
     assert verdict["text"] == "undecided"
 
 
 def test_a_benchmark_without_attacks_has_no_verdict():
-    assert faces.attack_verdict([{"Method": "base", "Seed": 0}, {"Method": "gold", "Seed": 0}]) is None
+    assert faces.attack_verdict([ModelResult("base", 0, {}), ModelResult("gold", 0, {})]) is None
 
 
 def test_photographs_that_are_not_there_are_said_in_one_line(tmp_path):
@@ -208,7 +221,7 @@ def test_a_failed_attack_is_said_and_no_former_figures_stand_in_its_row(finished
     monkeypatch.setattr(benchmark_stages, "run_stage", run)
     run_benchmark.main.recipe(settings)
     row = rows_of(settings)["scrub"]
-    assert row["Attack failed"] == "step 3: the loss of a shadow model is nan"
+    assert row["Attack failed why"] == "step 3: the loss of a shadow model is nan"
     assert row["U-LiRA accuracy forget"] == ""
     assert row["EER forget"]
     assert "scrub, seed 0, attack failed: step 3" in capsys.readouterr().out

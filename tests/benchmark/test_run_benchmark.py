@@ -158,7 +158,7 @@ def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finis
     with open(folder / "results.csv", encoding="utf-8") as stream:
         rows = {row["Method"]: row for row in csv.DictReader(stream)}
     assert list(rows) == ["base", "gold", "diverges", "grad_ascent"]
-    assert "method grad_ascent, step" in rows["diverges"]["Failed"]
+    assert "method grad_ascent, step" in rows["diverges"]["Failed why"]
     assert rows["diverges"]["Distance to gold"] == ""
     assert rows["grad_ascent"]["Distance to gold"] != ""
     assert not (folder / "models" / "diverges_seed0").exists()

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
@@ -19,13 +20,16 @@ import report.__main__ as report_command
 from cv.face_settings import Album
 from cv.pictures import list_pictures, read_pictures
 from data_module import Example, open_image
+from engine.measures import MEASURES
 from engine.record import write_json, write_text_whole
+from engine.result_table import Figure, ModelResult, column_name, short_columns
 from helpers import BASE, ROOT
 from report import cards
 from report.__main__ import write_report
-from report.folder import PLAN, read_plan
+from report.folder import PLAN, benchmark_of, read_plan
 from report.page import json_for_script, render_page
 from report.plots import mean_distance
+from report.rows import aggregation_settings, benchmark_results
 from report.tables import latex_table, markdown_table
 from settings.results import GROUPS, Benchmark, Run, RunBenchmark
 from settings.script import compose
@@ -195,14 +199,32 @@ def test_the_tables_hold_one_row_a_model(folder):
 
 def test_a_failed_run_says_why_in_the_table_and_on_the_page(folder):
     rows = {row["Method"]: row for row in csv.DictReader((folder / "results.csv").open(encoding="utf-8"))}
-    assert rows["broken"]["Failed"] == "the loss is nan & more"
+    assert rows["broken"]["Failed"] == "yes"
+    assert rows["broken"]["Failed why"] == "the loss is nan & more"
     assert "the loss is nan &amp; more" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_latex_and_markdown_signs_are_escaped():
-    rows = [{"Method": "a_b|c%", "Seed": 0, "Distance to gold": 0.5}]
-    assert r"a\_b|c\%" in latex_table(rows)
-    assert r"a_b\|c%" in markdown_table(rows)
+    results = [ModelResult("a_b|c%", 0, {("distance_to_gold", ""): Figure(0.5)})]
+    columns = short_columns(results, {})
+    assert r"a\_b|c\%" in latex_table(results, columns)
+    assert r"a_b\|c%" in markdown_table(results, columns)
+
+
+def test_the_long_table_holds_every_model_and_why_one_failed(folder):
+    table = pandas.read_parquet(folder / "results.parquet")
+    assert list(table.model.unique()) == ["base", "gold", "npo", "broken"]
+    broken = table[table.model == "broken"]
+    assert broken[["measure", "value", "why"]].values.tolist() == [["failed", 1.0, "the loss is nan & more"]]
+
+
+def test_the_wide_table_is_a_view_of_the_long_one(folder):
+    table = pandas.read_parquet(folder / "results.parquet")
+    wide = pandas.read_csv(folder / "results.csv").set_index("Method")
+    numbers = table[~table.measure.isin(["gate", "collapsed", "failed"])]
+    for line in numbers.itertuples():
+        there = wide.loc[line.model, column_name(MEASURES[line.measure], line.task)]
+        assert there == line.value or (pandas.isna(there) and pandas.isna(line.value)), line
 
 
 # ---- the page's parts
@@ -273,30 +295,36 @@ def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, ru
     plan["benchmark"] |= {"seeds": seeds, "runs": runs}
     plan["stages"] = [stage for stage in plan["stages"] if "failed" not in stage]
     (copy / PLAN).write_text(json.dumps(plan))
-    rows = [(row["Method"], row["Seed"]) for row in write_report(copy)]
-    assert rows == [(name, seed) for seed in seeds for name in ("base", "gold", *runs)]
+    write_report(copy)
+    wide = pandas.read_csv(copy / "results.csv")
+    assert list(zip(wide["Method"], wide["Seed"], strict=True)) == [
+        (name, seed) for seed in seeds for name in ("base", "gold", *runs)
+    ]
     html = (copy / "report.html").read_text(encoding="utf-8")
     assert ("npo, seed 1" in html) == (len(seeds) == 2)
     assert html.count("Memorisation gate:") == len(seeds)
 
 
-def test_a_failed_gate_is_said_and_marked(folder):
-    rows = write_report(folder)
-    for verdict, look in (("failed", "bad"), ("passed", "good")):
-        judged = [row | ({"Gate": verdict} if "Gate" in row else {}) for row in rows]
-        html = render_page(folder, read_plan(folder), judged)
-        assert f'<p class="verdict {look}"><strong>Memorisation gate: {verdict}.' in html
+@pytest.mark.parametrize(("gate", "text", "look"), [(0.0, "failed", "bad"), (1.0, "passed", "good")])
+def test_the_gate_is_said_and_marked(gate, text, look, folder):
+    plan = read_plan(folder)
+    results = benchmark_results(folder, plan)
+    for result in results:
+        result.figures["gate", ""] = Figure(gate)
+    html = render_page(folder, plan, results, [], aggregation_settings(benchmark_of(plan)).scoring)
+    assert f'<p class="verdict {look}"><strong>Memorisation gate: {text}.' in html
 
 
 def test_distances_are_averaged_over_pictures_and_words_apart():
-    row = {
-        "Distance to gold": 9.0,
-        "Distance to gold ROUGE a": 0.5,
-        "Distance to gold Probability a": -0.1,
-        "Distance to gold noise floor ROUGE a": 7.0,
+    figures = {
+        ("distance_to_gold", ""): Figure(9.0),
+        ("distance_to_gold:rouge", "a"): Figure(0.5),
+        ("distance_to_gold:probability", "a"): Figure(-0.1),
+        ("noise_floor:rouge", "a"): Figure(7.0),
     }
-    assert mean_distance(row, ["a"]) == pytest.approx(0.3)  # (.5 + |-.1|) / 2
-    assert mean_distance(row, ["b"]) is None
+    result = ModelResult("npo", 0, figures)
+    assert mean_distance(result, ["a"]) == pytest.approx(0.3)  # (.5 + |-.1|) / 2
+    assert mean_distance(result, ["b"]) is None
 
 
 def test_the_commands_on_the_page_give_the_settings_that_ran():
