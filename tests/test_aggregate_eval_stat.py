@@ -611,6 +611,14 @@ def test_every_measure_is_declared_once_and_says_what_it_is():
     assert [measure.key for measure in declared if not measure.sentence] == []
 
 
+def test_the_docs_list_every_measure():
+    page = (ROOT / "docs" / "result_table.md").read_text(encoding="utf-8")
+    families = ("distance_to_gold:", "noise_floor:")  # which the page names as a whole
+    listed = [measure for measure in measures.MEASURES.values() if not measure.key.startswith(families)]
+    lines = [f"| `{measure.key}` | {measure.heading} | {measure.better} |" for measure in listed]
+    assert [line for line in lines if line not in page] == []
+
+
 def test_a_short_heading_of_no_measure_is_refused(result):
     scoring = {"eval_log": Scoring(group="retain", multiple_choice=False, short={"rogue": "x"})}
     with pytest.raises(SettingsError, match=r"scoring.eval_log.short='rogue' is not known \(did you mean 'rouge'\?\)"):
