@@ -18,7 +18,7 @@ from settings.results import Benchmark, Scoring
 from settings.script import ROOT
 
 TEMPLATE = ROOT / "report" / "template"
-UNSAFE = "&<>\u2028\u2029"  # characters that end a script element or a line of a script
+JSON_AS_IS = {"ensure_ascii": False, "separators": (",", ":")}  # for Jinja's tojson, which escapes < > & '
 
 Recorded = list[tuple[dict[str, Any], dict[str, Any]]]  # stages of the plan, each with what it recorded
 
@@ -59,7 +59,7 @@ def render_page(
         distributions=ratios,
         sampled=cards.note,
         **run_description(benchmark, plan, stages),
-        data=Markup(json_for_script(cards.data)),
+        data=cards.data,
         css=template_text("page.css"),
         js=template_text("page.js"),
     )
@@ -68,17 +68,12 @@ def render_page(
 def load_template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(TEMPLATE)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = JSON_AS_IS
     return environment.get_template("page.html.jinja")
 
 
 def template_text(name: str) -> Markup:
     return Markup((TEMPLATE / name).read_text(encoding="utf-8"))
-
-
-def json_for_script(content: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return text.translate({ord(letter): f"\\u{ord(letter):04x}" for letter in UNSAFE})
 
 
 # ---- what the stages recorded
