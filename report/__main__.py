@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.record import write_bytes_whole
-from report.folder import benchmark_of, read_plan
+from report.folder import read_plan
 from settings.results import Aggregate
 from settings.script import check_installation, one_line_errors
 
@@ -35,7 +35,7 @@ def write_report(folder: Path, console: "Console | None" = None) -> None:
     from report.tables import latex_table, markdown_table, print_table
 
     results = benchmark_results(folder, plan)
-    scoring = aggregation_settings(benchmark_of(plan)).scoring
+    scoring = aggregation_settings(plan.benchmark).scoring
     columns = short_columns(results, scoring)
     texts = {
         "results.csv": wide_csv(results),

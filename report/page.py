@@ -11,7 +11,7 @@ from engine.record import EVAL_RECORD, RECORDS, TRAIN_RECORD, read_json
 from engine.result_table import Column, ModelResult
 from report.cards import make_cards
 from report.faces import attack_verdict, read_attack, read_verification
-from report.folder import benchmark_of, log_file, model_folder, trained_model
+from report.folder import FinishedStage, Plan, log_file, model_folder
 from report.plots import attack_plots, common_plots, render_plots, truth_ratio_plots, verification_plots
 from report.tables import failure_texts, gate_text, row_label
 from settings.results import Benchmark, Scoring
@@ -20,11 +20,11 @@ from settings.script import ROOT
 TEMPLATE = ROOT / "report" / "template"
 JSON_AS_IS = {"ensure_ascii": False, "separators": (",", ":")}  # for Jinja's tojson, which escapes < > & '
 
-Recorded = list[tuple[dict[str, Any], dict[str, Any]]]  # stages of the plan, each with what it recorded
+Recorded = list[tuple[FinishedStage, dict[str, Any]]]  # stages of the plan, each with what it recorded
 
 
 def render_page(
-    folder: Path, plan: dict[str, Any], results: list[ModelResult], columns: list[Column], scoring: dict[str, Scoring]
+    folder: Path, plan: Plan, results: list[ModelResult], columns: list[Column], scoring: dict[str, Scoring]
 ) -> str:
     """The page of a finished benchmark, report.html, as text.
 
@@ -40,13 +40,13 @@ def render_page(
     Raises:
         SettingsError: A log, a record or the data cannot be read.
     """
-    benchmark = benchmark_of(plan)
+    benchmark = plan.benchmark
     first = [result for result in results if result.seed == benchmark.seeds[0]]
     models = {each.method: f"{each.method}_seed{each.seed}" for each in first if not each.value("failed")}
     logs = {method: read_json(log_file(folder, model)) for method, model in models.items()}
     settings = read_json(log_file(folder, models["base"]).with_name(EVAL_RECORD))["settings"]
     cards = make_cards(logs, settings, scoring)
-    stages = [(stage, read_record(stage)) for stage in plan["stages"]]
+    stages = [(stage, read_record(stage)) for stage in plan.stages]
     # the Truth Ratios of a face are all near 0, so that their distributions show nothing
     ratios = truth_ratios(logs, scoring, first) if "tasks" in settings else []
     tasks = settings["tasks"] if "tasks" in settings else picture_tasks(logs["base"])
@@ -79,16 +79,16 @@ def template_text(name: str) -> Markup:
 # ---- what the stages recorded
 
 
-def read_record(stage: dict[str, Any]) -> dict[str, Any]:
+def read_record(stage: FinishedStage) -> dict[str, Any]:
     """What a stage left beside its result; nothing if it failed: what lies there then is of an earlier run."""
-    if "failed" in stage:
+    if stage.failed:
         return {}
-    return read_json(Path(stage["output"]) / RECORDS.get(stage["kind"], TRAIN_RECORD))
+    return read_json(stage.output / RECORDS.get(stage.kind, TRAIN_RECORD))
 
 
 def loss_curves(stages: Recorded) -> dict[str, list]:
     """Model -> pairs of a step and the loss there."""
-    return {trained_model(stage): record["loss"] for stage, record in stages if "loss" in record}
+    return {stage.model: record["loss"] for stage, record in stages if "loss" in record}
 
 
 def recorded_settings(stages: Recorded) -> list[dict[str, str]]:
@@ -96,10 +96,10 @@ def recorded_settings(stages: Recorded) -> list[dict[str, str]]:
     texts = []
     kinds = set()
     for stage, record in stages:
-        if record and (stage["kind"] == "forget" or stage["kind"] not in kinds):
-            kinds.add(stage["kind"])
+        if record and (stage.kind == "forget" or stage.kind not in kinds):
+            kinds.add(stage.kind)
             text = json.dumps({"settings": record["settings"], "versions": record["versions"]}, indent=1)
-            texts.append({"name": f"Settings and versions: {stage['name']}", "text": text})
+            texts.append({"name": f"Settings and versions: {stage.name}", "text": text})
     return texts
 
 
@@ -107,8 +107,8 @@ def recorded_settings(stages: Recorded) -> list[dict[str, str]]:
 
 
 def cost_sentence(stages: Recorded) -> str:
-    minutes = sum(stage["seconds"] for stage, _ in stages) / 60
-    memory = max(stage["peak_memory_gb"] for stage, _ in stages)
+    minutes = sum(stage.seconds for stage, _ in stages) / 60
+    memory = max(stage.peak_memory_gb for stage, _ in stages)
     return f"{minutes:.1f} minutes of work in {len(stages)} stages, at most {memory:.1f} GB of memory"
 
 
@@ -204,26 +204,26 @@ def truth_ratios(
     return [{"method": method, "svg": Markup(svg), "chosen": method == chosen} for method, svg in plots.items()]
 
 
-def run_description(benchmark: Benchmark, plan: dict[str, Any], stages: Recorded) -> dict[str, Any]:
+def run_description(benchmark: Benchmark, plan: Plan, stages: Recorded) -> dict[str, Any]:
     """Which run this was: seeds and cost, commands, stages, settings."""
     return {
         "cost": f"Seeds {', '.join(map(str, benchmark.seeds))}; {cost_sentence(stages)}.",
-        "again": plan["command"],
-        "commands": [stage["command"] for stage, _ in stages],
+        "again": plan.command,
+        "commands": [stage.command for stage, _ in stages],
         "stages": [describe_stage(stage, record) for stage, record in stages],
         "settings": recorded_settings(stages),
     }
 
 
-def describe_stage(stage: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
+def describe_stage(stage: FinishedStage, record: dict[str, Any]) -> dict[str, str]:
     """A stage's cost, with the fingerprints of model and data that its record holds."""
     data = record.get("data", "")
     if isinstance(data, dict):
         data = ", ".join(sorted({each["fingerprint"] for each in data.values()}))
     return {
-        "name": stage["name"],
-        "seconds": f"{stage['seconds']:.0f}",
-        "memory": f"{stage['peak_memory_gb']:.1f}",
+        "name": stage.name,
+        "seconds": f"{stage.seconds:.0f}",
+        "memory": f"{stage.peak_memory_gb:.1f}",
         "model": record.get("model", ""),
         "data": data,
     }

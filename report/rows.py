@@ -7,12 +7,12 @@ from typing import Any
 from aggregate_eval_stat import aggregate
 from engine.result_table import Figure, ModelResult
 from report.faces import add_distances, face_figures
-from report.folder import benchmark_of, failures, gold_seeds, log_file, model_folder
+from report.folder import Plan, gold_seeds, log_file, model_folder
 from settings.results import Aggregate, Benchmark
 from settings.script import compose
 
 
-def benchmark_results(folder: Path, plan: dict[str, Any]) -> list[ModelResult]:
+def benchmark_results(folder: Path, plan: Plan) -> list[ModelResult]:
     """Read the logs of a finished benchmark.
 
     Args:
@@ -26,9 +26,9 @@ def benchmark_results(folder: Path, plan: dict[str, Any]) -> list[ModelResult]:
     Raises:
         SettingsError: A log is missing or broken, or two logs cover different rows.
     """
-    benchmark = benchmark_of(plan)
-    untrained = failures(plan, "forget")
-    not_attacked = failures(plan, "attack")
+    benchmark = plan.benchmark
+    untrained = plan.failures("forget")
+    not_attacked = plan.failures("attack")
     settings = aggregation_settings(benchmark)
     results = []
     for seed in benchmark.seeds:

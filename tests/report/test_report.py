@@ -14,6 +14,7 @@ import numpy as np
 import pandas
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 
 import mm.eval
 import report.__main__ as report_command
@@ -26,11 +27,12 @@ from engine.result_table import Figure, ModelResult, column_name, short_columns
 from helpers import BASE, ROOT
 from report import cards
 from report.__main__ import write_report
-from report.folder import PLAN, benchmark_of, read_plan
+from report.folder import PLAN, read_plan
 from report.page import render_page
 from report.plots import mean_distance
 from report.rows import aggregation_settings, benchmark_results
 from report.tables import latex_table, markdown_table
+from settings.language import Task
 from settings.results import GROUPS, Benchmark, Run, RunBenchmark
 from settings.script import compose
 
@@ -97,7 +99,7 @@ def recorded_settings(world, words):
 
 def asked_of(task):
     """Row -> person, question and answer of a recorded task."""
-    rows = [row.example for row in cards.task_rows(cards.recorded_task(task), 0, 0)]
+    rows = [row.example for row in cards.task_rows(TypeAdapter(Task).validate_python(task), 0, 0)]
     return [(row.index, (row.person, row.question, row.answer)) for row in rows]
 
 
@@ -159,7 +161,7 @@ def test_the_module_is_the_command(folder, tmp_path):
     assert (tmp_path / "copy" / "report.html").read_bytes() == (folder / "report.html").read_bytes()
 
 
-@pytest.mark.parametrize("broken", ["missing", "torn", "no plan", "lost log", "torn record"])
+@pytest.mark.parametrize("broken", ["missing", "torn", "no plan", "no stages", "lost log", "torn record"])
 def test_a_folder_that_is_no_finished_benchmark_is_refused_in_one_line(broken, folder, tmp_path, monkeypatch, capsys):
     copy = tmp_path / "copy"
     if broken != "missing":
@@ -168,6 +170,8 @@ def test_a_folder_that_is_no_finished_benchmark_is_refused_in_one_line(broken, f
         (copy / PLAN).write_text("{")
     if broken == "no plan":
         (copy / PLAN).write_text("[]")
+    if broken == "no stages":
+        (copy / PLAN).write_text(json.dumps(json.loads((copy / PLAN).read_text()) | {"stages": []}))
     if broken == "lost log":
         (copy / "models/npo_seed0/eval_results/eval_log_aggregated.json").unlink()
     if broken == "torn record":
@@ -293,7 +297,7 @@ def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, ru
         meta = json.loads((model / "train_meta.json").read_text())
         (model / "train_meta.json").write_text(json.dumps({**meta, "seed": 1}))
         shutil.move(model, copy / "models" / model.name.replace("seed0", "seed1"))
-    plan = read_plan(copy)
+    plan = json.loads((copy / PLAN).read_text())
     plan["benchmark"] |= {"seeds": seeds, "runs": runs}
     plan["stages"] = [stage for stage in plan["stages"] if "failed" not in stage]
     (copy / PLAN).write_text(json.dumps(plan))
@@ -313,7 +317,7 @@ def test_the_gate_is_said_and_marked(gate, text, look, folder):
     results = benchmark_results(folder, plan)
     for result in results:
         result.figures["gate", ""] = Figure(gate)
-    html = render_page(folder, plan, results, [], aggregation_settings(benchmark_of(plan)).scoring)
+    html = render_page(folder, plan, results, [], aggregation_settings(plan.benchmark).scoring)
     assert f'<p class="verdict {look}"><strong>Memorisation gate: {text}.' in html
 
 
