@@ -65,16 +65,25 @@ def print_table(results: list[ModelResult], columns: list[Column], console: Cons
     """Print the columns, the verdicts on what they rest on, and what failed."""
     if verdict := attack_verdict(results):  # before any figure of a method
         console.print(f"attack {verdict['text']}: {verdict['why']}", markup=False)
-    headings, *others = table_texts(results, columns)
-    table = Table()
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left")
-    for line in others:
-        table.add_row(*line)
+    texts = table_texts(results, columns)
+    table = terminal_table(texts)
+    unbounded = console.options.update(max_width=10_000)
+    if console.measure(table, options=unbounded).maximum > console.width:  # a line per figure needs less room
+        table = terminal_table([list(line) for line in zip(*texts, strict=True)])
     console.print(table)
     for result in results:
         for sentence in row_notes(result):
             console.print(sentence, markup=False)
+
+
+def terminal_table(texts: list[list[str]]) -> Table:
+    """A table for the terminal; the first line is its heading."""
+    table = Table()
+    for number, heading in enumerate(texts[0]):
+        table.add_column(heading, justify="right" if number else "left")
+    for line in texts[1:]:
+        table.add_row(*line)
+    return table
 
 
 def gate_text(result: ModelResult) -> str:

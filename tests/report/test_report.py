@@ -1,6 +1,7 @@
 """The report: tables that hold the rows, and a page that opens, filters, escapes and asks for nothing outside."""
 
 import csv
+import io
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ import pandas
 import pytest
 from PIL import Image
 from pydantic import TypeAdapter
+from rich.console import Console
 
 import mm.eval
 import report.__main__ as report_command
@@ -31,7 +33,7 @@ from report.folder import PLAN, read_plan
 from report.page import render_page
 from report.plots import mean_distance
 from report.rows import aggregation_settings, benchmark_results
-from report.tables import latex_table, markdown_table
+from report.tables import latex_table, markdown_table, print_table
 from settings.language import Task
 from settings.results import GROUPS, Benchmark, Run, RunBenchmark
 from settings.script import compose
@@ -213,6 +215,19 @@ def test_latex_and_markdown_signs_are_escaped():
     columns = short_columns(results, {})
     assert r"a\_b|c\%" in latex_table(results, columns)
     assert r"a_b\|c%" in markdown_table(results, columns)
+
+
+def test_a_table_too_wide_for_the_terminal_has_a_line_per_figure(folder):
+    results = benchmark_results(folder, read_plan(folder))
+    columns = short_columns(results, aggregation_settings(read_plan(folder).benchmark).scoring)
+    printed = {}
+    for width in (80, 400):
+        console = Console(width=width, record=True, file=io.StringIO())
+        print_table(results, columns, console)
+        printed[width] = console.export_text()
+    assert "…" not in printed[80]
+    assert any(line.split()[1:2] == ["broken"] for line in printed[400].splitlines())
+    assert any("method" in line and "broken" in line for line in printed[80].splitlines())
 
 
 def test_the_long_table_holds_every_model_and_why_one_failed(folder):
