@@ -327,12 +327,18 @@ class EpochEvaluation:
         """The best epoch, counted from 1, and by which rule; of a forgetting without gold nobody can say."""
         if self.gold:
             named = [(task, measure) for task in self.tasks for measure in self.gold[task] if measure != "loss"]
-            badness = [float(np.mean([abs(epoch[t][m] - self.gold[t][m]) for t, m in named])) for epoch in epochs]
+            badness = []
+            for epoch in epochs:
+                away = [abs(epoch[task][measure] - self.gold[task][measure]) for task, measure in named]
+                badness.append(float(np.mean(away)))
             rule = "smallest mean difference from gold, over all measures of all tasks, on the validation fold"
         elif self.forgetting:
             return {"epoch": None, "rule": "not known: epoch_eval.gold_result is not given"}
         else:
-            badness = [float(np.mean([epoch[task]["loss"] for task in self.tasks])) for epoch in epochs]
+            badness = []
+            for epoch in epochs:
+                losses = [epoch[task]["loss"] for task in self.tasks]
+                badness.append(float(np.mean(losses)))
             rule = "lowest mean loss of the right answers, over all tasks, on the validation fold"
         known = np.nan_to_num(badness, nan=np.inf)  # an epoch that diverged is never the best
         return {"epoch": int(np.argmin(known)) + 1, "rule": rule, "badness": badness}
@@ -377,7 +383,8 @@ def gold_measures(path: str, tasks: dict[str, list[TaskRow]]) -> dict[str, dict[
                 f"epoch_eval.gold_result={path!r} lacks row {missing[0]} of task {name!r}: evaluate gold on "
                 "all rows with the same tasks"
             )
-        made[name] = measures(
-            {int(i): {metric: by_row[i] for metric, by_row in columns.items() if i in by_row} for i in wanted}
-        )
+        logged = {}
+        for i in wanted:
+            logged[int(i)] = {metric: by_row[i] for metric, by_row in columns.items() if i in by_row}
+        made[name] = measures(logged)
     return made

@@ -157,7 +157,7 @@ class SharedPrompts:
 
     def answer_losses(self, answers: list[list[list[int]]]) -> list[list[AnswerLosses]]:
         """Score the answers (token lists, end-of-sequence last) of each prompt, and crop them off again."""
-        fed = [[answer[:-1] for answer in group] for group in answers]
+        fed = [all_but_last(group) for group in answers]
         width = max(sum(map(len, group)) for group in fed)
         suffix = None
         if width:
@@ -273,10 +273,17 @@ def encode_answers(encoder: Any, prompt: Prompt, length: int) -> list[list[int]]
     return [encoder.encode_answer(replace(prompt.example, answer=answer), length) for answer in prompt.answers]
 
 
+def all_but_last(answers: list[list[int]]) -> list[list[int]]:
+    """What is fed of each answer: its last token predicts nothing that is scored."""
+    return [answer[:-1] for answer in answers]
+
+
 def in_rounds(answers: list[list[list[int]]], size: int) -> list[list[list[list[int]]]]:
     """The answers of each prompt in rounds of at most `size`; a prompt that has no more is empty in a round."""
-    most = max(map(len, answers))
-    return [[of_prompt[start : start + size] for of_prompt in answers] for start in range(0, most, size)]
+    rounds = []
+    for start in range(0, max(map(len, answers)), size):
+        rounds.append([of_prompt[start : start + size] for of_prompt in answers])
+    return rounds
 
 
 def longest_suffix(rounds: list[list[list[list[int]]]]) -> int:
