@@ -20,6 +20,7 @@ test-all: test
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_import_graph.py tests/test_house_rules.py
 
 install: $(INSTALLED)

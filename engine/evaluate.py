@@ -79,7 +79,7 @@ class TaskResult:
 def row_log(row: TaskRow, by_answer: dict[str, AnswerLosses], prompt: str, generation: str) -> dict[str, Any]:
     """Everything the log says of one row, by metric name (PROTOCOL of the logs: TOFU's and CLEAR's names, and ours)."""
     truth = by_answer[row.example.answer]
-    log = {
+    log: dict[str, Any] = {
         "avg_gt_loss": truth.mean,
         "gt_loss": sum(truth.losses),
         "num_token_gt": len(truth.losses),
@@ -146,8 +146,9 @@ def evaluate_rows(
     for row, of_row in zip(rows, roles, strict=True):
         prompt = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
         prompt.answers.extend(answer for answer in of_row if answer not in prompt.answers)
-    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    results = score_prompts(model, encoder, list(prompts.values()), **limits, say=say)
+    results = score_prompts(
+        model, encoder, list(prompts.values()), batch_size=batch_size, max_new_tokens=max_new_tokens, say=say
+    )
     by_prompt = dict(zip(prompts, results, strict=True))
     made = TaskResult({}, [], sum(each.tokens for each in results))
     for row, of_row in zip(rows, roles, strict=True):
@@ -216,11 +217,13 @@ def evaluate(
     fingerprint_of_model = model_fingerprint(settings.model_path)
     device = next(model.parameters()).device.type
     keys = {name: task_key(name, settings, fingerprint_of_model, device) for name in tasks}
-    places = {name: finished_task(name, key, kept, folder) for name, key in keys.items()}
+    finished = {name: finished_task(name, key, kept, folder) for name, key in keys.items()}
+    places: dict[str, Path] = {}
     state.wait_for_everyone()  # nothing is written before everyone has looked
     model.eval()
     for name, rows in tasks.items():
-        if places[name]:
+        if place := finished[name]:
+            places[name] = place
             say(f"{name}: {len(rows)} rows, done before")
             continue
         start_of_peak()
@@ -357,7 +360,7 @@ def open_epoch_evaluation(settings: Finetune, encoder: Any) -> EpochEvaluation |
 def measures(rows: dict[int, dict[str, Any]]) -> dict[str, float]:
     """Means over a task's rows: loss (nats a token) and figures in [0, 1]."""
     each = list(rows.values())
-    made = {
+    made: dict[str, Any] = {
         "loss": [row["avg_gt_loss"] for row in each],
         "Exact Memorization": [row["exact_memorization"] for row in each],
         "ROUGE": [row["rougeL_recall"] for row in each],

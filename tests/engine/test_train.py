@@ -39,7 +39,7 @@ from settings.training import Activations, Lora, Mask, Method, Multiplier, TaskV
 from unlearn_losses import nll, sequence_logprob
 
 
-def run(data, encoder, folder, settings=TRAINER, *, method=NPO, count=8, seed=0, say=lambda line: None):
+def run(data, encoder, folder, settings=TRAINER, method=NPO, *, count=8, seed=0, say=lambda line: None):
     bound = bind(method)
     own = training_settings(lora=settings.lora, activations=method.activations, seed=seed)
     network = without_dropout(load_for_training(AutoModelForImageTextToText, own))
