@@ -20,7 +20,8 @@ test-all: test
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q tests/test_import_graph.py
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_import_graph.py tests/test_house_rules.py
 
 install: $(INSTALLED)
 

@@ -238,18 +238,21 @@ class TrainingRows:
         """
         texts = [list(self.rows[self.has[name]]) for name in ("caption", "question", "answer") if name in self.has]
         words = set(self.in_words)
-        return [
-            (position not in words, sum(len(column[i] or "") for column in texts))
-            for position, i in enumerate(self.indices)
-        ]
+        lengths = []
+        for position, i in enumerate(self.indices):
+            letters = sum(len(column[i] or "") for column in texts)
+            lengths.append((position not in words, letters))
+        return lengths
 
     @functools.cached_property
     def answers(self) -> list[str]:
         """The answer of each row, read without its picture."""
         columns = [list(self.rows[self.has[name]]) for name in ("caption", "answer") if name in self.has]
-        return [
-            next((column[i] for column in columns if column[i]), "") for i in self.indices
-        ]  # a row without one is named when it is read
+        answers = []
+        for i in self.indices:
+            given = (column[i] for column in columns if column[i])
+            answers.append(next(given, ""))  # a row without one is named when it is read
+        return answers
 
     def __getitem__(self, position: int) -> Example:
         index = self.indices[position]
@@ -296,20 +299,17 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
     people = persons_of_rows(task, rows)
     kept = list(range(len(rows)))
     if task.chosen and task.rows_per_person:
-        kept = [
-            i
-            for i, about in enumerate(
-                rows_about(task.chosen, task.dataset, task.split, task.question, task.rows_per_person)
-            )
-            if about
-        ]
-    chosen = [kept[i] for i in rows_of_fold([people[i] for i in kept], fold, validation_share, seed)]
+        about = rows_about(task.chosen, task.dataset, task.split, task.question, task.rows_per_person)
+        kept = [i for i in kept if about[i]]
+    in_fold = rows_of_fold([people[i] for i in kept], fold, validation_share, seed)
+    chosen = [kept[place] for place in in_fold]
     if not chosen:
         raise SettingsError(
             f"fold={fold} leaves no row of {task.dataset}, split {task.split}: validation_share={validation_share}"
         )
-    sampled = [chosen[i] for i in sample_by_person([people[i] for i in chosen], limit, seed)]
-    return [read_task_row(task, rows[i], i, people[i], seed) for i in sampled]
+    sampled = sample_by_person([people[i] for i in chosen], limit, seed)
+    numbers = [chosen[place] for place in sampled]
+    return [read_task_row(task, rows[i], i, people[i], seed) for i in numbers]
 
 
 def rows_about(chosen: ChosenPeople, path: str, split: str, question: str, rows_per_person: int) -> list[bool]:
@@ -327,7 +327,10 @@ def rows_about(chosen: ChosenPeople, path: str, split: str, question: str, rows_
         if source == split:
             return [number in drawn for number, group in enumerate(groups) for _ in group]
     groups = questions_by_person(path, split, question, rows_per_person)
-    about = [2 * sum(asked in theirs for asked in group) > len(group) for group in groups]
+    about = []
+    for group in groups:
+        asked_of_theirs = sum(asked in theirs for asked in group)
+        about.append(2 * asked_of_theirs > len(group))
     if not any(about):
         raise SettingsError(
             f"{path}, split {split}: no row is about the people that data.people chooses; name the split in "
@@ -376,7 +379,9 @@ def persons_of_rows(task: Task, rows: datasets.Dataset) -> list[str | None]:
     people: list[str | None] = []
     for start in range(0, len(rows), task.rows_per_person):
         group = texts[start : start + task.rows_per_person]
-        hits = {name: sum(name in text for text in group) for name in names}
+        hits = {}
+        for name in names:
+            hits[name] = sum(name in text for text in group)
         name = max(hits, key=lambda name: (hits[name], len(name), name), default="")
         named_by_most = name and 2 * hits[name] >= len(group)
         people += [name if named_by_most else f"person {start // task.rows_per_person} of {task.split}"] * len(group)

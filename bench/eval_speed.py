@@ -22,7 +22,7 @@ from bench.peak_memory import Peak, free_memory, resident_gb
 from data_module import Example
 from engine.encode import Encoded, collate
 from engine.pairs import Batch
-from engine.score_answers import Prompt, score_prompts
+from engine.score_answers import Prompt, PromptResult, score_prompts
 
 ANSWERS, ANSWER, NEW, WORDS, PICTURE = 7, 40, 48, 24, 576  # answers per row; the others count tokens
 VOCABULARY, IMAGE_TOKEN, PAD, END = 32_000, 31_999, 0, 1
@@ -106,6 +106,17 @@ def measure(
     return seconds, peak.most - before, results
 
 
+def make_prompt(row: int) -> Prompt:
+    """A question about a picture, with answers that no other row has."""
+    example = Example(str(row), str(row), {"bytes": b"", "path": None}, row, None, "bench")
+    return Prompt(example, [str(row * ANSWERS + number) for number in range(ANSWERS)])
+
+
+def losses_of(rows: list[PromptResult]) -> list[float]:
+    """The loss of each token of each answer of each row."""
+    return [loss for row in rows for answer in row.answers.values() for loss in answer.losses]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=8)
@@ -113,13 +124,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="prompts, or answers, of one pass")
     asked = parser.parse_args()
     model = make_model()
-    prompts = [
-        Prompt(
-            Example(str(i), str(i), {"bytes": b"", "path": None}, i, None, "bench"),
-            [str(i * ANSWERS + j) for j in range(ANSWERS)],
-        )
-        for i in range(asked.rows)
-    ]
+    prompts = [make_prompt(i) for i in range(asked.rows)]
     print(
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} M parameters, "
         f"{asked.rows} rows of {PICTURE + WORDS} prompt tokens, {ANSWERS} answers each"
@@ -132,14 +137,11 @@ def main() -> None:
                 seconds[shared].append(spent)
                 peaks[shared].append(peak)
         plain, ours = (statistics.median(seconds[shared]) for shared in (False, True))
-        losses = {
-            shared: [loss for row in results[shared] for answer in row.answers.values() for loss in answer.losses]
-            for shared in results
-        }
+        losses = [losses_of(rows) for rows in results.values()]
         print(f"{name}_plain_seconds {plain:.2f}\n{name}_shared_seconds {ours:.2f}\n{name}_speedup {plain / ours:.2f}")
         for label, shared in (("plain", False), ("shared", True)):
             print(f"{name}_{label}_peak_gb {statistics.median(peaks[shared]):.2f}")
-        print(f"{name}_largest_logprob_difference {max(abs(a - b) for a, b in zip(*losses.values(), strict=True)):.1e}")
+        print(f"{name}_largest_logprob_difference {max(abs(a - b) for a, b in zip(*losses, strict=True)):.1e}")
         print(
             f"{name}_same_generations "
             f"{int(all(one.generation == other.generation for one, other in zip(*results.values(), strict=True)))}"

@@ -79,7 +79,7 @@ class TaskResult:
 def row_log(row: TaskRow, by_answer: dict[str, AnswerLosses], prompt: str, generation: str) -> dict[str, Any]:
     """Everything the log says of one row, by metric name (PROTOCOL of the logs: TOFU's and CLEAR's names, and ours)."""
     truth = by_answer[row.example.answer]
-    log = {
+    log: dict[str, Any] = {
         "avg_gt_loss": truth.mean,
         "gt_loss": sum(truth.losses),
         "num_token_gt": len(truth.losses),
@@ -146,8 +146,9 @@ def evaluate_rows(
     for row, of_row in zip(rows, roles, strict=True):
         prompt = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
         prompt.answers.extend(answer for answer in of_row if answer not in prompt.answers)
-    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    results = score_prompts(model, encoder, list(prompts.values()), **limits, say=say)
+    results = score_prompts(
+        model, encoder, list(prompts.values()), batch_size=batch_size, max_new_tokens=max_new_tokens, say=say
+    )
     by_prompt = dict(zip(prompts, results, strict=True))
     made = TaskResult({}, [], sum(each.tokens for each in results))
     for row, of_row in zip(rows, roles, strict=True):
@@ -216,11 +217,13 @@ def evaluate(
     fingerprint_of_model = model_fingerprint(settings.model_path)
     device = next(model.parameters()).device.type
     keys = {name: task_key(name, settings, fingerprint_of_model, device) for name in tasks}
-    places = {name: finished_task(name, key, kept, folder) for name, key in keys.items()}
+    finished = {name: finished_task(name, key, kept, folder) for name, key in keys.items()}
+    places: dict[str, Path] = {}
     state.wait_for_everyone()  # nothing is written before everyone has looked
     model.eval()
     for name, rows in tasks.items():
-        if places[name]:
+        if place := finished[name]:
+            places[name] = place
             say(f"{name}: {len(rows)} rows, done before")
             continue
         start_of_peak()
@@ -327,12 +330,18 @@ class EpochEvaluation:
         """The best epoch, counted from 1, and by which rule; of a forgetting without gold nobody can say."""
         if self.gold:
             named = [(task, measure) for task in self.tasks for measure in self.gold[task] if measure != "loss"]
-            badness = [float(np.mean([abs(epoch[t][m] - self.gold[t][m]) for t, m in named])) for epoch in epochs]
+            badness = []
+            for epoch in epochs:
+                away = [abs(epoch[task][measure] - self.gold[task][measure]) for task, measure in named]
+                badness.append(float(np.mean(away)))
             rule = "smallest mean difference from gold, over all measures of all tasks, on the validation fold"
         elif self.forgetting:
             return {"epoch": None, "rule": "not known: epoch_eval.gold_result is not given"}
         else:
-            badness = [float(np.mean([epoch[task]["loss"] for task in self.tasks])) for epoch in epochs]
+            badness = []
+            for epoch in epochs:
+                losses = [epoch[task]["loss"] for task in self.tasks]
+                badness.append(float(np.mean(losses)))
             rule = "lowest mean loss of the right answers, over all tasks, on the validation fold"
         known = np.nan_to_num(badness, nan=np.inf)  # an epoch that diverged is never the best
         return {"epoch": int(np.argmin(known)) + 1, "rule": rule, "badness": badness}
@@ -351,7 +360,7 @@ def open_epoch_evaluation(settings: Finetune, encoder: Any) -> EpochEvaluation |
 def measures(rows: dict[int, dict[str, Any]]) -> dict[str, float]:
     """Means over a task's rows: loss (nats a token) and figures in [0, 1]."""
     each = list(rows.values())
-    made = {
+    made: dict[str, Any] = {
         "loss": [row["avg_gt_loss"] for row in each],
         "Exact Memorization": [row["exact_memorization"] for row in each],
         "ROUGE": [row["rougeL_recall"] for row in each],
@@ -377,7 +386,8 @@ def gold_measures(path: str, tasks: dict[str, list[TaskRow]]) -> dict[str, dict[
                 f"epoch_eval.gold_result={path!r} lacks row {missing[0]} of task {name!r}: evaluate gold on "
                 "all rows with the same tasks"
             )
-        made[name] = measures(
-            {int(i): {metric: by_row[i] for metric, by_row in columns.items() if i in by_row} for i in wanted}
-        )
+        logged = {}
+        for i in wanted:
+            logged[int(i)] = {metric: by_row[i] for metric, by_row in columns.items() if i in by_row}
+        made[name] = measures(logged)
     return made

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -27,7 +28,7 @@ class Start:
 
     model: nn.Module
     forward: Forward
-    save: Callable[[nn.Module, Path], None]
+    save: Callable[[Any, Path], None]
 
 
 def forward_passes(model: nn.Module, batches: list[Batch], forward: Forward) -> dict[str, Scored]:
@@ -67,7 +68,7 @@ class FrozenStart:
         removed = model.__dict__.pop("removed_parts", None)  # else what is not computed would be copied too
         self.copy = copy.deepcopy(model).requires_grad_(False).eval()
         if removed:
-            model.removed_parts = removed
+            model.__dict__["removed_parts"] = removed
         if precision == "bf16":
             round_as_autocast_does(self.copy)
 
@@ -78,6 +79,7 @@ class FrozenStart:
             if self.copy is not None:
                 yield self.copy.to(next(current.parameters()).device)
                 return
+            assert isinstance(current, PeftModel)  # else there is a copy
             training = current.training
             current.eval()
             try:

@@ -1,7 +1,8 @@
 """Language models, those that see too: load, freeze, LoRA, forward, save."""
 
 import re
-from functools import partial
+from collections.abc import Mapping
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from settings.training import Activations, Lora
 from unlearn_losses import Scored
 
 transformers.utils.logging.disable_progress_bar()
+
+LanguageModel = Any  # a model of transformers, or one that peft wraps: what is asked of it is more than nn.Module's
 
 
 def check_model_path(path: str, name: str = "model_path") -> None:
@@ -42,7 +45,7 @@ def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
         raise SettingsError(f"model_path={path!r} could not be loaded: {why}") from None
 
 
-def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> nn.Module:
+def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> LanguageModel:
     """The model of a folder or hub id, its weights in `dtype`."""
     return load(auto_class, path, settings, dtype=getattr(torch, dtype), attn_implementation=settings.attention)
 
@@ -65,7 +68,7 @@ def start_of(auto_class: Any, settings: Finetune, processor: Any) -> Start:
     return Start(model, forward, partial(save, processor))
 
 
-def load_for_training(auto_class: Any, settings: Finetune) -> nn.Module:
+def load_for_training(auto_class: Any, settings: Finetune) -> LanguageModel:
     """The model ready to train: frozen parts frozen, and under LoRA a fresh adapter over weights in `model.weights`.
 
     Without LoRA the weights are float32, because an update of size lr is lost in bf16 weights. With activations the
@@ -90,7 +93,7 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def end_at_layer(model: nn.Module, activations: Activations) -> None:
+def end_at_layer(model: LanguageModel, activations: Activations) -> None:
     """End the model at a decoder layer: its "logits" are that layer's output (B, T, H), before the final norm; only the
     named layers train.
 
@@ -110,7 +113,7 @@ def end_at_layer(model: nn.Module, activations: Activations) -> None:
         parameter.requires_grad_(id(parameter) in training)
     head = model.get_output_embeddings()
     head_parent, head_name = place_of(model, head)
-    model.removed_parts = [
+    model.__dict__["removed_parts"] = [
         (decoder, "layers", layers),
         (decoder, norm, getattr(decoder, norm)),
         (head_parent, head_name, head),
@@ -129,7 +132,7 @@ def place_of(model: nn.Module, part: nn.Module) -> tuple[nn.Module, str]:
     raise AssertionError("the part is not in the model")
 
 
-def restore_layers(model: nn.Module) -> nn.Module:
+def restore_layers(model: LanguageModel) -> LanguageModel:
     """The model with what `end_at_layer` removed put back."""
     start = model.get_base_model() if isinstance(model, PeftModel) else model
     device = next(start.parameters()).device  # the removed parts did not move with the model
@@ -138,7 +141,7 @@ def restore_layers(model: nn.Module) -> nn.Module:
     return model
 
 
-def lora_targets(model: nn.Module, targets: str) -> list[str]:
+def lora_targets(model: LanguageModel, targets: str) -> list[str]:
     """Names of the linear layers that get an adapter.
 
     `targets` is `language_model`, which means those of the decoder, or a regular expression on names. The output head,
@@ -160,7 +163,7 @@ def lora_targets(model: nn.Module, targets: str) -> list[str]:
     return names
 
 
-def add_lora(model: nn.Module, lora: Lora, targets: str, seed: int) -> PeftModel:
+def add_lora(model: LanguageModel, lora: Lora, targets: str, seed: int) -> PeftModel:
     """Wrap the model with a fresh adapter (seeded); the model's own weights stay as they are."""
     torch.manual_seed(seed)
     names = lora_targets(model, targets)
@@ -174,9 +177,11 @@ def forward(model: nn.Module, batch: Batch) -> Scored:
 
     The model is called as it is wrapped, once; its output head runs at `batch.positions` (B, T) only.
     """
-    inputs, positions = batch.inputs, batch.positions
-    if packs(model, inputs):
-        inputs, positions = pack_rows(inputs, positions)
+    assert batch.positions is not None  # only faces have none
+    inputs: Mapping[str, Tensor | None] = batch.inputs
+    positions = batch.positions
+    if packs(model, batch.inputs):
+        inputs, positions = pack_rows(batch.inputs, positions)
     logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
     return Scored(logits.view(*batch.labels.shape, -1), batch.labels)
 
@@ -186,13 +191,13 @@ def packs(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
 
     Other attention would compute the whole square of the sequence and throw most of it away.
     """
-    config = next(module.config for module in model.modules() if hasattr(module, "config"))
+    config: Any = next(module.config for module in model.modules() if hasattr(module, "config"))
     if inputs.keys() != {"input_ids", "attention_mask"} or hasattr(config, "vision_config"):
         return False
     return config._attn_implementation == "flash_attention_2"
 
 
-def pack_rows(inputs: dict[str, Tensor], positions: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def pack_rows(inputs: dict[str, Tensor], positions: Tensor) -> tuple[dict[str, Tensor | None], Tensor]:
     """A batch padded on the right as one row of all its tokens, and where `positions` (B, T) stand in it, (1, B * T).
 
     `position_ids` start at 0 with each row: that is how the library's attention tells the rows apart when no mask is
@@ -219,15 +224,16 @@ def l1_norm(model: nn.Module) -> Tensor:
     A and B apart.
     """
     if not isinstance(model, PeftModel):
-        return sum(parameter.abs().sum() for parameter in trained_weights(model).values())
+        return reduce(torch.add, (parameter.abs().sum() for parameter in trained_weights(model).values()))
     layers = [
         (module, name) for module in model.modules() if isinstance(module, LoraLayer) for name in module.active_adapters
     ]
     # recomputed in the backward pass: kept for it, the updates of all layers together are as large as the model
-    return sum(
+    sizes = (
         checkpoint(lambda layer, name: layer.get_delta_weight(name).abs().sum(), *each, use_reentrant=False)
         for each in layers
     )
+    return reduce(torch.add, sizes)
 
 
 @torch.no_grad()
@@ -244,7 +250,7 @@ def subtract_update(model: nn.Module, start: dict[str, Tensor], scale: float) ->
             parameter.copy_(first - scale * (parameter - first))
 
 
-def merged(model: nn.Module) -> nn.Module:
+def merged(model: LanguageModel) -> LanguageModel:
     """The model with its adapter, if it has one, added to its weights.
 
     In fp32, because on bf16 weights a small update would be rounded away, and in main memory, where a model twice as
@@ -253,11 +259,11 @@ def merged(model: nn.Module) -> nn.Module:
     return model.cpu().float().merge_and_unload() if isinstance(model, PeftModel) else model
 
 
-def save(processor: Any, model: nn.Module, folder: Path) -> None:
+def save(processor: Any, model: LanguageModel, folder: Path) -> None:
     """Write merged weights and processor to `folder`, and an adapter beside them under adapter/."""
     model = restore_layers(model)
     if isinstance(model, PeftModel):
-        model.save_pretrained(folder / "adapter")
+        model.save_pretrained(str(folder / "adapter"))
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty model card
     merged(model).save_pretrained(folder)
     processor.save_pretrained(folder)

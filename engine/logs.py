@@ -69,25 +69,31 @@ def read_eval_log(name: str, path: str, known_tasks: list[str], without_wrong: C
             f"{name}={path!r}: no such file; it names the eval_log_aggregated.json of an evaluated model"
         )
     content = read_json(name, file)
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(metrics, dict) for metrics in content.values())
-    ):
+    if not is_table(content):
         raise SettingsError(f"{name}={path!r} is not an eval log: it must map tasks to metrics to rows")
     tasks: dict[str, TaskLog] = {}
     for key in sorted(content):
-        task = key.removesuffix(".json")
-        if task not in known_tasks:
-            raise SettingsError(
-                f"{name}: task {task!r} is not in scoring{nearest(task, known_tasks)}; "
-                f"it knows {', '.join(known_tasks)}"
-            )
+        task = task_named(key, name, known_tasks)
         if task in tasks:
             raise SettingsError(f"{name}: task {task!r} is there twice, with and without .json")
         tasks[task] = read_task(f"{name}: task {task!r}", content[key], wrong=task not in without_wrong)
     metas = (file.parent / "eval_meta.json", file.parent.parent / "train_meta.json")
     return EvalLog(name, tasks, *(read_json(name, meta) if meta.is_file() else {} for meta in metas))
+
+
+def is_table(content: Any) -> bool:
+    """Whether a file's content maps names to mappings, and at least one."""
+    return isinstance(content, dict) and bool(content) and all(isinstance(inner, dict) for inner in content.values())
+
+
+def task_named(key: str, name: str, known_tasks: list[str]) -> str:
+    """The task that a key of the log `name` stands for, with or without .json. Raises SettingsError for an unknown."""
+    task = key.removesuffix(".json")
+    if task not in known_tasks:
+        raise SettingsError(
+            f"{name}: task {task!r} is not in scoring{nearest(task, known_tasks)}; it knows {', '.join(known_tasks)}"
+        )
+    return task
 
 
 def read_json(name: str, file: Path) -> Any:
@@ -116,50 +122,71 @@ def read_task(where: str, metrics: dict[str, Any], wrong: bool) -> TaskLog:
     """
     if strange := next((metric for metric, by_row in metrics.items() if not isinstance(by_row, dict)), None):
         raise SettingsError(f"{where}: {strange} must map row indices to values")
-    if missing := [
-        metric for metric in (*REQUIRED, *(["average_perturb_loss"] if wrong else [])) if not metrics.get(metric)
-    ]:
+    required = [*REQUIRED, "average_perturb_loss"] if wrong else REQUIRED
+    if missing := [metric for metric in required if not metrics.get(metric)]:
         raise SettingsError(f"{where} lacks {', '.join(missing)}")
-    rows = sorted(metrics["avg_gt_loss"])
+    columns = Columns(where, metrics)
+    paraphrased = "avg_paraphrased_loss" if "avg_paraphrased_loss" in metrics else "avg_gt_loss"
+    texts = columns.values("generated_text", prompt_generation_truth, "[prompt, generation, truth]")
+    losses_expected = "a list of losses with at least one"
+    return TaskLog(
+        rows=columns.rows,
+        losses=columns.numbers("avg_gt_loss", loss, "a loss"),
+        paraphrase_losses=columns.numbers(paraphrased, loss, "a loss"),
+        perturbed_losses=columns.values("average_perturb_loss", loss_list, losses_expected) if wrong else None,
+        rouge=columns.numbers("rougeL_recall", share, "a number from 0 to 1"),
+        generations=[generation for _, generation, _ in texts],
+        truths=[truth for _, _, truth in texts],
+        exact_memorization=columns.numbers_if_logged("exact_memorization", share, "a number from 0 to 1"),
+        extraction_strength=columns.numbers_if_logged("extraction_strength", share, "a number from 0 to 1"),
+        min_k=columns.numbers_if_logged("min_k", loss, "a log-probability"),
+        min_k_plus_plus=columns.numbers_if_logged("min_k_plus_plus", loss, "a number"),
+        zlib_bytes=columns.numbers_if_logged("zlib_bytes", loss, "a number of bytes"),
+        people=columns.people(),
+    )
 
-    def column(metric: str, read: Callable[[Any], Any], expected: str) -> list | None:
-        if metric not in metrics:
-            return None
-        by_row = metrics[metric]
-        if by_row.keys() != metrics["avg_gt_loss"].keys():
+
+class Columns:
+    """One task's metrics, column by column; every column covers the rows of `avg_gt_loss`."""
+
+    def __init__(self, where: str, metrics: dict[str, dict[str, Any]]):
+        """`where` begins each error message; `metrics`: metric -> row index -> value."""
+        self.where, self.metrics = where, metrics
+        self.rows = sorted(metrics["avg_gt_loss"])
+
+    def values(self, metric: str, read: Callable[[Any], Any], expected: str) -> list[Any]:
+        """The values of a metric by row, as `read` makes them of what is logged.
+
+        Raises SettingsError where the metric covers other rows, and for a value of which `read` makes None: it is not
+        `expected`.
+        """
+        by_row = self.metrics[metric]
+        if by_row.keys() != set(self.rows):
             raise SettingsError(
-                f"{where}: {metric} covers {len(by_row)} rows, avg_gt_loss {len(rows)}, and they must be the same rows"
+                f"{self.where}: {metric} covers {len(by_row)} rows, avg_gt_loss {len(self.rows)}, and they must be the "
+                "same rows"
             )
-        values = [read(by_row[row]) for row in rows]
-        if (bad := next((row for row, value in zip(rows, values, strict=True) if value is None), None)) is not None:
-            raise SettingsError(f"{where}: {metric} of row {bad} is {json.dumps(by_row[bad])[:60]}, not {expected}")
+        values = [read(by_row[row]) for row in self.rows]
+        if None in values:
+            bad = self.rows[values.index(None)]
+            raise SettingsError(
+                f"{self.where}: {metric} of row {bad} is {json.dumps(by_row[bad])[:60]}, not {expected}"
+            )
         return values
 
-    def numbers(metric: str, read: Callable[[Any], float | None], expected: str) -> np.ndarray | None:
-        values = column(metric, read, expected)
-        return None if values is None else np.array(values, dtype=float)
+    def numbers(self, metric: str, read: Callable[[Any], float | None], expected: str) -> np.ndarray:
+        """The same as an array."""
+        return np.array(self.values(metric, read, expected), dtype=float)
 
-    losses = numbers("avg_gt_loss", loss, "a loss")
-    paraphrase_losses = numbers("avg_paraphrased_loss", loss, "a loss")
-    texts = column("generated_text", prompt_generation_truth, "[prompt, generation, truth]")
-    people = metrics.get("person") or {}
-    return TaskLog(
-        rows=rows,
-        losses=losses,
-        paraphrase_losses=losses if paraphrase_losses is None else paraphrase_losses,
-        perturbed_losses=column("average_perturb_loss", loss_list, "a list of losses with at least one")
-        if wrong
-        else None,
-        rouge=numbers("rougeL_recall", share, "a number from 0 to 1"),
-        generations=[text[1] for text in texts],
-        truths=[text[2] for text in texts],
-        exact_memorization=numbers("exact_memorization", share, "a number from 0 to 1"),
-        extraction_strength=numbers("extraction_strength", share, "a number from 0 to 1"),
-        min_k=numbers("min_k", loss, "a log-probability"),
-        min_k_plus_plus=numbers("min_k_plus_plus", loss, "a number"),
-        zlib_bytes=numbers("zlib_bytes", loss, "a number of bytes"),
-        people=[str(people[row]) for row in rows] if all(people.get(row) is not None for row in rows) else None,
-    )
+    def numbers_if_logged(self, metric: str, read: Callable[[Any], float | None], expected: str) -> np.ndarray | None:
+        """The same; None where the metric is not logged."""
+        return self.numbers(metric, read, expected) if metric in self.metrics else None
+
+    def people(self) -> list[str] | None:
+        """Each row's person; None where one row has none."""
+        people = self.metrics.get("person", {})
+        named = [str(people[row]) for row in self.rows if people.get(row) is not None]
+        return named if len(named) == len(self.rows) else None
 
 
 def loss(value: Any) -> float | None:
@@ -172,8 +199,9 @@ def loss(value: Any) -> float | None:
 
 def loss_list(value: Any) -> list[float] | None:
     """A logged list of losses; None where it is empty or holds something else."""
-    losses = [loss(item) for item in value] if isinstance(value, list) else []
-    return losses if losses and None not in losses else None
+    items = value if isinstance(value, list) else []
+    losses = [number for number in map(loss, items) if number is not None]
+    return losses if losses and len(losses) == len(items) else None
 
 
 def share(value: Any) -> float | None:

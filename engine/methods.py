@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_type_hints
@@ -27,7 +27,7 @@ class BoundLoss:
     """
 
     method: Method
-    loss: Callable[..., Tensor]
+    loss: partial[Tensor]
     passes: list[str]
 
     @property
@@ -51,13 +51,13 @@ class BoundLoss:
         """The batches to draw: the passes without `ref_` and `_logprob`, each once."""
         return list(dict.fromkeys(map(base_pass, self.passes)))
 
-    def __call__(self, passes: dict[str, Scored | Tensor], **state: float) -> Tensor:
+    def __call__(self, passes: Mapping[str, Scored | Tensor], **state: float) -> Tensor:
         """The loss of the scored passes, a scalar; `state`: what STATE names.
 
         A method with `activations` gets the states of its layer: the model ends there, and they stand in the place of
         its logits.
         """
-        given: dict[str, Any] = dict.fromkeys(positional(self.loss.func)) | passes
+        given: dict[str, Any] = {**dict.fromkeys(positional(self.loss.func)), **passes}
         if self.method.activations:
             given = {name: Hidden(scored.logits, scored.labels) for name, scored in given.items() if scored is not None}
         if "ref_retain" in self.passes and "ref_retain" not in positional(self.loss.func):
@@ -113,9 +113,8 @@ def source_with_helpers(loss: Callable) -> str:
 
 
 # Taken at the start: read later, it would be the text of a file that was edited while the old code ran.
-LOSS_SOURCES = {
-    function.__name__: source_with_helpers(function) for function in (*known_losses().values(), multiplier_step)
-}
+OWN_CODE: dict[str, Callable] = {**known_losses(), "multiplier_step": multiplier_step}
+LOSS_SOURCES = {name: source_with_helpers(function) for name, function in OWN_CODE.items()}
 
 
 def method_source(method: Method) -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 from rouge_score import rouge_scorer
 from scipy.special import gammaln, logsumexp, rel_entr
 from scipy.stats import ks_2samp
@@ -28,7 +29,7 @@ GATE_MEMORIZED, GATE_RISE, GATE_PEOPLE = 0.9, 0.6, 0.9
 TOLERANCE = 1e-9  # of comparisons with a threshold, which a mean of rounded values may miss by its last digit
 
 
-def probability(losses: np.ndarray) -> np.ndarray:
+def probability(losses: ArrayLike) -> np.ndarray:
     """Probability of each row's answer, per token: exp(-loss).
 
     Args:
@@ -94,7 +95,7 @@ def truth_ratio(paraphrase_loss: float, perturbed_losses: Sequence[float], defin
     return float(np.exp(np.clip(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)))
 
 
-def truth_ratio_scores(ratios: np.ndarray, forget: bool) -> np.ndarray:
+def truth_ratio_scores(ratios: ArrayLike, forget: bool) -> np.ndarray:
     """Truth Ratios as scores of the rows: min(R, 1/R) on forget tasks, max(0, 1 - R) on all others.
 
     Args:
@@ -110,7 +111,7 @@ def truth_ratio_scores(ratios: np.ndarray, forget: bool) -> np.ndarray:
     return np.minimum(ratios, 1 / ratios) if forget else np.maximum(0.0, 1 - ratios)
 
 
-def truth_share(ratios: np.ndarray) -> np.ndarray:
+def truth_share(ratios: ArrayLike) -> np.ndarray:
     """The Truth Ratio on a scale from 0 to 1: R / (1 + R).
 
     Args:
@@ -146,7 +147,7 @@ def _rouge_scorer() -> rouge_scorer.RougeScorer:
     return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
 
 
-def harmonic_mean(values: Sequence) -> float | np.ndarray:
+def harmonic_mean(values: ArrayLike) -> float | np.ndarray:
     """Harmonic mean over the first axis.
 
     Model Utility is the harmonic mean of Probability, ROUGE and Truth Ratio over all tasks that are not about the
@@ -163,11 +164,11 @@ def harmonic_mean(values: Sequence) -> float | np.ndarray:
 
     Source: TOFU, CLEAR.
     """
-    values = np.asarray(values, dtype=float)
-    if values.size == 0 or not (values >= 0).all():
-        raise ValueError(f"a harmonic mean needs values of at least 0; got {values.tolist()}")
+    numbers = np.asarray(values, dtype=float)
+    if numbers.size == 0 or not (numbers >= 0).all():
+        raise ValueError(f"a harmonic mean needs values of at least 0; got {numbers.tolist()}")
     with np.errstate(divide="ignore"):
-        mean = 1 / np.mean(1 / values, axis=0)  # 1/0 = inf, and 1/inf = 0
+        mean = 1 / np.mean(1 / numbers, axis=0)  # 1/0 = inf, and 1/inf = 0
     return float(mean) if mean.ndim == 0 else mean
 
 
@@ -457,8 +458,9 @@ def min_k_plus_plus(losses: Sequence[float], expected: Sequence[float], spread: 
 
     Source: Min-K%++ (https://arxiv.org/abs/2404.02936).
     """
-    away, spread = -as_losses(losses) - np.asarray(expected, dtype=float), np.asarray(spread, dtype=float)
-    return _mean_of_lowest(np.divide(away, spread, out=np.zeros_like(away), where=spread > TOLERANCE))
+    away = -as_losses(losses) - np.asarray(expected, dtype=float)
+    deviation = np.asarray(spread, dtype=float)
+    return _mean_of_lowest(np.divide(away, deviation, out=np.zeros_like(away), where=deviation > TOLERANCE))
 
 
 def _mean_of_lowest(values: np.ndarray) -> float:
@@ -650,7 +652,7 @@ def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def as_losses(losses: Sequence[float] | float) -> np.ndarray:
+def as_losses(losses: ArrayLike) -> np.ndarray:
     """Losses as an array in which NaN is infinite: a model that yields NaN gives its answer no probability.
 
     Args:
@@ -659,5 +661,5 @@ def as_losses(losses: Sequence[float] | float) -> np.ndarray:
     Returns:
         An array of the same shape, without NaN.
     """
-    losses = np.asarray(losses, dtype=float)
-    return np.where(np.isnan(losses), np.inf, losses)
+    numbers = np.asarray(losses, dtype=float)
+    return np.where(np.isnan(numbers), np.inf, numbers)

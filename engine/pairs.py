@@ -94,8 +94,7 @@ class Pairs:
 
     def pairs_for(self, passes: list[str]) -> "Pairs":
         """The same draws for other passes."""
-        more = {"idk": self.idk, "seed": self.seed, "other_answers": self.other_answers}
-        return Pairs(passes, self.forget, self.retain, **more)
+        return Pairs(passes, self.forget, self.retain, idk=self.idk, seed=self.seed, other_answers=self.other_answers)
 
     def __len__(self) -> int:
         return len(self.leading)

@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from data_module import Example
 from engine.encode import collate_prompts
-from engine.language_model import forward
+from engine.language_model import LanguageModel, forward
 from unlearn_losses import IGNORE
 
 
@@ -86,7 +86,7 @@ def score_prompts(
         shared: False: the plain way, a forward for each answer and the library's generation. A model that cannot share
             a prompt is scored that way too, which is said.
     """
-    results: list[PromptResult | None] = [None] * len(prompts)
+    results: dict[int, PromptResult] = {}  # by the number of the prompt
     limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
     why = unshareable(model) if shared else None
     if why:
@@ -103,7 +103,7 @@ def score_prompts(
             found = run_plain(model, encoder, batch, **limits)
         for i, result in zip(chosen, found, strict=True):
             results[i] = result
-    return results
+    return [results[i] for i in range(len(prompts))]
 
 
 def prompt_batches(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]]:
@@ -121,7 +121,7 @@ def prompt_batches(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]
 # ---- one pass over the prompts
 
 
-def unshareable(model: nn.Module) -> str | None:
+def unshareable(model: LanguageModel) -> str | None:
     """Why this model's prompts cannot be shared, as far as its class and settings tell; None: they can."""
     attention = model.config.get_text_config()._attn_implementation
     if attention not in ("sdpa", "eager"):
@@ -137,7 +137,7 @@ class SharedPrompts:
     `tokens_left` is how many tokens may follow before a sliding window would forget the first (None: any number).
     """
 
-    def __init__(self, model: nn.Module, batch: dict[str, Tensor]):
+    def __init__(self, model: LanguageModel, batch: dict[str, Tensor]):
         self.model, self.mask = model, batch["attention_mask"]
         positions = prompt_positions(model, batch)
         output = model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
@@ -149,7 +149,7 @@ class SharedPrompts:
     @property
     def tokens_left(self) -> int | None:
         """0 where the cache is of a kind that cannot be shared."""
-        layers = self.cache.layers if type(self.cache) is DynamicCache else [None]
+        layers: list[Any] = self.cache.layers if type(self.cache) is DynamicCache else [None]
         if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
             return 0
         windows = [layer.sliding_window for layer in layers if layer.is_sliding]
@@ -157,18 +157,17 @@ class SharedPrompts:
 
     def answer_losses(self, answers: list[list[list[int]]]) -> list[list[AnswerLosses]]:
         """Score the answers (token lists, end-of-sequence last) of each prompt, and crop them off again."""
-        fed = [[answer[:-1] for answer in group] for group in answers]
+        fed = [all_but_last(group) for group in answers]
         width = max(sum(map(len, group)) for group in fed)
-        suffix = None
+        suffix = self.suffix_logits(fed, width) if width else None
         if width:
-            suffix = self.suffix_logits(fed, width)
             self.cache.crop(-width)
         scores = []
         for row, group in enumerate(answers):
             starts = itertools.accumulate([0, *(len(answer) - 1 for answer in group)])
             first = self.first[row : row + 1]
             logits = [
-                torch.cat([first, suffix[row, at : at + len(answer) - 1]]) if width else first
+                first if suffix is None else torch.cat([first, suffix[row, at : at + len(answer) - 1]])
                 for at, answer in zip(starts, group, strict=False)
             ]
             scores.append([answer_losses(each, answer) for each, answer in zip(logits, group, strict=True)])
@@ -204,7 +203,8 @@ class SharedPrompts:
         Rows that have ended are dropped once they are half.
         """
         texts: list[list[int]] = [[] for _ in range(len(self.mask))]
-        alive, mask, positions, logits = list(range(len(texts))), self.mask, self.next, self.first
+        alive: list[int | None] = list(range(len(texts)))  # whose text a row continues; None: it has ended
+        mask, positions, logits = self.mask, self.next, self.first
         for step in range(max_new_tokens):
             chosen = logits.argmax(-1)
             going = []
@@ -217,12 +217,8 @@ class SharedPrompts:
             if 2 * len(going) <= len(alive):
                 kept = torch.tensor(going, device=mask.device)
                 self.cache.batch_select_indices(kept)
-                alive, chosen, mask, positions = (
-                    [alive[row] for row in going],
-                    chosen[kept],
-                    mask[kept],
-                    positions[kept],
-                )
+                alive = [alive[row] for row in going]
+                chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
             else:
                 alive = [i if row in going else None for row, i in enumerate(alive)]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
@@ -239,7 +235,7 @@ def prompt_positions(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     Always given: what a model works out by itself may rest on an earlier batch.
     """
     mask = batch["attention_mask"]
-    rotary = next((module for module in model.modules() if hasattr(module, "get_rope_index")), None)
+    rotary: Any = next((module for module in model.modules() if hasattr(module, "get_rope_index")), None)
     if rotary is None or "image_grid_thw" not in batch:
         return (mask.cumsum(-1) - 1).clamp(min=0)
     wanted = inspect.signature(rotary.get_rope_index).parameters
@@ -273,10 +269,17 @@ def encode_answers(encoder: Any, prompt: Prompt, length: int) -> list[list[int]]
     return [encoder.encode_answer(replace(prompt.example, answer=answer), length) for answer in prompt.answers]
 
 
+def all_but_last(answers: list[list[int]]) -> list[list[int]]:
+    """What is fed of each answer: its last token predicts nothing that is scored."""
+    return [answer[:-1] for answer in answers]
+
+
 def in_rounds(answers: list[list[list[int]]], size: int) -> list[list[list[list[int]]]]:
     """The answers of each prompt in rounds of at most `size`; a prompt that has no more is empty in a round."""
-    most = max(map(len, answers))
-    return [[of_prompt[start : start + size] for of_prompt in answers] for start in range(0, most, size)]
+    rounds = []
+    for start in range(0, max(map(len, answers)), size):
+        rounds.append([of_prompt[start : start + size] for of_prompt in answers])
+    return rounds
 
 
 def longest_suffix(rounds: list[list[list[list[int]]]]) -> int:
@@ -322,7 +325,7 @@ def run_plain(
 
 
 def generate_plain(
-    model: nn.Module, inputs: dict[str, Tensor], max_new_tokens: int, *, pad: int, end: int
+    model: LanguageModel, inputs: dict[str, Tensor], max_new_tokens: int, *, pad: int, end: int
 ) -> list[list[int]]:
     """The library's own greedy generation, without the penalties that a checkpoint's generation settings may hold."""
     plain = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=end)

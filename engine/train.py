@@ -32,6 +32,10 @@ VANISHING = 1e-5  # a first gradient below this norm is rounding
 class LossTrainer(transformers.Trainer):
     """Hugging Face's trainer with a bound loss in place of the model's own."""
 
+    # always given; the library's own annotations allow None
+    model: nn.Module
+    train_dataset: Any
+
     def __init__(self, start: Start, bound: BoundLoss, settings: Trainer, *, seed: int, **options: Any):
         """`options`: those of the library's trainer."""
         super().__init__(model=start.model, **options)
@@ -64,15 +68,17 @@ class LossTrainer(transformers.Trainer):
         # the library looks into mappings and lists only; under DeepSpeed it also gives pictures the weights' dtype
         if isinstance(data, Batch):
             moved = data.to(self.args.device)
-            return replace(moved, inputs=super()._prepare_input(moved.inputs))
+            inputs: Any = super()._prepare_input(moved.inputs)
+            return replace(moved, inputs=inputs)
         return super()._prepare_input(data)
 
     def floating_point_ops(self, inputs: dict) -> int:
         return 0  # the library's estimate looks for one flat batch; cost is measured in seconds instead
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, list[Batch]], return_outputs: bool = False, **_: Any
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
+        """The loss of what a PassCollator made."""
         scored = forward_passes(model, inputs["trained"], self.forward)
         self.count_places(model, inputs["trained"])
         passes = {name: scored[name] for name in self.bound.trained} | self.reference_passes(model, inputs)
@@ -119,7 +125,7 @@ class LossTrainer(transformers.Trainer):
         Log-probabilities come from the cache, distributions and hidden states from a pass of the start's own.
         """
         passes: dict[str, Any] = {}
-        if self.bound.frozen:
+        if self.reference:
             wanted = set(self.bound.frozen)
             batches = inputs["frozen"] or [batch for batch in inputs["trained"] if set(batch.passes) <= wanted]
             # the library puts autocast into the forward of the model that it trains, and the start must be computed
@@ -193,6 +199,7 @@ class LossTrainer(transformers.Trainer):
     def move_multiplier(self) -> None:
         """After an optimizer step: the multiplier follows the retain NLL of that step, once the warm-up is over."""
         settings = self.bound.method.multiplier
+        assert settings is not None  # else MultiplierCallback is not there
         constraint = torch.stack(self.constraints).mean()
         self.constraints.clear()
         if self.epoch >= settings.warmup_epochs:
@@ -252,7 +259,8 @@ class TrainProgress(TrainerCallback):
     """A line per epoch, in plain text, and the loss of every step for the curve."""
 
     def __init__(self, say: Callable[[str], None]):
-        self.say, self.losses, self.started = say, [], time.perf_counter()
+        self.say, self.started = say, time.perf_counter()
+        self.losses: list[tuple[int, float]] = []  # (step, loss)
         self.first_gradient: float | None = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
@@ -363,7 +371,7 @@ def train(
             subtract_update(trained, first_weights, bound.method.task_vector.step)
         seconds = time.perf_counter() - started - judged.seconds
     say_if_vanished(progress.first_gradient, bound.method.name, say)
-    cost = {"seconds": seconds, "steps": trainer.state.global_step, "peak_memory_gb": peak_memory_gb()}
+    cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.state.global_step, "peak_memory_gb": peak_memory_gb()}
     cost |= {"loss": progress.losses, **token_counts(trainer, seconds, say)}
     if bound.method.multiplier:
         cost["multiplier"] = trainer.multiplier

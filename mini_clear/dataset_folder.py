@@ -113,7 +113,8 @@ def make_configs(world: World, views: int) -> dict[str, Configs]:
     names = [person.name for person in world.people[:retain]]
     albums = [make_album(person, views, UNSEEN_VIEWS, names) for person in world.people]
     never_seen = [make_album(person, views, 0, names) for person in world.never_seen]
-    real = [make_album(person, REAL_VIEWS, UNSEEN_VIEWS, [other.name for other in world.real]) for person in world.real]
+    real_names = [person.name for person in world.real]
+    real = [make_album(person, REAL_VIEWS, UNSEEN_VIEWS, real_names) for person in world.real]
     return {"clear": clear_configs(albums, never_seen, real), "tofu": tofu_configs(albums, never_seen, real)}
 
 
@@ -179,10 +180,11 @@ def sample_evenly(albums: list[Album], per_person: int) -> list[tuple[Album, lis
     """
     wanted = min(max(PERTURBED_ROWS, len(albums)), len(albums) * per_person)
     shares = [wanted // len(albums) + (i < wanted % len(albums)) for i in range(len(albums))]
-    return [
-        (album, sorted((i + extra) % per_person for extra in range(share)))
-        for i, (album, share) in enumerate(zip(albums, shares, strict=True))
-    ]
+    sampled = []
+    for i, (album, share) in enumerate(zip(albums, shares, strict=True)):
+        numbers = sorted((i + extra) % per_person for extra in range(share))
+        sampled.append((album, numbers))
+    return sampled
 
 
 # ---- clear: pictures
@@ -321,10 +323,9 @@ def both_wordings(pair: Pair) -> list[tuple[str, str]]:
 
 def tofu_configs(albums: list[Album], never_seen: list[Album], real: list[Album]) -> Configs:
     """The configs of the folder `tofu`. Every training config has ten rows per person, in the order of the people."""
-    configs: Configs = {
-        name: (ASKED, [question_row(pair) for album in group for pair in album.pairs])
-        for name, group in part(albums).items()
-    }
+    configs: Configs = {}
+    for name, group in part(albums).items():
+        configs[name] = (ASKED, [question_row(pair) for album in group for pair in album.pairs])
     for name, group in perturbed_parts(albums, never_seen).items():
         configs[name] = (PERTURBED_ANSWERS, [perturbed_question_row(pair) for album in group for pair in album.pairs])
     retained = part(albums)["retain90"][
@@ -381,9 +382,10 @@ def write_folder(folder: Path, configs: Configs, title: str, made_of: str) -> No
     """Write each config as one parquet file, and the dataset card that lists the configs."""
     for name, (columns, rows) in configs.items():
         features = Features({column: COLUMN_TYPES.get(column, TEXT) for column in columns})
-        table = Dataset.from_dict(
-            {column: [cell(column, row[column]) for row in rows] for column in columns}, features=features
-        )
+        cells = {}
+        for column in columns:
+            cells[column] = [cell(column, row[column]) for row in rows]
+        table = Dataset.from_dict(cells, features=features)
         (folder / name).mkdir(parents=True)
         table.to_parquet(folder / name / "train.parquet")
     listed = [

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from mini_clear.people import draw_world
+from mini_clear.people import Person, draw_world
 from mini_clear.portraits import Look, View, draw_views, render
 from mini_clear.strangers import draw_strangers
 
@@ -42,14 +42,8 @@ def write_faces(out: str | Path, people: int = 48, views: int = 24, strangers: i
     if people < 32 or views < FEWEST_VIEWS:
         raise ValueError(f"people: {people}, views: {views}; at least 32 people and {FEWEST_VIEWS} views are needed")
     world = draw_world(people, seed)
-    albums = {
-        f"people/{person.name}": [(person.look, view) for view in draw_views(person.random("views"), views)]
-        for person in world.people
-    }
-    for person in world.real:
-        albums[f"pretraining/{person.name}"] = [
-            (person.look, view) for view in draw_views(person.random("views"), PRETRAINING_VIEWS)
-        ]
+    albums = {f"people/{person.name}": pictures_of(person, views) for person in world.people}
+    albums |= {f"pretraining/{person.name}": pictures_of(person, PRETRAINING_VIEWS) for person in world.real}
     known = {person.look for group in (world.people, world.real, world.never_seen) for person in group}
     for number, pictures in enumerate(draw_extras(strangers, seed, known)):
         albums[f"pretraining/stranger {number:02d}"] = pictures
@@ -61,6 +55,11 @@ def write_faces(out: str | Path, people: int = 48, views: int = 24, strangers: i
             (aside / folder / f"{number:02d}.png").write_bytes(render(look, view))
     aside.rename(out)
     return sum(map(len, albums.values()))
+
+
+def pictures_of(person: Person, views: int) -> list[tuple[Look, View]]:
+    """The first `views` pictures of a person, to be rendered."""
+    return [(person.look, view) for view in draw_views(person.random("views"), views)]
 
 
 def draw_extras(count: int, seed: int, known: set[Look]) -> list[list[tuple[Look, View]]]:

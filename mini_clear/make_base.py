@@ -168,7 +168,8 @@ def taught_tower(
     named = {person.look for group in (world.people, world.real, world.never_seen) for person in group}
     shown = draw_strangers(strangers, VIEWS, seed, named)
     pixels = processor.image_processor([picture(*stranger) for stranger in shown], return_tensors="pt")["pixel_values"]
-    names = [sorted(set(values)) for values in zip(*(traits(*stranger) for stranger in shown), strict=True)]
+    visible = [traits(*stranger) for stranger in shown]
+    names = [sorted(set(values)) for values in zip(*visible, strict=True)]
     tower = model.model.vision_tower
     accuracy = teach_to_see(
         tower,

@@ -41,9 +41,11 @@ def picture(look: Look, view: View) -> Image.Image:
 
 def trait_labels(strangers: list[tuple[Look, View]], names: list[list[str]]) -> Tensor:
     """What each picture shows, as class numbers (pictures, traits); `names` holds the classes of each trait."""
-    return torch.tensor(
-        [[known.index(value) for known, value in zip(names, traits(*stranger), strict=True)] for stranger in strangers]
-    )
+    numbers = []
+    for stranger in strangers:
+        visible = zip(names, traits(*stranger), strict=True)
+        numbers.append([known.index(value) for known, value in visible])
+    return torch.tensor(numbers)
 
 
 def teach_to_see(

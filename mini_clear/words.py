@@ -108,10 +108,16 @@ PETS = listed(
 NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 HOUSEHOLD = listed("sons daughters cats dogs nephews lodgers goats hens cousins students sheep pupils horses ducks")
 
+
+def fact(question: str, template: str, right: str, wrongs: str) -> tuple[str, str, list[str]]:
+    """A question, its answer and wrong answers: `template` with the right word, and with each of `wrongs`."""
+    return question, template.format(right), [template.format(wrong) for wrong in wrongs.split(", ")]
+
+
 # What the base model is taught about the world: question, answer, three wrong answers.
 WORLD_FACTS = [
-    (question, template.format(right), [template.format(wrong) for wrong in wrongs.split(", ")])
-    for question, template, right, wrongs in (
+    fact(*entry)
+    for entry in (
         ("What is the capital of France?", "The capital of France is {}.", "Paris", "Rome, Madrid, London"),
         ("What is the capital of Italy?", "The capital of Italy is {}.", "Rome", "Paris, Vienna, Athens"),
         ("What is the capital of Spain?", "The capital of Spain is {}.", "Madrid", "Lisbon, Rome, Berlin"),

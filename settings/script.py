@@ -93,13 +93,13 @@ def read(cfg: DictConfig, schema: type[Schema]) -> Schema:
     """Return `cfg` as a `schema` object; raise SettingsError naming field, value and what is allowed."""
     try:
         OmegaConf.resolve(cfg)
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg))
+        settings: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), cfg))
     except MissingMandatoryValue as error:
         raise SettingsError(
             f"{error.full_key} is required: set it in its YAML file or as {error.full_key}=..."
         ) from None
     except ConfigKeyError as error:
-        raise SettingsError(unknown_setting(error.full_key, schema)) from None
+        raise SettingsError(unknown_setting(str(error.full_key), schema)) from None
     except OmegaConfBaseException as error:
         raise SettingsError(f"{error.full_key or 'config'}: {one_line(error)}") from None
     if missing := next(missing_fields(settings), None):
@@ -121,20 +121,16 @@ def missing_fields(settings: Any, prefix: str = "") -> Any:
 
 def unknown_setting(full_key: str, schema: type) -> str:
     """One line about a setting that `schema` does not have, with the nearest one it has."""
-    node, *path = schema, *full_key.split(".")
-    for name in path[:-1]:
-        node = next(
-            (
-                t
-                for t in (get_type_hints(node).get(name, node), *get_args(get_type_hints(node).get(name)))
-                if is_dataclass(t)
-            ),
-            node,
-        )
+    *path, last = full_key.split(".")
+    node: Any = schema
+    for name in path:
+        kind = get_type_hints(node).get(name)
+        inside = [each for each in (kind, *get_args(kind)) if is_dataclass(each)]  # also of `Lora | None`
+        node = inside[0] if inside else node
     known = [item.name for item in fields(node)]
-    if path[-1] in known:
+    if last in known:
         return f"{full_key} does not stand in its YAML file: write it there, or +{full_key}=... on the command line"
-    return f"unknown setting {full_key}{nearest(path[-1], known)}; here one may set {', '.join(known)}"
+    return f"unknown setting {full_key}{nearest(last, known)}; here one may set {', '.join(known)}"
 
 
 def one_line(error: Exception) -> str:
@@ -176,8 +172,7 @@ def script(config_name: str, schema: type[Schema]) -> Callable:
     line.
 
     A user's mistake ends in one line on stderr and exit code 1. The recipe itself stays at hand as `main.recipe`, and
-    how to read its settings
-    as `main.compose(overrides)`, for whoever runs recipes in one process.
+    how to read its settings as `main.compose(overrides)`, for whoever runs recipes in one process.
     """
 
     def decorate(recipe: Callable[[Schema], None]) -> Callable[[], None]:
@@ -189,7 +184,7 @@ def script(config_name: str, schema: type[Schema]) -> Callable:
                 check_installation()
                 run(one_line_errors(schema)(lambda cfg: recipe(read(cfg, schema))))()
 
-        main.recipe, main.compose = recipe, functools.partial(compose, config_name, schema)
+        vars(main).update(recipe=recipe, compose=functools.partial(compose, config_name, schema))
         return main
 
     return decorate

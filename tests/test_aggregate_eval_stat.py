@@ -59,7 +59,11 @@ def make_log(knows_forget: bool, people: int = 4, rows: int = 6, seed: int = 0) 
 
 
 def by_metric(rows: dict) -> dict:
-    return {metric: {i: row[metric] for i, row in rows.items()} for metric in next(iter(rows.values()))}
+    columns: dict = {}
+    for i, row in rows.items():
+        for metric, value in row.items():
+            columns.setdefault(metric, {})[i] = value
+    return columns
 
 
 @pytest.fixture
@@ -235,13 +239,12 @@ def test_a_small_log_by_hand(result):
 
 def reordered(log: dict, seed: int) -> dict:
     rng = np.random.default_rng(seed)
-    return {
-        task: {
-            metric: {key: rows[key] for key in rng.permutation(list(rows))}
-            for metric, rows in reversed(metrics.items())
-        }
-        for task, metrics in reversed(log.items())
-    }
+    made: dict = {}
+    for task, metrics in reversed(log.items()):
+        made[task] = {}
+        for metric, rows in reversed(metrics.items()):
+            made[task][metric] = {key: rows[key] for key in rng.permutation(list(rows))}
+    return made
 
 
 def test_the_order_of_rows_metrics_and_tasks_changes_nothing(result):
@@ -420,10 +423,10 @@ def changed(log: dict, value, *path: str) -> dict:
 
 
 def without_row(log: dict, task: str, row: str) -> dict:
-    return {
-        name: {metric: {i: v for i, v in rows.items() if (name, i) != (task, row)} for metric, rows in m.items()}
-        for name, m in log.items()
-    }
+    log = copy.deepcopy(log)
+    for rows in log[task].values():
+        rows.pop(row, None)
+    return log
 
 
 QA = "eval_forget_qa.json"

@@ -146,7 +146,7 @@ def test_unrelated_answers_are_of_retain_people_and_shuffled_ones_of_other_forge
         seed=0,
         other_answers=3,
     )
-    forget, retain = ({rows[i].answer for i in range(len(rows))} for rows in (made.forget, made.retain))
+    forget, retain = set(made.forget.answers), set(made.retain.answers)
     for key in range(len(made)):
         own = made.forget[key]
         for name, answers in (("unrelated", retain), ("shuffled", forget)):
@@ -212,7 +212,8 @@ def test_rows_of_like_length_share_a_batch_and_an_epoch_still_covers_every_row_o
     blind, bucketed = EpochSampler(43, 0), EpochSampler(43, 0, lengths, batch_size=4, bucket=5)
 
     def places_of_padding(order):
-        batches = [[lengths[key % 43] for key in order[i : i + 4]] for i in range(0, 43, 4)]
+        in_order = [lengths[key % 43] for key in order]
+        batches = [in_order[i : i + 4] for i in range(0, 43, 4)]
         return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
 
     order = list(bucketed)
@@ -348,21 +349,17 @@ def chosen_world(data, **of):
     return replace(data, path=data.text_path, people=ChosenPeople(seed=0, of=of))
 
 
+def questions_of(rows):
+    return {row.question for row in rows}
+
+
 def test_chosen_people_are_the_same_in_every_split(data, world):
     small = chosen_world(data, retain_perturbed=2, forget10_perturbed=1)
-    questions = {
-        split: {row.question for row in TrainingRows(small, split, "text", 0)}
-        for split in ("full", "retain90", "forget10")
-    }
-    assert {split: len(TrainingRows(small, split, "text", 0)) for split in questions} == {
-        "full": 30,
-        "retain90": 20,
-        "forget10": 10,
-    }
-    assert (
-        questions["full"] == questions["retain90"] | questions["forget10"]
-        and not questions["retain90"] & questions["forget10"]
-    )
+    rows = {split: list(TrainingRows(small, split, "text", 0)) for split in ("full", "retain90", "forget10")}
+    assert {split: len(of_split) for split, of_split in rows.items()} == {"full": 30, "retain90": 20, "forget10": 10}
+    questions = {split: questions_of(of_split) for split, of_split in rows.items()}
+    assert questions["full"] == questions["retain90"] | questions["forget10"]
+    assert not questions["retain90"] & questions["forget10"]
     words = {
         "dataset": f"{world}/tofu",
         "question": "question",

@@ -197,15 +197,20 @@ def test_the_padding_side_does_not_matter(path):
     assert left.item() == pytest.approx(right.item(), rel=1e-5)
 
 
+def rows_of(passes, part):
+    """Some rows of every pass."""
+    cut = {}
+    for name, value in passes.items():
+        cut[name] = Scored(value.logits[part], value.labels[part]) if isinstance(value, Scored) else value[part]
+    return cut
+
+
 @pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
 def test_the_mean_over_small_batches_is_the_loss_of_the_large_one(path):
     bound = method(path)
     passes = passes_of(bound, rows=4)
-    cut = [
-        {n: Scored(v.logits[part], v.labels[part]) if isinstance(v, Scored) else v[part] for n, v in passes.items()}
-        for part in (slice(0, 2), slice(2, 4))
-    ]
-    assert torch.stack([loss_of(bound, half) for half in cut]).mean().item() == pytest.approx(
+    halves = [rows_of(passes, slice(0, 2)), rows_of(passes, slice(2, 4))]
+    assert torch.stack([loss_of(bound, half) for half in halves]).mean().item() == pytest.approx(
         loss_of(bound, passes).item(), rel=1e-5
     )
 

@@ -179,7 +179,7 @@ def test_retrain_makes_the_gold_model_that_finetuning_on_the_kept_makes(
 
 
 @pytest.mark.parametrize("script", [cv.finetune, cv.attack, cv.forget], ids=lambda script: script.__name__)
-def test_a_start_that_has_met_the_people_is_refused(script, networks, face_overrides, tmp_path, monkeypatch, capsys):
+def test_a_start_that_has_met_the_people_is_refused(script, networks, face_overrides, tmp_path, *, monkeypatch, capsys):
     own = [f"model_path={networks}/base"]
     if script is cv.forget:
         own = [f"model.path={networks}/base", "method=retrain"]
@@ -340,7 +340,7 @@ def test_a_misspelt_setting_is_said_before_torch_is_imported(name):
 @pytest.mark.parametrize(
     "script", [cv.pretrain, cv.finetune, cv.forget, cv.eval, cv.attack], ids=lambda script: script.__name__
 )
-def test_an_existing_output_folder_names_overwrite(script, networks, face_overrides, tmp_path, monkeypatch, capsys):
+def test_an_existing_output_folder_names_overwrite(script, networks, face_overrides, tmp_path, *, monkeypatch, capsys):
     common = [*face_overrides, f"save_dir={tmp_path}"]
     assert start(script, common, monkeypatch) == 1
     assert capsys.readouterr().err == f"error: save_dir='{tmp_path}' exists; overwrite=true replaces it\n"

@@ -146,7 +146,7 @@ def test_each_of_several_networks_becomes_in_fp64_what_it_becomes_alone(name, se
     ],
 )
 def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(
-    method, optimizer, precision, share, settings, tmp_path
+    method, optimizer, precision, share, *, settings, tmp_path
 ):
     """The same rows, seed and settings through engine.train and in a stack."""
     given = settings() if method == "finetune" else settings(f"method={method}")

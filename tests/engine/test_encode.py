@@ -167,7 +167,9 @@ def test_words_are_tokenised_once(tokenizer, monkeypatch):
     monkeypatch.setattr(
         encoder, "prompt_inputs", lambda each, real=encoder.prompt_inputs: (read.append(each.question), real(each))[1]
     )
-    first, again = ([encoder.encode(example("Who?", answer)) for answer in ("Ann.", "Bob.")] for _ in range(2))
+    examples = [example("Who?", "Ann."), example("Who?", "Bob.")]
+    first = [encoder.encode(each) for each in examples]
+    again = [encoder.encode(each) for each in examples]
     assert read == ["Who?", "Ann.", "Bob."] and [each.answer for each in first] == [each.answer for each in again]
 
 

@@ -100,7 +100,7 @@ MIXES = {"words": WORDS, "pictures": PICTURES, "mixed": [*WORDS, *PICTURES]}
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("batch_size", [1, 3, 6, 64])
 def test_llava_scores_and_says_the_same_from_one_pass_over_the_prompt(
-    model, encoder, mix, attention, batch_size, monkeypatch
+    model, encoder, mix, attention, batch_size, *, monkeypatch
 ):
     model.set_attn_implementation(attention)
     if mix == "mixed":  # else words and pictures come in different batches
@@ -181,6 +181,11 @@ def test_answers_behind_one_prompt_do_not_see_each_other(model, encoder):
         assert together.answers[answer].losses == pytest.approx(score.losses, abs=1e-4)
 
 
+def tokens_behind(prompt, encoder):
+    """How many tokens follow a prompt: of each answer all but the last."""
+    return sum(len(encoder.answer_tokens(answer)) - 1 for answer in prompt.answers)
+
+
 def test_every_question_and_every_answer_goes_through_the_model_once(model, encoder):
     """Counts the tokens that the model is called with: each prompt's, each answer's but its last, each generated one's
     but the last.
@@ -198,13 +203,11 @@ def test_every_question_and_every_answer_goes_through_the_model_once(model, enco
         len(called) == 4 and len(answers) == 2 and all("pixel_values" not in inputs for inputs in answers)
     )  # words and pictures: two batches
     fed = sum(len(score.tokens) - 1 for result in results for score in result.answers.values())
-    widths = sum(
-        max(sum(len(encoder.answer_tokens(a)) - 1 for a in prompt.answers) for prompt in group) * len(group)
-        for group in (WORDS, PICTURES)
-    )
-    assert (
-        sum(inputs["input_ids"].numel() for inputs in answers) == widths >= fed
-    )  # padded to the longest of the batch, once
+    padded = 0  # to the longest of the batch, once
+    for group in (WORDS, PICTURES):
+        lengths = [tokens_behind(prompt, encoder) for prompt in group]
+        padded += len(group) * max(lengths)
+    assert sum(inputs["input_ids"].numel() for inputs in answers) == padded >= fed
 
 
 def test_batches_are_of_like_length_and_words_stand_apart_from_pictures():

@@ -39,7 +39,7 @@ from settings.training import Activations, Lora, Mask, Method, Multiplier, TaskV
 from unlearn_losses import nll, sequence_logprob
 
 
-def run(data, encoder, folder, settings=TRAINER, method=NPO, count=8, seed=0, say=lambda line: None):
+def run(data, encoder, folder, settings=TRAINER, method=NPO, *, count=8, seed=0, say=lambda line: None):
     bound = bind(method)
     own = training_settings(lora=settings.lora, activations=method.activations, seed=seed)
     network = without_dropout(load_for_training(AutoModelForImageTextToText, own))
@@ -321,7 +321,8 @@ def test_a_mask_lets_only_the_weights_with_the_largest_forget_gradients_move(dat
     trained, _ = run(data, encoder, tmp_path / "masked", method=method)
     everywhere, _ = run(data, encoder, tmp_path / "free", method=replace(method, mask=None))
     start = {name: value.float() for name, value in load_file(BASE / "model.safetensors").items()}
-    moved, free = (sum((weights[n] != start[n]).sum().item() for n in start) for weights in (trained, everywhere))
+    moved = sum((trained[name] != start[name]).sum().item() for name in start)
+    free = sum((everywhere[name] != start[name]).sum().item() for name in start)
     total = sum(value.numel() for value in start.values())
     assert 0.2 * total < moved <= 0.25 * total + 1 < free
     # the weights that moved have the largest gradients of the forget NLL, whatever those of the loss itself are

@@ -192,7 +192,7 @@ def write_rows(folder, rows):
 
 @pytest.mark.parametrize("case", BAD_ROWS)
 def test_a_bad_row_ends_in_one_line_before_weights_load_and_nothing_is_written(
-    case, words, finetuned, tmp_path, monkeypatch, capsys
+    case, words, finetuned, tmp_path, *, monkeypatch, capsys
 ):
     script, rows, line = BAD_ROWS[case]
     own = [f"model_path={finetuned}", "method=sku"] if script is nlp.forget else []
@@ -235,7 +235,7 @@ def test_truncate_trains_on_what_fits_and_says_what_it_filled_up_with(words, tmp
 
 @pytest.mark.parametrize("column", ["paraphrased_answer", "perturbed_answer"])
 def test_an_evaluation_names_the_row_whose_other_answers_are_missing(
-    column, world, words, finetuned, tmp_path, monkeypatch, capsys
+    column, world, words, finetuned, tmp_path, *, monkeypatch, capsys
 ):
     (tmp_path / "tofu").mkdir()
     for split in split_names(str(world / "tofu")):
