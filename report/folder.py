@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.record import AGGREGATED, read_json
-from settings.results import Benchmark, Run
+from settings.results import Benchmark
 from settings.script import SettingsError
 
 PLAN = "benchmark.json"  # what run_benchmark.py leaves of its settings and stages
@@ -44,9 +44,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 def benchmark_of(plan: dict[str, Any]) -> Benchmark:
     """The settings of the benchmark that left `plan`."""
-    settings = plan["benchmark"]
-    runs = {name: Run(**run) for name, run in settings["runs"].items()}
-    return Benchmark(**{**settings, "runs": runs})
+    return Benchmark(**plan["benchmark"])
 
 
 def trained_model(stage: dict[str, Any]) -> str:

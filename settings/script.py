@@ -143,7 +143,8 @@ def choices(group: str) -> list[str]:
 
 
 def one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error).split("\n    full_key")[0]).strip()
+    text = re.sub(r"\s+", " ", str(error).split("\n    full_key")[0]).strip()
+    return re.sub(r"field '\S+' is not Optional", "null is not allowed", text)
 
 
 def hydra_line(error: Exception, schema: type) -> str:
