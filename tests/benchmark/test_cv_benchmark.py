@@ -15,7 +15,7 @@ from benchmark.plan import plan_stages
 from engine.result_table import Figure, ModelResult, short_columns
 from report import faces
 from report.tables import print_table
-from settings.results import Run, RunBenchmark
+from settings.results import RunBenchmark
 from settings.script import SettingsError, compose
 
 SMALL = ["models=10", "targets=2", "together=5", "finetune.epochs=2", "finetune.batch_size=8"]
@@ -33,7 +33,7 @@ def finished(face_overrides, tmp_path_factory):
         "eval": face_overrides,
         "attack": [*SMALL, *face_overrides],
     }
-    runs = {"scrub": Run(method="scrub"), "twins": Run(method="twins")}
+    runs = {"scrub": [], "twins": []}
     settings = replace(settings, benchmark=replace(settings.benchmark, **changes, runs=runs))
     run_benchmark.main.recipe(settings)
     return settings
@@ -117,7 +117,7 @@ def test_a_row_that_would_train_gold_anew_is_refused(finished, tmp_path):
     settings = replace(
         finished,
         results_dir=str(tmp_path),
-        benchmark=replace(finished.benchmark, runs={"again": Run(method="retrain")}),
+        benchmark=replace(finished.benchmark, runs={"again": ["method=retrain"]}),
     )
     with pytest.raises(
         SettingsError, match=r"benchmark\.runs\.again: gold is a row already, and what method=retrain makes"
@@ -208,7 +208,7 @@ def test_photographs_that_are_not_there_are_said_in_one_line(tmp_path):
 
 def test_a_failed_attack_is_said_and_no_former_figures_stand_in_its_row(finished, monkeypatch, capsys):
     """The last of this file: it changes what the others look at."""
-    runs = {"scrub": Run(method="scrub", overrides=["trainer.lr=1e9"]), "twins": Run(method="twins")}
+    runs = {"scrub": ["trainer.lr=1e9"], "twins": []}
     settings = replace(finished, benchmark=replace(finished.benchmark, runs=runs))
     real = benchmark_stages.run_stage
 

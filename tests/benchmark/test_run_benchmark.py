@@ -14,7 +14,7 @@ from benchmark.plan import plan_stages
 from benchmark.progress import BenchmarkProgress, StageLog
 from benchmark.stages import run_stages
 from report.folder import gold_seeds
-from settings.results import Run, RunBenchmark
+from settings.results import RunBenchmark
 from settings.script import ROOT, SettingsError, compose
 
 
@@ -23,7 +23,7 @@ def benchmark(world_overrides, folder, **changes):
     settings = compose("run_benchmark", RunBenchmark, [f"results_dir={folder}"])
     quick = ["trainer.epochs=1", "trainer.batch_size=8", *world_overrides]
     small = {"finetune": quick, "forget": [*quick, "trainer.lr=1e-4"], "eval": [*world_overrides, "max_new_tokens=8"]}
-    runs = {"grad_ascent": Run(method="grad_ascent")}
+    runs = {"grad_ascent": []}
     return replace(settings, benchmark=replace(settings.benchmark, **small | {"runs": runs} | changes))
 
 
@@ -68,7 +68,7 @@ def test_a_changed_method_runs_again_and_nothing_else_does(finished, world_overr
     ran = []
     original = benchmark_stages.run_stage
     monkeypatch.setattr(benchmark_stages, "run_stage", note_names(ran, original))
-    finished.benchmark.runs["grad_ascent"].overrides = ["trainer.lr=2e-4"]
+    finished.benchmark.runs["grad_ascent"] = ["trainer.lr=2e-4"]
     run_stages(finished.benchmark, Path(finished.results_dir))
     assert ran == ["forget grad_ascent_seed0", "eval grad_ascent_seed0"]
 
@@ -150,7 +150,7 @@ def test_a_failing_launched_stage_names_its_log_and_gives_the_scripts_own_line(w
 def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finished, monkeypatch):
     folder = Path(finished.results_dir)
     runs = {
-        "diverges": Run(method="grad_ascent", overrides=["trainer.lr=1e30"]),
+        "diverges": ["method=grad_ascent", "trainer.lr=1e30"],
         "grad_ascent": finished.benchmark.runs["grad_ascent"],
     }
     settings = replace(finished, benchmark=replace(finished.benchmark, runs=runs))
@@ -181,6 +181,22 @@ def test_every_stage_of_every_benchmark_composes_with_its_recipe(name, tmp_path)
     trained = 1 + settings.golds + len(settings.runs)
     assert settings.name == name
     assert len(stages) == 2 * trained + attacks + (settings.pretrain is not None)
+
+
+def test_a_row_has_the_method_of_its_name_or_the_one_that_it_names(tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    runs = {"npo": ["trainer.lr=1"], "other": ["method=kl", "trainer.lr=2"]}
+    stages = {stage.name: stage.overrides for stage in plan_stages(replace(settings, runs=runs), tmp_path)}
+    assert stages["forget npo_seed0"][-2:] == ["method=npo", "trainer.lr=1"]
+    assert stages["forget other_seed0"][-2:] == ["method=kl", "trainer.lr=2"]
+
+
+def test_what_is_common_goes_to_every_stage_once_and_before_what_one_kind_says(tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, ["benchmark=cv_orl"]).benchmark
+    told = [stage.overrides for stage in plan_stages(settings, tmp_path)]
+    assert {overrides.count("data=orl_faces") for overrides in told} == {1}
+    settings = replace(compose("run_benchmark", RunBenchmark, []).benchmark, common=["seed=1"], eval=["seed=2"])
+    assert plan_stages(settings, tmp_path)[1].overrides[-2:] == ["seed=1", "seed=2"]
 
 
 def test_a_benchmark_that_attacks_needs_a_pretrained_model(tmp_path):

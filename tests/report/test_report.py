@@ -35,7 +35,7 @@ from report.plots import mean_distance
 from report.rows import aggregation_settings, benchmark_results
 from report.tables import latex_table, markdown_table, print_table
 from settings.language import Task
-from settings.results import GROUPS, Benchmark, Run, RunBenchmark
+from settings.results import GROUPS, Benchmark, RunBenchmark
 from settings.script import compose
 
 EVIL = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "100 % of A & B | C_d"]
@@ -137,7 +137,7 @@ def folder(world, tmp_path_factory):
         write_model(results / "models" / f"{name}_seed0", settings, shift)
         stages.append(stage_of(results, "forget" if name == "npo" else "finetune", f"{name}_seed0"))
     stages.append(stage_of(results, "forget", "broken_seed0") | {"failed": "the loss is nan & more"})
-    runs = {"npo": Run(method="npo"), "broken": Run(method="grad_ascent")}
+    runs = {"npo": [], "broken": ["method=grad_ascent"]}
     benchmark = replace(compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark, runs=runs)
     plan = {"benchmark": asdict(benchmark), "command": "python run_benchmark.py seeds=0", "stages": stages}
     write_text_whole(results / PLAN, json.dumps(plan))
@@ -303,7 +303,7 @@ def test_the_page_is_small(folder):
     assert (folder / "report.html").stat().st_size < 3_000_000
 
 
-@pytest.mark.parametrize(("seeds", "runs"), [([0, 1], {"npo": {"method": "npo", "overrides": []}}), ([0], {})])
+@pytest.mark.parametrize(("seeds", "runs"), [([0, 1], {"npo": []}), ([0], {})])
 def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, runs, folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
