@@ -226,18 +226,19 @@ class StackPlan:
 def train_or_load_stack(settings: AttackFaces, division: Division, plan: StackPlan) -> FaceNetwork:
     """The planned networks: trained, or found in the plan's folder if they were made of the same."""
     key = stack_key(settings, plan)
+    seeds = {number: model_seed(settings, number) for number in plan.numbers}
     start = plan.start
     if plan.method == FINETUNING:
         start = []
         for number, model in zip(plan.numbers, plan.start, strict=True):
             classes = met_by(division, number).learned(settings.split)
-            start.append(with_new_classes(model, len(classes), model_seed(settings, number)))
+            start.append(with_new_classes(model, len(classes), seeds[number]))
     record = plan.folder / STACK_RECORD
     if record.is_file() and read_json(record).get("key") == key:
         return load_stack(start, plan.folder)
     started = time.perf_counter()
     bound = bind(plan.method)
-    shadows = [shadow_of(settings, bound, division, number) for number in plan.numbers]
+    shadows = [shadow_of(settings, bound, division, number, seed=seed) for number, seed in seeds.items()]
     stack = stack_networks(start)
     if plan.method.activations:
         end_at(stack, plan.method.activations)
@@ -248,7 +249,7 @@ def train_or_load_stack(settings: AttackFaces, division: Division, plan: StackPl
     return stack
 
 
-def shadow_of(settings: AttackFaces, bound: BoundLoss, division: Division, number: int) -> Shadow:
+def shadow_of(settings: AttackFaces, bound: BoundLoss, division: Division, number: int, *, seed: int) -> Shadow:
     """What model `number` does not share with the others of its stack."""
     met = met_by(division, number)
     classes = met.learned(settings.split)
@@ -260,7 +261,6 @@ def shadow_of(settings: AttackFaces, bound: BoundLoss, division: Division, numbe
         retain = training_rows(division, met.retain, "retain")
     encoder = FaceEncoder(classes, settings.data.people, settings.model.size)
     encoder.read([*(forget.files if forget else []), *retain.files])
-    seed = model_seed(settings, number)
     draws = {"size": settings.model.size, "seed": seed, "other_answers": bound.method.other_answers}
     return Shadow(FacePairs(bound.batches, forget, retain, **draws), encoder, seed)
 
