@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aggregate_eval_stat import aggregate
-from data_module import make_if_missing
+from data_module import make_missing
 from engine.evaluate import evaluate, read_tasks
 from engine.measures import MEASURES, MEMORY
 from engine.record import AGGREGATED
@@ -46,7 +46,7 @@ def rows_between(base: Path, gold: Path, points: int) -> list[ModelResult]:
         The figures at each share, with base and gold as its own references.
     """
     settings = compose("mm/eval", Eval, [f"model_path={base}"])
-    make_if_missing(settings.data)
+    make_missing(settings.inputs())
     tasks, encoder = read_tasks(settings, settings.seed, "all"), PictureEncoder(AutoProcessor.from_pretrained(base))
     model, start, end = (
         AutoModelForImageTextToText.from_pretrained(folder, dtype="float32") for folder in (base, base, gold)
@@ -58,7 +58,7 @@ def rows_between(base: Path, gold: Path, points: int) -> list[ModelResult]:
                 for weight, first, last in zip(model.parameters(), start.parameters(), end.parameters(), strict=True):
                     weight.copy_(torch.lerp(first, last, float(share)))
             folder = Path(scratch, f"{share:.3f}")
-            evaluate(model, encoder, tasks, replace(settings, save_dir=str(folder)), lambda line: None)
+            evaluate(model, encoder, tasks, replace(settings, save_dir=str(folder)), facts={}, say=lambda line: None)
             logs.append(folder / AGGREGATED)
         common = [f"base_result={logs[0]}", f"retain_result={logs[-1]}", f"save_file={scratch}/row.csv"]
         settings = [compose("aggregate_eval_stat", Aggregate, [f"ckpt_result={log}", *common]) for log in logs]

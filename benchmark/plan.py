@@ -73,7 +73,7 @@ def plan_gold(benchmark: Benchmark, folder: Path, seed: int, *, is_attacked: boo
     training = plan_finetuning(benchmark, folder, f"gold_seed{seed}", benchmark.gold_split, seed)
     yield from (training, plan_evaluation(benchmark, training))
     if is_attacked:
-        yield from plan_attack(benchmark, folder, training, seed, ["method=retrain"])
+        yield from plan_attack(benchmark, folder, training, seed, ["split=retain"])
 
 
 def plan_run(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterator[Stage]:

@@ -62,9 +62,6 @@ class Method:
     retain: str = "nll"  # the retain term: nll or kl
     other_answers: int = 1  # answers a row in the passes `unrelated` and `shuffled`
     l1: float = 0.0  # weight of the sum of absolute weights, on top of trainer.l1
-    restart: bool = (
-        False  # faces: begins anew with model.path, the start of the finetuning, in place of model_path: what gold is
-    )
     mask: Mask | None = None
     activations: Activations | None = None
     multiplier: Multiplier | None = None
@@ -74,6 +71,14 @@ class Method:
         one_of("method.retain", self.retain, ("nll", "kl"))
         at_least("method.other_answers", self.other_answers, 1)
         at_least("method.l1", self.l1, 0)
+
+    def losses(self) -> list[str]:
+        """The functions of unlearn_losses that it names."""
+        return [self.loss] if self.mask is None else [self.loss, self.mask.loss]
+
+
+# how a model learns what it has not met: of finetuning, and of the pretraining of faces
+FINETUNING = Method(name="finetune", loss="retain_ft")
 
 
 @dataclass

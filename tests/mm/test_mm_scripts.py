@@ -71,7 +71,7 @@ def test_two_processes_evaluate_to_the_same_log_as_one(world_overrides, tmp_path
         assert list(metrics["avg_gt_loss"].values()) == pytest.approx(list(two[task]["avg_gt_loss"].values()), abs=1e-4)
 
 
-FACES_ONLY = {"scrub_bio", "twins", "retrain"}  # parts of a ResNet, pictures with a part hidden, a start anew
+FACES_ONLY = {"scrub_bio", "twins"}  # parts of a ResNet, pictures with a part hidden
 
 
 @pytest.mark.parametrize("method", sorted({file.stem for file in ROOT.glob("config/method/*.yaml")} - FACES_ONLY))

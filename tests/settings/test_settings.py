@@ -63,8 +63,7 @@ def test_every_model_and_data_choice_composes_in_every_script(script, model, dat
 @pytest.mark.parametrize("method", choices("method"))
 def test_every_method_composes(method):
     held = ["trainer.weight_decay=0"] if method == "salun" else []
-    script, schema = ("cv/forget", ForgetFaces) if method == "retrain" else ("mm/forget", Forget)
-    assert compose(script, schema, [f"method={method}", *held]).method.name == method
+    assert compose("mm/forget", Forget, [f"method={method}", *held]).method.name == method
 
 
 STAGES = ("pretrain", "finetune", "forget")
@@ -143,22 +142,6 @@ def test_an_optimizer_that_needs_cuda_says_so_where_there_is_none(monkeypatch):
             SettingsError, match=f"trainer.optimizer={optimizer} needs a CUDA GPU, and this machine has none"
         ):
             compose("mm/forget", Forget, [f"trainer.optimizer={optimizer}"])
-
-
-def test_a_method_that_begins_anew_begins_before_the_finetuning():
-    given = ["model_path=models/finetuned"]
-    anew, other = (
-        compose("cv/forget", ForgetFaces, [f"method={method}", *given]) for method in ("retrain", "retain_ft")
-    )
-    assert anew.model_path == anew.model.path and other.model_path == "models/finetuned"
-
-
-@pytest.mark.parametrize("script", ["mm/forget", "nlp/forget"])
-def test_a_language_model_that_is_to_begin_anew_is_sent_to_finetuning(script):
-    with pytest.raises(
-        SettingsError, match=r"method=retrain begins anew, .* gold is what finetune.py makes of split=retain90"
-    ):
-        compose(script, Forget, ["method=retrain"])
 
 
 @pytest.mark.parametrize(
