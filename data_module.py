@@ -15,7 +15,8 @@ import datasets
 from natsort import natsorted
 from PIL import Image, UnidentifiedImageError
 
-from settings.language import ChosenPeople, Data, Model, Task
+from settings.inputs import Inputs
+from settings.language import ChosenPeople, Data, Task
 from settings.script import ROOT, SettingsError, nearest, processes
 
 datasets.disable_progress_bars()  # a bar a split drowns the lines that matter
@@ -80,26 +81,17 @@ def draw(*key: Any) -> random.Random:
 # ---- where rows come from
 
 
-def make_if_missing(data: Data) -> None:
-    """Run `python -m <made_by>` once, on the main process, when the folder it writes is not there."""
-    if data.made_by:
-        run_maker("data.made_by", data.made_by, data.made_at)
+def make_missing(inputs: Inputs) -> None:
+    """Make the data and the base model that a module makes, on the main process, when their folder is not there.
 
-
-def make_model_if_missing(model: Model, path: str) -> None:
-    """The same for a base model that `path` names and that is made by a module instead of downloaded."""
-    if model.made_by and path == model.path:
-        run_maker("model.made_by", model.made_by, path)
-
-
-def run_maker(setting: str, module: str, folder: str) -> None:
-    """Run `python -m <module> --out <folder>` on the main process, when the folder is not there.
-
-    Raises SettingsError if it fails.
+    Raises:
+        SettingsError: a module fails.
     """
-    with processes().local_main_process_first():
-        if not Path(folder).exists() and subprocess.run([sys.executable, "-m", module, "--out", folder]).returncode:
-            raise SettingsError(f"{setting}: python -m {module} --out {folder} failed; its own line stands above")
+    for maker in inputs.makers:
+        with processes().local_main_process_first():
+            make = ["-m", maker.module, "--out", maker.folder]
+            if not Path(maker.folder).exists() and subprocess.run([sys.executable, *make]).returncode:
+                raise SettingsError(f"{maker.setting}: python {' '.join(make)} failed; its own line stands above")
 
 
 @functools.cache

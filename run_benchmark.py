@@ -18,7 +18,6 @@ def main(settings: RunBenchmark) -> None:
     from benchmark.plan import write_plan
     from benchmark.stages import run_stages
     from report.__main__ import write_report
-    from report.tables import print_table
 
     folder = Path(settings.results_dir)
     benchmark = settings.benchmark
@@ -28,13 +27,12 @@ def main(settings: RunBenchmark) -> None:
     records = run_stages(benchmark, folder)
     write_plan(benchmark, folder, records, typed)
 
-    rows = write_report(folder)
     console = Console(width=140)
-    print_table(rows, console)
+    write_report(folder, console)
     minutes = sum(record["seconds"] for record in records.values()) / 60
     memory = max(record["peak_memory_gb"] for record in records.values())
     cost = f"{minutes:.1f} minutes of work, at most {memory:.1f} GB of memory"
-    console.print(f"{cost}; all columns: {folder / 'results.csv'}")
+    console.print(f"{cost}; all figures: {folder / 'results.parquet'}, as rows: {folder / 'results.csv'}")
     console.print(f"report: {folder / 'report.html'}")
 
 

@@ -30,7 +30,7 @@ from cv.pictures import (
     to_pixels,
     training_rows,
 )
-from data_module import make_if_missing
+from data_module import make_missing
 from engine.methods import bind
 from engine.train import train
 from settings.script import compose
@@ -65,7 +65,7 @@ def share_named_right(model, names, rows, album, size):
 def main(overrides: list[str], pretraining: list[str]) -> None:
     """Train and compare networks of all seeds, and print the table; `pretraining`: overrides of cv/pretrain alone."""
     given = compose("cv/pretrain", Pretrain, [*overrides, *pretraining])
-    make_if_missing(given.data)
+    make_missing(given.inputs())
     division, size = read_division(given.data), given.model.size
     met, album = met_by(division, None), given.data.people
     people, strangers = met.trained, sorted(division.pretraining)

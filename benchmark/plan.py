@@ -56,14 +56,9 @@ def pretrained_models(benchmark: Benchmark, folder: Path) -> list[Path]:
     return [] if benchmark.pretrain is None else [model_folder(folder, "pretrained")]
 
 
-def people_to_forget(benchmark: Benchmark) -> str:
-    """The name of their split; empty: the data's own division says whom to forget."""
-    return benchmark.forget_split.removesuffix("+tofu")
-
-
 def plan_pretraining(benchmark: Benchmark, folder: Path) -> Iterator[Stage]:
     for model in pretrained_models(benchmark, folder):
-        yield Stage("pretrain", model.name, [f"save_dir={model}", *benchmark.pretrain], model, [])
+        yield Stage("pretrain", model.name, [f"save_dir={model}", *benchmark.common, *benchmark.pretrain], model, [])
 
 
 def plan_base(benchmark: Benchmark, folder: Path, seed: int) -> Iterator[Stage]:
@@ -78,41 +73,38 @@ def plan_gold(benchmark: Benchmark, folder: Path, seed: int, *, is_attacked: boo
     training = plan_finetuning(benchmark, folder, f"gold_seed{seed}", benchmark.gold_split, seed)
     yield from (training, plan_evaluation(benchmark, training))
     if is_attacked:
-        yield from plan_attack(benchmark, folder, training, seed, ["method=retrain"])
+        yield from plan_attack(benchmark, folder, training, seed, ["split=retain"])
 
 
 def plan_run(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterator[Stage]:
     """The model that the base becomes by a method."""
-    run = benchmark.runs[row]
     base = model_folder(folder, f"base_seed{seed}")
     model = model_folder(folder, f"{row}_seed{seed}")
     splits = []
-    if people_to_forget(benchmark):
+    if benchmark.forget_split:
         splits = [f"split={benchmark.forget_split}", f"retain_split={benchmark.gold_split}"]
-    of_method = [f"method={run.method}", *benchmark.forget, *run.overrides]
-    overrides = [f"save_dir={model}", f"model_path={base}", *splits, f"seed={seed}", *of_method]
+    of_row = [*benchmark.forget, *benchmark.row_overrides(row)]
+    overrides = [f"save_dir={model}", f"model_path={base}", *splits, f"seed={seed}", *benchmark.common, *of_row]
     training = Stage("forget", model.name, overrides, model, [base])
     yield from (training, plan_evaluation(benchmark, training))
-    yield from plan_attack(benchmark, folder, training, seed, of_method)
+    yield from plan_attack(benchmark, folder, training, seed, of_row)
 
 
 def plan_finetuning(benchmark: Benchmark, folder: Path, name: str, split: str, seed: int) -> Stage:
     model = model_folder(folder, name)
     start = pretrained_models(benchmark, folder)
     overrides = [f"save_dir={model}", f"split={split}", f"seed={seed}", *(f"model_path={path}" for path in start)]
-    return Stage("finetune", name, [*overrides, *benchmark.finetune], model, start)
+    return Stage("finetune", name, [*overrides, *benchmark.common, *benchmark.finetune], model, start)
 
 
 def plan_evaluation(benchmark: Benchmark, training: Stage) -> Stage:
-    people = people_to_forget(benchmark)
-    overrides = [f"model_path={training.output}", *([f"forget={people}"] if people else []), *benchmark.eval]
+    people = [f"forget={benchmark.forget_people}"] if benchmark.forget_people else []
+    overrides = [f"model_path={training.output}", *people, *benchmark.common, *benchmark.eval]
     return Stage("eval", training.model, overrides, training.output / "eval_results", [training.output])
 
 
-def plan_attack(
-    benchmark: Benchmark, folder: Path, training: Stage, seed: int, of_method: list[str]
-) -> Iterator[Stage]:
-    """The attack on a trained model, if the benchmark attacks; `of_method`: overrides that name the method."""
+def plan_attack(benchmark: Benchmark, folder: Path, training: Stage, seed: int, of_row: list[str]) -> Iterator[Stage]:
+    """The attack on a trained model, if the benchmark attacks; `of_row`: overrides that name the method."""
     if benchmark.attack is None:
         return
     output = training.output / "attack_results"
@@ -120,7 +112,7 @@ def plan_attack(
     if not start:
         raise SettingsError("benchmark.attack needs benchmark.pretrain: every attacked model begins with that one")
     shadows = [f"model_path={start[0]}", f"shadows_dir={folder}/shadows_seed{seed}", f"seed={seed}"]
-    overrides = [f"save_dir={output}", *shadows, *benchmark.attack, *of_method]
+    overrides = [f"save_dir={output}", *shadows, *benchmark.common, *benchmark.attack, *of_row]
     yield Stage("attack", training.model, overrides, output, [*start, training.output])
 
 

@@ -1,12 +1,10 @@
-"""How far a benchmark is: the line that says so, and a stage's output, which tells how far the stage is."""
+"""How far a benchmark is: lines that stay, and on a terminal a bar for the running stage."""
 
-import io
-import re
+import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn
 
 SETTLED_SECONDS = 5  # of expected work that must be done before its speed says anything
 
@@ -17,9 +15,13 @@ class BenchmarkProgress:
     What is left are the expected seconds, corrected by the speed so far.
     """
 
-    def __init__(self, expected: list[float]):
-        self.expected = expected  # seconds of each stage
-        self.console = Console(highlight=False)
+    def __init__(self, expected: list[float], console: Console | None = None):
+        """`expected`: seconds of each stage; `console`: by default the standard output of now, not that of a stage."""
+        self.expected = expected
+        self.console = console or Console(file=sys.stdout, highlight=False)
+        columns = ("{task.description}", BarColumn(), TaskProgressColumn(), "{task.fields[left]}")
+        quiet = {"redirect_stdout": False, "redirect_stderr": False, "disable": not self.console.is_terminal}
+        self.bar = Progress(*columns, console=self.console, transient=True, **quiet)
         self.number = 0
         self.name = ""
         self.spent = 0.0  # real seconds of the stages that ran
@@ -30,57 +32,30 @@ class BenchmarkProgress:
         self.number = number
         self.name = name
         self.begun = time.perf_counter()
-        self.show(0.0)
+        self.shown = self.bar.add_task(self.stage_label(), total=1.0, left=self.time_left(0.0))
         if not self.console.is_terminal:
-            self.console.print(self.line(0.0).replace(": 0%,", ":"))
+            self.console.print(f"{self.stage_label()}: {self.time_left(0.0)}")
 
-    def line(self, fraction: float) -> str:
-        """The line of progress when `fraction` of the running stage is done."""
+    def time_left(self, fraction: float) -> str:
+        """How long is left when `fraction` of the running stage is done."""
         expected = self.expected[self.number]
         spent = self.spent + time.perf_counter() - self.begun
         worked = self.worked + fraction * expected
         speed = worked / spent if worked > SETTLED_SECONDS else 1.0  # expected seconds done in a real one
         left = (sum(self.expected[self.number :]) - fraction * expected) / speed
-        time_left = f"about {left // 60:.0f} min {left % 60:.0f} s left in all"
-        return f"{self.stage_label()}: {fraction:.0%}, {time_left}"
+        return f"about {left // 60:.0f} min {left % 60:.0f} s left in all"
 
     def show(self, fraction: float) -> None:
-        """Refresh the line in place, on a terminal."""
-        if self.console.is_terminal:
-            self.console.print(self.line(fraction), end="\r", soft_wrap=True)
+        """Move the bar of the running stage, on a terminal."""
+        self.bar.update(self.shown, completed=fraction, left=self.time_left(fraction))
 
     def end(self, seconds: float, skipped: bool) -> None:
         """Say that the stage is done."""
         if not skipped:
             self.spent += seconds
             self.worked += self.expected[self.number]
-        note = "done before" if skipped else f"{seconds:.0f} s"
-        self.console.print(f"{self.stage_label()}: {note}".ljust(80))
+        self.bar.remove_task(self.shown)
+        self.console.print(f"{self.stage_label()}: {'done before' if skipped else f'{seconds:.0f} s'}")
 
     def stage_label(self) -> str:
         return f"[{self.number + 1}/{len(self.expected)}] {self.name}"
-
-
-class StageLog(io.TextIOBase):
-    """A stage's output: kept in a file, and watched for the epochs and tasks that tell how far it is."""
-
-    def __init__(self, file: Path, show_fraction: Callable[[float], None], tasks: int):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self.file = file
-        self.stream = file.open("w", encoding="utf-8")
-        self.show_fraction = show_fraction
-        self.tasks = tasks  # of an evaluation
-        self.finished_tasks = 0
-
-    def write(self, text: str) -> int:
-        self.stream.write(text)
-        self.stream.flush()
-        if epoch := re.search(r"^(?:epoch|models) (\d+)/(\d+)", text):
-            self.show_fraction(int(epoch[1]) / int(epoch[2]))
-        elif re.search(r"^\w+: \d+ rows", text):
-            self.finished_tasks += 1
-            self.show_fraction(min(1.0, self.finished_tasks / max(1, self.tasks)))
-        return len(text)
-
-    def close(self) -> None:
-        self.stream.close()

@@ -1,31 +1,28 @@
-"""Runs a benchmark's stages, each once: what is finished with the same settings and inputs is skipped."""
+"""Runs a benchmark's stages, each once: what was made by the same code of the same settings and inputs is skipped."""
 
 import contextlib
-import hashlib
 import importlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmark.plan import Stage, plan_stages
-from benchmark.progress import BenchmarkProgress, StageLog
-from cv.face_settings import Faces
-from data_module import fingerprint, idk_answers, make_if_missing, make_model_if_missing
-from engine.methods import method_source
-from engine.record import RECORDS, TRAIN_RECORD, model_fingerprint, read_json, versions, write_json
-from settings.language import Data, Finetune, Forget
+from benchmark.progress import BenchmarkProgress
+from cv.pictures import read_division
+from data_module import make_missing
+from engine.record import PROGRESS_FILE, RECORDS, TRAIN_RECORD, heard_by, read_json, reported_progress, run_facts
+from engine.source import code_of
 from settings.results import Benchmark
 from settings.script import ROOT, SettingsError
-from settings.training import Method
+
+POLL_SECONDS = 0.2  # how often a launched stage is asked how far it is
 
 
 def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
@@ -36,33 +33,31 @@ def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
         folder: The benchmark's results.
 
     Returns:
-        Name of a stage -> its record (seconds, peak memory, why it failed), those of earlier runs included.
+        Name of a stage -> its cost (seconds, peak_memory_gb), or why it failed.
 
     Raises:
         SettingsError: A stage has settings or data that cannot be used, or fails although nothing goes on without it.
     """
     stages = plan_stages(benchmark, folder)
     composed = [recipe_of(benchmark, stage).compose([*stage.overrides, "overwrite=true"]) for stage in stages]
-    check_methods(stages, composed)
-    make_sources(composed)
+    codes = {stage.kind: code_of(recipe_file(benchmark, stage)) for stage in stages}
+    make_sources(benchmark, composed)
     progress = BenchmarkProgress([benchmark.expected_seconds[stage.kind] for stage in stages])
-    records: dict[str, dict[str, Any]] = {}
-    for number, (stage, settings) in enumerate(zip(stages, composed, strict=True)):
-        progress.begin(number, stage.name)
-        file = folder / "stages" / f"{stage.file_name}.json"
-        key = stage_key(stage, settings)
-        record = read_json(file) if file.is_file() else {}
-        failed = records.get(f"forget {stage.model}", {}).get("failed")
-        skipped = bool(failed) or is_finished(stage, record, key)
-        if failed:  # there is no model to evaluate or to attack
-            record = {"seconds": 0.0, "peak_memory_gb": 0.0, "failed": failed}
-        elif not skipped:
-            cost = run_and_measure(stage, benchmark, settings, folder, progress)
-            record = {"stage": stage.name, "key": key, **cost}
-            write_json(file, record)
-        progress.end(record["seconds"], skipped)
-        records[stage.name] = record
-    return records
+    costs: dict[str, dict[str, Any]] = {}
+    with progress.bar:
+        for number, (stage, settings) in enumerate(zip(stages, composed, strict=True)):
+            progress.begin(number, stage.name)
+            started = time.perf_counter()
+            failed = costs.get(f"forget {stage.model}", {}).get("failed")
+            skipped = bool(failed) or is_finished(stage, run_facts(settings, codes[stage.kind])["key"])
+            if failed:  # there is no model to evaluate or to attack
+                costs[stage.name] = failure(failed, 0.0)
+            elif skipped:
+                costs[stage.name] = cost_of(stage)
+            else:
+                costs[stage.name] = run_or_fail(stage, benchmark, settings, folder, progress)
+            progress.end(time.perf_counter() - started, skipped)
+    return costs
 
 
 def recipe_of(benchmark: Benchmark, stage: Stage) -> Callable:
@@ -70,108 +65,108 @@ def recipe_of(benchmark: Benchmark, stage: Stage) -> Callable:
     return importlib.import_module(f"{benchmark.modality}.{stage.kind}").main
 
 
-# ---- before the first stage
+def recipe_file(benchmark: Benchmark, stage: Stage) -> Path:
+    return ROOT / benchmark.modality / f"{stage.kind}.py"
 
 
-def check_methods(stages: list[Stage], composed: list[Any]) -> None:
-    """Raise SettingsError for a run whose method makes what gold is."""
-    for stage, settings in zip(stages, composed, strict=True):
-        if stage.kind == "forget" and settings.method.restart:
-            run = stage.model.rpartition("_seed")[0]
-            name = settings.method.name
-            raise SettingsError(f"benchmark.runs.{run}: gold is a row already, and what method={name} makes")
-
-
-def make_sources(composed: list[Any]) -> None:
-    """Make the data and base models that are made on first use: a stage's key says which ones it starts from."""
-    make_if_missing(composed[0].data)
+def make_sources(benchmark: Benchmark, composed: list[Any]) -> None:
+    """Make what is made on first use (data, base models, the division of faces): a stage's key says what it reads."""
     for settings in composed:
-        if isinstance(settings, Finetune):
-            make_model_if_missing(settings.model, settings.model_path)
+        make_missing(settings.inputs())
+    if benchmark.modality == "cv":
+        for data in {settings.data.split_file: settings.data for settings in composed}.values():
+            read_division(data)
 
 
 # ---- what is finished
 
 
-def data_paths(data: Data | Faces) -> list[str]:
-    """Where the rows or pictures of a stage stand."""
-    return data.paths if isinstance(data, Faces) else [data.path, data.text_path]
+def record_of(stage: Stage) -> Path:
+    """The file in which a stage's recipe says what it did."""
+    return stage.output / RECORDS.get(stage.kind, TRAIN_RECORD)
 
 
-def stage_key(stage: Stage, settings: Any) -> str:
-    """What a finished stage depends on, as a hash.
-
-    These are its settings, its data, the model it starts from, its method's own code, and the libraries' versions. A
-    change of the code that all stages share is not among them: delete results/<name> after one.
-    """
-    depends: list[Any] = [asdict(settings), versions(), *(fingerprint(path) for path in data_paths(settings.data))]
-    if stage.inputs or hasattr(settings, "model_path"):
-        depends += [model_fingerprint(str(path)) for path in stage.inputs] or [model_fingerprint(settings.model_path)]
-    if isinstance(settings, Forget):
-        depends += [idk_answers(settings.data.idk_questions), idk_answers(settings.data.idk_pictures)]
-    if isinstance(method := getattr(settings, "method", None), Method):
-        depends += method_source(method)
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+def is_finished(stage: Stage, key: str) -> bool:
+    """Whether the stage's output is there and was made of the same."""
+    file = record_of(stage)
+    return file.is_file() and read_json(file).get("key") == key
 
 
-def is_finished(stage: Stage, record: dict[str, Any], key: str) -> bool:
-    """Whether an earlier run did the same; what failed is tried again."""
-    return record.get("key") == key and stage.output.is_dir() and "failed" not in record
+def cost_of(stage: Stage) -> dict[str, Any]:
+    """What a finished stage cost, by its recipe's own record."""
+    record = read_json(record_of(stage))
+    return {name: record[name] for name in ("seconds", "peak_memory_gb")}
+
+
+def failure(why: str, seconds: float) -> dict[str, Any]:
+    return {"seconds": seconds, "peak_memory_gb": 0.0, "failed": why}
 
 
 # ---- one stage
 
 
-def run_and_measure(
+def run_or_fail(
     stage: Stage, benchmark: Benchmark, settings: Any, folder: Path, progress: BenchmarkProgress
 ) -> dict[str, Any]:
-    """Run a stage: its seconds and peak memory, and for a method that fails why, because the others go on."""
+    """Run a stage: its cost, or why it failed where it is one method's, because the other rows go on."""
     started = time.perf_counter()
-    log = StageLog(folder / "logs" / f"{stage.file_name}.log", progress.show, len(getattr(settings, "tasks", {})))
-    with contextlib.closing(log):
-        try:
-            run_stage(stage, benchmark, settings, log)
-        except SettingsError as error:
-            if not is_of_a_method(stage, settings):
-                raise
-            if stage.kind == "attack":  # a former attack's figures would be taken for this one's
-                shutil.rmtree(stage.output, ignore_errors=True)
-            return {"seconds": time.perf_counter() - started, "peak_memory_gb": 0.0, "failed": str(error)}
-    record = read_json(stage.output / RECORDS.get(stage.kind, TRAIN_RECORD))
-    return {"seconds": time.perf_counter() - started, "peak_memory_gb": record["peak_memory_gb"]}
+    log = folder / "logs" / f"{stage.file_name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run_stage(stage, benchmark, settings, log, progress.show)
+    except SettingsError as error:
+        if not is_of_a_run(stage, benchmark):
+            raise
+        if stage.kind == "attack":  # a former attack's figures would be taken for this one's
+            shutil.rmtree(stage.output, ignore_errors=True)
+        return failure(str(error), time.perf_counter() - started)
+    return cost_of(stage)
 
 
-def is_of_a_method(stage: Stage, settings: Any) -> bool:
+def is_of_a_run(stage: Stage, benchmark: Benchmark) -> bool:
     """Whether a stage is one method's forgetting, or the attack on it: other rows do not need it."""
-    if stage.kind == "attack":
-        return settings.method is not None and not settings.method.restart
-    return stage.kind == "forget"
+    return stage.kind in ("forget", "attack") and stage.model.rpartition("_seed")[0] in benchmark.runs
 
 
-def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: StageLog) -> None:
+def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: Path, show: Callable[[float], None]) -> None:
     """Run a recipe in this process, or through `accelerate launch` where the benchmark says so.
+
+    Args:
+        stage: The recipe with its overrides.
+        benchmark: The settings.
+        settings: The stage's own.
+        log: The file that takes what the recipe prints.
+        show: Called with the share of the stage that is done.
 
     Raises:
         SettingsError: The recipe failed.
     """
     if benchmark.launch:
-        launch_stage(stage, benchmark, log)
+        launch_stage(stage, launch_command(benchmark, stage), log, show)
         return
-    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    stream = log.open("w", encoding="utf-8", buffering=1)  # line by line, for whoever looks into it meanwhile
+    with stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream), heard_by(show):
         recipe_of(benchmark, stage).recipe(settings)
 
 
-def launch_stage(stage: Stage, benchmark: Benchmark, log: StageLog) -> None:
-    """Run a recipe through `accelerate launch`; raises SettingsError with the recipe's own line if it fails."""
-    recipe = str(ROOT / benchmark.modality / f"{stage.kind}.py")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "-q", recipe, *stage.overrides, "overwrite=true"]
+def launch_command(benchmark: Benchmark, stage: Stage) -> list[str]:
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "-q", str(recipe_file(benchmark, stage))]
+    return [*launch, *stage.overrides, "overwrite=true"]
+
+
+def launch_stage(stage: Stage, command: list[str], log: Path, show: Callable[[float], None]) -> None:
+    """Run a recipe in processes of its own; raises SettingsError with the recipe's own line if it fails."""
+    reported = log.with_suffix(".progress")
+    reported.unlink(missing_ok=True)  # of a run that was killed
     # accelerate takes one core else, and rounding follows the number of cores
-    environment = {"OMP_NUM_THREADS": str(torch.get_num_threads())} | os.environ
-    process = subprocess.Popen(launch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    why = ""
-    for line in process.stdout:
-        log.write(line)
-        if line.startswith("error: "):
-            why = f": {line.removeprefix('error: ').strip()}"
-    if process.wait():
-        raise SettingsError(f"{stage.name} failed with exit code {process.returncode}{why}; its log: {log.file}")
+    environment = {"OMP_NUM_THREADS": str(torch.get_num_threads())} | os.environ | {PROGRESS_FILE: str(reported)}
+    stream = log.open("w", encoding="utf-8")
+    with stream, subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment) as process:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            show(reported_progress(reported))
+    reported.unlink(missing_ok=True)
+    if process.returncode:
+        errors = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("error: ")]
+        why = f": {errors[-1].removeprefix('error: ')}" if errors else ""
+        raise SettingsError(f"{stage.name} failed with exit code {process.returncode}{why}; its log: {log}")

@@ -1,11 +1,10 @@
 """Attack face networks that learned and forgot, many at once: accelerate launch cv/attack.py method=scrub
 
 Every model meets its own half of the people, is finetuned on it and made to forget with the method under test. Without
-a method the finetuned models are attacked as they are; `method=retrain` attacks gold models.
+a method the finetuned models are attacked as they are; with `split=retain` they are gold models.
 """
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from cv.face_settings import AttackFaces
@@ -15,23 +14,27 @@ from settings.script import processes, script
 @script("cv/attack", AttackFaces)
 def main(settings: AttackFaces) -> None:
     from engine import record
+    from engine.source import code_of
 
     record.check_save_dir(settings.save_dir, settings.overwrite, record.ATTACK_RECORD)
+    code = code_of(__file__)
     from cv.attack_scoring import attack, check_rounds, summary
     from cv.network import load_network
     from cv.pictures import check_strangers, read_division
     from cv.shadows import check_method, compare_models
-    from data_module import fingerprint, make_if_missing
+    from data_module import fingerprint, make_missing
 
     check_method(settings.method)
     pretrained, classes = load_network(settings.model_path, settings.model)
-    make_if_missing(settings.data)
+    make_missing(settings.inputs())
     division = read_division(settings.data)
     check_rounds(division, settings.models, settings.targets)
     check_strangers(classes, division, settings.model_path)
 
-    if settings.method is None or settings.method.restart:
+    if settings.method is None:
         record.say_line("nothing is forgotten: trainer has no effect, finetune alone says how the models train")
+    facts = {"model": record.model_fingerprint(settings.model_path), "data": fingerprint(settings.data.people.path)}
+    facts |= record.run_facts(settings, code)
     record.start_of_peak()
     started = time.perf_counter()
     similarities = compare_models(settings, division, pretrained)
@@ -40,15 +43,7 @@ def main(settings: AttackFaces) -> None:
         with record.written_whole(Path(settings.save_dir)) as aside:
             similarities.write(aside)
             record.write_json(aside / record.ATTACK_FIGURES, figures)
-            meta = {
-                "settings": asdict(settings),
-                "model": record.model_fingerprint(settings.model_path),
-                "data": fingerprint(settings.data.people.path),
-                "seconds": time.perf_counter() - started,
-                "peak_memory_gb": record.peak_memory_gb(),
-                "versions": record.versions(),
-            }
-            record.write_json(aside / record.ATTACK_RECORD, meta)
+            record.write_record(aside / record.ATTACK_RECORD, seconds=time.perf_counter() - started, **facts)
     for pool, of_pool in figures["pools"].items():
         record.say_line(f"{pool}: {summary(of_pool['attacks'])}")
     record.say_line(f"attacked {settings.models} models: {settings.save_dir}")

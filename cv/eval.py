@@ -3,7 +3,6 @@ accelerate launch cv/eval.py model_path=...
 """
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from cv.face_settings import EvalFaces
@@ -13,17 +12,22 @@ from settings.script import processes, script
 @script("cv/eval", EvalFaces)
 def main(settings: EvalFaces) -> None:
     from engine import record
+    from engine.source import code_of
 
     record.check_save_dir(settings.save_dir, settings.overwrite, record.EVAL_RECORD)
+    code = code_of(__file__)
     from cv.compare import TASKS, compare, row_logs, verification_figures, write_logs
     from cv.network import load_network
     from cv.pictures import met_by, read_division
-    from data_module import fingerprint, make_if_missing
+    from data_module import fingerprint, make_missing
 
     model, _ = load_network(settings.model_path, settings.model)
-    make_if_missing(settings.data)
+    make_missing(settings.inputs())
     division = read_division(settings.data)
     met = met_by(division, None)
+    source = {"dataset": settings.data.people.path, "fingerprint": fingerprint(settings.data.people.path)}
+    facts = {"model": record.model_fingerprint(settings.model_path), "data": dict.fromkeys(TASKS.values(), source)}
+    facts |= record.run_facts(settings, code)
 
     record.start_of_peak()
     started = time.perf_counter()
@@ -34,16 +38,7 @@ def main(settings: EvalFaces) -> None:
     if processes().is_main_process:
         with record.written_whole(Path(settings.save_dir)) as aside:
             write_logs(aside, logs, groups)
-            source = {"dataset": album.path, "fingerprint": fingerprint(album.path)}
-            meta = {
-                "settings": asdict(settings),
-                "model": record.model_fingerprint(settings.model_path),
-                "data": dict.fromkeys(TASKS.values(), source),
-                "seconds": time.perf_counter() - started,
-                "peak_memory_gb": record.peak_memory_gb(),
-                "versions": record.versions(),
-            }
-            record.write_json(aside / record.EVAL_RECORD, meta)
+            record.write_record(aside / record.EVAL_RECORD, seconds=time.perf_counter() - started, **facts)
     for group, figures in groups.items():
         record.say_line(
             f"{TASKS[group]}: {figures['queries']} rows, accuracy {figures['accuracy']:.3f}, "

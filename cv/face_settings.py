@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from settings.inputs import Inputs, Maker
 from settings.script import SettingsError, at_least, one_of
-from settings.training import Method, Trainer
+from settings.training import FINETUNING, Method, Trainer
 
 # whom a network learns: everyone it meets, or all of them but those to be forgotten (gold)
 FINETUNE_SPLITS = ("full", "retain")
@@ -40,11 +41,6 @@ class Faces:
     made_by: str = ""  # `python -m <made_by> --out <made_at>` makes the folder when it is missing
     made_at: str = ""
 
-    @property
-    def paths(self) -> list[str]:
-        """Where its pictures stand."""
-        return [album.path for album in (self.people, self.pretraining) if album is not None]
-
     def __post_init__(self) -> None:
         for name, least in (("forget_pool", 2), ("train", 1), ("enrol", 1), ("pretraining_people", 0)):
             at_least(f"data.{name}", getattr(self, name), least)
@@ -55,6 +51,12 @@ class Faces:
                 f"data.pretraining_people={self.pretraining_people} counts people of data.people, "
                 "so data.pretraining must be null, and only then"
             )
+
+    def inputs(self, *, models: list[str], losses: list[str]) -> Inputs:
+        """What a run on these faces reads that has such models and losses."""
+        albums = [album.path for album in (self.people, self.pretraining) if album is not None]
+        makers = [Maker("data.made_by", self.made_by, self.made_at)] if self.made_by else []
+        return Inputs(albums, models, [self.split_file], losses, makers)
 
 
 @dataclass
@@ -90,6 +92,9 @@ class Pretrain:
         at_least("seed", self.seed, 0)
         need_whole_training("trainer", self.trainer)
 
+    def inputs(self) -> Inputs:
+        return self.data.inputs(models=[], losses=FINETUNING.losses())
+
 
 @dataclass
 class FinetuneFaces(Pretrain):
@@ -100,18 +105,17 @@ class FinetuneFaces(Pretrain):
         super().__post_init__()
         one_of("split", self.split, FINETUNE_SPLITS)
 
+    def inputs(self) -> Inputs:
+        return self.data.inputs(models=[self.model_path], losses=FINETUNING.losses())
+
 
 @dataclass
 class ForgetFaces(Pretrain):
-    model_path: str = MISSING  # of no use to a method that begins anew, from the pretrained network
+    model_path: str = MISSING
     method: Method = MISSING
-    finetune: Trainer = MISSING  # of a method that begins anew, in place of `trainer`
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        need_whole_training("finetune", self.finetune)
-        if self.method.restart:
-            self.model_path = self.model.path
+    def inputs(self) -> Inputs:
+        return self.data.inputs(models=[self.model_path], losses=self.method.losses())
 
 
 @dataclass
@@ -126,6 +130,9 @@ class EvalFaces:
     def __post_init__(self) -> None:
         at_least("batch_size", self.batch_size, 1)
 
+    def inputs(self) -> Inputs:
+        return self.data.inputs(models=[self.model_path], losses=[])
+
 
 @dataclass
 class AttackFaces:
@@ -136,17 +143,24 @@ class AttackFaces:
     targets: int = MISSING  # so many at a time; the others are their shadow models
     together: int = MISSING  # models trained at once
     seed: int = MISSING  # model number i has a seed of its own made of it
+    split: str = MISSING  # one of FINETUNE_SPLITS, whom the models learn: `retain` attacks gold models
     overwrite: bool = MISSING
     model: FaceModel = MISSING
     data: Faces = MISSING
-    finetune: Trainer = MISSING  # of a method that begins anew too
-    trainer: Trainer = MISSING  # of any other method under test
+    finetune: Trainer = MISSING  # how the models learn
+    trainer: Trainer = MISSING  # how they forget
     method: Method | None = None  # null: models that learned and forgot nothing
 
     def __post_init__(self) -> None:
         for name in ("models", "targets"):
             need_pairs_of_models(name, getattr(self, name))
         at_least("together", self.together, 1)
+        one_of("split", self.split, FINETUNE_SPLITS)
+        if self.split == "retain" and self.method is not None:
+            raise SettingsError(
+                f"method={self.method.name}: models of split=retain never met the people to be forgotten; "
+                "leave method out, or set split=full"
+            )
         if self.targets > self.models - LEAST_SHADOW_MODELS:
             raise SettingsError(
                 f"targets={self.targets} leaves {self.models - self.targets} shadow models of models={self.models}; "
@@ -155,6 +169,10 @@ class AttackFaces:
         for name in ("finetune", "trainer"):
             need_whole_training(name, getattr(self, name))
             need_stackable_training(name, getattr(self, name))
+
+    def inputs(self) -> Inputs:
+        forgetting = [] if self.method is None else self.method.losses()
+        return self.data.inputs(models=[self.model_path], losses=[*FINETUNING.losses(), *forgetting])
 
 
 def need_pairs_of_models(name: str, count: int) -> None:

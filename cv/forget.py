@@ -1,28 +1,28 @@
 """Make a face network forget the people that it is to forget: accelerate launch cv/forget.py method=scrub"""
 
-from dataclasses import asdict
-
 from cv.face_settings import ForgetFaces
 from settings.script import script
 
 
 @script("cv/forget", ForgetFaces)
 def main(settings: ForgetFaces) -> None:
-    from engine.record import TRAIN_RECORD, check_save_dir, say_line
+    from engine.record import TRAIN_RECORD, check_save_dir, run_facts, say_line
+    from engine.source import code_of
 
     check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    code = code_of(__file__)
     from engine.methods import bind
 
     method = settings.method
     loss = bind(method)
-    from cv.network import check_parts, end_at, load_network, start_of, with_new_classes
-    from cv.pictures import FaceEncoder, FacePairs, check_strangers, met_by, read_division, training_rows
-    from data_module import fingerprint, make_if_missing
+    from cv.network import check_parts, end_at, load_network, start_of
+    from cv.pictures import FaceEncoder, FacePairs, met_by, read_division, training_rows
+    from data_module import fingerprint, make_missing
     from engine.train import train
 
     check_parts(method.activations)
     model, classes = load_network(settings.model_path, settings.model)
-    make_if_missing(settings.data)
+    make_missing(settings.inputs())
     division = read_division(settings.data)
     met = met_by(division, None)
     forget = training_rows(division, met.forget, "forget")
@@ -30,22 +30,14 @@ def main(settings: ForgetFaces) -> None:
     draws = {"size": settings.model.size, "seed": settings.seed, "other_answers": method.other_answers}
     pairs = FacePairs(loss.batches, forget, retain, **draws)
 
-    trainer = settings.finetune if method.restart else settings.trainer
     if method.activations:
         end_at(model, method.activations)
-    if method.restart:
-        check_strangers(classes, division, settings.model_path)
-        model, classes = with_new_classes(model, len(met.retain), settings.seed), met.retain
-        say_line(
-            f"{method.name} begins anew with {settings.model_path} and trains as finetune says; "
-            "model_path and trainer have no effect"
-        )
     encoder = FaceEncoder(classes, settings.data.people, settings.model.size)
     encoder.read([*forget.files, *retain.files])
     start = start_of(model, settings.model, classes)
-    record = {"method": method.name, "settings": asdict(settings), "data": fingerprint(settings.data.people.path)}
+    record = {"method": loss.method.name, "data": fingerprint(settings.data.people.path), **run_facts(settings, code)}
     run = {"seed": settings.seed, "save_dir": settings.save_dir, "record": record}
-    train(start, loss, pairs, encoder, trainer, **run)
+    train(start, loss, pairs, encoder, settings.trainer, **run)
     say_line(f"forgot {len(met.forget)} people with {method.name}: {settings.save_dir}")
 
 

@@ -206,7 +206,8 @@ def with_new_classes(model: FaceNetwork, classes: int, seed: int) -> FaceNetwork
 def load_network(path: str, settings: FaceModel) -> tuple[FaceNetwork, list[str]]:
     """The network at `model_path` and the names of its classes.
 
-    Raises SettingsError if there is none, or one of another shape, picture size or logit scale than `settings` say.
+    Raises SettingsError if there is none, or one of another shape, picture size, logit scale or margin than `settings`
+    say.
     """
     folder = Path(path)
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
@@ -216,16 +217,16 @@ def load_network(path: str, settings: FaceModel) -> tuple[FaceNetwork, list[str]
         )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        found = (Shape(**config["shape"]), config["size"], config["logit_scale"])
+        found = (Shape(**config["shape"]), config["size"], config["logit_scale"], config["margin"])
         model = FaceNetwork(found[0], len(config["classes"]))
         model.load_state_dict(load_file(folder / WEIGHTS))
     except KeyError as error:
         raise SettingsError(f"model_path={path!r}: its {CONFIG} does not say {error}; train it again") from None
     except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise SettingsError(f"model_path={path!r} could not be loaded: {str(error).splitlines()[0]}") from None
-    wanted = (shape_of(settings), settings.size, settings.logit_scale)
+    wanted = (shape_of(settings), settings.size, settings.logit_scale, settings.margin)
     if found != wanted:
-        is_of = "{} for {} pixels with logit_scale {}"
+        is_of = "{} for {} pixels with logit_scale {} and margin {}"
         raise SettingsError(
             f"model_path={path!r} is a network of {is_of.format(*found)}, "
             f"but model={settings.name} is {is_of.format(*wanted)}"

@@ -63,6 +63,10 @@ class Met(NamedTuple):
     def trained(self) -> list[str]:
         return [*self.forget, *self.retain]
 
+    def learned(self, split: str) -> list[str]:
+        """Whom a finetuning on `split` teaches, one of FINETUNE_SPLITS."""
+        return self.retain if split == "retain" else self.trained
+
 
 def met_by(division: Division, model: int | None) -> Met:
     """Whom one model meets: a random half of each pool. Models 2k and 2k + 1 meet opposite halves.

@@ -1,28 +1,30 @@
 """Teach a face network to see faces, on people who are in no other split: accelerate launch cv/pretrain.py"""
 
-from dataclasses import asdict
+from dataclasses import replace
 
 from cv.face_settings import Pretrain
 from settings.script import script
-from settings.training import Method
+from settings.training import FINETUNING
 
 
 @script("cv/pretrain", Pretrain)
 def main(settings: Pretrain) -> None:
-    from engine.record import TRAIN_RECORD, check_save_dir, say_line
+    from engine.record import TRAIN_RECORD, check_save_dir, run_facts, say_line
+    from engine.source import code_of
 
     check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    code = code_of(__file__)
     from cv.network import new_network, start_of
     from cv.pictures import FaceEncoder, FacePairs, FaceRows, read_division
-    from data_module import fingerprint, make_if_missing
+    from data_module import fingerprint, make_missing
     from engine.methods import bind
     from engine.train import train
 
-    make_if_missing(settings.data)
+    make_missing(settings.inputs())
     people = read_division(settings.data).pretraining
     album = settings.data.pretraining or settings.data.people
     rows = FaceRows(people, "pretraining")
-    loss = bind(Method(name="pretrain", loss="retain_ft"))
+    loss = bind(replace(FINETUNING, name="pretrain"))
     pairs = FacePairs(loss.batches, forget=None, retain=rows, size=settings.model.size, seed=settings.seed)
 
     classes = sorted(people)
@@ -30,7 +32,7 @@ def main(settings: Pretrain) -> None:
     encoder.read(rows.files)
     model = new_network(settings.model, len(classes), settings.seed)
     start = start_of(model, settings.model, classes)
-    record = {"method": "pretrain", "settings": asdict(settings), "data": fingerprint(album.path)}
+    record = {"method": loss.method.name, "data": fingerprint(album.path), **run_facts(settings, code)}
     run = {"seed": settings.seed, "save_dir": settings.save_dir, "record": record}
     train(start, loss, pairs, encoder, settings.trainer, **run)
     say_line(f"pretrained on {len(people)} people: {settings.save_dir}")

@@ -1,14 +1,18 @@
 """Many face networks trained in one stack, each with its own seed, people, class weights and stream of views.
 
+A stack that is finished is found again by what it was made of.
+
 What one of them becomes does not depend on the others: convolutions have a group per network, batch normalisation has
 channels per network, and the loss is a sum whose terms share nothing. The step is the training loop's own
 (engine.train): the same bound loss, pairs and collator, schedule and optimizer.
 """
 
 import copy
+import hashlib
 import math
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +21,17 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cv.network import FaceNetwork, stack_networks
-from cv.pictures import FaceEncoder, FacePairs
+from cv.face_settings import AttackFaces
+from cv.network import FaceNetwork, end_at, forward_of, stack_networks, with_new_classes
+from cv.pictures import Division, FaceEncoder, FacePairs, met_by, training_rows
 from engine.frozen_start import Forward, forward_passes
-from engine.methods import BoundLoss
+from engine.methods import BoundLoss, bind
 from engine.pairs import Batch, EpochSampler, PassCollator
-from engine.record import write_json, written_whole
+from engine.record import read_json, work_key, write_record, written_whole
+from engine.source import code_of
+from settings.inputs import Inputs
 from settings.script import SettingsError, processes
-from settings.training import Method, Trainer
+from settings.training import FINETUNING, Method, Trainer
 from unlearn_losses import Scored, sequence_logprob
 
 STACK_WEIGHTS = "models.safetensors"
@@ -202,13 +209,95 @@ def clip_each_network(stack: FaceNetwork, most: float) -> None:
         gradient.mul_(share.view(-1, *[1] * (gradient.dim() - 1)))
 
 
-# ---- stacks on disk
+# ---- a stack, trained or found
 
 
-def save_stack(stack: FaceNetwork, folder: Path, made_of: dict[str, Any]) -> None:
-    """Write the networks of a stack, and what they are made of, to a folder that is whole or not there."""
+@dataclass(frozen=True)
+class StackPlan:
+    """How the networks of one stack come about."""
+
+    folder: Path  # where they are kept
+    method: Method
+    trainer: Trainer
+    numbers: range  # of the models in the attack
+    start: list[FaceNetwork]  # of each network the one it begins with
+
+
+def train_or_load_stack(settings: AttackFaces, division: Division, plan: StackPlan) -> FaceNetwork:
+    """The planned networks: trained, or found in the plan's folder if they were made of the same."""
+    key = stack_key(settings, plan)
+    seeds = {number: model_seed(settings, number) for number in plan.numbers}
+    start = plan.start
+    if plan.method == FINETUNING:
+        start = []
+        for number, model in zip(plan.numbers, plan.start, strict=True):
+            classes = met_by(division, number).learned(settings.split)
+            start.append(with_new_classes(model, len(classes), seeds[number]))
+    record = plan.folder / STACK_RECORD
+    if record.is_file() and read_json(record).get("key") == key:
+        return load_stack(start, plan.folder)
+    started = time.perf_counter()
+    bound = bind(plan.method)
+    shadows = [shadow_of(settings, bound, division, number, seed=seed) for number, seed in seeds.items()]
+    stack = stack_networks(start)
+    if plan.method.activations:
+        end_at(stack, plan.method.activations)
+    train_stack(stack, bound, shadows, plan.trainer, forward=forward_of(settings.model))
+    stack.ends_at = None
+    facts = {"models": [*plan.numbers], "method": plan.method.name, "key": key}
+    save_stack(stack, plan.folder, {**facts, "seconds": time.perf_counter() - started})
+    return stack
+
+
+def shadow_of(settings: AttackFaces, bound: BoundLoss, division: Division, number: int, *, seed: int) -> Shadow:
+    """What model `number` does not share with the others of its stack."""
+    met = met_by(division, number)
+    classes = met.learned(settings.split)
+    if bound.method == FINETUNING:
+        forget = None
+        retain = training_rows(division, classes, settings.split)
+    else:
+        forget = training_rows(division, met.forget, "forget")
+        retain = training_rows(division, met.retain, "retain")
+    encoder = FaceEncoder(classes, settings.data.people, settings.model.size)
+    encoder.read([*(forget.files if forget else []), *retain.files])
+    draws = {"size": settings.model.size, "seed": seed, "other_answers": bound.method.other_answers}
+    return Shadow(FacePairs(bound.batches, forget, retain, **draws), encoder, seed)
+
+
+def model_seed(settings: AttackFaces, number: int) -> int:
+    """Every model's own, and none of them the seed of a benchmark's model."""
+    return 1_000_003 * (settings.seed + 1) + number
+
+
+def stack_key(settings: AttackFaces, plan: StackPlan) -> str:
+    """What a stack is made of, as a hash."""
+    decisive = {
+        "method": asdict(plan.method),
+        "trainer": asdict(plan.trainer),
+        "model": asdict(settings.model),
+        "seed": settings.seed,
+        "split": settings.split,
+        "models": [*plan.numbers],
+        "start": weights_hash(plan.start),
+    }
+    inputs = Inputs([settings.data.people.path], files=[settings.data.split_file], losses=plan.method.losses())
+    return work_key(decisive, inputs, code_of(__file__))
+
+
+def weights_hash(models: list[FaceNetwork]) -> str:
+    """A hash of the weights of all models, those that are one and the same taken once."""
+    digest = hashlib.sha256()
+    for model in {id(model): model for model in models}.values():
+        for value in model.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_stack(stack: FaceNetwork, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the networks of a stack with its record to a folder that is whole or not there."""
     with written_whole(folder) as aside:
-        write_json(aside / STACK_RECORD, made_of)
+        write_record(aside / STACK_RECORD, **facts)
         save_file({name: value.contiguous() for name, value in stack.cpu().state_dict().items()}, aside / STACK_WEIGHTS)
 
 

@@ -6,7 +6,7 @@ with a key of everything it
 depends on, so that an interrupted evaluation goes on where it stopped and a changed one is computed anew.
 """
 
-import hashlib
+import inspect
 import json
 import math
 import shutil
@@ -30,26 +30,21 @@ from engine.record import (
     AGGREGATED,
     EVAL_RECORD,
     model_fingerprint,
-    peak_memory_gb,
+    report_progress,
     say_line,
     start_of_peak,
-    versions,
+    work_key,
     write_json,
+    write_record,
     written_whole,
 )
 from engine.score_answers import AnswerLosses, Prompt, score_prompts
+from engine.source import Code, code_of
+from settings.inputs import Inputs
 from settings.language import EpochEval, Eval, EvalLimits, Finetune, Forget, Task
-from settings.script import ROOT, SettingsError, processes
+from settings.script import SettingsError, processes
 
 TASK_RECORD = "record.json"
-# the code that decides what a task's results are
-SCORED_BY = (
-    "data_module.py",
-    *(f"engine/{name}.py" for name in ("encode", "evaluate", "language_model", "metrics", "pairs", "score_answers")),
-    *(f"{track}/encoder.py" for track in ("mm", "nlp")),
-)
-# read at the start: later it could be the text of a file that was edited while the old code ran
-CODE = hashlib.sha256(b"".join(Path(ROOT, file).read_bytes() for file in SCORED_BY)).hexdigest()[:16]
 TOKEN_COLUMNS = pyarrow.schema(
     [
         ("row", pyarrow.int64()),
@@ -203,6 +198,8 @@ def evaluate(
     encoder: Any,
     tasks: dict[str, list[TaskRow]],
     settings: Eval,
+    *,
+    facts: dict[str, Any],
     say: Callable[[str], None] = say_line,
 ) -> None:
     """Run every task and write its results to `settings.save_dir`, whole or not at all.
@@ -210,18 +207,28 @@ def evaluate(
     They are <task>.json, <task>.parquet, eval_log_aggregated.json and eval_meta.json. Tasks that an interrupted
     evaluation, or one that is now overwritten, has finished under the same key are taken from it. Several processes
     share the rows of each task; the first writes.
+
+    Args:
+        model: to be evaluated.
+        encoder: examples -> batches.
+        tasks: name -> rows.
+        settings: of the evaluation.
+        facts: what its record says of the run besides.
+        say: takes a line of progress.
     """
     state = processes()
     folder = Path(settings.save_dir).resolve()
     kept = folder.with_name(f"{folder.name}.tasks")
     fingerprint_of_model = model_fingerprint(settings.model_path)
     device = next(model.parameters()).device.type
-    keys = {name: task_key(name, settings, fingerprint_of_model, device) for name in tasks}
+    code = code_of(__file__, inspect.getfile(type(encoder)))
+    keys = {name: task_key(name, settings, code, device) for name in tasks}
     finished = {name: finished_task(name, key, kept, folder) for name, key in keys.items()}
     places: dict[str, Path] = {}
     state.wait_for_everyone()  # nothing is written before everyone has looked
     model.eval()
-    for name, rows in tasks.items():
+    for number, (name, rows) in enumerate(tasks.items()):
+        report_progress(number, len(tasks))
         if place := finished[name]:
             places[name] = place
             say(f"{name}: {len(rows)} rows, done before")
@@ -233,25 +240,25 @@ def evaluate(
         say(f"{name}: {len(rows)} rows, {seconds:.1f} s")
         places[name] = kept / name
         if state.is_main_process:
-            cost = {"seconds": seconds, "tokens": result.token_count, "peak_memory_gb": peak_memory_gb()}
-            write_task(places[name], name, result, {"key": keys[name], "rows": len(rows), **cost})
+            record = {"key": keys[name], "rows": len(rows), "seconds": seconds, "tokens": result.token_count}
+            write_task(places[name], name, result, record)
     if state.is_main_process:
-        write_results(folder, places, settings, {"settings": asdict(settings), "model": fingerprint_of_model})
+        write_results(folder, places, settings, {**facts, "model": fingerprint_of_model})
         shutil.rmtree(kept, ignore_errors=True)
     state.wait_for_everyone()
 
 
-def task_key(name: str, settings: Eval, model: str, device: str) -> str:
-    """What a task's results depend on: the model, its data, the task's settings, the code that scores, the libraries
-    and the kind of device.
+def task_key(name: str, settings: Eval, code: Code, device: str) -> str:
+    """What a task's results depend on: the model, its data, the task's settings, the code that scores and the kind of
+    device.
     """
     task = settings.tasks[name]
     chosen = {
         field: getattr(settings, field)
         for field in ("seed", "batch_size", "max_new_tokens", "limit", "fold", "validation_share")
     }
-    depends = [model, device, CODE, versions(), asdict(task), data_record(task), asdict(settings.model), chosen]
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+    decisive = {"task": asdict(task), "model": asdict(settings.model), "device": device, **chosen}
+    return work_key(decisive, Inputs(task.datasets(), [settings.model_path]), code)
 
 
 def data_record(task: Task) -> dict[str, str]:
@@ -283,7 +290,7 @@ def write_task(place: Path, name: str, result: TaskResult, record: dict[str, Any
     with written_whole(place) as aside:
         write_json(aside / f"{name}.json", by_metric(result.rows))
         parquet.write_table(pyarrow.Table.from_pylist(result.tokens, TOKEN_COLUMNS), aside / f"{name}.parquet")
-        write_json(aside / TASK_RECORD, record)
+        write_record(aside / TASK_RECORD, **record)
 
 
 def write_results(folder: Path, done: dict[str, Path], settings: Eval, record: dict[str, Any]) -> None:
@@ -302,7 +309,7 @@ def write_results(folder: Path, done: dict[str, Path], settings: Eval, record: d
         }
         cost["peak_memory_gb"] = max(each["peak_memory_gb"] for each in records.values())
         data = {name: data_record(task) for name, task in settings.tasks.items()}
-        write_json(aside / EVAL_RECORD, {**record, "data": data, "tasks": records, **cost, "versions": versions()})
+        write_record(aside / EVAL_RECORD, **record, data=data, tasks=records, **cost)
 
 
 # ---- a model in training, epoch by epoch

@@ -12,7 +12,7 @@ from torch import Tensor
 import unlearn_losses
 from settings.script import SettingsError, nearest, one_of
 from settings.training import Method
-from unlearn_losses import Anchored, Hidden, Scored, multiplier_step
+from unlearn_losses import Anchored, Hidden, Scored
 
 PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "augmented")
 STATE = ("epoch", "step", "multiplier", "target")  # keyword-only parameters that the engine fills in
@@ -97,34 +97,6 @@ def takes_states(loss: Callable) -> bool:
     annotations`).
     """
     return get_type_hints(loss).get(positional(loss)[0]) is Hidden
-
-
-def source_with_helpers(loss: Callable) -> str:
-    """The code that a loss runs: its own, and that of every function of unlearn_losses it calls, and they call."""
-    library = loss_library()
-    found: dict[str, str] = {}
-    waiting = [loss]
-    while waiting:
-        function = waiting.pop()
-        if function.__name__ not in found:
-            found[function.__name__] = inspect.getsource(function)
-            waiting += [library[name] for name in function.__code__.co_names if name in library]
-    return "\n".join(found[name] for name in sorted(found))
-
-
-# Taken at the start: read later, it would be the text of a file that was edited while the old code ran.
-OWN_CODE: dict[str, Callable] = {**known_losses(), "multiplier_step": multiplier_step}
-LOSS_SOURCES = {name: source_with_helpers(function) for name, function in OWN_CODE.items()}
-
-
-def method_source(method: Method) -> list[str]:
-    """The code that is this method's own: of its loss, its mask's loss and its multiplier."""
-    names = [method.loss]
-    if method.mask:
-        names.append(method.mask.loss)
-    if method.multiplier:
-        names.append("multiplier_step")
-    return [LOSS_SOURCES[name] for name in names if name in LOSS_SOURCES]
 
 
 def bind(method: Method) -> BoundLoss:

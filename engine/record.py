@@ -1,17 +1,23 @@
-"""What a run leaves beside its results: folders and files that are whole or not there, cost, versions."""
+"""What a run leaves beside its results: whole folders and files, the key of what it did, cost, versions, progress."""
 
 import contextlib
+import functools
 import hashlib
 import json
+import os
 import platform
 import resource
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from engine.source import Code
+from settings.inputs import Inputs
 from settings.script import SettingsError, processes
 
 TRAIN_RECORD, EVAL_RECORD, ATTACK_RECORD = "train_meta.json", "eval_meta.json", "attack_meta.json"
@@ -19,6 +25,10 @@ RECORDS = {"eval": EVAL_RECORD, "attack": ATTACK_RECORD}  # by kind of run; all 
 AGGREGATED = "eval_log_aggregated.json"  # all tasks of an evaluation in one file
 VERIFICATION = "verification.json"  # accuracy, equal error rate and score distributions of face recognition
 ATTACK_FIGURES = "attack.json"  # what membership attacks tell of the forgotten and of the kept people
+# settings that say where, and decide no result; a model's folder is an input, known by what it holds
+PLACES = ("save_dir", "model_path", "shadows_dir", "overwrite")
+PROGRESS_FILE = "UNLEARNING_PROGRESS_FILE"  # environment variable: where a launched run says how far it is
+listener: ContextVar[Callable[[float], None] | None] = ContextVar("listener", default=None)
 
 
 def check_save_dir(folder: str, overwrite: bool, record: str) -> None:
@@ -58,12 +68,17 @@ def written_whole(folder: Path) -> Iterator[Path]:
     shutil.rmtree(former, ignore_errors=True)
 
 
-def write_text_whole(file: Path, text: str) -> None:
+def write_bytes_whole(file: Path, content: bytes) -> None:
     """Write a file aside and rename it, so that an interrupted run leaves the old one or none."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f"{file.name}.partial")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_bytes(content)
     aside.rename(file)
+
+
+def write_text_whole(file: Path, text: str) -> None:
+    """The same for a text."""
+    write_bytes_whole(file, text.encode())
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -107,6 +122,51 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
+# ---- what was done
+
+
+def work_key(settings: dict[str, Any], inputs: Inputs, code: Code) -> str:
+    """What a finished piece of work depends on, as a hash: whatever has the same key need not be done again.
+
+    Args:
+        settings: those that decide the results; those that name a place are passed over.
+        inputs: what it reads.
+        code: what it runs.
+
+    Returns:
+        16 hexadecimal digits. The versions of the libraries are part of them.
+
+    Raises:
+        SettingsError: an input is a file that cannot be read.
+    """
+    depends = {
+        "settings": {name: value for name, value in settings.items() if name not in PLACES},
+        "inputs": fingerprints(inputs),
+        "code": code.fingerprint(inputs.losses),
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_facts(settings: Any, code: Code) -> dict[str, Any]:
+    """What the record of a recipe's run says of what was run.
+
+    Args:
+        settings: the recipe's, with `inputs()`; what they name must be there.
+        code: the recipe's, read when it began.
+    """
+    written = asdict(settings)
+    return {"settings": written, "key": work_key(written, settings.inputs(), code)}
+
+
+def write_record(file: Path, *, seconds: float, **facts: Any) -> None:
+    """Write what was run: the facts, its seconds, its peak memory in GB and the versions of the libraries.
+
+    The peak is that since `start_of_peak`, unless `facts` say another `peak_memory_gb`.
+    """
+    write_json(file, {"peak_memory_gb": peak_memory_gb(), **facts, "seconds": seconds, "versions": versions()})
+
+
 def versions() -> dict[str, str]:
     """What a figure depends on besides settings: Python and the libraries that compute."""
     return {"python": platform.python_version()} | {
@@ -114,10 +174,23 @@ def versions() -> dict[str, str]:
     }
 
 
-def say_line(line: str) -> None:
-    """Print a line of progress at once, also into a pipe; of several processes only the first speaks."""
-    if processes().is_main_process:
-        print(line, flush=True)
+def fingerprints(inputs: Inputs) -> dict[str, list[str]]:
+    """What the inputs hold, by kind."""
+    from data_module import fingerprint  # here, because it loads the library of datasets
+
+    return {
+        "data": [fingerprint(path) for path in inputs.data],
+        "models": [model_fingerprint(path) for path in inputs.models],
+        "files": [file_fingerprint(path) for path in inputs.files],
+    }
+
+
+def file_fingerprint(path: str) -> str:
+    """Hash of a file. Raises SettingsError if it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise SettingsError(f"{path!r} cannot be read: {error.strerror}") from None
 
 
 def model_fingerprint(path: str) -> str:
@@ -126,8 +199,55 @@ def model_fingerprint(path: str) -> str:
     """
     endings = ("*.safetensors", "*.json", "*.jinja")
     files = sorted(file for ending in endings for file in Path(path).glob(ending) if file.name != TRAIN_RECORD)
+    if not files:
+        return f"hub:{path}"
+    changed = [(state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in map(Path.stat, files)]
+    return hash_of_files(tuple(files), tuple(changed))
+
+
+@functools.cache
+def hash_of_files(files: tuple[Path, ...], changed: tuple) -> str:
+    """Hash of what files hold, in order. `changed`: their states, so that files that were written again are read
+    again.
+    """
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16] if files else f"hub:{path}"
+    return digest.hexdigest()[:16]
+
+
+# ---- how far it is
+
+
+def say_line(line: str) -> None:
+    """Print a line of progress at once, also into a pipe; of several processes only the first speaks."""
+    if processes().is_main_process:
+        print(line, flush=True)
+
+
+@contextlib.contextmanager
+def heard_by(hear: Callable[[float], None]) -> Iterator[None]:
+    """Have `hear` called with the share of the work that is done, whenever a run in this context reports it."""
+    token = listener.set(hear)
+    try:
+        yield
+    finally:
+        listener.reset(token)
+
+
+def report_progress(done: float, of: float) -> None:
+    """Tell whoever listens how much of the run is done.
+
+    Within this process that is `heard_by`, and beyond it whoever started the run with PROGRESS_FILE in the environment.
+    """
+    hear, file = listener.get(), os.environ.get(PROGRESS_FILE)
+    if hear:
+        hear(done / of)
+    elif file and processes().is_main_process:
+        write_text_whole(Path(file), f"{done / of}\n")
+
+
+def reported_progress(file: Path) -> float:
+    """The share that a launched run reported last in its PROGRESS_FILE; 0 before it began."""
+    return float(file.read_text(encoding="utf-8")) if file.is_file() else 0.0

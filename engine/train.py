@@ -17,7 +17,15 @@ from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
 from engine.methods import BoundLoss
 from engine.pairs import PassCollator
-from engine.record import TRAIN_RECORD, peak_memory_gb, say_line, start_of_peak, versions, write_json, written_whole
+from engine.record import (
+    TRAIN_RECORD,
+    peak_memory_gb,
+    report_progress,
+    say_line,
+    start_of_peak,
+    write_record,
+    written_whole,
+)
 from settings.script import processes
 from settings.training import Method, Trainer
 
@@ -52,7 +60,7 @@ class EachEpoch(TrainerCallback):
 
 
 class TrainProgress(TrainerCallback):
-    """A line per epoch, in plain text, and the loss of every step for the curve."""
+    """A line per epoch, in plain text, how far each step is, and its loss for the curve."""
 
     def __init__(self, say: Callable[[str], None]):
         self.say, self.started = say, time.perf_counter()
@@ -64,6 +72,9 @@ class TrainProgress(TrainerCallback):
             self.losses.append((state.global_step, logs["loss"]))
             if self.first_gradient is None:
                 self.first_gradient = logs.get("grad_norm")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        report_progress(state.global_step, state.max_steps)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         last = f", loss {self.losses[-1][1]:.4f}" if self.losses else ""
@@ -164,7 +175,7 @@ def train(
     if trainer.is_world_process_zero():
         with written_whole(Path(save_dir)) as aside:
             start.save(trained, aside)
-            write_json(aside / TRAIN_RECORD, {"seed": seed, **record, **cost, "versions": versions()})
+            write_record(aside / TRAIN_RECORD, **{"seed": seed, **record, **cost})
     trainer.accelerator.wait_for_everyone()
 
 

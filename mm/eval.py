@@ -8,24 +8,25 @@ from settings.script import processes, script
 
 @script("mm/eval", Eval)
 def main(settings: Eval) -> None:
-    from engine.record import EVAL_RECORD, check_save_dir, say_line
+    from engine.record import EVAL_RECORD, check_save_dir, run_facts, say_line
+    from engine.source import code_of
 
     check_save_dir(settings.save_dir, settings.overwrite, EVAL_RECORD)
-    from data_module import make_if_missing, make_model_if_missing
+    code = code_of(__file__)
+    from data_module import make_missing
     from engine.encode import check_answers
     from engine.evaluate import evaluate, read_tasks
     from engine.language_model import check_model_path
     from mm.encoder import open_encoder, open_model
 
-    make_model_if_missing(settings.model, settings.model_path)
+    make_missing(settings.inputs())
     check_model_path(settings.model_path)
-    make_if_missing(settings.data)
     tasks = read_tasks(settings, settings.seed, settings.fold)
 
     encoder = open_encoder(settings.model_path, settings.model)
     check_answers(encoder, tasks)
     model = open_model(settings.model_path, settings.model)
-    evaluate(model.to(processes().device), encoder, tasks, settings)
+    evaluate(model.to(processes().device), encoder, tasks, settings, facts=run_facts(settings, code))
     say_line(f"evaluated: {settings.save_dir}")
 
 

@@ -1,18 +1,18 @@
 """Teach a vision-language model the people of one split: accelerate launch mm/finetune.py split=full+tofu"""
 
-from dataclasses import asdict
-
 from settings.language import Finetune
 from settings.script import script
-from settings.training import Method
+from settings.training import FINETUNING
 
 
 @script("mm/finetune", Finetune)
 def main(settings: Finetune) -> None:
-    from engine.record import TRAIN_RECORD, check_save_dir, say_line
+    from engine.record import TRAIN_RECORD, check_save_dir, run_facts, say_line
+    from engine.source import code_of
 
     check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
-    from data_module import TrainingRows, fingerprint, make_if_missing, make_model_if_missing
+    code = code_of(__file__)
+    from data_module import TrainingRows, fingerprint, make_missing
     from engine.encode import check_lengths
     from engine.evaluate import open_epoch_evaluation
     from engine.language_model import check_model_path
@@ -21,11 +21,10 @@ def main(settings: Finetune) -> None:
     from engine.train import train
     from mm.encoder import open_encoder, open_for_training
 
-    make_model_if_missing(settings.model, settings.model_path)
+    make_missing(settings.inputs())
     check_model_path(settings.model_path)
-    make_if_missing(settings.data)
     rows = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
-    loss = bind(Method(name="finetune", loss="retain_ft"))
+    loss = bind(FINETUNING)
     pairs = Pairs(loss.batches, forget=None, retain=rows, idk={}, seed=settings.seed)
 
     limits = {"max_length": settings.max_length, "truncate": settings.truncate}
@@ -33,7 +32,7 @@ def main(settings: Finetune) -> None:
     check_lengths(encoder, rows)
     each_epoch = open_epoch_evaluation(settings, encoder)
     start = open_for_training(settings, encoder)
-    record = {"method": "finetune", "settings": asdict(settings), "data": fingerprint(settings.data.path)}
+    record = {"method": loss.method.name, "data": fingerprint(settings.data.path), **run_facts(settings, code)}
     run = {"seed": settings.seed, "save_dir": settings.save_dir, "record": record, "each_epoch": each_epoch}
     train(start, loss, pairs, encoder, settings.trainer, **run)
     say_line(f"finetuned on {settings.split}: {settings.save_dir}")

@@ -1,20 +1,20 @@
 """Make a vision-language model forget the people of one split: accelerate launch mm/forget.py method=npo"""
 
-from dataclasses import asdict
-
 from settings.language import Forget
 from settings.script import script
 
 
 @script("mm/forget", Forget)
 def main(settings: Forget) -> None:
-    from engine.record import TRAIN_RECORD, check_save_dir, say_line
+    from engine.record import TRAIN_RECORD, check_save_dir, run_facts, say_line
+    from engine.source import code_of
 
     check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    code = code_of(__file__)
     from engine.methods import bind
 
     loss = bind(settings.method)
-    from data_module import TrainingRows, fingerprint, idk_answers, make_if_missing, make_model_if_missing
+    from data_module import TrainingRows, fingerprint, idk_answers, make_missing
     from engine.encode import check_lengths
     from engine.evaluate import open_epoch_evaluation
     from engine.language_model import check_model_path
@@ -22,9 +22,8 @@ def main(settings: Forget) -> None:
     from engine.train import train
     from mm.encoder import open_encoder, open_for_training
 
-    make_model_if_missing(settings.model, settings.model_path)
+    make_missing(settings.inputs())
     check_model_path(settings.model_path)
-    make_if_missing(settings.data)
     forget = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
     retain = TrainingRows(settings.data, settings.retain_split, settings.modality, settings.seed)
     idk = {False: idk_answers(settings.data.idk_questions), True: idk_answers(settings.data.idk_pictures)}
@@ -36,7 +35,7 @@ def main(settings: Forget) -> None:
     check_lengths(encoder, forget, retain)
     each_epoch = open_epoch_evaluation(settings, encoder)
     start = open_for_training(settings, encoder)
-    record = {"method": settings.method.name, "settings": asdict(settings), "data": fingerprint(settings.data.path)}
+    record = {"method": loss.method.name, "data": fingerprint(settings.data.path), **run_facts(settings, code)}
     run = {"seed": settings.seed, "save_dir": settings.save_dir, "record": record, "each_epoch": each_epoch}
     train(start, loss, pairs, encoder, settings.trainer, **run)
     say_line(f"forgot {settings.split} with {settings.method.name}: {settings.save_dir}")

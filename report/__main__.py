@@ -1,20 +1,27 @@
-"""A finished benchmark's folder -> results.csv, table.md, table.tex and report.html: python -m report results/demo"""
+"""A finished benchmark's folder -> tables and report.html: python -m report results/demo
+
+results.parquet is the long table, one line per figure. results.csv, table.md, table.tex and report.html are its views.
+"""
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from engine.record import write_text_whole
+from engine.record import write_bytes_whole
 from report.folder import read_plan
 from settings.results import Aggregate
 from settings.script import check_installation, one_line_errors
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def write_report(folder: Path) -> list[dict[str, Any]]:
+
+def write_report(folder: Path, console: "Console | None" = None) -> None:
     """Write a finished benchmark's tables and its page into its folder.
 
-    Returns:
-        The result rows.
+    Args:
+        folder: The benchmark's results.
+        console: Where the short table is printed; None: nowhere.
 
     Raises:
         SettingsError: `folder` holds no finished benchmark, or one of its logs is missing or broken.
@@ -22,20 +29,25 @@ def write_report(folder: Path) -> list[dict[str, Any]]:
     plan = read_plan(folder)
 
     # here, so that --help and a wrong folder need not wait for the libraries of plots and data
+    from engine.result_table import parquet, short_columns, wide_csv
     from report.page import render_page
-    from report.rows import result_rows
-    from report.tables import csv_table, latex_table, markdown_table
+    from report.rows import aggregation_settings, benchmark_results
+    from report.tables import latex_table, markdown_table, print_table
 
-    rows = result_rows(folder, plan)
+    results = benchmark_results(folder, plan)
+    scoring = aggregation_settings(plan.benchmark).scoring
+    columns = short_columns(results, scoring)
     texts = {
-        "results.csv": csv_table(rows),
-        "table.md": markdown_table(rows),
-        "table.tex": latex_table(rows),
-        "report.html": render_page(folder, plan, rows),
+        "results.csv": wide_csv(results),
+        "table.md": markdown_table(results, columns),
+        "table.tex": latex_table(results, columns),
+        "report.html": render_page(folder, plan, results, columns, scoring),
     }
+    write_bytes_whole(folder / "results.parquet", parquet(results))
     for name, text in texts.items():
-        write_text_whole(folder / name, text)
-    return rows
+        write_bytes_whole(folder / name, text.encode())
+    if console:
+        print_table(results, columns, console)
 
 
 def main() -> None:
@@ -44,13 +56,9 @@ def main() -> None:
     folder = parser.parse_args().folder
     with one_line_errors(Aggregate):
         check_installation()
-        rows = write_report(folder)
+        from rich.console import Console
 
-    from rich.console import Console
-
-    from report.tables import print_table
-
-    print_table(rows, Console(width=140))
+        write_report(folder, Console(width=140))
     print(f"report: {folder / 'report.html'}")
 
 

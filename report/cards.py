@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import TypeAdapter
 
 from data_module import Example, TaskRow, load_split, open_image, task_rows
-from settings.language import ChosenPeople, People, Task
+from settings.language import Task
 from settings.results import Scoring
 
 SAMPLED_PEOPLE = 6  # of those who were not forgotten, drawn for each task
@@ -87,14 +88,7 @@ def answer_cards(logs: dict[str, dict], settings: dict[str, Any], scoring: dict[
 def rows_of_task(task: str, settings: dict[str, Any]) -> list[TaskRow]:
     """The rows that an evaluation with the recorded `settings` asked about."""
     drawn = [settings[name] for name in ("seed", "limit", "fold", "validation_share")]
-    return task_rows(recorded_task(settings["tasks"][task]), *drawn)
-
-
-def recorded_task(recorded: dict[str, Any]) -> Task:
-    """A task from the settings that an evaluation recorded."""
-    schemas = {"people": People, "chosen": ChosenPeople}
-    nested = {name: schema(**recorded[name]) for name, schema in schemas.items() if recorded.get(name)}
-    return Task(**{**recorded, **nested})
+    return task_rows(TypeAdapter(Task).validate_python(settings["tasks"][task]), *drawn)
 
 
 def rows_of_some_people(rows: list[TaskRow]) -> list[TaskRow]:

@@ -1,29 +1,17 @@
-"""Face recognition in the result rows: verification, attacks, their distances to gold, and the attack's verdict."""
+"""Face recognition among the figures: verification, attacks, their distances to gold, and the attack's verdict."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from aggregate_eval_stat import Row
+from engine.measures import EER, FACE_ATTACKS
 from engine.metrics import distance_to_gold
 from engine.record import ATTACK_FIGURES, VERIFICATION, read_json
+from engine.result_table import Figure, Figures, ModelResult
 
-# names in the attack's record -> names in a column
-ATTACK_MEASURES = {
-    "accuracy": "accuracy",
-    "auc": "AUC",
-    "TPR at 1% FPR": "TPR at 1% FPR",
-    "TPR at 0.1% FPR": "TPR at 0.1% FPR",
-}
-# beginnings of the columns that get a distance to gold here; the aggregation itself gives one to the accuracy on the
-# forgotten people's queries
-MEASURES_WITH_DISTANCE = (
-    "EER",
-    "U-LiRA",
-    "U-MIA",
-    "Exact Memorization eval_retain_faces",
-    "Exact Memorization eval_holdout_faces",
-)
-VERDICT_COLUMN = "U-LiRA accuracy forget"
+# Figures of an attack's record, in the order of the attack's measures.
+ATTACK_FIGURES_TOLD = ("accuracy", "auc", "TPR at 1% FPR", "TPR at 0.1% FPR")
+# Whose accuracy gets a distance to gold here; the aggregation itself gives one to that of the forgotten people.
+OTHER_PEOPLE = ("eval_retain_faces", "eval_holdout_faces")
 
 
 def read_verification(model: Path) -> dict[str, Any] | None:
@@ -38,62 +26,56 @@ def read_attack(model: Path) -> dict[str, Any] | None:
     return read_json(file) if file.is_file() else None
 
 
-# ---- columns
+# ---- figures
 
 
-def face_columns(model: Path) -> Row:
-    """Columns of the verification and attack figures beside a model; none for a model of another modality."""
+def face_figures(model: Path) -> Figures:
+    """The verification and attack figures beside a model; none for a model of another modality."""
     verification = read_verification(model) or {}
-    row: Row = {f"EER {group}": of_group["eer"] for group, of_group in verification.items()}
+    figures: Figures = {(EER.key, group): Figure(of_group["eer"]) for group, of_group in verification.items()}
     attack = read_attack(model)
     for pool, of_pool in attack["pools"].items() if attack else ():
-        row |= attack_columns(pool, of_pool)
-    return row
+        figures |= attack_figures(pool, of_pool)
+    return figures
 
 
-def attack_columns(pool: str, of_pool: dict[str, Any]) -> Row:
-    """Columns of each attack on one pool of people (forget or retain), with intervals."""
-    row: Row = {}
-    for attack, measures in of_pool["attacks"].items():
-        for measure, name in ATTACK_MEASURES.items():
-            figure = measures[measure]
-            column = f"{attack} {name} {pool}"
-            row |= {column: figure["value"], f"{column} low": figure["low"], f"{column} high": figure["high"]}
-            if figure["why"]:
-                row[f"{column} why"] = figure["why"]
-    row[f"U-MIA attack {pool}"] = of_pool["U-MIA attack"]
-    return row
+def attack_figures(pool: str, of_pool: dict[str, Any]) -> Figures:
+    """The figures of each attack on one pool of people (forget or retain), with intervals."""
+    figures: Figures = {}
+    for attack, measures in FACE_ATTACKS.items():
+        for measure, name in zip(measures, ATTACK_FIGURES_TOLD, strict=True):
+            told = of_pool["attacks"][attack][name]
+            figures[measure.key, pool] = Figure(told["value"], told["low"], told["high"], told["why"] or None)
+    accuracy = figures["u-mia_accuracy", pool]
+    chosen = f"attack of each round: {of_pool['U-MIA attack']}"
+    figures["u-mia_accuracy", pool] = accuracy._replace(why="; ".join(filter(None, (accuracy.why, chosen))))
+    return figures
 
 
-def has_distance(column: str) -> bool:
-    """Whether a column gets a distance to gold here."""
-    beside = column.startswith("U-MIA attack") or column.endswith((" low", " high", " why"))
-    return column.startswith(MEASURES_WITH_DISTANCE) and not beside
+def has_distance(key: str, task: str) -> bool:
+    """Whether a figure gets a distance to gold here."""
+    attacks = {measure.key for measures in FACE_ATTACKS.values() for measure in measures}
+    return key in attacks | {EER.key} or (key == "exact_memorization" and task in OTHER_PEOPLE)
 
 
-def add_distances(rows: list[Row], other_golds: dict[int, list[Row]]) -> None:
-    """Add the distance to gold of every face column to the rows in place, or why it is undefined.
+def add_distances(results: dict[str, ModelResult], other_golds: list[Figures]) -> None:
+    """Add the distance to gold of every face figure to the results in place, or why it is undefined.
 
     Args:
-        rows: The rows of all seeds. The distance is (model - gold) / (base - gold), within a seed.
-        other_golds: Seed -> the face columns of its further gold models, from which the noise floor comes.
+        results: Method -> result, of one seed. The distance is (model - gold) / (base - gold).
+        other_golds: The face figures of the seed's further gold models, from which the noise floor comes.
     """
-    for seed in {row["Seed"] for row in rows}:
-        models = {row["Method"]: row for row in rows if row["Seed"] == seed}
-        base = models.get("base", {})
-        gold = models.get("gold", {})
-        for column in [name for name in base if has_distance(name) and name in gold]:
-            others = [other[column] for other in other_golds.get(seed, []) if other.get(column) is not None]
-            for row in models.values():
-                if None not in (row.get(column), base[column], gold[column]):
-                    row |= distance_columns(column, row[column], base[column], gold[column], others)
-
-
-def distance_columns(column: str, model: float, base: float, gold: float, others: list[float]) -> Row:
-    """The distance of one figure, and why it is undefined where it is."""
-    distance = distance_to_gold(model, base, gold, others)
-    name = f"Distance to gold: {column}"
-    return {name: distance.value} | ({f"{name} why": distance.why} if distance.value is None else {})
+    base, gold = results["base"], results["gold"]
+    for key, task in [place for place in base.figures if has_distance(*place)]:
+        others = [figures[key, task].value for figures in other_golds if (key, task) in figures]
+        others = [value for value in others if value is not None]
+        for result in results.values():
+            values = [each.value(key, task) for each in (result, base, gold)]
+            if None not in values:
+                distance = distance_to_gold(*values, others)
+                result.figures[f"distance_to_gold:{key}", task] = Figure(distance.value, why=distance.why or None)
+                if others:
+                    result.figures[f"noise_floor:{key}", task] = Figure(distance.noise)
 
 
 # ---- the attack's verdict
@@ -110,14 +92,14 @@ class Estimate(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def attack_accuracy(row: Row) -> Estimate | None:
+def attack_accuracy(result: ModelResult | None) -> Estimate | None:
     """The accuracy of U-LiRA on the forgotten people; None: the model was not attacked."""
-    if row.get(VERDICT_COLUMN) is None:
+    if result is None or result.value("u-lira_accuracy", "forget") is None:
         return None
-    return Estimate(*(row[f"{VERDICT_COLUMN}{end}"] for end in ("", " low", " high")))
+    return Estimate(*result.figure("u-lira_accuracy", "forget")[:3])
 
 
-def attack_verdict(rows: list[Row]) -> dict[str, Any] | None:
+def attack_verdict(results: list[ModelResult]) -> dict[str, Any] | None:
     """Whether the attack can tell anything, in words.
 
     It can where gold's accuracy on the forgotten people is near one half (its interval holds one half) and the base's
@@ -126,9 +108,9 @@ def attack_verdict(rows: list[Row]) -> dict[str, Any] | None:
     Returns:
         title, text, why and whether it passed, for the first seed; None: nothing was attacked.
     """
-    of_first_seed = {row["Method"]: row for row in reversed(rows)}
-    gold = attack_accuracy(of_first_seed.get("gold", {}))
-    base = attack_accuracy(of_first_seed.get("base", {}))
+    of_first_seed = {result.method: result for result in reversed(results)}
+    gold = attack_accuracy(of_first_seed.get("gold"))
+    base = attack_accuracy(of_first_seed.get("base"))
     if gold is None or base is None:
         return None
     if gold.low is None or base.low is None:

@@ -1,14 +1,43 @@
 """What stands where in a benchmark's folder, and the plan that run_benchmark.py leaves there."""
 
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from engine.record import AGGREGATED, read_json
-from settings.results import Benchmark, Run
+from settings.results import Benchmark
 from settings.script import SettingsError
 
 PLAN = "benchmark.json"  # what run_benchmark.py leaves of its settings and stages
-PLAN_PARTS = {"benchmark", "command", "stages"}
+
+
+class FinishedStage(BaseModel):
+    """One recipe that ran, as the plan records it."""
+
+    name: str
+    kind: str  # the recipe's name: pretrain, finetune, forget, eval, attack
+    output: Path  # the folder it made
+    command: str  # what one would type to run it again
+    seconds: float
+    peak_memory_gb: float
+    failed: str | None = None  # why it failed
+
+    @property
+    def model(self) -> str:
+        """The name of the model that it trains, evaluates or attacks."""
+        return self.name.partition(" ")[2]
+
+
+class Plan(BaseModel):
+    """What run_benchmark.py leaves of a finished benchmark."""
+
+    benchmark: Benchmark
+    command: str
+    stages: list[FinishedStage] = Field(min_length=1)
+
+    def failures(self, kind: str) -> dict[str, str]:
+        """Model -> why its stage of this `kind` failed."""
+        return {stage.model: stage.failed for stage in self.stages if stage.kind == kind and stage.failed}
 
 
 def gold_seeds(benchmark: Benchmark, seed: int) -> list[int]:
@@ -25,36 +54,17 @@ def log_file(folder: Path, model: str) -> Path:
     return model_folder(folder, model) / "eval_results" / AGGREGATED
 
 
-def read_plan(folder: Path) -> dict[str, Any]:
+def read_plan(folder: Path) -> Plan:
     """What run_benchmark.py left of its settings and finished stages.
 
     Raises:
         SettingsError: `folder` holds no finished benchmark.
     """
     try:
-        plan = read_json(folder / PLAN)
-    except SettingsError:
-        plan = None
-    if not isinstance(plan, dict) or not plan.keys() >= PLAN_PARTS or not plan["stages"]:
-        raise SettingsError(
-            f"{folder} holds no finished benchmark ({PLAN} is missing or broken): python run_benchmark.py makes one"
-        )
-    return plan
-
-
-def benchmark_of(plan: dict[str, Any]) -> Benchmark:
-    """The settings of the benchmark that left `plan`."""
-    settings = plan["benchmark"]
-    runs = {name: Run(**run) for name, run in settings["runs"].items()}
-    return Benchmark(**{**settings, "runs": runs})
-
-
-def trained_model(stage: dict[str, Any]) -> str:
-    """The name of the model that a stage of the plan trains, evaluates or attacks."""
-    return stage["name"].partition(" ")[2]
-
-
-def failures(plan: dict[str, Any], kind: str) -> dict[str, str]:
-    """Model -> why its stage of this `kind` failed."""
-    failed = [stage for stage in plan["stages"] if stage["kind"] == kind and "failed" in stage]
-    return {trained_model(stage): stage["failed"] for stage in failed}
+        return Plan.model_validate(read_json(folder / PLAN))
+    except SettingsError as error:
+        why = str(error)
+    except ValidationError as error:
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".lstrip(": ")
+    raise SettingsError(f"{folder} holds no finished benchmark: python run_benchmark.py makes one ({PLAN}: {why})")

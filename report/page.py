@@ -1,4 +1,4 @@
-"""Result rows, logs and records of a benchmark -> one self-contained report.html."""
+"""The figures, logs and records of a benchmark -> one self-contained report.html."""
 
 import json
 from pathlib import Path
@@ -7,24 +7,25 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from aggregate_eval_stat import Row
 from engine.record import EVAL_RECORD, RECORDS, TRAIN_RECORD, read_json
+from engine.result_table import Column, ModelResult
 from report.cards import make_cards
 from report.faces import attack_verdict, read_attack, read_verification
-from report.folder import benchmark_of, log_file, model_folder, trained_model
+from report.folder import FinishedStage, Plan, log_file, model_folder
 from report.plots import attack_plots, common_plots, render_plots, truth_ratio_plots, verification_plots
-from report.rows import aggregation_settings
-from report.tables import COLUMNS, FAILURES, REASONS, cell_text, headline_columns, row_label
+from report.tables import failure_texts, gate_text, row_label
 from settings.results import Benchmark, Scoring
 from settings.script import ROOT
 
 TEMPLATE = ROOT / "report" / "template"
-UNSAFE = "&<>\u2028\u2029"  # characters that end a script element or a line of a script
+JSON_AS_IS = {"ensure_ascii": False, "separators": (",", ":")}  # for Jinja's tojson, which escapes < > & '
 
-Recorded = list[tuple[dict[str, Any], dict[str, Any]]]  # stages of the plan, each with what it recorded
+Recorded = list[tuple[FinishedStage, dict[str, Any]]]  # stages of the plan, each with what it recorded
 
 
-def render_page(folder: Path, plan: dict[str, Any], rows: list[Row]) -> str:
+def render_page(
+    folder: Path, plan: Plan, results: list[ModelResult], columns: list[Column], scoring: dict[str, Scoring]
+) -> str:
     """The page of a finished benchmark, report.html, as text.
 
     Everything that comes from data is escaped: by the template, or as JSON without < > &.
@@ -32,32 +33,33 @@ def render_page(folder: Path, plan: dict[str, Any], rows: list[Row]) -> str:
     Args:
         folder: The benchmark's results.
         plan: What `read_plan` found there.
-        rows: Its result rows.
+        results: The figures of its models.
+        columns: Those that the table shows.
+        scoring: Task -> how it is scored.
 
     Raises:
         SettingsError: A log, a record or the data cannot be read.
     """
-    benchmark = benchmark_of(plan)
-    first = [row for row in rows if row["Seed"] == benchmark.seeds[0]]
-    models = {row["Method"]: f"{row['Method']}_seed{row['Seed']}" for row in first if "Failed" not in row}
+    benchmark = plan.benchmark
+    first = [result for result in results if result.seed == benchmark.seeds[0]]
+    models = {each.method: f"{each.method}_seed{each.seed}" for each in first if not each.value("failed")}
     logs = {method: read_json(log_file(folder, model)) for method, model in models.items()}
     settings = read_json(log_file(folder, models["base"]).with_name(EVAL_RECORD))["settings"]
-    scoring = aggregation_settings(benchmark).scoring
     cards = make_cards(logs, settings, scoring)
-    stages = [(stage, read_record(stage)) for stage in plan["stages"]]
+    stages = [(stage, read_record(stage)) for stage in plan.stages]
     # the Truth Ratios of a face are all near 0, so that their distributions show nothing
     ratios = truth_ratios(logs, scoring, first) if "tasks" in settings else []
     tasks = settings["tasks"] if "tasks" in settings else picture_tasks(logs["base"])
-    plots = common_plots(rows, tasks, scoring, loss_curves(stages)) + face_plots(folder, models)
+    plots = common_plots(results, tasks, scoring, loss_curves(stages)) + face_plots(folder, models)
     return load_template().render(
         **head(benchmark, cards.forgotten, stages),
-        verdicts=verdicts(rows),
-        **result_table(rows),
+        verdicts=verdicts(results),
+        **result_table(results, columns),
         plots=[{**each, "svg": Markup(each["svg"])} for each in render_plots(plots)],
         distributions=ratios,
         sampled=cards.note,
         **run_description(benchmark, plan, stages),
-        data=Markup(json_for_script(cards.data)),
+        data=cards.data,
         css=template_text("page.css"),
         js=template_text("page.js"),
     )
@@ -66,6 +68,7 @@ def render_page(folder: Path, plan: dict[str, Any], rows: list[Row]) -> str:
 def load_template() -> jinja2.Template:
     loader = jinja2.FileSystemLoader(TEMPLATE)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = JSON_AS_IS
     return environment.get_template("page.html.jinja")
 
 
@@ -73,25 +76,19 @@ def template_text(name: str) -> Markup:
     return Markup((TEMPLATE / name).read_text(encoding="utf-8"))
 
 
-def json_for_script(content: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return text.translate({ord(letter): f"\\u{ord(letter):04x}" for letter in UNSAFE})
-
-
 # ---- what the stages recorded
 
 
-def read_record(stage: dict[str, Any]) -> dict[str, Any]:
+def read_record(stage: FinishedStage) -> dict[str, Any]:
     """What a stage left beside its result; nothing if it failed: what lies there then is of an earlier run."""
-    if "failed" in stage:
+    if stage.failed:
         return {}
-    return read_json(Path(stage["output"]) / RECORDS.get(stage["kind"], TRAIN_RECORD))
+    return read_json(stage.output / RECORDS.get(stage.kind, TRAIN_RECORD))
 
 
 def loss_curves(stages: Recorded) -> dict[str, list]:
     """Model -> pairs of a step and the loss there."""
-    return {trained_model(stage): record["loss"] for stage, record in stages if "loss" in record}
+    return {stage.model: record["loss"] for stage, record in stages if "loss" in record}
 
 
 def recorded_settings(stages: Recorded) -> list[dict[str, str]]:
@@ -99,10 +96,10 @@ def recorded_settings(stages: Recorded) -> list[dict[str, str]]:
     texts = []
     kinds = set()
     for stage, record in stages:
-        if record and (stage["kind"] == "forget" or stage["kind"] not in kinds):
-            kinds.add(stage["kind"])
+        if record and (stage.kind == "forget" or stage.kind not in kinds):
+            kinds.add(stage.kind)
             text = json.dumps({"settings": record["settings"], "versions": record["versions"]}, indent=1)
-            texts.append({"name": f"Settings and versions: {stage['name']}", "text": text})
+            texts.append({"name": f"Settings and versions: {stage.name}", "text": text})
     return texts
 
 
@@ -110,8 +107,8 @@ def recorded_settings(stages: Recorded) -> list[dict[str, str]]:
 
 
 def cost_sentence(stages: Recorded) -> str:
-    minutes = sum(stage["seconds"] for stage, _ in stages) / 60
-    memory = max(stage["peak_memory_gb"] for stage, _ in stages)
+    minutes = sum(stage.seconds for stage, _ in stages) / 60
+    memory = max(stage.peak_memory_gb for stage, _ in stages)
     return f"{minutes:.1f} minutes of work in {len(stages)} stages, at most {memory:.1f} GB of memory"
 
 
@@ -124,67 +121,63 @@ def head(benchmark: Benchmark, forgotten: list[str], stages: Recorded) -> dict[s
     }
 
 
-def verdicts(rows: list[Row]) -> list[dict[str, Any]]:
+def verdicts(results: list[ModelResult]) -> list[dict[str, Any]]:
     """What must hold before a figure means anything: the attack where models were attacked, the gate of each base."""
-    attack = attack_verdict(rows)
-    gates = [gate_verdict(row) for row in rows if row["Method"] == "base"]
+    attack = attack_verdict(results)
+    gates = [gate_verdict(result) for result in results if result.method == "base"]
     return [attack, *gates] if attack else gates
 
 
-def gate_verdict(row: Row) -> dict[str, Any]:
+def gate_verdict(base: ModelResult) -> dict[str, Any]:
     """The gate of one base in words, with its figures."""
-    tasks = {name.split()[-1] for name, value in row.items() if name.startswith("Gate base ") and value is not None}
-    figures = [
-        f"{task}: base {row[f'Gate base {task}']:.2f}, rise {row[f'Gate rise {task}'] or 0:.2f}"
-        for task in sorted(tasks)
-    ]
-    passed = row["Gate"] == "passed"
+    figures = []
+    for task, memorized in sorted(base.tasks_of("gate_base")):
+        if memorized.value is not None:
+            rise = base.value("gate_rise", task) or 0
+            figures.append(f"{task}: base {memorized.value:.2f}, rise {rise:.2f}")
+    passed = base.value("gate") == 1
     meaning = "The base knew the people by heart and gold did not"
     if not passed:
         meaning = "Without it the numbers below mean nothing"
     why = f"{meaning} ({'; '.join(figures)})."
-    return {"title": "Memorisation gate", "passed": passed, "text": row["Gate"], "why": why}
+    return {"title": "Memorisation gate", "passed": passed, "text": gate_text(base), "why": why}
 
 
-def result_table(rows: list[Row]) -> dict[str, Any]:
-    """The table's columns and rows, and a note on each row that collapsed or failed."""
-    columns = headline_columns(rows)
+def result_table(results: list[ModelResult], columns: list[Column]) -> dict[str, Any]:
+    """The table's columns and rows, and a note on each model that collapsed or failed."""
     first = {"heading": "method", "explanation": "base: before forgetting; gold: trained without the forgotten people"}
-    headings = [{"heading": COLUMNS[name].heading, "explanation": COLUMNS[name].meaning} for name in columns]
+    headings = [{"heading": column.heading, "explanation": column.measure.sentence} for column in columns]
     lines = []
-    for row in rows:
-        cells = [{"text": row_label(row, rows)}, *(render_cell(row, column) for column in columns)]
-        lines.append({"kind": row_kind(row), "cells": cells})
-    collapsed = [row for row in rows if row.get("Collapsed") == "yes"]
-    notes = [f"{row_label(row, rows)} collapsed: {row['Collapsed why']}." for row in collapsed]
-    for row in rows:
-        failed = [column for column in FAILURES if column in row]
-        notes += [f"{row_label(row, rows)} {column.lower()}: {row[column]}" for column in failed]
+    for result in results:
+        cells = [{"text": row_label(result, results)}, *(render_cell(result, column) for column in columns)]
+        lines.append({"kind": row_kind(result), "cells": cells})
+    collapsed = [result for result in results if result.value("collapsed")]
+    notes = [f"{row_label(each, results)} collapsed: {each.figure('collapsed').why}." for each in collapsed]
+    for result in results:
+        notes += [f"{row_label(result, results)} {failure}" for failure in failure_texts(result)]
     return {"columns": [first, *headings], "table": lines, "notes": notes}
 
 
-def render_cell(row: Row, column: str) -> dict[str, Any]:
+def render_cell(result: ModelResult, column: Column) -> dict[str, Any]:
     """A cell as the template takes it: text, value to sort by, reason to show on hovering, share of a bar."""
-    value = row.get(column)
-    is_number = isinstance(value, int | float)
-    reason = row.get(REASONS.get(column, f"{column} why"))
-    if value is None and not reason:
-        reason = row.get("Failed")
-    sorted_by = repr(value) if is_number else value
-    bar = round(100 * min(1.0, max(0.0, value)), 1) if is_number and column == "Distance to gold" else None
+    figure = column.figure(result)
+    reason = figure.why
+    if figure.value is None and not reason:
+        reason = result.figure("failed").why
+    has_bar = figure.value is not None and column.measure.key == "distance_to_gold"
     return {
-        "text": cell_text(row, column),
-        "value": "" if value is None else sorted_by,
+        "text": column.text(result),
+        "value": "" if figure.value is None else repr(figure.value),
         "title": reason,
-        "bar": bar,
+        "bar": round(100 * min(1.0, max(0.0, figure.value)), 1) if has_bar else None,
     }
 
 
-def row_kind(row: Row) -> str:
+def row_kind(result: ModelResult) -> str:
     """The row's class in the style sheet: base, gold, method, or out for a row that does not count."""
-    if row["Method"] in ("base", "gold"):
-        return row["Method"]
-    return "out" if row.get("Collapsed") == "yes" or "Failed" in row else "method"
+    if result.method in ("base", "gold"):
+        return result.method
+    return "out" if result.value("collapsed") or result.value("failed") else "method"
 
 
 def picture_tasks(log: dict[str, dict]) -> dict[str, dict]:
@@ -200,35 +193,37 @@ def face_plots(folder: Path, models: dict[str, str]) -> list:
     return attack_plots(attacks) + verification_plots(verifications)
 
 
-def truth_ratios(logs: dict[str, dict], scoring: dict[str, Scoring], rows: list[Row]) -> list[dict[str, Any]]:
+def truth_ratios(
+    logs: dict[str, dict], scoring: dict[str, Scoring], results: list[ModelResult]
+) -> list[dict[str, Any]]:
     """The Truth Ratio plots by method; the method nearest to gold is shown first."""
     plots = truth_ratio_plots(logs, scoring)
-    counted = [row for row in rows if row_kind(row) == "method" and row["Distance to gold"] is not None]
-    distances = {row["Method"]: row["Distance to gold"] for row in counted}
+    distances = {each.method: each.value("distance_to_gold") for each in results if row_kind(each) == "method"}
+    distances = {method: distance for method, distance in distances.items() if distance is not None}
     chosen = min(distances, key=distances.get) if distances else next(iter(plots), None)
     return [{"method": method, "svg": Markup(svg), "chosen": method == chosen} for method, svg in plots.items()]
 
 
-def run_description(benchmark: Benchmark, plan: dict[str, Any], stages: Recorded) -> dict[str, Any]:
+def run_description(benchmark: Benchmark, plan: Plan, stages: Recorded) -> dict[str, Any]:
     """Which run this was: seeds and cost, commands, stages, settings."""
     return {
         "cost": f"Seeds {', '.join(map(str, benchmark.seeds))}; {cost_sentence(stages)}.",
-        "again": plan["command"],
-        "commands": [stage["command"] for stage, _ in stages],
+        "again": plan.command,
+        "commands": [stage.command for stage, _ in stages],
         "stages": [describe_stage(stage, record) for stage, record in stages],
         "settings": recorded_settings(stages),
     }
 
 
-def describe_stage(stage: dict[str, Any], record: dict[str, Any]) -> dict[str, str]:
+def describe_stage(stage: FinishedStage, record: dict[str, Any]) -> dict[str, str]:
     """A stage's cost, with the fingerprints of model and data that its record holds."""
     data = record.get("data", "")
     if isinstance(data, dict):
         data = ", ".join(sorted({each["fingerprint"] for each in data.values()}))
     return {
-        "name": stage["name"],
-        "seconds": f"{stage['seconds']:.0f}",
-        "memory": f"{stage['peak_memory_gb']:.1f}",
+        "name": stage.name,
+        "seconds": f"{stage.seconds:.0f}",
+        "memory": f"{stage.peak_memory_gb:.1f}",
         "model": record.get("model", ""),
         "data": data,
     }

@@ -1,4 +1,4 @@
-"""The report's plots as inline SVG: result rows, logs, loss curves and figures of attacks in, text out."""
+"""The report's plots as inline SVG: figures, logs, loss curves and figures of attacks in, text out."""
 
 import io
 import math
@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from natsort import natsorted
 
-from aggregate_eval_stat import Row
+from engine.measures import MEMORY
 from engine.metrics import truth_share
+from engine.result_table import ModelResult
 from settings.results import Scoring
 
 plt.rcParams |= {
@@ -96,17 +97,17 @@ def color_of(model: str, other: str = BLUE) -> str:
 
 
 def common_plots(
-    rows: list[Row], tasks: dict[str, dict], scoring: dict[str, Scoring], losses: dict[str, list]
+    results: list[ModelResult], tasks: dict[str, dict], scoring: dict[str, Scoring], losses: dict[str, list]
 ) -> list[Plot]:
-    """The plots that result rows and loss curves give.
+    """The plots that figures and loss curves give.
 
     Args:
-        rows: The result rows; those of failed models are left out.
+        results: The models' figures; failed models are left out.
         tasks: Task -> its recorded settings, which say whether it shows a picture.
         scoring: Task -> how it is scored.
         losses: Model -> pairs of a step and the loss there.
     """
-    trained = [row for row in rows if "Failed" not in row]
+    trained = [result for result in results if not result.value("failed")]
     forget = [name for name in tasks if scoring[name].group == "forget"]
     words = [name for name in forget if not tasks[name].get("image")]
     pictures = [name for name in forget if tasks[name].get("image")]
@@ -114,7 +115,7 @@ def common_plots(
         Plot(
             "Forgetting against utility",
             "Up: closer to gold's answers about the forgotten people. Right: more of the rest kept. Hollow: collapsed.",
-            draw_quality(trained),
+            draw_quality(trained, forget),
         ),
         Plot(
             "Pictures against words",
@@ -131,17 +132,17 @@ def common_plots(
     ]
 
 
-def draw_points(axes: Axes, points: list[tuple[Row, float, float]]) -> None:
+def draw_points(axes: Axes, points: list[tuple[ModelResult, float, float]]) -> None:
     """Draw each model's point with its name; names that would lie on each other are moved down."""
-    for row, x, y in points:
-        color, shape = STYLE.get(row["Method"], (BLUE, "o"))
-        face = "none" if row.get("Collapsed") == "yes" else color
+    for result, x, y in points:
+        color, shape = STYLE.get(result.method, (BLUE, "o"))
+        face = "none" if result.value("collapsed") else color
         axes.plot(x, y, shape, markersize=13 if shape == "*" else 7, color=color, markerfacecolor=face, clip_on=False)
     axes.margins(0.12)
     axes.figure.canvas.draw()
     placed: list[tuple[float, float]] = []
-    for row, x, y in sorted(points, key=lambda point: -point[2]):
-        name = row["Method"]
+    for result, x, y in sorted(points, key=lambda point: -point[2]):
+        name = result.method
         across, up = axes.transData.transform((x, y)) * 72 / axes.figure.dpi  # points
         level = up + 3
         while any(abs(across - left) < 6 * len(name) + 12 and abs(level - height) < 10 for left, height in placed):
@@ -151,14 +152,15 @@ def draw_points(axes: Axes, points: list[tuple[Row, float, float]]) -> None:
         axes.annotate(name, (x, y), **place, fontsize=9, color=color_of(name, INK))
 
 
-def draw_quality(rows: list[Row]) -> Figure | None:
-    """Draw forget quality (log10 p; the mean over the forget tasks that have one) against Model Utility / gold's."""
-    columns = [column for column in (rows[0] if rows else {}) if column.startswith("log10 Forget Quality")]
+def draw_quality(results: list[ModelResult], tasks: list[str]) -> Figure | None:
+    """Draw forget quality (log10 p; the mean over `tasks`) against Model Utility / gold's."""
     points = []
-    for row in rows:
-        values = [row[column] for column in columns if row.get(column) is not None]
-        if values and row.get("Model Utility / gold") is not None:
-            points.append((row, row["Model Utility / gold"], max(LEAST_LOG10, sum(values) / len(values))))
+    for result in results:
+        known = [result.value("log10_forget_quality", task) for task in tasks]
+        known = [value for value in known if value is not None]
+        utility = result.value("utility_to_gold")
+        if known and utility is not None:
+            points.append((result, utility, max(LEAST_LOG10, sum(known) / len(known))))
     if not points:
         return None
     figure, axes = plt.subplots(figsize=(6.2, 4.2))
@@ -169,22 +171,16 @@ def draw_quality(rows: list[Row]) -> Figure | None:
     return figure
 
 
-def mean_distance(row: Row, tasks: list[str]) -> float | None:
+def mean_distance(result: ModelResult, tasks: list[str]) -> float | None:
     """Mean |distance to gold| over the measures of `tasks` that are defined."""
-    values = [
-        abs(value)
-        for column, value in row.items()
-        if column.startswith("Distance to gold ")
-        and "noise" not in column
-        and column.split()[-1] in tasks
-        and isinstance(value, float)
-    ]
-    return sum(values) / len(values) if values else None
+    values = [result.value(f"distance_to_gold:{measure}", task) for task in tasks for measure in MEMORY]
+    defined = [abs(value) for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None
 
 
-def draw_modalities(rows: list[Row], pictures: list[str], words: list[str]) -> Figure | None:
+def draw_modalities(results: list[ModelResult], pictures: list[str], words: list[str]) -> Figure | None:
     """Draw the distance to gold on tasks with pictures against that on tasks in words."""
-    points = [(row, mean_distance(row, words), mean_distance(row, pictures)) for row in rows]
+    points = [(result, mean_distance(result, words), mean_distance(result, pictures)) for result in results]
     points = [point for point in points if None not in point[1:]]
     if not points:
         return None

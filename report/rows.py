@@ -1,51 +1,54 @@
-"""A benchmark's folder -> result rows."""
+"""A benchmark's folder -> the figures of all its models."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aggregate_eval_stat import Row, aggregate
-from report.faces import add_distances, face_columns
-from report.folder import benchmark_of, failures, gold_seeds, log_file, model_folder
+from aggregate_eval_stat import aggregate
+from engine.result_table import Figure, ModelResult
+from report.faces import add_distances, face_figures
+from report.folder import Plan, gold_seeds, log_file, model_folder
 from settings.results import Aggregate, Benchmark
 from settings.script import compose
 
 
-def result_rows(folder: Path, plan: dict[str, Any]) -> list[Row]:
-    """Read the logs of a finished benchmark and make its table's rows.
+def benchmark_results(folder: Path, plan: Plan) -> list[ModelResult]:
+    """Read the logs of a finished benchmark.
 
     Args:
         folder: The benchmark's results.
         plan: What `read_plan` found there.
 
     Returns:
-        One row for base, gold and each method, per seed. A model that could not be trained has a row that says why in
-        `Failed`; one that could not be attacked says why in `Attack failed`.
+        Base, gold and each method, per seed. A model that could not be trained has the figure `failed` alone, which
+        says why. One that could not be attacked has the figure `attack_failed` besides.
 
     Raises:
         SettingsError: A log is missing or broken, or two logs cover different rows.
     """
-    benchmark = benchmark_of(plan)
-    untrained = failures(plan, "forget")
-    not_attacked = failures(plan, "attack")
+    benchmark = plan.benchmark
+    untrained = plan.failures("forget")
+    not_attacked = plan.failures("attack")
     settings = aggregation_settings(benchmark)
-    rows = []
-    other_golds = {}
+    results = []
     for seed in benchmark.seeds:
+        of_seed = {}
         for method in ("base", "gold", *benchmark.runs):
             model = f"{method}_seed{seed}"
             if model in untrained:
-                rows.append({"Method": method, "Seed": seed, "Failed": untrained[model]})
+                failed = {("failed", ""): Figure(1.0, why=untrained[model])}
+                of_seed[method] = ModelResult(method, seed, failed)
                 continue
-            row = aggregate(replace(settings, **logs_of_row(benchmark, folder, method, seed)))
-            row |= face_columns(model_folder(folder, model))
+            result = aggregate(replace(settings, **logs_of_row(benchmark, folder, method, seed)))
+            result.figures |= face_figures(model_folder(folder, model))
             if model in not_attacked:
-                row["Attack failed"] = not_attacked[model]
-            rows.append(row)
+                result.figures["attack_failed", ""] = Figure(1.0, why=not_attacked[model])
+            of_seed[method] = result
         others = gold_seeds(benchmark, seed)[1:]
-        other_golds[seed] = [face_columns(model_folder(folder, f"gold_seed{other}")) for other in others]
-    add_distances(rows, other_golds)
-    return rows
+        other_golds = [face_figures(model_folder(folder, f"gold_seed{other}")) for other in others]
+        add_distances(of_seed, other_golds)
+        results += of_seed.values()
+    return results
 
 
 def aggregation_settings(benchmark: Benchmark) -> Aggregate:

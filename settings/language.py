@@ -1,11 +1,12 @@
 """Typed settings of the tracks that see and read: models, rows, tasks, finetuning, forgetting, evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omegaconf import MISSING
 
-from settings.script import SettingsError, at_least, one_of, share_of
-from settings.training import Activations, Method, Trainer
+from settings.inputs import Inputs, Maker
+from settings.script import ROOT, SettingsError, at_least, one_of, share_of
+from settings.training import FINETUNING, Activations, Method, Trainer
 
 
 @dataclass
@@ -32,6 +33,10 @@ class Model:
     def __post_init__(self) -> None:
         one_of("model.weights", self.weights, ("float32", "bfloat16"))
         one_of("model.attention", self.attention, ("sdpa", "eager", "flash_attention_2"))
+
+    def makers(self, path: str) -> list[Maker]:
+        """What makes the model at `path`, if that is the base model and is made by a module."""
+        return [Maker("model.made_by", self.made_by, path)] if self.made_by and path == self.path else []
 
 
 @dataclass
@@ -73,6 +78,9 @@ class Data:
     made_by: str = ""  # `python -m <made_by> --out <root>` makes the folders when they are missing
     made_at: str = ""  # the root it writes
 
+    def makers(self) -> list[Maker]:
+        return [Maker("data.made_by", self.made_by, self.made_at)] if self.made_by else []
+
 
 @dataclass
 class People:
@@ -109,6 +117,10 @@ class Task:
                 f"question={self.question!r} ask={self.ask!r}"
             )
 
+    def datasets(self) -> list[str]:
+        """Where its rows and the names of their people stand."""
+        return [self.dataset] if self.people is None else [self.dataset, self.people.dataset]
+
 
 @dataclass
 class EvalLimits:
@@ -125,6 +137,11 @@ class EvalLimits:
         at_least("max_new_tokens", self.max_new_tokens, 1)
         at_least("limit", self.limit, 0)
         share_of("validation_share", self.validation_share)
+
+    def datasets(self) -> list[str]:
+        """Where the rows of its tasks stand, each place once."""
+        places = [place for task in self.tasks.values() for place in task.datasets()]
+        return list(dict.fromkeys(places))
 
 
 @dataclass
@@ -170,6 +187,15 @@ class Finetune:
         if self.epoch_eval:
             need_half_weights(self.model)
 
+    def inputs(self) -> Inputs:
+        data = [self.data.path, self.data.text_path]
+        files = []
+        if self.epoch_eval:
+            data += self.epoch_eval.datasets()
+            files += [self.epoch_eval.gold_result] if self.epoch_eval.gold_result else []
+        makers = [*self.model.makers(self.model_path), *self.data.makers()]
+        return Inputs(data, [self.model_path], files, FINETUNING.losses(), makers)
+
 
 @dataclass
 class Forget(Finetune):
@@ -194,11 +220,11 @@ class Forget(Finetune):
                 f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave "
                 "epoch_eval out"
             )
-        if self.method.restart:
-            raise SettingsError(
-                f"method={self.method.name} begins anew, as face networks can; gold is what finetune.py makes "
-                f"of split={self.retain_split}"
-            )
+
+    def inputs(self) -> Inputs:
+        inputs = super().inputs()
+        idk = [str(ROOT / path) for path in (self.data.idk_questions, self.data.idk_pictures)]
+        return replace(inputs, files=[*inputs.files, *idk], losses=self.method.losses())
 
 
 @dataclass
@@ -216,6 +242,10 @@ class Eval(EvalLimits):
         super().__post_init__()
         one_of("fold", self.fold, ("all", "validation", "test"))
         need_half_weights(self.model)
+
+    def inputs(self) -> Inputs:
+        makers = [*self.model.makers(self.model_path), *self.data.makers()]
+        return Inputs(self.datasets(), [self.model_path], makers=makers)
 
 
 def need_half_weights(model: Model) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from settings.script import SettingsError, at_least, one_of
+from settings.script import SettingsError, at_least, choices, nearest, one_of
 
 GROUPS = ("forget", "retain", "real", "holdout")  # whom a task is about; holdout: people that no model was trained on
 
@@ -17,6 +17,7 @@ class Scoring:
     multiple_choice: bool = MISSING  # Probability is the right answer's share among the options
     gate: bool = False  # counts for the memorisation gate
     members: str = ""  # of a holdout task: the forget task whose rows a membership attack tells from its own
+    short: dict[str, str] = field(default_factory=dict)  # measure -> its heading in the short tables
 
     def __post_init__(self) -> None:
         one_of("scoring.group", self.group, GROUPS)
@@ -34,26 +35,22 @@ class Aggregate:
     base_result: str | None = None  # the same of the model before forgetting; null: no gate, no distance to gold
     method_name: str = MISSING
     submitted_by: str = MISSING
-    save_file: str = MISSING  # .csv or .json
+    save_file: str = MISSING  # .csv, .json or .parquet
+    show: str = MISSING  # what is printed: headline or all
     truth_ratio: str = MISSING
     scoring: dict[str, Scoring] = MISSING  # by task name
 
     def __post_init__(self) -> None:
         one_of("truth_ratio", self.truth_ratio, ("geometric", "arithmetic"))
-        if Path(self.save_file).suffix not in (".csv", ".json"):
-            raise SettingsError(f"save_file={self.save_file!r} must end in .csv or .json")
-
-
-@dataclass
-class Run:
-    """One forgetting run of a benchmark: a method with what it changes in its settings."""
-
-    method: str = MISSING
-    overrides: list[str] = field(default_factory=list)
+        one_of("show", self.show, ("headline", "all"))
+        if Path(self.save_file).suffix not in (".csv", ".json", ".parquet"):
+            raise SettingsError(f"save_file={self.save_file!r} must end in .csv, .json or .parquet")
 
 
 @dataclass
 class Benchmark:
+    """A benchmark file. What it calls overrides is what one would type behind a stage's script."""
+
     name: str = MISSING  # results go to results/<name>
     modality: str = MISSING  # mm, nlp or cv: whose recipes run
     launch: bool = MISSING  # through `accelerate launch` instead of in this process
@@ -61,20 +58,50 @@ class Benchmark:
     golds: int = MISSING  # gold models; the second's seed is another, its distance to the first the noise floor
     base_split: str = MISSING
     gold_split: str = MISSING
-    forget_split: str = MISSING  # empty: the data's own division says whom to forget
-    finetune: list[str] = MISSING  # overrides of every finetune.yaml run
-    forget: list[str] = MISSING  # overrides of every forget.yaml run
+    forget_split: str = ""  # the rows of the people to forget; empty for faces: the data's division says whom to forget
+    forget_people: str = ""  # what evaluation calls these people: forget10, where forget_split is forget10+tofu
+    common: list[str] = field(default_factory=list)  # overrides of every stage
+    finetune: list[str] = MISSING  # further overrides of every finetune.py
+    forget: list[str] = MISSING
     eval: list[str] = MISSING
+    pretrain: list[str] | None = None  # null: the base is made from a model that is there
+    attack: list[str] | None = None  # null: nothing is attacked
     expected_seconds: dict[str, float] = MISSING  # of a finetune, forget and eval stage, for the time left
-    runs: dict[str, Run] = MISSING  # row name -> run
-    pretrain: list[str] | None = None  # overrides of pretrain.yaml; null: the base is made from a model that is there
-    attack: list[str] | None = None  # overrides of every attack.yaml run; null: nothing is attacked
+    # Row name -> further overrides of its forget.py. The method is the row's name, or what method= says.
+    runs: dict[str, list[str]] = MISSING
+
+    def row_overrides(self, row: str) -> list[str]:
+        """The overrides that make a row what it is: its method, and what it changes."""
+        changes = self.runs[row]
+        names_method = any(change.startswith("method=") for change in changes)
+        return changes if names_method else [f"method={row}", *changes]
 
     def __post_init__(self) -> None:
         one_of("benchmark.modality", self.modality, ("mm", "nlp", "cv"))
         at_least("benchmark.golds", self.golds, 1)
         if not self.seeds:
             raise SettingsError("benchmark.seeds=[] names no seed; [0] is the usual one")
+        self.check_people()
+        self.check_stages()
+        for row in self.runs:
+            self.check_row(row)
+
+    def check_people(self) -> None:
+        """Raise SettingsError unless training and evaluation are told of the same people to forget."""
+        told = {"forget_split": self.forget_split, "forget_people": self.forget_people}
+        for name, value in told.items():
+            if bool(value) == (self.modality == "cv"):
+                faces = "be '', because the data's division says whom to forget"
+                allowed = faces if self.modality == "cv" else "name the people to forget"
+                raise SettingsError(f"benchmark.{name}={value!r} must {allowed} (modality={self.modality})")
+        if not self.forget_split.startswith(self.forget_people):
+            raise SettingsError(
+                f"benchmark.forget_people={self.forget_people!r} must be the people of "
+                f"forget_split={self.forget_split!r}: its name, or how its name begins"
+            )
+
+    def check_stages(self) -> None:
+        """Raise SettingsError for a kind of stage that this modality lacks, or whose seconds nobody guessed."""
         further = {"pretrain": self.pretrain, "attack": self.attack}
         for kind, overrides in further.items():
             if overrides is not None and self.modality != "cv":
@@ -82,6 +109,17 @@ class Benchmark:
         kinds = ("finetune", "forget", "eval", *(kind for kind, overrides in further.items() if overrides is not None))
         if missing := [kind for kind in kinds if kind not in self.expected_seconds]:
             raise SettingsError(f"benchmark.expected_seconds.{missing[0]} is required: a rough guess will do")
+
+    def check_row(self, row: str) -> None:
+        """Raise SettingsError for a row that has another model's name, or no known method."""
+        if row in ("base", "gold"):
+            raise SettingsError(f"benchmark.runs.{row}: a row of this name is there already; give it another")
+        method = next(text for text in self.row_overrides(row) if text.startswith("method=")).removeprefix("method=")
+        if method not in (known := choices("method")):
+            raise SettingsError(
+                f"benchmark.runs.{row}: method={method!r} is not known{nearest(method, known)}; a row is called like "
+                f"its method, or names it ({row}: [method=npo]); choose from {', '.join(known)}"
+            )
 
 
 @dataclass

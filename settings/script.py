@@ -133,8 +133,14 @@ def unknown_setting(full_key: str, schema: type) -> str:
     return f"unknown setting {full_key}{nearest(last, known)}; here one may set {', '.join(known)}"
 
 
+def choices(group: str) -> list[str]:
+    """The names of a group's files in config/."""
+    return sorted(path.stem for path in Path(CONFIG_DIR, group).glob("*.yaml"))
+
+
 def one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error).split("\n    full_key")[0]).strip()
+    text = re.sub(r"\s+", " ", str(error).split("\n    full_key")[0]).strip()
+    return re.sub(r"field '\S+' is not Optional", "null is not allowed", text)
 
 
 def hydra_line(error: Exception, schema: type) -> str:
@@ -144,7 +150,7 @@ def hydra_line(error: Exception, schema: type) -> str:
         return unknown_setting(unknown[1], schema)
     if choice := re.search(r"Could not find '([^']+)'", text):
         group, _, name = choice[1].rpartition("/")
-        known = sorted(path.stem for path in Path(CONFIG_DIR, group).glob("*.yaml"))
+        known = choices(group)
         return f"{group}={name!r} is not known{nearest(name, known)}; choose from {', '.join(known)}"
     if missing_group := re.search(r"Could not override '?([\w./-]+)'?\.?\s", text):
         return unknown_setting(missing_group[1], schema)

@@ -1,12 +1,14 @@
 """How a model is trained: methods, LoRA, the trainer."""
 
+import functools
 import importlib.util
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
-from settings.script import SettingsError, at_least, cuda_is_there, one_of, share_of
+from settings.script import SettingsError, at_least, choices, cuda_is_there, one_of, share_of
 
 
 @dataclass
@@ -60,9 +62,6 @@ class Method:
     retain: str = "nll"  # the retain term: nll or kl
     other_answers: int = 1  # answers a row in the passes `unrelated` and `shuffled`
     l1: float = 0.0  # weight of the sum of absolute weights, on top of trainer.l1
-    restart: bool = (
-        False  # faces: begins anew with model.path, the start of the finetuning, in place of model_path: what gold is
-    )
     mask: Mask | None = None
     activations: Activations | None = None
     multiplier: Multiplier | None = None
@@ -72,6 +71,14 @@ class Method:
         one_of("method.retain", self.retain, ("nll", "kl"))
         at_least("method.other_answers", self.other_answers, 1)
         at_least("method.l1", self.l1, 0)
+
+    def losses(self) -> list[str]:
+        """The functions of unlearn_losses that it names."""
+        return [self.loss] if self.mask is None else [self.loss, self.mask.loss]
+
+
+# how a model learns what it has not met: of finetuning, and of the pretraining of faces
+FINETUNING = Method(name="finetune", loss="retain_ft")
 
 
 @dataclass
@@ -125,3 +132,25 @@ class Trainer:
                 f"trainer.optimizer={self.optimizer} needs a CUDA GPU, and this machine has none; adamw_torch "
                 "runs anywhere"
             )
+
+
+@functools.cache  # says its line once
+def trainer_of(stage: str, model: str, preset: str) -> str:
+    """Choose how a model trains: a primary config writes `/trainer: ${trainer_of:finetune,${model},tofu_lora}`.
+
+    Args:
+        stage: pretrain, finetune or forget.
+        model: The name of its file in config/model.
+        preset: The file of config/trainer for a model without a file in config/trainer/<stage>.
+
+    Returns:
+        The choice in the group `trainer`. A line on stderr says so where it is the preset: the name of the model's own
+        file may be mistyped.
+    """
+    if model in choices(f"trainer/{stage}"):
+        return f"{stage}/{model}"
+    print(f"config/trainer/{stage}/{model}.yaml is not there: the model trains as trainer={preset}", file=sys.stderr)
+    return preset
+
+
+OmegaConf.register_new_resolver("trainer_of", trainer_of, replace=True)

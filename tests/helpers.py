@@ -1,7 +1,10 @@
 """What several test modules use."""
 
+import copy
 import os
+import shutil
 import sys
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,3 +132,9 @@ def task(world, **changes):
         "answer": "name",
     }
     return Task(**(settings | {"perturbed": "perturbed_names", "person": "name"} | changes))
+
+
+def copy_of_results(settings, folder):
+    """A finished benchmark's settings with a copy of its results in `folder`, which a test may change."""
+    shutil.copytree(settings.results_dir, folder)
+    return replace(settings, results_dir=str(folder), benchmark=copy.deepcopy(settings.benchmark))

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 
-from aggregate_eval_stat import aggregate, write_row
+from aggregate_eval_stat import aggregate, write_result
+from engine import measures
+from engine.result_table import Figure, ModelResult, long_table, short_columns, wide_row
 from helpers import ROOT, SHARED
-from settings.results import Aggregate
+from settings.results import Aggregate, Scoring
 from settings.script import SettingsError, compose
 
 LOGS = SHARED / "reference" / "tofu_logs"
@@ -65,7 +68,7 @@ def by_metric(rows: dict) -> dict:
 
 @pytest.fixture
 def result(tmp_path):
-    """Aggregate logs given as dicts (or lists of golds): result(ckpt, gold, base) -> row."""
+    """Aggregate logs given as dicts (or lists of golds): result(ckpt, gold, base) -> the wide row."""
 
     def run(ckpt, gold, base=None, *overrides):
         golds = gold if isinstance(gold, list) else [gold]
@@ -79,7 +82,7 @@ def result(tmp_path):
             f"save_file={tmp_path}/row.csv",
             *overrides,
         ]
-        return aggregate(compose("aggregate_eval_stat", Aggregate, settings))
+        return wide_row(aggregate(compose("aggregate_eval_stat", Aggregate, settings)))
 
     def save(name, log):
         file = tmp_path / name / "eval_results" / "eval_log_aggregated.json"
@@ -104,9 +107,8 @@ def tofu_row(name, **more):
         f"retain_result={LOGS}/llama2-7b_retain90.json",
         f"base_result={LOGS}/llama2-7b_full.json",
     ]
-    return aggregate(
-        compose("aggregate_eval_stat", Aggregate, [*overrides, *(f"{key}={value}" for key, value in more.items())])
-    )
+    overrides += [f"{key}={value}" for key, value in more.items()]
+    return wide_row(aggregate(compose("aggregate_eval_stat", Aggregate, overrides)))
 
 
 # TOFU, Llama2-7B-chat: ROUGE / Probability / Truth Ratio of retain, real authors, world facts, forget10; Model Utility
@@ -150,14 +152,14 @@ def test_forget_quality_of_tofus_finetuned_model_is_the_published_p():
 def test_logs_without_people_or_exact_memorization_leave_columns_empty_and_say_why():
     row = tofu_row("full", **{"scoring.eval_log_forget.gate": "true"})
     assert row["Forget Quality (person permutation)"] is None
-    assert row["Forget Quality (JS) permuted by"] == "row: people are not known"
-    assert row["Gate"] == "not known: eval_log_forget has no exact_memorization in the base's or the gold's log"
-    assert row["Distance to gold undefined"] == "Exact Memorization eval_log_forget: not in every log"
+    assert row["Forget Quality (person permutation) why"] == "people are not known"
+    assert row["Forget Quality (JS) permutation median why"] == "permuted by row: people are not known"
+    assert row["Gate"] is None
+    assert row["Gate why"] == "eval_log_forget has no exact_memorization in the base's or the gold's log"
+    assert row["Distance to gold why"] == "Exact Memorization eval_log_forget: not in every log"
     assert row["n people"] is None
-    assert (
-        tofu_row("full")["Gate"]
-        == "not known: the logs hold no task marked gate; scoring.eval_log_forget.gate=true marks one"
-    )
+    unmarked = "the logs hold no task marked gate; scoring.eval_log_forget.gate=true marks one"
+    assert tofu_row("full")["Gate why"] == unmarked
 
 
 def test_the_two_definitions_of_the_truth_ratio_differ_and_the_row_names_its_own():
@@ -189,7 +191,7 @@ def test_the_base_stands_at_distance_one_and_fails_forget_quality(result):
     row = result(BASE, GOLD, BASE)
     assert row["Distance to gold"] == pytest.approx(1)
     assert all(row[f"Distance to gold {measure} {task}"] == pytest.approx(1) for measure in MEASURES for task in FORGET)
-    assert row["Distance to gold undefined"] is None
+    assert row["Distance to gold why"] is None
     assert row["Forget Quality"] < 1e-3 and row["Forget Quality eval_forget_qa"] < 1e-3
     assert row["Forget Quality (person permutation)"] == 2 / 2**4  # four people cannot show more
 
@@ -306,7 +308,7 @@ def test_a_model_whose_retain_generations_loop_is_collapsed_whatever_its_utility
         for text in looping[f"{task}.json"]["generated_text"].values():
             text[1] = "the the " * 20
     row = result(looping, GOLD, BASE)
-    assert (row["Collapsed"], row["Degenerate retain generations"]) == ("yes", 1)
+    assert (row["Collapsed"], row["Degenerate generations retain"]) == ("yes", 1)
     assert row["Model Utility / gold"] > 0.9
 
 
@@ -328,7 +330,7 @@ def test_where_the_golds_differ_too_much_the_distance_is_undefined_and_says_why(
     far["eval_forget_qa.json"]["rougeL_recall"] = dict.fromkeys(far["eval_forget_qa.json"]["rougeL_recall"], 0.7)
     row = result(BASE, [GOLD, far], BASE)
     assert row["Distance to gold ROUGE eval_forget_qa"] is None
-    assert row["Distance to gold undefined"].startswith("ROUGE eval_forget_qa: base and gold differ by")
+    assert row["Distance to gold why"].startswith("ROUGE eval_forget_qa: base and gold differ by")
     assert row["Distance to gold"] == pytest.approx(1)  # the mean over the others
 
 
@@ -336,8 +338,9 @@ def test_without_a_base_the_distance_and_the_gate_are_empty_and_say_so(result):
     row, full = result(BASE, GOLD), result(BASE, GOLD, BASE)
     assert row.keys() == full.keys()
     assert row["Distance to gold"] is None and row["Distance to gold ROUGE eval_forget_qa"] is None
-    assert row["Distance to gold undefined"] == "no base_result is given"
-    assert row["Gate"] == "not known: no base_result is given"
+    assert row["Distance to gold why"] == "no base_result is given"
+    assert row["Gate"] is None
+    assert row["Gate why"] == "no base_result is given"
     assert row["Forget Quality"] == full["Forget Quality"]
 
 
@@ -364,7 +367,7 @@ def test_the_gate_fails_when_the_base_never_knew(result):
 def test_the_gate_is_not_known_where_people_are_not(result):
     nameless = copy.deepcopy(BASE)
     del nameless["eval_forget_qa.json"]["person"]
-    assert result(nameless, GOLD, nameless)["Gate"] == "not known: the people of eval_forget_qa are not known"
+    assert result(nameless, GOLD, nameless)["Gate why"] == "the people of eval_forget_qa are not known"
 
 
 # Intervals, records
@@ -510,7 +513,7 @@ BAD_SETTINGS = {
     "retain_result=[]": "must be the path of a log or a list of paths",
     "retain_result=null": "must be the path of a log or a list of paths",
     "truth_ratio=median": "truth_ratio='median' is not known; choose from geometric, arithmetic",
-    "save_file=row.txt": "save_file='row.txt' must end in .csv or .json",
+    "save_file=row.txt": "save_file='row.txt' must end in .csv, .json or .parquet",
     "scoring.eval_log.group=forgotten": "scoring.group='forgotten' is not known",
     "retian_result=x": r"unknown setting retian_result \(did you mean 'retain_result'\?\)",
 }
@@ -531,20 +534,98 @@ def test_a_result_never_overwrites_a_log(result, tmp_path):
 # The files
 
 
+FIGURES = {
+    ("distance_to_gold", ""): Figure(1 / 3, 0.25, 0.5),
+    ("collapsed", ""): Figure(1.0, why="it says nothing, and says it twice"),
+    ("gate", ""): Figure(None, why="people are not known"),
+    ("forget_quality", "eval_log_forget"): Figure(1.83e-21),
+    ("forget_quality", "eval_forget_qa"): Figure(1.0),
+    ("people", ""): Figure(4),
+}
+SMALL = ModelResult("npo", 3, FIGURES, {"Submitted By": "me"})
+
+
+def test_a_measure_on_a_task_is_a_column_and_the_published_task_needs_no_name():
+    row = wide_row(SMALL)
+    assert row["Forget Quality"] == 1.83e-21
+    assert row["Forget Quality eval_forget_qa"] == 1
+
+
+def test_a_verdict_is_a_word_in_the_row_and_a_number_in_the_long_table():
+    assert wide_row(SMALL)["Collapsed"] == "yes"
+    table = long_table([SMALL]).set_index("measure")
+    assert table.loc["collapsed", "value"] == 1
+
+
+def test_the_long_table_has_a_line_per_figure_and_leaves_empty_what_is_not_known():
+    table = long_table([SMALL, ModelResult("gold", None, {("people", ""): Figure(None)})])
+    assert len(table) == len(FIGURES) + 1
+    assert list(table.columns) == ["model", "seed", "task", "measure", "value", "low", "high", "why"]
+    gate = table[table.measure == "gate"].iloc[0]
+    assert pandas.isna(gate.value)
+    assert gate.why == "people are not known"
+    assert pandas.isna(table.iloc[-1].seed)
+
+
+def test_parquet_gives_every_digit_back(tmp_path):
+    write_result(SMALL, str(tmp_path / "row.csv"))
+    table = pandas.read_parquet(tmp_path / "row.parquet").set_index("measure")
+    assert table.loc["distance_to_gold", ["value", "low", "high"]].tolist() == [1 / 3, 0.25, 0.5]
+    assert table.loc["people", "value"] == 4
+
+
 def test_csv_and_json_hold_the_same_one_row(result, tmp_path):
-    row = result(BASE, GOLD)
     for ending in ("csv", "json"):
-        write_row(row, str(tmp_path / "new" / "folder" / f"row.{ending}"))
+        write_result(SMALL, str(tmp_path / "new" / "folder" / f"row.{ending}"))
+    row = wide_row(SMALL)
     assert json.loads((tmp_path / "new/folder/row.json").read_text()) == row
     lines = list(csv.reader((tmp_path / "new/folder/row.csv").read_text().splitlines()))
     assert lines == [list(row), ["" if value is None else str(value) for value in row.values()]]
-    assert sorted(file.name for file in (tmp_path / "new/folder").iterdir()) == ["row.csv", "row.json"]
+    assert sorted(file.name for file in (tmp_path / "new/folder").iterdir()) == ["row.csv", "row.json", "row.parquet"]
+
+
+def test_an_unknown_measure_is_never_written():
+    with pytest.raises(AssertionError, match="memorized"):
+        long_table([ModelResult("npo", 0, {("memorized", ""): Figure(1.0)})])
+
+
+def test_a_parquet_file_that_is_no_result_table_is_not_overwritten(tmp_path):
+    pandas.DataFrame({"token": [1]}).to_parquet(tmp_path / "eval_log.parquet")
+    with pytest.raises(SettingsError, match=r"eval_log\.parquet is no result table"):
+        write_result(SMALL, str(tmp_path / "eval_log.csv"))
+    assert not (tmp_path / "eval_log.csv").exists()
+
+
+def test_a_result_is_written_again(tmp_path):
+    for _ in range(2):
+        assert write_result(SMALL, str(tmp_path / "row.parquet")) == [str(tmp_path / "row.parquet")]
 
 
 def test_a_place_that_cannot_be_written_is_said_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="cannot be written"):
-        write_row({"Method": "npo"}, f"{tmp_path}/file/row.csv")
+        write_result(SMALL, f"{tmp_path}/file/row.csv")
+
+
+def test_every_measure_is_declared_once_and_says_what_it_is():
+    declared = measures.MEASURES.values()
+    headings = [measure.heading for measure in declared]
+    assert len(set(headings)) == len(headings)
+    assert [measure.key for measure in declared if not measure.sentence] == []
+
+
+def test_the_docs_list_every_measure():
+    page = (ROOT / "docs" / "result_table.md").read_text(encoding="utf-8")
+    families = ("distance_to_gold:", "noise_floor:")  # which the page names as a whole
+    listed = [measure for measure in measures.MEASURES.values() if not measure.key.startswith(families)]
+    lines = [f"| `{measure.key}` | {measure.heading} | {measure.better} |" for measure in listed]
+    assert [line for line in lines if line not in page] == []
+
+
+def test_a_short_heading_of_no_measure_is_refused(result):
+    scoring = {"eval_log": Scoring(group="retain", multiple_choice=False, short={"rogue": "x"})}
+    with pytest.raises(SettingsError, match=r"scoring.eval_log.short='rogue' is not known \(did you mean 'rouge'\?\)"):
+        short_columns([SMALL], scoring)
 
 
 def run_script(*overrides: str) -> subprocess.CompletedProcess:
@@ -562,7 +643,13 @@ def test_the_script_writes_the_row_and_prints_it(result, tmp_path):
     done = run_script(*paths, base, "method_name=base", f"save_file={tmp_path}/out/row.json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads((tmp_path / "out/row.json").read_text()) == row
-    assert "Distance to gold " in done.stdout and "1.0000" in done.stdout and "written: " in done.stdout
+    lines = done.stdout.splitlines()
+    assert len(lines) == 11  # nine figures (a second gold gives the tenth), how to see the others, what was written
+    assert lines[0].split() == ["distance", "to", "gold", "↓", "1.00"]
+    assert lines[-2] == "all figures: show=all"
+    assert lines[-1] == f"written: {tmp_path}/out/row.parquet, {tmp_path}/out/row.json"
+    everything = run_script(*paths, base, "show=all", f"save_file={tmp_path}/out/row.json").stdout.splitlines()
+    assert len(everything) == len(row) + 1
 
 
 def test_the_script_ends_in_one_line_and_writes_nothing_when_rows_differ(result, tmp_path):
@@ -618,7 +705,7 @@ def test_membership_is_measured_against_rows_nobody_was_trained_on_and_leakage_a
     assert row["Membership AUC min-k++ eval_forget_qa"] is None  # not in these logs
     assert (
         row["Membership TPR at 1% FPR loss eval_forget_qa"] is None
-        and "10 holdout rows" in row["Membership TPR undefined"]
+        and "10 holdout rows" in row["Membership TPR at 1% FPR loss eval_forget_qa why"]
     )
     of_gold = result(gold, gold, base)
     assert (
@@ -645,7 +732,7 @@ def test_one_constant_answer_is_a_collapse_and_no_forgetting(result):
         row["Collapsed"] == "yes" and "degenerate" in row["Collapsed why"] and "utility" in row["Collapsed why"].lower()
     )
     assert (
-        row["Degenerate forget generations"] == 1.0
-        and row["Empty retain generations"] == 0.0
-        and row["Repetition retain generations"] > 0.5
+        row["Degenerate generations forget"] == 1.0
+        and row["Empty generations retain"] == 0.0
+        and row["Repetition of generations retain"] > 0.5
     )

@@ -275,7 +275,7 @@ DIRECTIONS = {
         )
     ],
     "neggrad": [(-1, "forget", right_answers), (+1, "retain", right_answers)],
-    **{name: [(+1, "retain", right_answers)] for name in ("sparsity", "retrain")},
+    "sparsity": [(+1, "retain", right_answers)],
     "scrub_bio": [
         (+1, "forget", lambda passes, name: away(passes, name, "ref_forget")),
         (-1, "retain", lambda passes, name: away(passes, name, "ref_retain")),

@@ -5,15 +5,18 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 from rich.console import Console
 
 import run_benchmark
 from benchmark import stages as benchmark_stages
 from benchmark.plan import plan_stages
+from engine.result_table import Figure, ModelResult, short_columns
+from helpers import copy_of_results
 from report import faces
 from report.tables import print_table
-from settings.results import Run, RunBenchmark
+from settings.results import RunBenchmark
 from settings.script import SettingsError, compose
 
 SMALL = ["models=10", "targets=2", "together=5", "finetune.epochs=2", "finetune.batch_size=8"]
@@ -31,10 +34,16 @@ def finished(face_overrides, tmp_path_factory):
         "eval": face_overrides,
         "attack": [*SMALL, *face_overrides],
     }
-    runs = {"scrub": Run(method="scrub"), "twins": Run(method="twins")}
+    runs = {"scrub": [], "twins": []}
     settings = replace(settings, benchmark=replace(settings.benchmark, **changes, runs=runs))
     run_benchmark.main.recipe(settings)
     return settings
+
+
+@pytest.fixture
+def results(finished, tmp_path):
+    """A copy of the finished benchmark for a test that changes something."""
+    return copy_of_results(finished, tmp_path / "results")
 
 
 def rows_of(settings):
@@ -56,7 +65,7 @@ def test_the_table_has_base_gold_and_every_method_with_verification_and_attacks(
             assert 0 <= float(row[column]) <= 1
         assert row["U-LiRA accuracy forget low"] == ""
         assert row["U-LiRA accuracy forget why"] == "no interval with 4 people"
-        chosen = row["U-MIA attack forget"].split(", ")  # of each round of two models
+        chosen = row["U-MIA accuracy forget why"].partition("attack of each round: ")[2].split(", ")
         assert len(chosen) == 5
         assert set(chosen) <= {"logistic", "tree"}
         assert row["U-LiRA TPR at 1% FPR forget"] == ""
@@ -74,41 +83,41 @@ def test_the_tables_say_what_too_few_queries_cannot_resolve(finished):
     assert "not resolvable with 60 scores of people who were not met" in page
 
 
-def test_every_face_column_has_its_distance_to_gold(finished):
-    rows = rows_of(finished)
-    columns = [column for column in rows["base"] if column.startswith("Distance to gold: ")]
-    assert {"Distance to gold: U-LiRA accuracy forget", "Distance to gold: EER forget"} <= set(columns)
-    defined = [column for column in columns if rows["base"][column] and not column.endswith(" why")]
+def test_every_figure_of_faces_has_its_distance_to_gold(finished):
+    table = pandas.read_parquet(Path(finished.results_dir, "results.parquet"))
+    distances = table[table.measure.str.startswith("distance_to_gold:")].set_index(["measure", "task", "model"])
+    places = {(measure, task) for measure, task, _ in distances.index}
+    expected = {("u-lira_accuracy", "forget"), ("eer", "forget"), ("exact_memorization", "eval_retain_faces")}
+    assert {(f"distance_to_gold:{measure}", task) for measure, task in expected} <= places
+    defined = [place for place in places if pandas.notna(distances.loc[(*place, "base"), "value"])]
     assert defined
-    assert {float(rows["gold"][column]) for column in defined} == {0}
-    assert {float(rows["base"][column]) for column in defined} == {1}
-    others = [column for column in columns if not column.endswith(" why") and column not in defined]
-    assert [column for column in others if "base and gold" not in rows["gold"][f"{column} why"]] == []
+    assert {distances.loc[(*place, "gold"), "value"] for place in defined} == {0}
+    assert {distances.loc[(*place, "base"), "value"] for place in defined} == {1}
+    for place in places - set(defined):
+        assert "base and gold" in distances.loc[(*place, "gold"), "why"]
+
+
+def results_of_rates(**rates):
+    """Method -> a result that holds an equal error rate alone."""
+    return {name: ModelResult(name, 0, {("eer", "forget"): Figure(rate)}) for name, rate in rates.items()}
 
 
 def test_a_distance_of_faces_is_undefined_where_two_gold_models_differ_as_much_as_base_and_gold():
     # an EER of .125, .25 and .175, with another gold at .105: |base - gold| = .125 is less than 3 * |.105 - .25| = .435
-    rates = {"base": 0.125, "gold": 0.25, "npo": 0.175}
-    rows = [{"Method": name, "Seed": 0, "EER forget": rate} for name, rate in rates.items()]
-    faces.add_distances(rows, {0: [{"EER forget": 0.105}]})
-    assert [row["Distance to gold: EER forget"] for row in rows] == [None] * 3
+    results = results_of_rates(base=0.125, gold=0.25, npo=0.175)
+    faces.add_distances(results, [{("eer", "forget"): Figure(0.105)}])
+    assert [result.value("distance_to_gold:eer", "forget") for result in results.values()] == [None] * 3
     why = "base and gold differ by 0.125, less than 3 times the golds' own 0.145"
-    assert rows[2]["Distance to gold: EER forget why"] == why
-    faces.add_distances(rows, {0: [{"EER forget": 0.24}]})
-    # npo: (.175 - .25) / (.125 - .25) = .6
-    assert [row["Distance to gold: EER forget"] for row in rows] == pytest.approx([1, 0, 0.6])
+    assert results["npo"].figure("distance_to_gold:eer", "forget").why == why
 
 
-def test_a_row_that_would_train_gold_anew_is_refused(finished, tmp_path):
-    settings = replace(
-        finished,
-        results_dir=str(tmp_path),
-        benchmark=replace(finished.benchmark, runs={"again": Run(method="retrain")}),
-    )
-    with pytest.raises(
-        SettingsError, match=r"benchmark\.runs\.again: gold is a row already, and what method=retrain makes"
-    ):
-        run_benchmark.main.recipe(settings)
+def test_a_distance_of_faces_and_its_noise_floor_by_hand():
+    # npo: (.175 - .25) / (.125 - .25) = .6; another gold: |.24 - .25| / .125 = .08
+    results = results_of_rates(base=0.125, gold=0.25, npo=0.175)
+    faces.add_distances(results, [{("eer", "forget"): Figure(0.24)}])
+    distances = [result.value("distance_to_gold:eer", "forget") for result in results.values()]
+    assert distances == pytest.approx([1, 0, 0.6])
+    assert results["npo"].value("noise_floor:eer", "forget") == pytest.approx(0.08)
 
 
 def test_pretraining_runs_once_and_every_model_is_attacked(finished):
@@ -120,15 +129,20 @@ def test_pretraining_runs_once_and_every_model_is_attacked(finished):
     assert kinds.count("attack") == 4  # the second gold is not attacked
 
 
-def test_gold_is_attacked_with_models_that_are_trained_anew_and_the_base_with_none_that_forgot(finished):
+def test_gold_is_attacked_with_models_that_never_met_the_forgotten(finished):
     stages = {stage.name: stage for stage in plan_stages(finished.benchmark, Path(finished.results_dir))}
-    assert "method=retrain" in stages["attack gold_seed0"].overrides
-    assert [text for text in stages["attack base_seed0"].overrides if text.startswith("method=")] == []
+    assert "split=retain" in stages["attack gold_seed0"].overrides
 
 
-def test_a_second_run_finds_everything_done(finished, monkeypatch):
+@pytest.mark.parametrize("name", ["base", "gold"])
+def test_base_and_gold_are_attacked_with_models_that_forgot_nothing(name, finished):
+    stages = {stage.name: stage for stage in plan_stages(finished.benchmark, Path(finished.results_dir))}
+    assert [text for text in stages[f"attack {name}_seed0"].overrides if text.startswith("method=")] == []
+
+
+def test_a_second_run_finds_everything_done(results, monkeypatch):
     monkeypatch.setattr(benchmark_stages, "run_stage", lambda *_: pytest.fail("a finished stage ran again"))
-    run_benchmark.main.recipe(finished)
+    run_benchmark.main.recipe(results)
 
 
 def test_the_page_gives_the_attacks_verdict_first_and_the_plots_of_faces(finished):
@@ -145,11 +159,10 @@ def test_the_page_gives_the_attacks_verdict_first_and_the_plots_of_faces(finishe
     assert "data:image/webp" in page
 
 
-def row(method, accuracy, low, high):
-    figures = {"": accuracy, " low": low, " high": high}
-    return {"Method": method, "Seed": 0, "Gate": "passed"} | {
-        f"U-LiRA accuracy forget{end}": value for end, value in figures.items()
-    }
+def attacked(method, accuracy, low, high):
+    """A result that holds the gate and the attack's accuracy alone."""
+    figures = {("u-lira_accuracy", "forget"): Figure(accuracy, low, high), ("gate", ""): Figure(1.0)}
+    return ModelResult(method, 0, figures)
 
 
 @pytest.mark.parametrize(
@@ -163,23 +176,23 @@ def row(method, accuracy, low, high):
 def test_the_attacks_figures_mean_something_only_with_gold_near_one_half_and_the_base_clearly_above(
     gold, base, passed, capsys
 ):
-    rows = [row("base", *base), row("gold", *gold), row("npo", 0.6, 0.5, 0.7)]
-    verdict = faces.attack_verdict(rows)
+    results = [attacked("base", *base), attacked("gold", *gold), attacked("npo", 0.6, 0.5, 0.7)]
+    verdict = faces.attack_verdict(results)
     assert verdict["passed"] == passed
     assert f"gold {gold[0]:.3f} [{gold[1]:.3f}, {gold[2]:.3f}]" in verdict["why"]
-    print_table(rows, Console(width=200))
+    print_table(results, short_columns(results, {}), Console(width=200))
     printed = capsys.readouterr().out
     assert printed.index("attack passed" if passed else "attack failed") < printed.index("npo")
 
 
 def test_without_intervals_the_attacks_verdict_is_undecided():
-    verdict = faces.attack_verdict([row("base", 0.9, None, None), row("gold", 0.5, None, None)])
+    verdict = faces.attack_verdict([attacked("base", 0.9, None, None), attacked("gold", 0.5, None, None)])
     assert not verdict["passed"]
     assert verdict["text"] == "undecided"
 
 
 def test_a_benchmark_without_attacks_has_no_verdict():
-    assert faces.attack_verdict([{"Method": "base", "Seed": 0}, {"Method": "gold", "Seed": 0}]) is None
+    assert faces.attack_verdict([ModelResult("base", 0, {}), ModelResult("gold", 0, {})]) is None
 
 
 def test_photographs_that_are_not_there_are_said_in_one_line(tmp_path):
@@ -193,10 +206,9 @@ def test_photographs_that_are_not_there_are_said_in_one_line(tmp_path):
         run_benchmark.main.recipe(replace(settings, benchmark=replace(settings.benchmark, **changes)))
 
 
-def test_a_failed_attack_is_said_and_no_former_figures_stand_in_its_row(finished, monkeypatch, capsys):
-    """The last of this file: it changes what the others look at."""
-    runs = {"scrub": Run(method="scrub", overrides=["trainer.lr=1e9"]), "twins": Run(method="twins")}
-    settings = replace(finished, benchmark=replace(finished.benchmark, runs=runs))
+def test_a_failed_attack_is_said_and_no_former_figures_stand_in_its_row(results, monkeypatch, capsys):
+    runs = {"scrub": ["trainer.lr=1e9"], "twins": []}
+    settings = replace(results, benchmark=replace(results.benchmark, runs=runs))
     real = benchmark_stages.run_stage
 
     def run(stage, *rest):  # the forgetting goes well, its attack does not
@@ -208,7 +220,7 @@ def test_a_failed_attack_is_said_and_no_former_figures_stand_in_its_row(finished
     monkeypatch.setattr(benchmark_stages, "run_stage", run)
     run_benchmark.main.recipe(settings)
     row = rows_of(settings)["scrub"]
-    assert row["Attack failed"] == "step 3: the loss of a shadow model is nan"
+    assert row["Attack failed why"] == "step 3: the loss of a shadow model is nan"
     assert row["U-LiRA accuracy forget"] == ""
     assert row["EER forget"]
     assert "scrub, seed 0, attack failed: step 3" in capsys.readouterr().out

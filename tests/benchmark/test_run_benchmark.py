@@ -1,20 +1,26 @@
 """A benchmark: every stage once, finished ones skipped, one row a model."""
 
 import csv
+import io
+import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import run_benchmark
 from benchmark import stages as benchmark_stages
-from benchmark.plan import plan_stages
-from benchmark.progress import BenchmarkProgress, StageLog
-from benchmark.stages import run_stages
+from benchmark.plan import Stage, plan_stages
+from benchmark.progress import BenchmarkProgress
+from benchmark.stages import launch_stage, run_stages
+from engine.source import code_of
+from helpers import copy_of_results
 from report.folder import gold_seeds
-from settings.results import Run, RunBenchmark
+from settings.results import RunBenchmark
 from settings.script import ROOT, SettingsError, compose
 
 
@@ -23,7 +29,7 @@ def benchmark(world_overrides, folder, **changes):
     settings = compose("run_benchmark", RunBenchmark, [f"results_dir={folder}"])
     quick = ["trainer.epochs=1", "trainer.batch_size=8", *world_overrides]
     small = {"finetune": quick, "forget": [*quick, "trainer.lr=1e-4"], "eval": [*world_overrides, "max_new_tokens=8"]}
-    runs = {"grad_ascent": Run(method="grad_ascent")}
+    runs = {"grad_ascent": []}
     return replace(settings, benchmark=replace(settings.benchmark, **small | {"runs": runs} | changes))
 
 
@@ -37,6 +43,20 @@ def finished(world_overrides, tmp_path_factory):
     settings = benchmark(world_overrides, tmp_path_factory.mktemp("results"))
     run_benchmark.main.recipe(settings)
     return settings
+
+
+@pytest.fixture
+def results(finished, tmp_path):
+    """A copy of the finished benchmark for a test that changes something."""
+    return copy_of_results(finished, tmp_path / "results")
+
+
+@pytest.fixture
+def named(monkeypatch):
+    """The names of the stages that are not skipped; none of them runs."""
+    names = []
+    monkeypatch.setattr(benchmark_stages, "run_stage", lambda stage, *_: names.append(stage.name))
+    return names
 
 
 def test_the_table_has_base_gold_and_every_method_once(finished):
@@ -59,18 +79,48 @@ def test_every_stage_keeps_its_log(finished):
     assert "eval_forget_qa: 20 rows" in logs["eval_gold_seed0"]
 
 
-def test_a_second_run_finds_everything_done(finished, monkeypatch):
-    monkeypatch.setattr(benchmark_stages, "run_stage", lambda *_: pytest.fail("a finished stage ran again"))
-    run_benchmark.main.recipe(finished)
+def test_a_second_run_finds_everything_done_also_where_the_results_were_moved(results, named):
+    run_benchmark.main.recipe(results)
+    assert named == []
 
 
-def test_a_changed_method_runs_again_and_nothing_else_does(finished, world_overrides, monkeypatch):
+def test_skipping_a_finished_stage_takes_less_than_a_second(results, named):
+    started = time.perf_counter()
+    run_stages(results.benchmark, Path(results.results_dir))
+    assert time.perf_counter() - started < len(plan_stages(results.benchmark, Path(results.results_dir)))
+
+
+def test_a_changed_method_runs_again_and_nothing_else_does(results, monkeypatch):
     ran = []
     original = benchmark_stages.run_stage
     monkeypatch.setattr(benchmark_stages, "run_stage", note_names(ran, original))
-    finished.benchmark.runs["grad_ascent"].overrides = ["trainer.lr=2e-4"]
-    run_stages(finished.benchmark, Path(finished.results_dir))
+    results.benchmark.runs["grad_ascent"] = ["trainer.lr=2e-4"]
+    run_stages(results.benchmark, Path(results.results_dir))
     assert ran == ["forget grad_ascent_seed0", "eval grad_ascent_seed0"]
+
+
+def test_a_change_of_a_recipes_code_runs_its_stages_again(results, named, monkeypatch):
+    def changed_evaluation(file):
+        return code_of(file, __file__) if file.stem == "eval" else code_of(file)
+
+    monkeypatch.setattr(benchmark_stages, "code_of", changed_evaluation)
+    run_stages(results.benchmark, Path(results.results_dir))
+    assert named == ["eval base_seed0", "eval gold_seed0", "eval grad_ascent_seed0"]
+
+
+def test_an_output_that_something_else_was_written_over_is_made_again(results, named):
+    file = Path(results.results_dir, "models", "gold_seed0", "train_meta.json")
+    record = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**record, "key": "another"}), encoding="utf-8")
+    run_stages(results.benchmark, Path(results.results_dir))
+    assert named == ["finetune gold_seed0"]
+
+
+def test_a_changed_base_is_another_input_of_what_is_made_of_it(results, named):
+    file = Path(results.results_dir, "models", "base_seed0", "generation_config.json")
+    file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    run_stages(results.benchmark, Path(results.results_dir))
+    assert named == ["eval base_seed0", "forget grad_ascent_seed0"]
 
 
 def test_an_interrupted_stage_runs_again_and_the_finished_ones_do_not(world_overrides, tmp_path, monkeypatch):
@@ -104,61 +154,131 @@ def test_seeds_are_part_of_every_path_and_golds_do_not_share_them(world_override
 def test_the_line_of_progress_says_which_stage_of_how_many_and_how_long_is_left():
     progress = BenchmarkProgress([100.0, 50.0])
     progress.begin(0, "finetune base")
-    assert progress.line(0.0) == "[1/2] finetune base: 0%, about 2 min 30 s left in all"
+    assert progress.stage_label() == "[1/2] finetune base"
+    assert progress.time_left(0.0) == "about 2 min 30 s left in all"
     progress.end(200.0, skipped=False)  # twice as long as expected, so the 25 s that are left of the rest will be 50
     progress.begin(1, "forget npo")
-    assert progress.line(0.5) == "[2/2] forget npo: 50%, about 0 min 40 s left in all"
+    assert progress.time_left(0.5) == "about 0 min 40 s left in all"
 
 
-def test_epochs_and_tasks_move_the_progress(tmp_path):
+def test_a_terminal_gets_a_bar_that_moves():
+    shown = io.StringIO()
+    progress = BenchmarkProgress([100.0], Console(file=shown, force_terminal=True, width=100))
+    with progress.bar:
+        progress.begin(0, "finetune base")
+        progress.show(0.5)
+        progress.bar.refresh()
+    assert "50%" in shown.getvalue()
+
+
+def test_without_a_terminal_there_are_plain_lines_and_no_bar():
+    shown = io.StringIO()
+    progress = BenchmarkProgress([100.0], Console(file=shown, width=100))
+    with progress.bar:
+        progress.begin(0, "finetune base")
+        progress.show(0.5)
+        progress.end(3.0, skipped=False)
+    assert shown.getvalue().splitlines() == [
+        "[1/1] finetune base: about 1 min 40 s left in all",
+        "[1/1] finetune base: 3 s",
+    ]
+
+
+def test_a_stage_in_this_process_moves_the_progress_and_prints_into_its_log(world_overrides, tmp_path, capsys):
+    settings = benchmark(world_overrides, tmp_path).benchmark
+    stage = plan_stages(settings, tmp_path)[0]
     seen = []
-    log = StageLog(tmp_path / "a.log", seen.append, tasks=8)
-    for line in ("epoch 2/4, loss 1.0\n", "eval_log: 40 rows, 1 s\n", "other\n"):
-        log.write(line)
-    log.close()
-    assert seen == [0.5, 0.125]
-    assert (tmp_path / "a.log").read_text().count("\n") == 3
+    composed = benchmark_stages.recipe_of(settings, stage).compose(stage.overrides)
+    benchmark_stages.run_stage(stage, settings, composed, tmp_path / "a.log", seen.append)
+    assert seen == sorted(seen)
+    assert len(seen) > 2
+    assert seen[-1] == 1.0
+    assert "epoch 1/1" in (tmp_path / "a.log").read_text()
+    assert "epoch 1/1" not in capsys.readouterr().out
+
+
+LAUNCHED = Stage("finetune", "base", [], Path("out"), [])
+REPORTS = """
+import time
+from engine.record import report_progress
+for done in (1, 3):
+    report_progress(done, 4)
+    print("reported", done, flush=True)
+    time.sleep(1)
+"""
+
+
+def test_a_launched_stage_moves_the_progress(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    seen = []
+    launch_stage(LAUNCHED, [sys.executable, "-c", REPORTS], tmp_path / "a.log", seen.append)
+    assert [fraction for fraction in dict.fromkeys(seen) if fraction] == [0.25, 0.75]
+
+
+def test_a_launched_stage_leaves_its_log_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    launch_stage(LAUNCHED, [sys.executable, "-c", REPORTS], tmp_path / "a.log", lambda fraction: None)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.log"]
+    assert (tmp_path / "a.log").read_text() == "reported 1\nreported 3\n"
+
+
+@pytest.fixture(scope="module")
+def launched(world_overrides, tmp_path_factory):
+    """The benchmark of `finished` through `accelerate launch`, and the shares of its stages that were reported."""
+    settings = benchmark(world_overrides, tmp_path_factory.mktemp("launched"), launch=True)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BenchmarkProgress, "show", lambda self, fraction: seen.append((self.name, fraction)))
+        run_benchmark.main.recipe(settings)
+    return settings, seen
 
 
 @pytest.mark.slow
-def test_launched_stages_give_the_same_rows_as_stages_in_one_process(finished, world_overrides, tmp_path):
-    run_benchmark.main.recipe(benchmark(world_overrides, tmp_path, launch=True))
-    in_one_process, launched = (
-        list(csv.DictReader(Path(folder, "results.csv").read_text().splitlines()))
-        for folder in (finished.results_dir, tmp_path)
-    )
+def test_launched_stages_give_the_same_rows_as_stages_in_one_process(finished, launched):
     cost = {"Train seconds", "Eval seconds", "Peak memory GB"}
-    # base and gold; the method's rate was changed by a test above
-    for one, other in zip(in_one_process[:2], launched[:2], strict=True):
-        assert {k: v for k, v in one.items() if k not in cost} == {k: v for k, v in other.items() if k not in cost}
-    assert [row["Method"] for row in launched] == ["base", "gold", "grad_ascent"]
+    tables = []
+    for settings in (finished, launched[0]):
+        lines = Path(settings.results_dir, "results.csv").read_text(encoding="utf-8").splitlines()
+        rows = list(csv.DictReader(lines))
+        for row in rows:
+            for name in cost & row.keys():
+                del row[name]
+        tables.append(rows)
+    assert tables[0] == tables[1]
 
 
-def test_a_failing_launched_stage_names_its_log_and_gives_the_scripts_own_line(world_overrides, tmp_path, monkeypatch):
-    settings = benchmark(world_overrides, tmp_path, launch=True)
-    monkeypatch.setattr(
-        benchmark_stages.subprocess,
-        "Popen",
-        lambda *_, **__: type("P", (), {"stdout": iter(["error: no\n"]), "wait": lambda self: 1, "returncode": 1})(),
-    )
-    with pytest.raises(
-        SettingsError, match=r"finetune base_seed0 failed with exit code 1: no; its log: .*finetune_base_seed0.log"
-    ):
-        run_stages(settings.benchmark, tmp_path)
+@pytest.mark.slow
+def test_what_was_launched_is_finished_for_a_run_in_one_process(launched, named):
+    settings, _ = launched
+    run_stages(replace(settings.benchmark, launch=False), Path(settings.results_dir))
+    assert named == []
 
 
-def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(finished, monkeypatch):
-    folder = Path(finished.results_dir)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["finetune base_seed0", "eval base_seed0"])
+def test_the_progress_of_a_recipe_comes_through_accelerate_launch(name, launched):
+    _, seen = launched
+    assert [fraction for stage, fraction in seen if stage == name and 0 < fraction < 1] != []
+
+
+def test_a_failing_launched_stage_names_its_log_and_gives_the_scripts_own_line(tmp_path):
+    fails = "import sys; print('epoch 1/2'); sys.exit(print('error: no', file=sys.stderr) or 3)"
+    with pytest.raises(SettingsError, match=r"finetune base failed with exit code 3: no; its log: .*a\.log"):
+        launch_stage(LAUNCHED, [sys.executable, "-c", fails], tmp_path / "a.log", lambda fraction: None)
+
+
+def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(results, monkeypatch):
+    folder = Path(results.results_dir)
     runs = {
-        "diverges": Run(method="grad_ascent", overrides=["trainer.lr=1e30"]),
-        "grad_ascent": finished.benchmark.runs["grad_ascent"],
+        "diverges": ["method=grad_ascent", "trainer.lr=1e30"],
+        "grad_ascent": results.benchmark.runs["grad_ascent"],
     }
-    settings = replace(finished, benchmark=replace(finished.benchmark, runs=runs))
+    settings = replace(results, benchmark=replace(results.benchmark, runs=runs))
     run_benchmark.main.recipe(settings)
     with open(folder / "results.csv", encoding="utf-8") as stream:
         rows = {row["Method"]: row for row in csv.DictReader(stream)}
     assert list(rows) == ["base", "gold", "diverges", "grad_ascent"]
-    assert "method grad_ascent, step" in rows["diverges"]["Failed"]
+    assert "method grad_ascent, step" in rows["diverges"]["Failed why"]
     assert rows["diverges"]["Distance to gold"] == ""
     assert rows["grad_ascent"]["Distance to gold"] != ""
     assert not (folder / "models" / "diverges_seed0").exists()
@@ -181,6 +301,22 @@ def test_every_stage_of_every_benchmark_composes_with_its_recipe(name, tmp_path)
     trained = 1 + settings.golds + len(settings.runs)
     assert settings.name == name
     assert len(stages) == 2 * trained + attacks + (settings.pretrain is not None)
+
+
+def test_a_row_has_the_method_of_its_name_or_the_one_that_it_names(tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    runs = {"npo": ["trainer.lr=1"], "other": ["method=kl", "trainer.lr=2"]}
+    stages = {stage.name: stage.overrides for stage in plan_stages(replace(settings, runs=runs), tmp_path)}
+    assert stages["forget npo_seed0"][-2:] == ["method=npo", "trainer.lr=1"]
+    assert stages["forget other_seed0"][-2:] == ["method=kl", "trainer.lr=2"]
+
+
+def test_what_is_common_goes_to_every_stage_once_and_before_what_one_kind_says(tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, ["benchmark=cv_orl"]).benchmark
+    told = [stage.overrides for stage in plan_stages(settings, tmp_path)]
+    assert {overrides.count("data=orl_faces") for overrides in told} == {1}
+    settings = replace(compose("run_benchmark", RunBenchmark, []).benchmark, common=["seed=1"], eval=["seed=2"])
+    assert plan_stages(settings, tmp_path)[1].overrides[-2:] == ["seed=1", "seed=2"]
 
 
 def test_a_benchmark_that_attacks_needs_a_pretrained_model(tmp_path):

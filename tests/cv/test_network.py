@@ -199,10 +199,10 @@ def test_a_start_scales_and_saves_as_its_settings_say(tmp_path):
     assert load_network(str(tmp_path), SETTINGS)[1] == [*"abcde"]
 
 
-@pytest.mark.parametrize("change", [{"width": 8}, {"size": 64}, {"logit_scale": 64.0}], ids=str)
-def test_a_network_of_another_shape_size_or_logit_scale_is_refused(change, tmp_path):
+@pytest.mark.parametrize("change", [{"width": 8}, {"size": 64}, {"logit_scale": 64.0}, {"margin": 0.2}], ids=str)
+def test_a_network_of_another_shape_size_logit_scale_or_margin_is_refused(change, tmp_path):
     save_network(network(), tmp_path, settings=SETTINGS, classes=[*"abcde"])
-    found = r"Shape\(width=4, embedding=8\) for 40 pixels with logit_scale 30.0"
+    found = r"Shape\(width=4, embedding=8\) for 40 pixels with logit_scale 30.0 and margin 0.4"
     with pytest.raises(SettingsError, match=f"is a network of {found}, but model=tiny"):
         load_network(str(tmp_path), replace(SETTINGS, **change))
 

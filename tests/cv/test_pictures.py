@@ -1,6 +1,7 @@
 """Pictures of people: divided once, decoded once, seen in views that are functions of (seed, epoch, row)."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -239,19 +240,22 @@ def test_the_embedded_worlds_faces_have_twenty_views_and_people_for_pretraining_
         write_faces(tmp_path / "few", views=8)
 
 
-def test_the_photographs_can_be_divided_as_the_benchmark_does(tmp_path):
-    if not (SHARED / "data" / "orl_faces").is_dir():
-        pytest.skip("the ORL photographs are not beside the repository")
+PHOTOGRAPHS = Path(os.environ.get("ORL_FACES_PATH", SHARED / "data" / "orl_faces"))
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the ORL photographs are not there (ORL_FACES_PATH)")
+def test_the_photographs_can_be_divided_as_the_benchmark_does(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORL_FACES_PATH", str(PHOTOGRAPHS))
     settings = compose(
         "cv/forget",
         ForgetFaces,
-        ["data=orl_faces", f"data.people.path={SHARED}/data/orl_faces", f"data.split_file={tmp_path}/d.json"],
+        ["data=orl_faces", f"data.split_file={tmp_path}/d.json"],
     )
     division = read_division(settings.data)
     assert (len(division.pretraining), len(division.people)) == (8, 32)
     assert {(len(p.train), len(p.enrol), len(p.query)) for p in division.people.values()} == {(3, 5, 2)}
     name = next(iter(division.people.values())).query[0]
-    with Image.open(SHARED / "data" / "orl_faces" / name) as image:
+    with Image.open(PHOTOGRAPHS / name) as image:
         assert image.mode == "L"
     assert pictures.read_pictures(settings.data.people, [name], 64)[name].shape == (3, 64, 64)
 

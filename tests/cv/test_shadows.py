@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cv import attack_scoring, shadows
+from cv import attack_scoring, shadows, together
 from cv.attack_scoring import (
     Similarities,
     attack,
@@ -31,13 +31,13 @@ from cv.network import (
     with_new_classes,
 )
 from cv.pictures import met_by, read_division
-from cv.shadows import FINETUNING, compare_models, shadow_of
-from cv.together import check_stackable, concat_batches, train_stack
+from cv.shadows import compare_models
+from cv.together import check_stackable, concat_batches, model_seed, shadow_of, train_stack
 from engine.methods import bind
 from engine.pairs import Batch
 from engine.train import train
 from settings.script import SettingsError, compose
-from settings.training import Method, TaskVector
+from settings.training import FINETUNING, Method, TaskVector
 from unlearn_losses import Scored
 
 METHODS = ["retain_ft", "neggrad", "scrub", "scrub_bio", "twins", "dpo", "llmu", "rmu", "sparsity", "npo"]
@@ -68,11 +68,7 @@ def pretrained(classes=3):
 def shadows_of(settings, method, numbers):
     """What the networks `numbers` of an attack do not share, with small seeds."""
     division, bound = read_division(settings.data), bind(method)
-    shadows = []
-    for number in numbers:
-        classes = met_by(division, number).trained
-        shadows.append(shadow_of(settings, bound, division, number, classes=classes, seed=100 + number))
-    return shadows
+    return [shadow_of(settings, bound, division, number, seed=100 + number) for number in numbers]
 
 
 def in_double(collate):
@@ -183,13 +179,13 @@ def test_models_of_one_seed_are_the_same_and_of_another_differ(settings):
 def trainings(monkeypatch):
     """The names of the methods that stacks were trained with, in order."""
     names = []
-    train_stack = shadows.train_stack
+    train_stack = together.train_stack
 
     def note_and_train(stack, bound, *rest, **options):
         names.append(bound.method.name)
         train_stack(stack, bound, *rest, **options)
 
-    monkeypatch.setattr(shadows, "train_stack", note_and_train)
+    monkeypatch.setattr(together, "train_stack", note_and_train)
     return names
 
 
@@ -210,7 +206,7 @@ def test_an_interrupted_attack_goes_on_with_the_stack_that_is_not_finished(setti
     root = Path(given.shadows_dir)
     stacks = sorted(path.parent.relative_to(root).as_posix() for path in root.rglob("models.safetensors"))
     row = shadows.row_folder(given.method, given.trainer)
-    assert stacks == ["models_000", "models_005", f"{row}/models_000", f"{row}/models_005"]
+    assert stacks == ["full/models_000", "full/models_005", f"{row}/models_000", f"{row}/models_005"]
     (root / row / "models_005" / "made_of.json").unlink()  # as if interrupted there
     trainings.clear()
     again = compare_models(given, division, pretrained())
@@ -230,13 +226,13 @@ def test_two_rows_of_one_method_keep_their_models_apart(settings, trainings):
 
 
 def test_gold_models_never_meet_the_people_to_be_forgotten(settings):
-    given = settings("method=retrain")
+    given = settings("split=retain")
     division = read_division(given.data)
     compare_models(given, division, pretrained())
     kept = met_by(division, 0).retain
-    row = Path(given.shadows_dir) / shadows.row_folder(given.method, given.finetune)
-    assert load_file(row / "models_000" / "models.safetensors")["classes"].shape == (5, len(kept), 8)
-    pairs = shadow_of(given, bind(given.method), division, 0, classes=kept, seed=0).pairs
+    stack = Path(given.shadows_dir, "retain", "models_000", "models.safetensors")
+    assert load_file(stack)["classes"].shape == (5, len(kept), 8)
+    pairs = shadow_of(given, bind(FINETUNING), division, 0, seed=0).pairs
     assert {example.answer for key in range(len(pairs)) for example in pairs[key]["retain"]} == set(kept)
 
 
@@ -262,7 +258,7 @@ def test_the_similarities_on_disk_are_those_that_the_attack_had(settings, tmp_pa
 
 def test_every_model_of_an_attack_has_a_seed_of_its_own(settings):
     given = settings()
-    seeds = [shadows.model_seed(given, number) for number in range(given.models)]
+    seeds = [model_seed(given, number) for number in range(given.models)]
     assert len(set(seeds)) == given.models
     assert min(seeds) > 1000  # a benchmark's own models have small seeds
 
@@ -431,6 +427,8 @@ def test_the_people_are_known_by_name_and_not_by_the_order_of_rows(settings):
     [
         (["models=9"], "models=9 must be even"),
         (["targets=4"], "leaves 6 shadow models of models=10; at least 8 are needed"),
+        (["split=retain", "method=scrub"], "method=scrub: models of split=retain never met the people"),
+        (["split=gold"], "split='gold' is not known"),
         (["trainer.accumulation=2"], r"trainer.accumulation=2 must be 1 where many models train together"),
         (["trainer.lora={r: 1, alpha: 1, dropout: 0}"], "needs a language model"),
     ],
@@ -455,7 +453,7 @@ def test_an_attack_in_many_processes_is_refused_because_they_would_write_the_sam
 def test_the_record_of_a_stack_names_its_models_and_method(settings):
     given = settings()
     compare_models(given, read_division(given.data), pretrained())
-    record = json.loads(Path(given.shadows_dir, "models_005", "made_of.json").read_text())
+    record = json.loads(Path(given.shadows_dir, "full", "models_005", "made_of.json").read_text())
     assert record["models"] == [5, 6, 7, 8, 9]
     assert record["method"] == "finetune"
     assert len(record["key"]) == 16

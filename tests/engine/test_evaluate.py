@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ import torch
 from data_module import TaskRow, task_rows
 from engine import evaluate as eval_engine
 from engine import metrics as eval_metrics
-from engine.evaluate import AGGREGATED, EpochEvaluation, evaluate, evaluate_rows, measures, read_tasks
+from engine.evaluate import AGGREGATED, EpochEvaluation, evaluate, evaluate_rows, measures, read_tasks, task_key
 from engine.score_answers import Prompt, score_prompts
+from engine.source import code_of
 from helpers import BASE, QUICK, example, png, start, task
 from settings.language import Eval, Forget
 from settings.script import SettingsError, compose
@@ -151,6 +153,7 @@ def log_folder(world_overrides, encoder, tmp_path_factory):
         encoder,
         read_tasks(settings, 0, "all"),
         settings,
+        facts={},
         say=lambda line: None,
     )
     return folder
@@ -247,8 +250,8 @@ def run_eval(model, encoder, settings, fingerprint="base"):
     said = []
     tasks = read_tasks(settings, settings.seed, settings.fold)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eval_engine, "model_fingerprint", lambda path: fingerprint)
-        evaluate(model, encoder, tasks, settings, said.append)
+        patch.setattr("engine.record.model_fingerprint", lambda path: fingerprint)
+        evaluate(model, encoder, tasks, settings, facts={}, say=said.append)
     return said
 
 
@@ -300,16 +303,13 @@ def test_overwriting_computes_only_what_depends_on_the_change(model, encoder, wo
 
 
 def test_a_tasks_key_follows_the_data_files(world_overrides, world, tmp_path):
-    import shutil
-
-    from engine.evaluate import task_key
-
     shutil.copytree(world, tmp_path / "world")
     overrides = [*world_overrides, f"data.text_path={tmp_path}/world/tofu"]
     settings = settings_for(overrides, tmp_path / "out")
-    keys = {name: task_key(name, settings, "base", "cpu") for name in settings.tasks}
+    code = code_of(eval_engine.__file__)
+    keys = {name: task_key(name, settings, code, "cpu") for name in settings.tasks}
     (tmp_path / "world" / "tofu" / "README.md").write_text("other")
-    again = {name: task_key(name, settings, "base", "cpu") for name in settings.tasks}
+    again = {name: task_key(name, settings, code, "cpu") for name in settings.tasks}
     assert {name for name in keys if keys[name] != again[name]} == {
         "eval_retain_qa",
         "eval_forget_qa",

@@ -1,11 +1,31 @@
-"""What a run leaves beside its results: whole or not there."""
+"""What a run leaves beside its results: whole or not there, with the key of what it did."""
 
 import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from engine.record import check_save_dir, peak_memory_gb, start_of_peak, write_text_whole, written_whole
+from engine import record
+from engine.record import (
+    PROGRESS_FILE,
+    check_save_dir,
+    heard_by,
+    peak_memory_gb,
+    read_json,
+    report_progress,
+    reported_progress,
+    start_of_peak,
+    work_key,
+    write_record,
+    write_text_whole,
+    written_whole,
+)
+from engine.source import code_of
+from helpers import ENVIRONMENT, ROOT
+from settings.inputs import Inputs
 from settings.script import SettingsError
 
 
@@ -66,3 +86,117 @@ def test_peak_memory_speaks_of_what_came_since_its_start():
     del large
     start_of_peak()
     assert high > 0.4 and peak_memory_gb() < high - 0.2
+
+
+# ---- keys
+
+SETTINGS = {"seed": 0, "trainer": {"lr": 1e-3}, "save_dir": "out"}
+CODE = code_of(ROOT / "mm" / "eval.py")
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """A data folder, a model folder and a file, with a key of their own."""
+    for folder, name in (("data", "rows.jsonl"), ("model", "model.safetensors"), ("files", "idk.txt")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("first")
+    return Inputs([f"{tmp_path}/data"], [f"{tmp_path}/model"], [f"{tmp_path}/files/idk.txt"], losses=["npo"])
+
+
+def test_the_same_work_has_the_same_key(inputs):
+    assert work_key(SETTINGS, inputs, CODE) == work_key({**SETTINGS}, replace(inputs), CODE)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"trainer": {"lr": 1e-4}}, {"new": None}], ids=str)
+def test_a_key_changes_with_the_settings(change, inputs):
+    assert work_key({**SETTINGS, **change}, inputs, CODE) != work_key(SETTINGS, inputs, CODE)
+
+
+@pytest.mark.parametrize("change", [{"save_dir": "other"}, {"model_path": "other"}, {"overwrite": True}], ids=str)
+def test_a_key_does_not_change_with_the_place_of_the_results(change, inputs):
+    assert work_key({**SETTINGS, **change}, inputs, CODE) == work_key(SETTINGS, inputs, CODE)
+
+
+@pytest.mark.parametrize("file", ["data/rows.jsonl", "model/model.safetensors", "files/idk.txt"])
+def test_a_key_changes_with_what_is_read(file, inputs, tmp_path):
+    before = work_key(SETTINGS, inputs, CODE)
+    (tmp_path / file).write_text("other text")
+    assert work_key(SETTINGS, inputs, CODE) != before
+
+
+def test_a_key_changes_with_the_loss_that_is_named(inputs):
+    assert work_key(SETTINGS, replace(inputs, losses=["dpo"]), CODE) != work_key(SETTINGS, inputs, CODE)
+
+
+def test_a_key_changes_with_the_code(inputs):
+    assert work_key(SETTINGS, inputs, code_of(ROOT / "nlp" / "eval.py")) != work_key(SETTINGS, inputs, CODE)
+
+
+def test_a_key_changes_with_the_libraries(inputs, monkeypatch):
+    before = work_key(SETTINGS, inputs, CODE)
+    monkeypatch.setattr(record, "versions", lambda: {"torch": "another"})
+    assert work_key(SETTINGS, inputs, CODE) != before
+
+
+def test_a_file_that_is_missing_is_named(inputs):
+    with pytest.raises(SettingsError, match=r"'none\.txt' cannot be read: No such file"):
+        work_key(SETTINGS, replace(inputs, files=["none.txt"]), CODE)
+
+
+# ---- records
+
+
+def test_a_record_holds_facts_cost_and_versions(tmp_path):
+    write_record(tmp_path / "a.json", seconds=2.5, key="0123")
+    written = read_json(tmp_path / "a.json")
+    assert written["key"] == "0123"
+    assert written["seconds"] == 2.5
+    assert written["peak_memory_gb"] > 0
+    assert written["versions"] == record.versions()
+
+
+def test_a_peak_that_was_measured_before_stands_in_the_record(tmp_path):
+    write_record(tmp_path / "a.json", seconds=1.0, peak_memory_gb=0.0)
+    assert read_json(tmp_path / "a.json")["peak_memory_gb"] == 0.0
+
+
+class Killed(BaseException):
+    """Ends a run at once, as a signal would."""
+
+
+def test_a_record_that_is_killed_while_it_is_written_leaves_the_former_one(tmp_path, monkeypatch):
+    write_record(tmp_path / "a.json", seconds=1.0, key="former")
+
+    def half_written(self, text, **options):
+        with self.open("w") as stream:
+            stream.write(text[: len(text) // 2])
+        raise Killed
+
+    monkeypatch.setattr(record.Path, "write_text", half_written)
+    with pytest.raises(Killed):
+        write_record(tmp_path / "a.json", seconds=2.0, key="new")
+    assert read_json(tmp_path / "a.json")["key"] == "former"
+
+
+# ---- progress
+
+
+def test_progress_is_heard_in_this_process_and_only_while_somebody_listens():
+    heard = []
+    with heard_by(heard.append):
+        report_progress(1, 4)
+        report_progress(2, 4)
+    report_progress(3, 4)
+    assert heard == [0.25, 0.5]
+
+
+def test_the_progress_of_a_launched_run_stands_in_the_file_that_its_environment_names(tmp_path):
+    file = tmp_path / "a.progress"
+    code = "from engine.record import report_progress; report_progress(1, 4); report_progress(3, 4)"
+    environment = {**ENVIRONMENT, PROGRESS_FILE: str(file)}
+    subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
+    assert reported_progress(file) == 0.75
+
+
+def test_a_run_that_has_not_begun_has_no_progress(tmp_path):
+    assert reported_progress(tmp_path / "none") == 0.0

@@ -21,7 +21,7 @@ from engine import loss_trainer
 from engine.frozen_start import Start, forward_passes
 from engine.language_model import end_at_layer, forward, freeze, l1_norm, load_for_training, save
 from engine.loss_trainer import LossTrainer, largest
-from engine.methods import bind, method_source
+from engine.methods import bind
 from engine.train import train
 from helpers import (
     BASE,
@@ -302,18 +302,6 @@ def test_weights_that_diverge_in_the_last_step_are_not_written(data, encoder, tm
 def test_a_penalty_that_diverges_is_named(data, encoder, tmp_path):
     with pytest.raises(SettingsError, match=r"method retain_ft, step 0: the loss is inf; its trainer.l1 penalty"):
         run(data, encoder, tmp_path / "out", replace(TRAINER, l1=1e39), Method(name="retain_ft", loss="retain_ft"))
-
-
-def test_a_methods_source_holds_the_helpers_it_calls():
-    npo, dpo = (method_source(Method(name, name))[0] for name in ("npo", "dpo"))
-    assert (
-        "def token_nll" in npo
-        and "def retain_term" in npo
-        and "def kl_from_start" in npo
-        and "def entropy" not in npo
-        and npo != dpo
-    )
-    assert len(method_source(Method("salun", "idk", mask=Mask("grad_ascent", 0.5)))) == 2
 
 
 def test_a_mask_lets_only_the_weights_with_the_largest_forget_gradients_move(data, encoder, tmp_path):

@@ -144,7 +144,7 @@ def test_the_small_tofu_is_the_same_twelve_authors_everywhere():
 
 
 @pytest.mark.parametrize("model", sorted(file.stem for file in ROOT.glob("config/model/*.yaml")))
-def test_every_model_file_composes_with_its_own_trainer(model):
+def test_every_model_file_composes_with_a_trainer(model):
     track = "cv" if "resnet" in model else "mm" if "llava" in model or "-vl-" in model else "nlp"
     settings = compose(f"{track}/finetune", FinetuneFaces if track == "cv" else Finetune, [f"model={model}"])
     assert settings.model.name == model and settings.trainer.epochs > 0

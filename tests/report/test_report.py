@@ -1,6 +1,7 @@
 """The report: tables that hold the rows, and a page that opens, filters, escapes and asks for nothing outside."""
 
 import csv
+import io
 import json
 import os
 import shlex
@@ -11,23 +12,30 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
+from rich.console import Console
 
 import mm.eval
 import report.__main__ as report_command
 from cv.face_settings import Album
 from cv.pictures import list_pictures, read_pictures
 from data_module import Example, open_image
+from engine.measures import MEASURES
 from engine.record import write_json, write_text_whole
+from engine.result_table import Figure, ModelResult, column_name, short_columns
 from helpers import BASE, ROOT
 from report import cards
 from report.__main__ import write_report
 from report.folder import PLAN, read_plan
-from report.page import json_for_script, render_page
+from report.page import render_page
 from report.plots import mean_distance
-from report.tables import latex_table, markdown_table
-from settings.results import GROUPS, Benchmark, Run, RunBenchmark
+from report.rows import aggregation_settings, benchmark_results
+from report.tables import latex_table, markdown_table, print_table
+from settings.language import Task
+from settings.results import GROUPS, Benchmark, RunBenchmark
 from settings.script import compose
 
 EVIL = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "100 % of A & B | C_d"]
@@ -93,7 +101,7 @@ def recorded_settings(world, words):
 
 def asked_of(task):
     """Row -> person, question and answer of a recorded task."""
-    rows = [row.example for row in cards.task_rows(cards.recorded_task(task), 0, 0)]
+    rows = [row.example for row in cards.task_rows(TypeAdapter(Task).validate_python(task), 0, 0)]
     return [(row.index, (row.person, row.question, row.answer)) for row in rows]
 
 
@@ -129,7 +137,7 @@ def folder(world, tmp_path_factory):
         write_model(results / "models" / f"{name}_seed0", settings, shift)
         stages.append(stage_of(results, "forget" if name == "npo" else "finetune", f"{name}_seed0"))
     stages.append(stage_of(results, "forget", "broken_seed0") | {"failed": "the loss is nan & more"})
-    runs = {"npo": Run(method="npo"), "broken": Run(method="grad_ascent")}
+    runs = {"npo": [], "broken": ["method=grad_ascent"]}
     benchmark = replace(compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark, runs=runs)
     plan = {"benchmark": asdict(benchmark), "command": "python run_benchmark.py seeds=0", "stages": stages}
     write_text_whole(results / PLAN, json.dumps(plan))
@@ -155,7 +163,7 @@ def test_the_module_is_the_command(folder, tmp_path):
     assert (tmp_path / "copy" / "report.html").read_bytes() == (folder / "report.html").read_bytes()
 
 
-@pytest.mark.parametrize("broken", ["missing", "torn", "no plan", "lost log", "torn record"])
+@pytest.mark.parametrize("broken", ["missing", "torn", "no plan", "no stages", "lost log", "torn record"])
 def test_a_folder_that_is_no_finished_benchmark_is_refused_in_one_line(broken, folder, tmp_path, monkeypatch, capsys):
     copy = tmp_path / "copy"
     if broken != "missing":
@@ -164,6 +172,8 @@ def test_a_folder_that_is_no_finished_benchmark_is_refused_in_one_line(broken, f
         (copy / PLAN).write_text("{")
     if broken == "no plan":
         (copy / PLAN).write_text("[]")
+    if broken == "no stages":
+        (copy / PLAN).write_text(json.dumps(json.loads((copy / PLAN).read_text()) | {"stages": []}))
     if broken == "lost log":
         (copy / "models/npo_seed0/eval_results/eval_log_aggregated.json").unlink()
     if broken == "torn record":
@@ -195,14 +205,45 @@ def test_the_tables_hold_one_row_a_model(folder):
 
 def test_a_failed_run_says_why_in_the_table_and_on_the_page(folder):
     rows = {row["Method"]: row for row in csv.DictReader((folder / "results.csv").open(encoding="utf-8"))}
-    assert rows["broken"]["Failed"] == "the loss is nan & more"
+    assert rows["broken"]["Failed"] == "yes"
+    assert rows["broken"]["Failed why"] == "the loss is nan & more"
     assert "the loss is nan &amp; more" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_latex_and_markdown_signs_are_escaped():
-    rows = [{"Method": "a_b|c%", "Seed": 0, "Distance to gold": 0.5}]
-    assert r"a\_b|c\%" in latex_table(rows)
-    assert r"a_b\|c%" in markdown_table(rows)
+    results = [ModelResult("a_b|c%", 0, {("distance_to_gold", ""): Figure(0.5)})]
+    columns = short_columns(results, {})
+    assert r"a\_b|c\%" in latex_table(results, columns)
+    assert r"a_b\|c%" in markdown_table(results, columns)
+
+
+def test_a_table_too_wide_for_the_terminal_has_a_line_per_figure(folder):
+    results = benchmark_results(folder, read_plan(folder))
+    columns = short_columns(results, aggregation_settings(read_plan(folder).benchmark).scoring)
+    printed = {}
+    for width in (80, 400):
+        console = Console(width=width, record=True, file=io.StringIO())
+        print_table(results, columns, console)
+        printed[width] = console.export_text()
+    assert "…" not in printed[80]
+    assert any(line.split()[1:2] == ["broken"] for line in printed[400].splitlines())
+    assert any("method" in line and "broken" in line for line in printed[80].splitlines())
+
+
+def test_the_long_table_holds_every_model_and_why_one_failed(folder):
+    table = pandas.read_parquet(folder / "results.parquet")
+    assert list(table.model.unique()) == ["base", "gold", "npo", "broken"]
+    broken = table[table.model == "broken"]
+    assert broken[["measure", "value", "why"]].values.tolist() == [["failed", 1.0, "the loss is nan & more"]]
+
+
+def test_the_wide_table_is_a_view_of_the_long_one(folder):
+    table = pandas.read_parquet(folder / "results.parquet")
+    wide = pandas.read_csv(folder / "results.csv").set_index("Method")
+    numbers = table[~table.measure.isin(["gate", "collapsed", "failed"])]
+    for line in numbers.itertuples():
+        there = wide.loc[line.model, column_name(MEASURES[line.measure], line.task)]
+        assert there == line.value or (pandas.isna(there) and pandas.isna(line.value)), line
 
 
 # ---- the page's parts
@@ -244,10 +285,12 @@ def test_faces_are_read_from_a_folder_and_from_a_dataset(faces, world):
         assert all(url.startswith("data:image/webp;base64,") for url in urls)
 
 
-def test_data_cannot_end_its_script_element():
-    text = json_for_script({"a": "</script><!--&\u2028"})
-    assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == {"a": "</script><!--&\u2028"}
+def test_data_cannot_end_its_script_element(folder):
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    data = html.partition('id="data">')[2].partition("</script>")[0]
+    assert not set("<>&") & set(data)
+    people = {row["person"] for row in json.loads(data)["rows"]}
+    assert set(EVIL) <= people
 
 
 def test_the_page_is_the_same_bytes_each_time(folder):
@@ -260,7 +303,7 @@ def test_the_page_is_small(folder):
     assert (folder / "report.html").stat().st_size < 3_000_000
 
 
-@pytest.mark.parametrize(("seeds", "runs"), [([0, 1], {"npo": {"method": "npo", "overrides": []}}), ([0], {})])
+@pytest.mark.parametrize(("seeds", "runs"), [([0, 1], {"npo": []}), ([0], {})])
 def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, runs, folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
@@ -269,34 +312,40 @@ def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, ru
         meta = json.loads((model / "train_meta.json").read_text())
         (model / "train_meta.json").write_text(json.dumps({**meta, "seed": 1}))
         shutil.move(model, copy / "models" / model.name.replace("seed0", "seed1"))
-    plan = read_plan(copy)
+    plan = json.loads((copy / PLAN).read_text())
     plan["benchmark"] |= {"seeds": seeds, "runs": runs}
     plan["stages"] = [stage for stage in plan["stages"] if "failed" not in stage]
     (copy / PLAN).write_text(json.dumps(plan))
-    rows = [(row["Method"], row["Seed"]) for row in write_report(copy)]
-    assert rows == [(name, seed) for seed in seeds for name in ("base", "gold", *runs)]
+    write_report(copy)
+    wide = pandas.read_csv(copy / "results.csv")
+    assert list(zip(wide["Method"], wide["Seed"], strict=True)) == [
+        (name, seed) for seed in seeds for name in ("base", "gold", *runs)
+    ]
     html = (copy / "report.html").read_text(encoding="utf-8")
     assert ("npo, seed 1" in html) == (len(seeds) == 2)
     assert html.count("Memorisation gate:") == len(seeds)
 
 
-def test_a_failed_gate_is_said_and_marked(folder):
-    rows = write_report(folder)
-    for verdict, look in (("failed", "bad"), ("passed", "good")):
-        judged = [row | ({"Gate": verdict} if "Gate" in row else {}) for row in rows]
-        html = render_page(folder, read_plan(folder), judged)
-        assert f'<p class="verdict {look}"><strong>Memorisation gate: {verdict}.' in html
+@pytest.mark.parametrize(("gate", "text", "look"), [(0.0, "failed", "bad"), (1.0, "passed", "good")])
+def test_the_gate_is_said_and_marked(gate, text, look, folder):
+    plan = read_plan(folder)
+    results = benchmark_results(folder, plan)
+    for result in results:
+        result.figures["gate", ""] = Figure(gate)
+    html = render_page(folder, plan, results, [], aggregation_settings(plan.benchmark).scoring)
+    assert f'<p class="verdict {look}"><strong>Memorisation gate: {text}.' in html
 
 
 def test_distances_are_averaged_over_pictures_and_words_apart():
-    row = {
-        "Distance to gold": 9.0,
-        "Distance to gold ROUGE a": 0.5,
-        "Distance to gold Probability a": -0.1,
-        "Distance to gold noise floor ROUGE a": 7.0,
+    figures = {
+        ("distance_to_gold", ""): Figure(9.0),
+        ("distance_to_gold:rouge", "a"): Figure(0.5),
+        ("distance_to_gold:probability", "a"): Figure(-0.1),
+        ("noise_floor:rouge", "a"): Figure(7.0),
     }
-    assert mean_distance(row, ["a"]) == pytest.approx(0.3)  # (.5 + |-.1|) / 2
-    assert mean_distance(row, ["b"]) is None
+    result = ModelResult("npo", 0, figures)
+    assert mean_distance(result, ["a"]) == pytest.approx(0.3)  # (.5 + |-.1|) / 2
+    assert mean_distance(result, ["b"]) is None
 
 
 def test_the_commands_on_the_page_give_the_settings_that_ran():

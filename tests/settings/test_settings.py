@@ -1,14 +1,17 @@
 """Settings: every config composes, every mistake is one line that names field, value and what is allowed."""
 
 import re
+from dataclasses import asdict, fields
 
 import pytest
+from omegaconf import OmegaConf
 
 from cv.face_settings import AttackFaces, EvalFaces, FinetuneFaces, ForgetFaces, Pretrain
 from helpers import ROOT
 from settings.language import Eval, Finetune, Forget
 from settings.results import Aggregate, RunBenchmark
-from settings.script import SettingsError, check_installation, compose
+from settings.script import SettingsError, check_installation, choices, compose
+from settings.training import Trainer, trainer_of
 
 SCRIPTS = {
     "mm/finetune": Finetune,
@@ -27,10 +30,6 @@ SCRIPTS = {
 }
 
 
-def choices(group):
-    return sorted(file.stem for file in ROOT.glob(f"config/{group}/*.yaml"))
-
-
 def choices_of(track, group):
     """The choices of a group that are for faces (cv), or for language (mm)."""
     return [name for name in choices(group) if name.endswith(("_faces", "resnet18")) == (track == "cv")]
@@ -44,7 +43,7 @@ def test_every_primary_config_is_known_here():
         *ROOT.glob("config/*.yaml"),
     ]
     names = {file.relative_to(ROOT / "config").with_suffix("").as_posix() for file in files}
-    assert names - {"run"} == set(SCRIPTS)
+    assert names - {"run", "eval_limits"} == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -64,21 +63,73 @@ def test_every_model_and_data_choice_composes_in_every_script(script, model, dat
 @pytest.mark.parametrize("method", choices("method"))
 def test_every_method_composes(method):
     held = ["trainer.weight_decay=0"] if method == "salun" else []
-    script, schema = ("cv/forget", ForgetFaces) if method == "retrain" else ("mm/forget", Forget)
-    assert compose(script, schema, [f"method={method}", *held]).method.name == method
+    assert compose("mm/forget", Forget, [f"method={method}", *held]).method.name == method
 
 
-@pytest.mark.parametrize("trainer", choices("trainer"))
+STAGES = ("pretrain", "finetune", "forget")
+TRAINERS = [*choices("trainer"), *(f"{stage}/{model}" for stage in STAGES for model in choices(f"trainer/{stage}"))]
+
+
+def own_lines(trainer):
+    """What a file of config/trainer says itself, and the file that its `defaults` name, if any."""
+    lines = OmegaConf.to_container(OmegaConf.load(ROOT / f"config/trainer/{trainer}.yaml"))
+    before = [name for name in lines.pop("defaults", []) if name != "_self_"]
+    return lines, before
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
 def test_every_trainer_composes(trainer):
-    script, schema, method = (
-        ("cv/forget", ForgetFaces, "scrub") if trainer in choices_of("cv", "trainer") else ("mm/forget", Forget, "npo")
-    )
-    assert compose(script, schema, [f"trainer={trainer}"]).method.name == method
+    script, schema = ("cv/forget", ForgetFaces) if trainer.endswith(("_faces", "resnet18")) else ("mm/forget", Forget)
+    lines, _ = own_lines(trainer)
+    composed = asdict(compose(script, schema, [f"trainer={trainer}"]).trainer)
+    assert {name: composed[name] for name in lines} == lines
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_trainer_states_all_its_values_or_is_one_step_from_a_preset_that_does(trainer):
+    lines, before = own_lines(trainer)
+    if before:
+        assert len(before) == 1
+        assert before[0] in choices("trainer")
+        lines, further = own_lines(before[0])
+        assert further == []
+    optional = {"l1", "report_to"}
+    assert set(lines) == {item.name for item in fields(Trainer)} - optional
+
+
+def test_every_training_file_is_of_a_model():
+    assert {file.parent.name for file in ROOT.glob("config/trainer/*/*")} == set(STAGES)
+    of_stages = {model for stage in STAGES for model in choices(f"trainer/{stage}")}
+    assert of_stages - set(choices("model")) == set()
+
+
+@pytest.mark.parametrize(
+    ("script", "model", "preset"),
+    [
+        ("nlp/finetune", "llama2-7b", "tofu_lora"),
+        ("mm/forget", "llama2-7b", "tofu_lora"),
+        ("cv/pretrain", "resnet18", "clear_faces"),
+    ],
+)
+def test_a_preset_serves_a_model_without_a_file_of_its_own_and_says_so(script, model, preset, capsys):
+    trainer_of.cache_clear()  # the line is said once
+    chosen = compose(script, SCRIPTS[script], [f"model={model}"])
+    stage = script.partition("/")[2]
+    line = f"config/trainer/{stage}/{model}.yaml is not there: the model trains as trainer={preset}\n"
+    assert capsys.readouterr().err == line
+    assert chosen == compose(script, SCRIPTS[script], [f"model={model}", f"trainer={preset}"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["lora", "finetune/lora"])
+def test_a_trainer_that_is_not_there_is_never_replaced_by_the_preset(name):
+    with pytest.raises(SettingsError, match="='lora' is not known"):
+        compose("nlp/finetune", Finetune, [f"trainer={name}"])
 
 
 def test_a_mask_is_refused_with_an_adapter_and_with_weight_decay():
     with pytest.raises(SettingsError, match=r"method=salun masks the model's own weights: set trainer.lora=null"):
-        compose("mm/forget", Forget, ["method=salun", "trainer=lora"])
+        compose("mm/forget", Forget, ["method=salun", "trainer=clear_lora"])
     with pytest.raises(SettingsError, match=r"trainer.weight_decay=0.01 would move"):
         compose("mm/forget", Forget, ["method=salun"])
 
@@ -91,22 +142,6 @@ def test_an_optimizer_that_needs_cuda_says_so_where_there_is_none(monkeypatch):
             SettingsError, match=f"trainer.optimizer={optimizer} needs a CUDA GPU, and this machine has none"
         ):
             compose("mm/forget", Forget, [f"trainer.optimizer={optimizer}"])
-
-
-def test_a_method_that_begins_anew_begins_before_the_finetuning():
-    given = ["model_path=models/finetuned"]
-    anew, other = (
-        compose("cv/forget", ForgetFaces, [f"method={method}", *given]) for method in ("retrain", "retain_ft")
-    )
-    assert anew.model_path == anew.model.path and other.model_path == "models/finetuned"
-
-
-@pytest.mark.parametrize("script", ["mm/forget", "nlp/forget"])
-def test_a_language_model_that_is_to_begin_anew_is_sent_to_finetuning(script):
-    with pytest.raises(
-        SettingsError, match=r"method=retrain begins anew, .* gold is what finetune.py makes of split=retain90"
-    ):
-        compose(script, Forget, ["method=retrain"])
 
 
 @pytest.mark.parametrize(
@@ -181,7 +216,21 @@ def test_booleans_are_typed_and_not_strings():
         (["benchmark.golds=0"], r"benchmark\.golds=0 must be at least 1"),
         (["benchmark.modality=xx"], r"benchmark\.modality='xx' is not known"),
         (["~benchmark.expected_seconds.eval"], r"benchmark\.expected_seconds\.eval is required"),
-        (["benchmark=cv_orl", "benchmark.modality=nlp"], r"benchmark\.pretrain: only faces have it"),
+        (["benchmark=cv_orl", "benchmark.modality=nlp"], r"benchmark\.forget_split='' must name the people to forget"),
+        (["+benchmark.pretrain=[]"], r"benchmark\.pretrain: only faces have it"),
+        (["benchmark.forget_people=''"], r"benchmark\.forget_people='' must name the people to forget \(modality=mm\)"),
+        (["benchmark=cv_demo", "+benchmark.forget_people=a"], r"must be '', because the data's division says"),
+        (
+            ["benchmark.forget_split=forget05+tofu"],
+            r"forget_people='forget10' must be the people of forget_split='forget05",
+        ),
+        (
+            ["+benchmark.runs.npo_long=[trainer]"],
+            r"runs\.npo_long: method='npo_long' is not known \(did you mean 'npo'",
+        ),
+        (['benchmark.runs.npo=["method=nppo"]'], r"runs\.npo: method='nppo' is not known .* choose from .*npo"),
+        (["+benchmark.runs.gold=[]"], r"benchmark\.runs\.gold: a row of this name is there already"),
+        (["benchmark.runs.npo=null"], r"benchmark\.runs\.npo: null is not allowed"),
     ],
 )
 def test_a_benchmark_that_cannot_run_is_refused_before_its_first_stage(own, line):

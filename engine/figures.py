@@ -1,0 +1,431 @@
+"""The logs of a judged model, of golds and of the base -> the judged model's figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine import metrics
+from engine.logs import EvalLog, TaskLog
+from engine.measures import MEASURES, MEMBERSHIP_ATTACKS, MEMORY, OF_A_TASK
+from engine.result_table import Figure, Figures
+from settings.results import Scoring
+
+ATTACK_FPR = 0.01
+UTILITY_PARTS = ("rouge", "probability", "truth_ratio")  # of which Model Utility and the like are the harmonic mean
+GROUPS = {  # of tasks -> the figure that is their harmonic mean
+    "model_utility": ("retain", "real"),
+    "real_metric": ("real",),
+    "retain_metric": ("retain",),
+    "forget_metric": ("forget",),
+}
+
+
+@dataclass(frozen=True)
+class TaskMetrics:
+    """One task's rows as metrics.
+
+    Attributes:
+        of_rows: Key of a measure -> (n,); None where the log does not hold it. All are in [0, 1].
+        ratio: The Truth Ratio R, above 0, (n,).
+        people: Whom each row is about; None where that is not known.
+    """
+
+    of_rows: dict[str, np.ndarray | None]
+    ratio: np.ndarray
+    people: list[str] | None
+
+    def rows(self, measure: str) -> np.ndarray:
+        """A measure, (n,), that the caller knows to be there."""
+        values = self.of_rows[measure]
+        assert values is not None
+        return values
+
+    @property
+    def known_people(self) -> list[str]:
+        """Whom each row is about, where the caller has seen that this is known."""
+        assert self.people is not None
+        return self.people
+
+    def mean(self, measure: str) -> float | None:
+        values = self.of_rows[measure]
+        return None if values is None else float(values.mean())
+
+
+ModelMetrics = Mapping[str, TaskMetrics]  # by task
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The judged model, and those that it is compared with, over the same rows of the same tasks."""
+
+    model: ModelMetrics
+    gold: ModelMetrics
+    base: ModelMetrics | None  # before forgetting; None: not given
+    other_golds: Sequence[ModelMetrics]
+    tasks: dict[str, Scoring]
+
+    def names(self, *groups: str) -> list[str]:
+        """The tasks of some groups."""
+        return names_of(self.tasks, *groups)
+
+
+def names_of(tasks: Mapping[str, Scoring], *groups: str) -> list[str]:
+    """The tasks of some groups."""
+    return [name for name, scoring in tasks.items() if scoring.group in groups]
+
+
+def figures_of_logs(
+    ckpt: EvalLog, base: EvalLog | None, golds: list[EvalLog], scoring: dict[str, Scoring], truth_ratio: str
+) -> Figures:
+    """All figures of one model.
+
+    Args:
+        ckpt: The judged model's log.
+        base: The log of the model before forgetting; None: no gate and no distance to gold.
+        golds: The log of gold, then those of golds of other seeds; all logs cover the same rows.
+        scoring: Task -> how it is scored.
+        truth_ratio: Which definition of the Truth Ratio: geometric or arithmetic.
+    """
+    model, gold, *others = (log_metrics(log, scoring, truth_ratio) for log in (ckpt, *golds))
+    before = log_metrics(base, scoring, truth_ratio) if base else None
+    compared = Compared(model, gold, before, others, {name: scoring[name] for name in model})
+    return {
+        **distance_figures(compared),
+        **utility_figures(compared),
+        **collapse_figures(compared),
+        **gate_figures(compared),
+        **forget_quality_figures(compared),
+        **membership_figures(ckpt, golds[0], scoring),
+        **task_figures(model),
+        **people_figures(compared),
+        **run_figures(ckpt),
+        ("golds", ""): Figure(len(golds)),
+    }
+
+
+def log_metrics(log: EvalLog, scoring: dict[str, Scoring], truth_ratio: str) -> dict[str, TaskMetrics]:
+    """Metrics of every task but the holdout ones, which nobody was meant to learn or forget."""
+    scored = [name for name in log.tasks if scoring[name].group != "holdout"]
+    return {name: task_metrics(log.tasks[name], scoring[name], truth_ratio) for name in scored}
+
+
+def task_metrics(log: TaskLog, scoring: Scoring, truth_ratio: str) -> TaskMetrics:
+    """Losses and generations as metrics.
+
+    The Truth Ratio is taken from the losses: a logged one may follow the other definition.
+    """
+    assert log.perturbed_losses is not None  # only holdout tasks may lack them
+    losses = zip(log.paraphrase_losses, log.perturbed_losses, strict=True)
+    ratios = np.array([metrics.truth_ratio(right, wrong, truth_ratio) for right, wrong in losses])
+    if scoring.multiple_choice:
+        options = zip(log.losses, log.perturbed_losses, strict=True)
+        probabilities = np.array([metrics.multiple_choice_probability(right, wrong) for right, wrong in options])
+    else:
+        probabilities = metrics.probability(log.losses)
+    of_rows = {
+        "rouge": log.rouge,
+        "probability": probabilities,
+        "truth_ratio": metrics.truth_ratio_scores(ratios, forget=scoring.group == "forget"),
+        "truth_share": metrics.truth_share(ratios),
+        "exact_memorization": log.exact_memorization,
+        "extraction_strength": log.extraction_strength,
+        "degenerate": np.array([metrics.is_degenerate(text) for text in log.generations]),
+        "empty": np.array([metrics.is_empty(text) for text in log.generations]),
+        "repetition": np.array([metrics.repetition(text) for text in log.generations]),
+    }
+    return TaskMetrics(of_rows, ratios, log.people)
+
+
+def run_figures(log: EvalLog) -> Figures:
+    """Cost, from the records beside the log; without a value where there are none."""
+    peaks = [meta["peak_memory_gb"] for meta in (log.meta, log.train_meta) if meta.get("peak_memory_gb") is not None]
+    return {
+        ("train_seconds", ""): Figure(log.train_meta.get("seconds")),
+        ("eval_seconds", ""): Figure(log.meta.get("seconds")),
+        ("peak_memory_gb", ""): Figure(max(peaks, default=None)),
+    }
+
+
+def task_figures(model: ModelMetrics) -> Figures:
+    """The means of each task."""
+    figures: Figures = {}
+    for task, of_task in model.items():
+        for measure in OF_A_TASK:
+            mean = of_task.mean(measure.key)
+            why = "not in the log" if mean is None else None
+            figures[measure.key, task] = Figure(mean, why=why)
+    return figures
+
+
+# ---- what was kept
+
+
+def group_metric(model: ModelMetrics, tasks: list[str]) -> float | None:
+    """Harmonic mean of ROUGE, Probability and Truth Ratio over `tasks`; None when there are none."""
+    means = [model[task].rows(part).mean() for task in tasks for part in UTILITY_PARTS]
+    return float(metrics.harmonic_mean(means)) if means else None
+
+
+def utility_figures(compared: Compared) -> Figures:
+    """Model Utility and the metric of each group of tasks, with intervals; Model Utility also against gold's."""
+    figures: Figures = {}
+    for key, groups in GROUPS.items():
+        tasks = compared.names(*groups)
+        draws = utility_draws(compared.model, tasks)
+        low, high = (None, None) if draws is None else metrics.interval(draws)
+        figures[key, ""] = Figure(group_metric(compared.model, tasks), low, high)
+    utility = figures["model_utility", ""].value
+    of_gold = group_metric(compared.gold, compared.names("retain", "real"))
+    share = None if utility is None or not of_gold else utility / of_gold
+    return figures | {("utility_to_gold", ""): Figure(share)}
+
+
+def utility_draws(model: ModelMetrics, tasks: list[str]) -> np.ndarray | None:
+    """A group's metric for each draw of people; None where there are too few of them."""
+    counts = drawn_people(model, tasks)
+    if counts is None:
+        return None
+    parts = []
+    for task in tasks:
+        for part in UTILITY_PARTS:
+            parts.append(metrics.bootstrap_means(model[task].rows(part), model[task].known_people, counts))
+    stacked = np.stack(parts)
+    return np.asarray(metrics.harmonic_mean(stacked[:, ~np.isnan(stacked).any(axis=0)]))
+
+
+def collapse_figures(compared: Compared) -> Figures:
+    """Whether the model lost what it should have kept, and what its generations look like."""
+    figures: Figures = {}
+    for group in ("retain", "forget"):
+        tasks = compared.names(group)
+        for measure in ("degenerate", "empty", "repetition"):
+            values = [compared.model[task].rows(measure) for task in tasks]
+            figures[measure, group] = Figure(float(np.concatenate(values).mean()) if values else None)
+    others = compared.names("retain", "real")
+    utility, of_gold = (group_metric(each, others) for each in (compared.model, compared.gold))
+    degenerate = figures["degenerate", "retain"].value
+    reasons = []
+    if utility is not None and of_gold is not None and utility < of_gold / 2:
+        reasons.append(f"Model Utility {utility:.4f} is under half of gold's {of_gold:.4f}")
+    if degenerate is not None and degenerate > 0.5:
+        reasons.append(f"{degenerate:.0%} of the retain generations are degenerate")
+    verdict = Figure(float(bool(reasons)), why="; ".join(reasons) or None)
+    return {("collapsed", ""): verdict, **figures}
+
+
+# ---- against gold
+
+
+def forget_quality_figures(compared: Compared) -> Figures:
+    """The two models' Truth Ratios compared on each forget task."""
+    figures: Figures = {}
+    for task in compared.names("forget"):
+        a, b = compared.model[task].ratio, compared.gold[task].ratio
+        people = compared.model[task].people
+        test = metrics.ks_test(a, b)
+        by_person = Figure(None, why="people are not known")
+        permuted = "permuted by row: people are not known"
+        if people:
+            by_person = Figure(metrics.person_permutation_p(a, b, people))
+            permuted = "permuted by person"
+        median = metrics.js_permutation_median(a, b, people or range(len(a)))
+        figures |= {
+            ("forget_quality", task): Figure(test.p),
+            ("ks_statistic", task): Figure(test.statistic),
+            ("log10_forget_quality", task): Figure(test.log10_p),
+            ("forget_quality_by_person", task): by_person,
+            ("forget_quality_js", task): Figure(metrics.js_similarity(a, b)),
+            ("forget_quality_js_n", task): Figure(len(a)),
+            ("forget_quality_js_median", task): Figure(median, why=permuted),
+        }
+    return figures
+
+
+def distance_figures(compared: Compared) -> Figures:
+    """Distance to gold of each measure on each forget task, their mean |d| first, and the other golds' as noise
+    floor.
+    """
+    distances = {
+        (task, key): memory_distance(compared, task, key) for task in compared.names("forget") for key in MEMORY
+    }
+    defined = [place for place, each in distances.items() if each.value is not None]
+    noises = [each.noise for each in distances.values() if each.noise is not None]
+    reasons = [f"{MEASURES[key].heading} {task}: {each.why}" for (task, key), each in distances.items() if each.why]
+    low, high = distance_interval(compared, defined)
+    why = "no base_result is given" if compared.base is None else "; ".join(reasons) or None
+    sizes = [abs(each.value) for each in distances.values() if each.value is not None]
+    mean = float(np.mean(sizes)) if sizes else None
+    figures = {
+        ("distance_to_gold", ""): Figure(mean, low, high, why),
+        ("noise_floor", ""): Figure(float(np.mean(noises)) if noises else None),
+    }
+    for (task, key), each in distances.items():
+        figures |= distance_pair(key, task, each)
+    return figures
+
+
+def memory_distance(compared: Compared, task: str, measure: str) -> metrics.Distance:
+    """The distance to gold of one measure on one task."""
+    if compared.base is None:
+        return metrics.Distance(None, None)
+    models = (compared.model, compared.base, compared.gold, *compared.other_golds)
+    means = [each[task].mean(measure) for each in models]
+    known = [mean for mean in means if mean is not None]
+    if len(known) < len(models):
+        return metrics.Distance(None, None, "not in every log")
+    of_model, of_base, of_gold, *of_others = known
+    return metrics.distance_to_gold(of_model, of_base, of_gold, of_others)
+
+
+def distance_pair(measure: str, task: str, distance: metrics.Distance) -> Figures:
+    """A distance and its noise floor as figures."""
+    return {
+        (f"distance_to_gold:{measure}", task): Figure(distance.value, why=distance.why or None),
+        (f"noise_floor:{measure}", task): Figure(distance.noise),
+    }
+
+
+def distance_interval(compared: Compared, defined: list[tuple[str, str]]) -> tuple[float | None, float | None]:
+    """The interval of the mean |distance| over tasks and measures; None where there are too few people."""
+    counts = drawn_people(compared.model, compared.names("forget")) if defined else None
+    if counts is None:
+        return None, None
+    return metrics.interval(np.mean([distance_draws(compared, *place, counts) for place in defined], axis=0))
+
+
+def distance_draws(compared: Compared, task: str, measure: str, counts: dict[str, np.ndarray]) -> np.ndarray:
+    """|distance to gold| of one measure for each draw of people, the same people in all three models."""
+    assert compared.base is not None  # else no distance is defined
+    models = (compared.model, compared.base, compared.gold)
+    people = compared.model[task].known_people
+    of_model, of_base, of_gold = (metrics.bootstrap_means(each[task].rows(measure), people, counts) for each in models)
+    # a draw in which base equals gold: left out by the interval if 0/0, beyond it if x/0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs((of_model - of_gold) / (of_base - of_gold))
+
+
+def gate_figures(compared: Compared) -> Figures:
+    """Whether the base had memorized what was to be forgotten: 1 passed, 0 failed, else why it is not known."""
+    figures: Figures = {}
+    verdicts: list[bool | None] = []
+    unknown = ["no base_result is given"] if compared.base is None else missing_gate(compared)
+    for task in [name for name, scoring in compared.tasks.items() if scoring.gate]:
+        gate = None
+        if compared.base is not None:
+            gate, why = task_gate(compared.base[task], compared.gold[task], task)
+            unknown += [why] if why else []
+            verdicts += [gate.passed] if gate else []
+        for part in ("base", "rise", "people"):
+            figures[f"gate_{part}", task] = Figure(None if gate is None else getattr(gate, part))
+    verdict = Figure(1.0)
+    if False in verdicts:
+        verdict = Figure(0.0)
+    elif unknown:
+        verdict = Figure(None, why="; ".join(unknown))
+    return {("gate", ""): verdict, **figures}
+
+
+def missing_gate(compared: Compared) -> list[str]:
+    """Why there is no gate at all: no task is marked for it."""
+    if any(scoring.gate for scoring in compared.tasks.values()):
+        return []
+    ways = " or ".join(f"scoring.{name}.gate=true" for name in compared.names("forget"))
+    return [f"the logs hold no task marked gate; {ways} marks one" if ways else "the logs hold no forget task"]
+
+
+def task_gate(base: TaskMetrics, gold: TaskMetrics, task: str) -> tuple[metrics.Gate | None, str]:
+    """The gate of one task, and what is not known of it."""
+    of_base, of_gold = (each.of_rows["exact_memorization"] for each in (base, gold))
+    if of_base is None or of_gold is None:
+        return None, f"{task} has no exact_memorization in the base's or the gold's log"
+    gate = metrics.memorization_gate(of_base, of_gold, base.people)
+    return gate, f"the people of {task} are not known" if gate.passed is None else ""
+
+
+# ---- people
+
+
+def people_figures(compared: Compared) -> Figures:
+    """How many people the figures rest on."""
+    return {
+        ("people", ""): Figure(fewest_people(compared.model, compared.names("forget"))),
+        ("retain_people", ""): Figure(fewest_people(compared.model, compared.names("retain"))),
+    }
+
+
+def fewest_people(model: ModelMetrics, tasks: list[str]) -> int | None:
+    """People of the task that has the fewest; None when they are not known for every task."""
+    counts = []
+    for name in tasks:
+        people = model[name].people
+        if people is None:
+            return None
+        counts.append(len(set(people)))
+    return min(counts, default=None)
+
+
+def drawn_people(model: ModelMetrics, tasks: list[str]) -> dict[str, np.ndarray] | None:
+    """Bootstrap counts of the people of `tasks`; None where a task has fewer than 10, or they are not known."""
+    fewest = fewest_people(model, tasks)
+    if fewest is None or fewest < metrics.MIN_PEOPLE:
+        return None
+    return metrics.bootstrap_counts([person for name in tasks for person in model[name].known_people])
+
+
+# ---- membership
+
+
+def membership_figures(model: EvalLog, gold: EvalLog, scoring: dict[str, Scoring]) -> Figures:
+    """How well attacks tell the forgotten rows from rows that nobody was trained on.
+
+    There is none where the logs have no such rows.
+    """
+    figures: Figures = {}
+    for holdout in names_of(scoring, "holdout"):
+        members = scoring[holdout].members
+        if holdout not in model.tasks or members not in model.tasks:
+            continue
+        of_model = membership_scores(model.tasks[members], model.tasks[holdout])
+        of_gold = membership_scores(gold.tasks[members], gold.tasks[holdout])
+        for attack in MEMBERSHIP_ATTACKS:
+            figures |= attack_figures(attack, members, of_model[attack], of_gold[attack])
+    return figures
+
+
+Scores = tuple[np.ndarray, np.ndarray]  # of members and of others, larger for what looks known
+
+
+def attack_figures(attack: str, members: str, of_model: Scores | None, of_gold: Scores | None) -> Figures:
+    """What one attack tells of the rows of task `members`, and how much more or less than of gold's."""
+    keys = [(f"{measure}:{attack}", members) for measure in ("membership_auc", "membership_tpr_1", "privacy_leakage")]
+    if of_model is None:
+        return dict.fromkeys(keys, Figure(None, why="not in the log"))
+    auc = metrics.membership_auc(*of_model)
+    leakage = Figure(None, why="not in the gold's log")
+    if of_gold is not None:
+        value = metrics.privacy_leakage(auc, metrics.membership_auc(*of_gold))
+        leakage = Figure(value, why="gold's AUC is 1" if value is None else None)
+    least = round(10 / ATTACK_FPR)
+    others = len(of_model[1])
+    unresolved = f"{others} holdout rows; at least {least} resolve it" if others < least else None
+    rate = Figure(metrics.membership_tpr(*of_model, ATTACK_FPR), why=unresolved)
+    return dict(zip(keys, (Figure(auc), rate, leakage), strict=True))
+
+
+def membership_scores(members: TaskLog, others: TaskLog) -> dict[str, Scores | None]:
+    """Attack -> scores of members and of others, larger for what looks known.
+
+    None where the logs do not hold what it needs.
+    """
+
+    def pair(score: Callable[[TaskLog], np.ndarray | None]) -> Scores | None:
+        of_members, of_others = score(members), score(others)
+        return None if of_members is None or of_others is None else (of_members, of_others)
+
+    return {
+        "loss": pair(lambda log: -log.losses),
+        "zlib": pair(lambda log: None if log.zlib_bytes is None else -log.losses / log.zlib_bytes),
+        "min-k": pair(lambda log: log.min_k),
+        "min-k++": pair(lambda log: log.min_k_plus_plus),
+    }

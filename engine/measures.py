@@ -1,0 +1,332 @@
+"""Every measure of the result table, declared once: its key, its heading, which direction is better, what it says.
+
+A figure is a measure of one model on one task, or over all tasks. In face recognition some measures are of people
+instead of a task: `forget` (to be forgotten), `retain` (kept), `real` (never met).
+"""
+
+from dataclasses import dataclass, field
+
+HIGHER, LOWER, LIKE_GOLD, NEITHER = "higher", "lower", "like gold", "neither"  # which value is better
+ARROWS = {HIGHER: " ↑", LOWER: " ↓"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure."""
+
+    key: str  # in the long table
+    heading: str  # in the wide table, where a task's name follows it
+    better: str  # HIGHER, LOWER, LIKE_GOLD or NEITHER
+    sentence: str
+    format: str = ".3f"  # of a number in the short tables
+    short: dict[str, str] = field(default_factory=dict)  # task, or "" over all -> heading in the short tables
+    words: dict[float, str] = field(default_factory=dict)  # of a verdict: value -> word
+    missing: str = "–"  # what the short tables show in place of a value
+    unnamed_task: str = ""  # the task whose name the heading in the wide table leaves out
+    has_interval: bool = False
+    has_why: bool = False
+
+
+YES_OR_NO = {1.0: "yes", 0.0: "no"}
+
+# ---- attacks on face networks
+
+ATTACKED = [
+    (
+        "U-LiRA",
+        "by likelihood ratio",
+        {
+            "accuracy": {"forget": "U-LiRA, forgotten", "retain": "U-LiRA, kept"},
+            "auc": {"forget": "U-LiRA AUC"},
+            "tpr_1": {"forget": "U-LiRA TPR at 1 %"},
+        },
+    ),
+    (
+        "U-MIA",
+        "by the population attack that shadow models held out for it preferred",
+        {"accuracy": {"forget": "U-MIA, forgotten"}},
+    ),
+    ("U-MIA logistic", "by logistic regression on all people together", {}),
+    ("U-MIA tree", "by a decision tree on all people together", {}),
+]
+
+
+def face_attack(name: str, how: str, short: dict[str, dict[str, str]]) -> list[Measure]:
+    """What a membership attack on face networks tells of people.
+
+    Args:
+        name: The attack's name in the attack's record.
+        how: How it decides, in a few words.
+        short: Last part of a key -> its headings in the short tables.
+    """
+    key = name.lower().replace(" ", "_")
+    above = "Share of these people's scores above all but {} of those of people never met, " + how
+    measures = [
+        Measure(
+            f"{key}_accuracy",
+            f"{name} accuracy",
+            LIKE_GOLD,
+            f"Accuracy of telling these people from people never met, {how}; .5: nothing is told",
+            short=short.get("accuracy", {}),
+            has_interval=True,
+            has_why=True,
+        ),
+        Measure(
+            f"{key}_auc",
+            f"{name} AUC",
+            LIKE_GOLD,
+            f"Chance that a score of these people is above one of people never met, {how}",
+            short=short.get("auc", {}),
+            has_interval=True,
+            has_why=True,
+        ),
+    ]
+    for ending, rate, percent in (("tpr_1", "1%", "1 %"), ("tpr_0.1", "0.1%", "0.1 %")):
+        measures.append(
+            Measure(
+                f"{key}_{ending}",
+                f"{name} TPR at {rate} FPR",
+                LIKE_GOLD,
+                above.format(percent),
+                short=short.get(ending, {}),
+                missing="not resolvable",
+                has_interval=True,
+                has_why=True,
+            )
+        )
+    return measures
+
+
+FACE_ATTACKS = {name: face_attack(name, how, short) for name, how, short in ATTACKED}
+EER = Measure(
+    "eer",
+    "EER",
+    LIKE_GOLD,
+    "Equal error rate of verifying these people",
+    short={"forget": "EER, forgotten"},
+)
+
+# ---- one task's rows
+
+OF_A_TASK = [
+    Measure("rouge", "ROUGE", LIKE_GOLD, "Mean ROUGE-L recall of the generations, stemmed"),
+    Measure(
+        "probability",
+        "Probability",
+        LIKE_GOLD,
+        "Mean probability of the right answer; where a task has options, its share among them",
+    ),
+    Measure("truth_ratio", "Truth Ratio", NEITHER, "Mean min(R, 1/R) on forget tasks, else mean max(0, 1 - R)"),
+    Measure("truth_share", "Truth Ratio R/(1+R)", LIKE_GOLD, "Mean R/(1+R) of the Truth Ratio R"),
+    Measure(
+        "exact_memorization",
+        "Exact Memorization",
+        LIKE_GOLD,
+        "Share of an answer's tokens that are the model's first choice; of faces, share of queries that are nearest "
+        "to their own person",
+        has_why=True,
+    ),
+    Measure(
+        "extraction_strength",
+        "Extraction Strength",
+        LIKE_GOLD,
+        "1 less the shortest share of an answer after which every first choice is right",
+        has_why=True,
+    ),
+]
+# the measures of which the distance to gold is the mean
+MEMORY = ("exact_memorization", "rouge", "probability", "truth_share")
+
+# ---- against gold
+
+PUBLISHED = "eval_log_forget"  # its Forget Quality is the column that papers print
+AGAINST_GOLD = [
+    Measure(
+        "distance_to_gold",
+        "Distance to gold",
+        LOWER,
+        "Mean over measures and forget tasks of |model - gold| / |base - gold|",
+        ".2f",
+        {"": "distance to gold"},
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "noise_floor",
+        "Distance to gold noise floor",
+        NEITHER,
+        "Distance to gold of a second gold model of another seed",
+        ".2f",
+        {"": "noise floor"},
+    ),
+    Measure(
+        "utility_to_gold",
+        "Model Utility / gold",
+        HIGHER,
+        "Harmonic mean of Probability, ROUGE and Truth Ratio on everything else, relative to gold's",
+        ".2f",
+        {"": "utility / gold"},
+    ),
+    Measure(
+        "forget_quality",
+        "Forget Quality",
+        HIGHER,
+        "p-value of telling the model's Truth Ratios from gold's",
+        ".1e",
+        unnamed_task=PUBLISHED,
+    ),
+    Measure(
+        "ks_statistic",
+        "Forget Quality statistic",
+        LOWER,
+        "Kolmogorov-Smirnov statistic of the same two samples",
+        unnamed_task=PUBLISHED,
+    ),
+    Measure(
+        "log10_forget_quality",
+        "log10 Forget Quality",
+        HIGHER,
+        "log10 of that p-value, exact where p is 0",
+        unnamed_task=PUBLISHED,
+    ),
+    Measure(
+        "forget_quality_by_person",
+        "Forget Quality (person permutation)",
+        HIGHER,
+        "The p-value under permutation of whole people",
+        has_why=True,
+        unnamed_task=PUBLISHED,
+    ),
+    Measure(
+        "forget_quality_js",
+        "Forget Quality (JS)",
+        HIGHER,
+        "1 - Jensen-Shannon distance of the two histograms of R/(1+R)",
+        unnamed_task=PUBLISHED,
+    ),
+    Measure("forget_quality_js_n", "Forget Quality (JS) n", NEITHER, "Rows in each histogram", unnamed_task=PUBLISHED),
+    Measure(
+        "forget_quality_js_median",
+        "Forget Quality (JS) permutation median",
+        NEITHER,
+        "What two equally good models reach with as many rows; why: what was permuted",
+        has_why=True,
+        unnamed_task=PUBLISHED,
+    ),
+]
+
+# ---- the rest
+
+OF_THE_RUN = [
+    Measure(
+        "failed",
+        "Failed",
+        LOWER,
+        "Whether the training failed; the row has no other figure",
+        words=YES_OR_NO,
+        has_why=True,
+    ),
+    Measure(
+        "attack_failed", "Attack failed", LOWER, "Whether the attack on the model failed", words=YES_OR_NO, has_why=True
+    ),
+    Measure("train_seconds", "Train seconds", LOWER, "Seconds of training", ".0f", {"": "train s"}),
+    Measure("eval_seconds", "Eval seconds", LOWER, "Seconds of evaluation", ".0f"),
+    Measure("peak_memory_gb", "Peak memory GB", LOWER, "Most memory held, in 10^9 bytes", ".1f"),
+    Measure("golds", "Golds", NEITHER, "Gold models that the row was compared with", ".0f"),
+    Measure("people", "n people", NEITHER, "People of the forget task that has the fewest", ".0f"),
+    Measure("retain_people", "n retain people", NEITHER, "People of the retain task that has the fewest", ".0f"),
+]
+UTILITY = [
+    Measure(
+        "model_utility",
+        "Model Utility",
+        HIGHER,
+        "Harmonic mean of Probability, ROUGE and Truth Ratio over every task that is not about the forgotten",
+        has_interval=True,
+    ),
+    Measure("real_metric", "Real metric", HIGHER, "The same over the tasks about the real world", has_interval=True),
+    Measure("retain_metric", "Retain metric", HIGHER, "The same over the tasks about kept people", has_interval=True),
+    Measure(
+        "forget_metric",
+        "Forget metric",
+        NEITHER,
+        "The same over the tasks about forgotten people; it does not move in one direction with forgetting",
+        has_interval=True,
+    ),
+]
+COLLAPSE = [
+    Measure(
+        "collapsed",
+        "Collapsed",
+        LOWER,
+        "Whether the model lost what it should have kept: half of gold's utility, or degenerate answers",
+        short={"": "collapsed"},
+        words=YES_OR_NO,
+        has_why=True,
+    ),
+    Measure(
+        "degenerate",
+        "Degenerate generations",
+        LOWER,
+        "Share of the generations that are empty or mostly repeat themselves",
+    ),
+    Measure("empty", "Empty generations", LOWER, "Share of the generations without a letter or digit"),
+    Measure("repetition", "Repetition of generations", LOWER, "Mean share of repeated pieces of 10 characters"),
+]
+GATE = [
+    Measure(
+        "gate",
+        "Gate",
+        HIGHER,
+        "Whether the base had memorised what was to be forgotten",
+        words={1.0: "passed", 0.0: "failed"},
+        has_why=True,
+    ),
+    Measure("gate_base", "Gate base", HIGHER, "Mean Exact Memorization of the base; at least .9"),
+    Measure("gate_rise", "Gate rise", HIGHER, "(base - gold) / (1 - gold) of Exact Memorization; at least .6"),
+    Measure("gate_people", "Gate people", HIGHER, "Share of the people whose own mean is at least .9; at least .9"),
+]
+
+
+def membership(attack: str) -> list[Measure]:
+    """What one attack on the losses of answers tells of the forgotten rows."""
+    auc = "Chance that a forgotten row looks better known than a row that nobody was trained on"
+    rate = "Share of the forgotten rows above the threshold that 1 % of the rows nobody was trained on pass"
+    leakage = "(a - gold's a) / gold's a with a = 1 - AUC; 0 is like gold"
+    return [
+        Measure(f"membership_auc:{attack}", f"Membership AUC {attack}", LIKE_GOLD, auc, has_why=True),
+        Measure(f"membership_tpr_1:{attack}", f"Membership TPR at 1% FPR {attack}", LIKE_GOLD, rate, has_why=True),
+        Measure(f"privacy_leakage:{attack}", f"Privacy leakage {attack}", LIKE_GOLD, leakage, has_why=True),
+    ]
+
+
+MEMBERSHIP_ATTACKS = ("loss", "zlib", "min-k", "min-k++")
+
+# ---- all of them
+
+
+def distance_of(measure: Measure) -> Measure:
+    """The distance to gold of one measure."""
+    sentence = f"(model - gold) / (base - gold) of {measure.heading}"
+    return Measure(
+        f"distance_to_gold:{measure.key}", f"Distance to gold {measure.heading}", LOWER, sentence, has_why=True
+    )
+
+
+def noise_floor_of(measure: Measure) -> Measure:
+    """The distance to gold of a second gold model in one measure."""
+    sentence = f"|second gold - gold| / |base - gold| of {measure.heading}"
+    return Measure(f"noise_floor:{measure.key}", f"Distance to gold noise floor {measure.heading}", NEITHER, sentence)
+
+
+def all_measures() -> dict[str, Measure]:
+    """Every measure by its key, in the order of the short tables."""
+    attacks = [measure for attack in FACE_ATTACKS.values() for measure in attack]
+    with_distance = [*OF_A_TASK, EER, *attacks]
+    listed = [*attacks, *AGAINST_GOLD, *OF_A_TASK, EER, *UTILITY, *COLLAPSE, *GATE, *OF_THE_RUN]
+    listed += [measure for attack in MEMBERSHIP_ATTACKS for measure in membership(attack)]
+    listed += [make(measure) for make in (distance_of, noise_floor_of) for measure in with_distance]
+    return {measure.key: measure for measure in listed}
+
+
+MEASURES = all_measures()
