@@ -223,12 +223,14 @@ def evaluate(
     device = next(model.parameters()).device.type
     code = code_of(__file__, inspect.getfile(type(encoder)))
     keys = {name: task_key(name, settings, code, device) for name in tasks}
-    places = {name: finished_task(name, key, kept, folder) for name, key in keys.items()}
+    finished = {name: finished_task(name, key, kept, folder) for name, key in keys.items()}
+    places: dict[str, Path] = {}
     state.wait_for_everyone()  # nothing is written before everyone has looked
     model.eval()
     for number, (name, rows) in enumerate(tasks.items()):
         report_progress(number, len(tasks))
-        if places[name]:
+        if place := finished[name]:
+            places[name] = place
             say(f"{name}: {len(rows)} rows, done before")
             continue
         start_of_peak()

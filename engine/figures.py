@@ -1,6 +1,6 @@
 """The logs of a judged model, of golds and of the base -> the judged model's figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,18 @@ class TaskMetrics:
     ratio: np.ndarray
     people: list[str] | None
 
+    def rows(self, measure: str) -> np.ndarray:
+        """A measure, (n,), that the caller knows to be there."""
+        values = self.of_rows[measure]
+        assert values is not None
+        return values
+
+    @property
+    def known_people(self) -> list[str]:
+        """Whom each row is about, where the caller has seen that this is known."""
+        assert self.people is not None
+        return self.people
+
     def mean(self, measure: str) -> float | None:
         values = self.of_rows[measure]
         return None if values is None else float(values.mean())
@@ -50,7 +62,7 @@ class Compared:
     model: ModelMetrics
     gold: ModelMetrics
     base: ModelMetrics | None  # before forgetting; None: not given
-    other_golds: list[ModelMetrics]
+    other_golds: Sequence[ModelMetrics]
     tasks: dict[str, Scoring]
 
     def names(self, *groups: str) -> list[str]:
@@ -103,6 +115,7 @@ def task_metrics(log: TaskLog, scoring: Scoring, truth_ratio: str) -> TaskMetric
 
     The Truth Ratio is taken from the losses: a logged one may follow the other definition.
     """
+    assert log.perturbed_losses is not None  # only holdout tasks may lack them
     losses = zip(log.paraphrase_losses, log.perturbed_losses, strict=True)
     ratios = np.array([metrics.truth_ratio(right, wrong, truth_ratio) for right, wrong in losses])
     if scoring.multiple_choice:
@@ -150,8 +163,8 @@ def task_figures(model: ModelMetrics) -> Figures:
 
 def group_metric(model: ModelMetrics, tasks: list[str]) -> float | None:
     """Harmonic mean of ROUGE, Probability and Truth Ratio over `tasks`; None when there are none."""
-    means = [model[task].mean(part) for task in tasks for part in UTILITY_PARTS]
-    return metrics.harmonic_mean(means) if means else None
+    means = [model[task].rows(part).mean() for task in tasks for part in UTILITY_PARTS]
+    return float(metrics.harmonic_mean(means)) if means else None
 
 
 def utility_figures(compared: Compared) -> Figures:
@@ -164,7 +177,8 @@ def utility_figures(compared: Compared) -> Figures:
         figures[key, ""] = Figure(group_metric(compared.model, tasks), low, high)
     utility = figures["model_utility", ""].value
     of_gold = group_metric(compared.gold, compared.names("retain", "real"))
-    return figures | {("utility_to_gold", ""): Figure(utility / of_gold if of_gold else None)}
+    share = None if utility is None or not of_gold else utility / of_gold
+    return figures | {("utility_to_gold", ""): Figure(share)}
 
 
 def utility_draws(model: ModelMetrics, tasks: list[str]) -> np.ndarray | None:
@@ -175,9 +189,9 @@ def utility_draws(model: ModelMetrics, tasks: list[str]) -> np.ndarray | None:
     parts = []
     for task in tasks:
         for part in UTILITY_PARTS:
-            parts.append(metrics.bootstrap_means(model[task].of_rows[part], model[task].people, counts))
+            parts.append(metrics.bootstrap_means(model[task].rows(part), model[task].known_people, counts))
     stacked = np.stack(parts)
-    return metrics.harmonic_mean(stacked[:, ~np.isnan(stacked).any(axis=0)])
+    return np.asarray(metrics.harmonic_mean(stacked[:, ~np.isnan(stacked).any(axis=0)]))
 
 
 def collapse_figures(compared: Compared) -> Figures:
@@ -186,13 +200,13 @@ def collapse_figures(compared: Compared) -> Figures:
     for group in ("retain", "forget"):
         tasks = compared.names(group)
         for measure in ("degenerate", "empty", "repetition"):
-            values = [compared.model[task].of_rows[measure] for task in tasks]
+            values = [compared.model[task].rows(measure) for task in tasks]
             figures[measure, group] = Figure(float(np.concatenate(values).mean()) if values else None)
     others = compared.names("retain", "real")
     utility, of_gold = (group_metric(each, others) for each in (compared.model, compared.gold))
     degenerate = figures["degenerate", "retain"].value
     reasons = []
-    if utility is not None and utility < of_gold / 2:
+    if utility is not None and of_gold is not None and utility < of_gold / 2:
         reasons.append(f"Model Utility {utility:.4f} is under half of gold's {of_gold:.4f}")
     if degenerate is not None and degenerate > 0.5:
         reasons.append(f"{degenerate:.0%} of the retain generations are degenerate")
@@ -240,7 +254,8 @@ def distance_figures(compared: Compared) -> Figures:
     reasons = [f"{MEASURES[key].heading} {task}: {each.why}" for (task, key), each in distances.items() if each.why]
     low, high = distance_interval(compared, defined)
     why = "no base_result is given" if compared.base is None else "; ".join(reasons) or None
-    mean = float(np.mean([abs(distances[place].value) for place in defined])) if defined else None
+    sizes = [abs(each.value) for each in distances.values() if each.value is not None]
+    mean = float(np.mean(sizes)) if sizes else None
     figures = {
         ("distance_to_gold", ""): Figure(mean, low, high, why),
         ("noise_floor", ""): Figure(float(np.mean(noises)) if noises else None),
@@ -254,10 +269,12 @@ def memory_distance(compared: Compared, task: str, measure: str) -> metrics.Dist
     """The distance to gold of one measure on one task."""
     if compared.base is None:
         return metrics.Distance(None, None)
-    means = [each[task].mean(measure) for each in (compared.model, compared.base, compared.gold, *compared.other_golds)]
-    if None in means:
+    models = (compared.model, compared.base, compared.gold, *compared.other_golds)
+    means = [each[task].mean(measure) for each in models]
+    known = [mean for mean in means if mean is not None]
+    if len(known) < len(models):
         return metrics.Distance(None, None, "not in every log")
-    of_model, of_base, of_gold, *of_others = means
+    of_model, of_base, of_gold, *of_others = known
     return metrics.distance_to_gold(of_model, of_base, of_gold, of_others)
 
 
@@ -279,11 +296,10 @@ def distance_interval(compared: Compared, defined: list[tuple[str, str]]) -> tup
 
 def distance_draws(compared: Compared, task: str, measure: str, counts: dict[str, np.ndarray]) -> np.ndarray:
     """|distance to gold| of one measure for each draw of people, the same people in all three models."""
-    people = compared.model[task].people
+    assert compared.base is not None  # else no distance is defined
     models = (compared.model, compared.base, compared.gold)
-    of_model, of_base, of_gold = (
-        metrics.bootstrap_means(each[task].of_rows[measure], people, counts) for each in models
-    )
+    people = compared.model[task].known_people
+    of_model, of_base, of_gold = (metrics.bootstrap_means(each[task].rows(measure), people, counts) for each in models)
     # a draw in which base equals gold: left out by the interval if 0/0, beyond it if x/0
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.abs((of_model - of_gold) / (of_base - of_gold))
@@ -301,7 +317,7 @@ def gate_figures(compared: Compared) -> Figures:
             unknown += [why] if why else []
             verdicts += [gate.passed] if gate else []
         for part in ("base", "rise", "people"):
-            figures[f"gate_{part}", task] = Figure(gate and getattr(gate, part))
+            figures[f"gate_{part}", task] = Figure(None if gate is None else getattr(gate, part))
     verdict = Figure(1.0)
     if False in verdicts:
         verdict = Figure(0.0)
@@ -340,8 +356,13 @@ def people_figures(compared: Compared) -> Figures:
 
 def fewest_people(model: ModelMetrics, tasks: list[str]) -> int | None:
     """People of the task that has the fewest; None when they are not known for every task."""
-    known = [model[name].people for name in tasks]
-    return None if not known or None in known else min(len(set(people)) for people in known)
+    counts = []
+    for name in tasks:
+        people = model[name].people
+        if people is None:
+            return None
+        counts.append(len(set(people)))
+    return min(counts, default=None)
 
 
 def drawn_people(model: ModelMetrics, tasks: list[str]) -> dict[str, np.ndarray] | None:
@@ -349,7 +370,7 @@ def drawn_people(model: ModelMetrics, tasks: list[str]) -> dict[str, np.ndarray]
     fewest = fewest_people(model, tasks)
     if fewest is None or fewest < metrics.MIN_PEOPLE:
         return None
-    return metrics.bootstrap_counts([person for name in tasks for person in model[name].people])
+    return metrics.bootstrap_counts([person for name in tasks for person in model[name].known_people])
 
 
 # ---- membership

@@ -161,7 +161,11 @@ def short_columns(results: list[ModelResult], scoring: dict[str, Scoring]) -> li
         headings = measure.short | {task: each.short[key] for task, each in scoring.items() if key in each.short}
         arrow = ARROWS.get(measure.better, "")
         columns += [Column(measure, task, heading + arrow) for task, heading in headings.items()]
-    return [column for column in columns if any(is_known(column.figure(result)) for result in results)]
+    known = []
+    for column in columns:
+        if any(is_known(column.figure(result)) for result in results):
+            known.append(column)
+    return known
 
 
 def is_known(figure: Figure) -> bool:

@@ -1,26 +1,22 @@
 """The one training loop: a loss bound to its passes, run over pairs by the Hugging Face trainer on accelerate."""
 
-import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import transformers
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainingArguments
 
-from data_module import Example
-from engine.frozen_start import FrozenStart, Start, forward_passes, silence_dropout
-from engine.language_model import l1_norm, packs, subtract_update, trained_weights
-from engine.methods import BoundLoss, bind
-from engine.pairs import Batch, EpochSampler, PassCollator, answer_key
+from engine.frozen_start import Start, silence_dropout
+from engine.language_model import subtract_update, trained_weights
+from engine.loss_trainer import LossTrainer, MultiplierCallback
+from engine.methods import BoundLoss
+from engine.pairs import PassCollator
 from engine.record import (
     TRAIN_RECORD,
     peak_memory_gb,
@@ -30,211 +26,10 @@ from engine.record import (
     write_record,
     written_whole,
 )
-from settings.script import SettingsError, processes
-from settings.training import Mask, Method, Trainer
-from unlearn_losses import Scored, multiplier_step, nll, sequence_logprob
+from settings.script import processes
+from settings.training import Method, Trainer
 
 VANISHING = 1e-5  # a first gradient below this norm is rounding
-
-
-class LossTrainer(transformers.Trainer):
-    """Hugging Face's trainer with a bound loss in place of the model's own."""
-
-    # always given; the library's own annotations allow None
-    model: nn.Module
-    train_dataset: Any
-
-    def __init__(self, start: Start, bound: BoundLoss, settings: Trainer, *, seed: int, **options: Any):
-        """`options`: those of the library's trainer."""
-        super().__init__(model=start.model, **options)
-        self.forward, self.bound, self.draw_seed = start.forward, bound, seed
-        self.reference = FrozenStart(start.model, settings.precision) if bound.frozen else None
-        self.l1 = settings.l1 + bound.method.l1
-        self.bucket = settings.bucket
-        self.start_logprobs: dict[int, float] = {}  # by answer_key
-        self.epoch = 0  # of the step being taken
-        self.multiplier = bound.method.multiplier.start if bound.method.multiplier else 0.0
-        self.constraints: list[Tensor] = []  # retain NLL of each pass since the last optimizer step
-        # of the trained passes on this process; they stay on the batches' device, so that nobody waits to count
-        self.tokens: Tensor | float = 0.0
-        self.places: Tensor | float = 0.0  # the same with the padding that the model computes
-        # super().__init__ overwrites the class attribute; left true, the loss is not divided by the accumulation steps
-        self.model_accepts_loss_kwargs = False
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        lengths = self.train_dataset.leading.lengths if self.bucket else ()
-        size = self.args.per_device_train_batch_size
-        return EpochSampler(len(self.train_dataset), self.draw_seed, lengths, size, self.bucket)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        # the library would round a share up, and a run of one step would have no step but the one at rate 0
-        if self.args.warmup_steps < 1:
-            self.args.warmup_steps = round(self.args.warmup_steps * num_training_steps)
-        return super().create_scheduler(num_training_steps, optimizer)
-
-    def _prepare_input(self, data: Any) -> Any:
-        # the library looks into mappings and lists only; under DeepSpeed it also gives pictures the weights' dtype
-        if isinstance(data, Batch):
-            moved = data.to(self.args.device)
-            inputs: Any = super()._prepare_input(moved.inputs)
-            return replace(moved, inputs=inputs)
-        return super()._prepare_input(data)
-
-    def floating_point_ops(self, inputs: dict) -> int:
-        return 0  # the library's estimate looks for one flat batch; cost is measured in seconds instead
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        """The loss of what a PassCollator made."""
-        scored = forward_passes(model, inputs["trained"], self.forward)
-        self.count_places(model, inputs["trained"])
-        passes = {name: scored[name] for name in self.bound.trained} | self.reference_passes(model, inputs)
-        loss = self.loss_of(passes)
-        if self.l1:
-            loss = loss + self.l1_penalty(model)
-        if isinstance(model, DistributedDataParallel):
-            # a batch without pictures leaves the vision tower without a gradient, which DDP waits for
-            loss = loss + 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
-        return loss
-
-    def loss_of(self, passes: dict[str, Any]) -> Tensor:
-        """The method's loss; ends the run where it is not finite."""
-        self.epoch = int(self.state.epoch + 1e-6)  # the library's is a float that reaches 1 by small steps
-        state = {"epoch": self.epoch, "step": self.state.global_step, "multiplier": self.multiplier}
-        if self.bound.method.multiplier:
-            state["target"] = self.bound.method.multiplier.target
-            self.constraints.append(nll(passes["retain"]).detach())
-        loss = self.bound(passes, **state)
-        if not torch.isfinite(loss):
-            broken = next((name for name, value in passes.items() if not is_finite(value)), None)
-            why = f"the logits of its {broken} pass are not finite" if broken else "made of finite passes"
-            self.stop(f"the loss is {loss.item()}", why)
-        return loss
-
-    def l1_penalty(self, model: nn.Module) -> Tensor:
-        penalty = self.l1 * l1_norm(self.accelerator.unwrap_model(model))
-        if not torch.isfinite(penalty):
-            self.stop(f"the loss is {penalty.item()}", "its trainer.l1 penalty is not finite")
-        return penalty
-
-    def count_places(self, model: nn.Module, batches: list[Batch]) -> None:
-        """Count the tokens of a step, and the places with padding that it computes; pictures of faces have neither."""
-        for batch in batches:
-            mask = batch.inputs.get("attention_mask")
-            if mask is not None:
-                tokens = mask.sum()
-                self.tokens = self.tokens + tokens
-                self.places = self.places + (tokens if packs(model, batch.inputs) else mask.numel())
-
-    def reference_passes(self, model: nn.Module, inputs: dict[str, list[Batch]]) -> dict[str, Any]:
-        """What the frozen start says of the batches.
-
-        Log-probabilities come from the cache, distributions and hidden states from a pass of the start's own.
-        """
-        passes: dict[str, Any] = {}
-        if self.reference:
-            wanted = set(self.bound.frozen)
-            batches = inputs["frozen"] or [batch for batch in inputs["trained"] if set(batch.passes) <= wanted]
-            # the library puts autocast into the forward of the model that it trains, and the start must be computed
-            # alike
-            with self.reference.model(self.accelerator.unwrap_model(model)) as frozen, self.accelerator.autocast():
-                scored = forward_passes(frozen, batches, self.forward)
-            passes = {f"ref_{name}": scored[name] for name in self.bound.frozen}
-        for name in self.bound.cached:
-            batch = next(batch for batch in inputs["trained"] if name in batch.passes)
-            values = [self.start_logprobs[key] for key in batch.keys_of(name)]
-            passes[f"ref_{name}_logprob"] = torch.tensor(values, device=batch.labels.device)
-        return passes
-
-    def stop(self, what: str, term: str) -> NoReturn:
-        """End a run that diverged, with one line on method, step and term."""
-        where = f"method {self.bound.method.name}, step {self.state.global_step}: {what}; {term}"
-        raise SettingsError(f"{where}. Nothing was written; a lower trainer.lr or weight may hold it")
-
-    def keep_start_logprobs(self, pairs: Any, encoder: Any) -> None:
-        """Score, once and as the start does, every answer whose log-probability under p0 the loss will ask for.
-
-        Processes share the work. Each takes the same number of forwards: in a sharded run one that took fewer would
-        leave the others waiting.
-        """
-        wanted = self.answers_to_score(pairs.pairs_for(self.bound.cached))
-        size, count = self.args.per_device_train_batch_size, self.args.world_size
-        shares = [wanted[rank::count] for rank in range(count)]
-        own = shares[self.args.process_index]
-        logprobs: list[float] = []
-        self.model.eval()
-        for first in range(0, len(shares[0]), size):  # the first share is the longest
-            chosen = own[first : first + size] or own[-1:] or wanted[:1]
-            batch = encoder.collate([encoder.encode(example) for _, example in chosen]).to(self.args.device)
-            with torch.no_grad(), self.accelerator.autocast():
-                logprobs += sequence_logprob(self.forward(self.model, batch)).tolist()
-        found = [(key, value) for (key, _), value in zip(own, logprobs, strict=False)]  # beyond them: rows taken twice
-        self.start_logprobs = dict(gather_object(found))
-
-    def answers_to_score(self, pairs: Any) -> list[tuple[int, Example]]:
-        """Every answer of the run with its key, once, those of like length together."""
-        wanted: dict[int, Example] = {}
-        for key in range(len(pairs) * math.ceil(self.args.num_train_epochs)):
-            for examples in pairs[key].values():
-                wanted |= {answer_key(example): example for example in examples}
-
-        def by_length(item: tuple[int, Example]) -> tuple[bool, int]:
-            _, example = item
-            return example.image is not None, len(example.question) + len(example.answer)
-
-        return sorted(wanted.items(), key=by_length)
-
-    def hold_all_but(self, mask: Mask, pairs: Any, encoder: Any) -> None:
-        """Let only the share of the weights move whose gradient of `mask.loss` over all forget rows is largest."""
-        bound = bind(Method(name=mask.loss, loss=mask.loss))
-        collator = PassCollator(encoder, bound.trained, [], by_length=True)  # one pass, so that nothing is shared
-        own = pairs.pairs_for(bound.batches)
-        self.model.eval()
-        size = self.args.per_device_train_batch_size
-        for first in range(0, len(own), size):
-            items = [own[key] for key in range(first, min(first + size, len(own)))]
-            batches = [batch.to(self.args.device) for batch in collator(items)["trained"]]
-            with self.accelerator.autocast():
-                loss = bound(forward_passes(self.model, batches, self.forward), epoch=0, step=0)
-            (loss * len(items)).backward()
-        weights = list(trained_weights(self.model).values())
-        sizes = [torch.zeros_like(weight) if weight.grad is None else weight.grad.abs_() for weight in weights]
-        for weight, moves in zip(weights, largest(sizes, mask.share), strict=True):
-            weight.grad = None
-            weight.register_hook(partial(torch.mul, moves))
-
-    def move_multiplier(self) -> None:
-        """After an optimizer step: the multiplier follows the retain NLL of that step, once the warm-up is over."""
-        settings = self.bound.method.multiplier
-        assert settings is not None  # else MultiplierCallback is not there
-        constraint = torch.stack(self.constraints).mean()
-        self.constraints.clear()
-        if self.epoch >= settings.warmup_epochs:
-            measured = self.accelerator.reduce(constraint, "mean").item()
-            self.multiplier = multiplier_step(self.multiplier, measured, rate=settings.rate, target=settings.target)
-
-
-def is_finite(scored: Scored | Tensor) -> bool:
-    values = scored if isinstance(scored, Tensor) else scored.logits
-    return bool(torch.isfinite(values).all())
-
-
-def largest(values: list[Tensor], share: float) -> list[Tensor]:
-    """Where the `share` of all entries stands that is largest, as bool masks; an entry of 0 is never among them."""
-    flat = torch.cat([value.flatten() for value in values])
-    least = flat.kthvalue(flat.numel() - max(1, round(share * flat.numel())) + 1).values
-    return [(value >= least) & (value > 0) for value in values]
-
-
-class MultiplierCallback(TrainerCallback):
-    """Moves the multiplier of a method that has one after each optimizer step."""
-
-    def __init__(self, trainer: LossTrainer):
-        self.trainer = trainer
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.move_multiplier()
 
 
 class EachEpoch(TrainerCallback):
@@ -242,7 +37,8 @@ class EachEpoch(TrainerCallback):
     autocast.
     """
 
-    def __init__(self, trainer: LossTrainer, judge: Callable[[nn.Module], dict], say: Callable[[str], None]):
+    def __init__(self, trainer: LossTrainer, judge: Any, say: Callable[[str], None]):
+        """`judge`: what `train` calls each_epoch."""
         self.trainer, self.judge, self.say = trainer, judge, say
         self.results: list[dict[str, dict[str, float]]] = []
         self.seconds = 0.0
@@ -319,9 +115,8 @@ def training_arguments(trainer: Trainer, seed: int, scratch: str) -> TrainingArg
     if trainer.precision == "fp32":
         arguments.mixed_precision = "no"  # else the user's accelerate configuration would decide
     if arguments.n_gpu > 1:
-        arguments._n_gpu = (
-            1  # several GPUs take a launcher: DataParallel would part pictures and rows at different places
-        )
+        # several GPUs take a launcher: DataParallel would part pictures and rows at different places
+        arguments._n_gpu = 1
     return arguments
 
 
@@ -353,8 +148,7 @@ def train(
         save_dir: the folder to write.
         record: what else to say of the run (settings, fingerprints).
         each_epoch: `each_epoch(model)` judges the model at the end of every epoch; `each_epoch.best(results)` says
-        which
-            epoch was best. Both go to the record. None: nobody judges.
+            which epoch was best. Both go to the record. None: nobody judges.
         say: takes a line of progress.
 
     Raises:
@@ -374,26 +168,41 @@ def train(
         trainer.remove_callback(transformers.PrinterCallback)
         started = time.perf_counter()
         judged = prepare(trainer, pairs, encoder, each_epoch, say)
-        trainer.train()
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        if not all(torch.isfinite(weight).all() for weight in trained_weights(trained).values()):
-            trainer.stop("the weights are not finite", "the last step's update")
-        if bound.method.task_vector:
-            subtract_update(trained, first_weights, bound.method.task_vector.step)
+        trained = run(trainer, first_weights)
         seconds = time.perf_counter() - started - judged.seconds
     say_if_vanished(progress.first_gradient, bound.method.name, say)
-    cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.state.global_step, "peak_memory_gb": peak_memory_gb()}
-    cost |= {"loss": progress.losses, **token_counts(trainer, seconds, say)}
-    if bound.method.multiplier:
-        cost["multiplier"] = trainer.multiplier
-    if each_epoch:
-        best = each_epoch.best(judged.results)
-        cost |= {"epochs": judged.results, "best_epoch": best, "epoch_eval_seconds": judged.seconds}
+    cost = cost_of(trainer, progress, judged, seconds)
     if trainer.is_world_process_zero():
         with written_whole(Path(save_dir)) as aside:
             start.save(trained, aside)
             write_record(aside / TRAIN_RECORD, **{"seed": seed, **record, **cost})
     trainer.accelerator.wait_for_everyone()
+
+
+def run(trainer: LossTrainer, first_weights: dict[str, Tensor]) -> nn.Module:
+    """Train, and subtract what was learned where the method says so; returns the trained model, unwrapped.
+
+    `first_weights`: what `weights_to_subtract_from` gives. Raises SettingsError where the weights diverged.
+    """
+    trainer.train()
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if not all(torch.isfinite(weight).all() for weight in trained_weights(trained).values()):
+        trainer.stop("the weights are not finite", "the last step's update")
+    if task_vector := trainer.bound.method.task_vector:
+        subtract_update(trained, first_weights, task_vector.step)
+    return trained
+
+
+def cost_of(trainer: LossTrainer, progress: TrainProgress, judged: EachEpoch, seconds: float) -> dict[str, Any]:
+    """What the record says of a finished training: its cost, the loss of every step, how its epochs were judged."""
+    cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.state.global_step, "peak_memory_gb": peak_memory_gb()}
+    cost |= {"loss": progress.losses, **token_counts(trainer, seconds, progress.say)}
+    if trainer.bound.method.multiplier:
+        cost["multiplier"] = trainer.multiplier
+    if judged.judge:
+        best = judged.judge.best(judged.results)
+        cost |= {"epochs": judged.results, "best_epoch": best, "epoch_eval_seconds": judged.seconds}
+    return cost
 
 
 def weights_to_subtract_from(model: nn.Module, method: Method, settings: Trainer) -> dict[str, Tensor]:

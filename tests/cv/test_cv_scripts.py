@@ -164,7 +164,7 @@ def test_the_same_seed_gives_the_same_network(networks, face_overrides, tmp_path
 
 
 @pytest.mark.parametrize("script", [cv.finetune, cv.attack], ids=lambda script: script.__name__)
-def test_a_start_that_has_met_the_people_is_refused(script, networks, face_overrides, tmp_path, monkeypatch, capsys):
+def test_a_start_that_has_met_the_people_is_refused(script, networks, face_overrides, tmp_path, *, monkeypatch, capsys):
     models = ["models=10", "targets=2"] if script is cv.attack else []
     assert (
         start(

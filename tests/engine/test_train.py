@@ -17,11 +17,12 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from engine import train as train_engine
+from engine import loss_trainer
 from engine.frozen_start import Start, forward_passes
 from engine.language_model import end_at_layer, forward, freeze, l1_norm, load_for_training, save
+from engine.loss_trainer import LossTrainer, largest
 from engine.methods import bind
-from engine.train import LossTrainer, largest, train
+from engine.train import train
 from helpers import (
     BASE,
     NPO,
@@ -154,9 +155,8 @@ def test_a_run_writes_weights_processor_and_its_record_and_no_pickle(data, encod
 
 
 def test_a_method_trains_what_its_passes_name_and_loads_no_reference_for_the_rest(data, encoder, tmp_path, monkeypatch):
-
     made = []
-    monkeypatch.setattr(train_engine, "FrozenStart", lambda model, dtype: made.append(model))
+    monkeypatch.setattr(loss_trainer, "FrozenStart", lambda model, dtype: made.append(model))
     run(data, encoder, tmp_path / "out", method=Method(name="grad_ascent", loss="grad_ascent"))
     assert made == []
 
