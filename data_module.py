@@ -107,7 +107,9 @@ def folder_hash(path: str, changed: float) -> str:
 def fingerprint(path: str) -> str:
     """What a dataset holds: the hash of a folder's files, or the hub id."""
     folder = Path(path)
-    return folder_hash(path, max(p.stat().st_mtime for p in folder.rglob("*"))) if folder.is_dir() else f"hub:{path}"
+    if not folder.is_dir():
+        return f"hub:{path}"
+    return folder_hash(path, max((p.stat().st_mtime for p in folder.rglob("*")), default=0.0))
 
 
 def split_names(path: str) -> list[str]:

@@ -82,7 +82,7 @@ def code_of(*files: str | Path, root: Path = ROOT) -> Code:
 @functools.cache
 def read_module(file: Path, root: Path) -> Module:
     tree = parse(file)
-    package = file.relative_to(root).parts[:-1]
+    package = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
     names: set[str] = set()
     losses: set[str] = set()
     for node in ast.walk(tree):

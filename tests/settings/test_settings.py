@@ -264,3 +264,66 @@ def test_a_copy_of_settings_without_its_config_is_refused(tmp_path, monkeypatch)
 
 def test_the_clone_itself_is_a_good_installation():
     check_installation()
+
+
+# ---- what a run reads
+
+
+def test_a_finetuning_reads_its_data_and_its_base_model():
+    settings = compose("mm/finetune", Finetune, ["model_path=models/x"])
+    inputs = settings.inputs()
+    assert inputs.data == [settings.data.path, settings.data.text_path]
+    assert inputs.models == ["models/x"]
+    assert inputs.losses == ["retain_ft"]
+
+
+def test_a_forgetting_reads_the_files_of_i_do_not_know_wherever_it_is_started():
+    inputs = compose("nlp/forget", Forget, []).inputs()
+    assert inputs.files == [str(ROOT / "config" / "idk" / name) for name in ("questions.txt", "pictures.txt")]
+
+
+def test_a_method_with_a_mask_runs_the_losses_of_both():
+    inputs = compose("mm/forget", Forget, ["method=salun", "trainer.weight_decay=0"]).inputs()
+    assert inputs.losses == ["idk", "grad_ascent"]
+
+
+def test_an_evaluation_at_the_end_of_epochs_reads_golds_log_and_the_tasks_data():
+    more = ["epoch_eval=mm", "epoch_eval.gold_result=gold.json", "epoch_eval.tasks.eval_log.dataset=elsewhere"]
+    inputs = compose("mm/forget", Forget, more).inputs()
+    assert inputs.files[0] == "gold.json"
+    assert "elsewhere" in inputs.data
+
+
+def test_an_evaluation_reads_where_its_rows_and_the_names_of_their_people_stand():
+    settings = compose("nlp/eval", Eval, ["model_path=models/x"])
+    inputs = settings.inputs()
+    places = {task.dataset for task in settings.tasks.values()}
+    places |= {task.people.dataset for task in settings.tasks.values() if task.people}
+    assert set(inputs.data) == places
+    assert inputs.models == ["models/x"]
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name.startswith("cv/")])
+def test_every_run_on_faces_reads_the_pictures_and_their_division(script):
+    settings = compose(script, SCRIPTS[script], [])
+    inputs = settings.inputs()
+    assert inputs.data == [settings.data.people.path, settings.data.pretraining.path]
+    assert inputs.files == [settings.data.split_file]
+
+
+def test_a_pretraining_of_faces_reads_no_model_and_the_others_read_the_one_at_model_path():
+    models = {name: compose(name, SCRIPTS[name], []) for name in SCRIPTS if name.startswith("cv/")}
+    read = {name: settings.inputs().models for name, settings in models.items()}
+    assert read.pop("cv/pretrain") == []
+    assert read == {name: [models[name].model_path] for name in read}
+
+
+def test_an_attack_runs_the_loss_of_the_finetuning_and_that_of_the_method():
+    assert compose("cv/attack", AttackFaces, ["method=scrub"]).inputs().losses == ["retain_ft", "scrub"]
+
+
+def test_only_a_base_model_that_is_named_by_its_own_path_is_made():
+    base = compose("nlp/finetune", Finetune, [])
+    other = compose("nlp/finetune", Finetune, ["model_path=elsewhere"])
+    assert [maker.setting for maker in base.inputs().makers] == ["model.made_by", "data.made_by"]
+    assert [maker.setting for maker in other.inputs().makers] == ["data.made_by"]
