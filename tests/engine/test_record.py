@@ -167,12 +167,12 @@ class Killed(BaseException):
 def test_a_record_that_is_killed_while_it_is_written_leaves_the_former_one(tmp_path, monkeypatch):
     write_record(tmp_path / "a.json", seconds=1.0, key="former")
 
-    def half_written(self, text, **options):
-        with self.open("w") as stream:
-            stream.write(text[: len(text) // 2])
+    def half_written(self, content):
+        with self.open("wb") as stream:
+            stream.write(content[: len(content) // 2])
         raise Killed
 
-    monkeypatch.setattr(record.Path, "write_text", half_written)
+    monkeypatch.setattr(record.Path, "write_bytes", half_written)
     with pytest.raises(Killed):
         write_record(tmp_path / "a.json", seconds=2.0, key="new")
     assert read_json(tmp_path / "a.json")["key"] == "former"
