@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import datasets
 from natsort import natsorted
@@ -272,7 +272,7 @@ def row_to_example(row: dict, has: dict[str, str], index: int, split: str, seed:
     return Example(question, answer, image, index, cell.get("person"), split)
 
 
-def is_text(cell: Any) -> bool:
+def is_text(cell: Any) -> TypeGuard[str]:
     return isinstance(cell, str) and bool(cell.strip())
 
 
@@ -434,6 +434,7 @@ def idk_answers(path: str) -> list[str]:
 
 def open_image(example: Example) -> Image.Image:
     """Decode the picture to RGB; raises SettingsError naming the row if it cannot be read."""
+    assert example.image is not None
     try:
         source = BytesIO(example.image["bytes"]) if example.image["bytes"] is not None else example.image["path"]
         return Image.open(source).convert("RGB")

@@ -555,12 +555,11 @@ def scrub(
 
     Source: Kurmanji et al. (arXiv 2302.09880); CLEAR (arXiv 2410.18057) for the plain sum.
     """
-    alternating = epoch < max_epochs
-    leave = -kl_from_start(forget, ref_forget) if max_epochs == 0 or (alternating and step % 2 == 0) else 0.0
-    stay = (
-        alpha * kl_from_start(retain, ref_retain) + gamma * nll(retain) if not (alternating and step % 2 == 0) else 0.0
-    )
-    return leave + stay
+    leaves_alone = epoch < max_epochs and step % 2 == 0
+    if leaves_alone:
+        return -kl_from_start(forget, ref_forget)
+    stay = alpha * kl_from_start(retain, ref_retain) + gamma * nll(retain)
+    return stay - kl_from_start(forget, ref_forget) if max_epochs == 0 else stay
 
 
 def llmu(
