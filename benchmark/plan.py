@@ -20,7 +20,6 @@ class Stage:
     model: str  # the name of the model that it trains, evaluates or attacks
     overrides: list[str]
     output: Path  # the folder it makes
-    inputs: list[Path]  # the folders it reads
 
     @property
     def name(self) -> str:
@@ -58,7 +57,7 @@ def pretrained_models(benchmark: Benchmark, folder: Path) -> list[Path]:
 
 def plan_pretraining(benchmark: Benchmark, folder: Path) -> Iterator[Stage]:
     for model in pretrained_models(benchmark, folder):
-        yield Stage("pretrain", model.name, [f"save_dir={model}", *benchmark.common, *benchmark.pretrain], model, [])
+        yield Stage("pretrain", model.name, [f"save_dir={model}", *benchmark.common, *benchmark.pretrain], model)
 
 
 def plan_base(benchmark: Benchmark, folder: Path, seed: int) -> Iterator[Stage]:
@@ -85,7 +84,7 @@ def plan_run(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterato
         splits = [f"split={benchmark.forget_split}", f"retain_split={benchmark.gold_split}"]
     of_row = [*benchmark.forget, *benchmark.row_overrides(row)]
     overrides = [f"save_dir={model}", f"model_path={base}", *splits, f"seed={seed}", *benchmark.common, *of_row]
-    training = Stage("forget", model.name, overrides, model, [base])
+    training = Stage("forget", model.name, overrides, model)
     yield from (training, plan_evaluation(benchmark, training))
     yield from plan_attack(benchmark, folder, training, seed, of_row)
 
@@ -94,13 +93,13 @@ def plan_finetuning(benchmark: Benchmark, folder: Path, name: str, split: str, s
     model = model_folder(folder, name)
     start = pretrained_models(benchmark, folder)
     overrides = [f"save_dir={model}", f"split={split}", f"seed={seed}", *(f"model_path={path}" for path in start)]
-    return Stage("finetune", name, [*overrides, *benchmark.common, *benchmark.finetune], model, start)
+    return Stage("finetune", name, [*overrides, *benchmark.common, *benchmark.finetune], model)
 
 
 def plan_evaluation(benchmark: Benchmark, training: Stage) -> Stage:
     people = [f"forget={benchmark.forget_people}"] if benchmark.forget_people else []
     overrides = [f"model_path={training.output}", *people, *benchmark.common, *benchmark.eval]
-    return Stage("eval", training.model, overrides, training.output / "eval_results", [training.output])
+    return Stage("eval", training.model, overrides, training.output / "eval_results")
 
 
 def plan_attack(benchmark: Benchmark, folder: Path, training: Stage, seed: int, of_row: list[str]) -> Iterator[Stage]:
@@ -113,7 +112,7 @@ def plan_attack(benchmark: Benchmark, folder: Path, training: Stage, seed: int, 
         raise SettingsError("benchmark.attack needs benchmark.pretrain: every attacked model begins with that one")
     shadows = [f"model_path={start[0]}", f"shadows_dir={folder}/shadows_seed{seed}", f"seed={seed}"]
     overrides = [f"save_dir={output}", *shadows, *benchmark.common, *benchmark.attack, *of_row]
-    yield Stage("attack", training.model, overrides, output, [*start, training.output])
+    yield Stage("attack", training.model, overrides, output)
 
 
 def stage_command(benchmark: Benchmark, stage: Stage) -> str:

@@ -197,7 +197,7 @@ def test_a_stage_in_this_process_moves_the_progress_and_prints_into_its_log(worl
     assert "epoch 1/1" not in capsys.readouterr().out
 
 
-LAUNCHED = Stage("finetune", "base", [], Path("out"), [])
+LAUNCHED = Stage("finetune", "base", [], Path("out"))
 REPORTS = """
 import time
 from engine.record import report_progress
