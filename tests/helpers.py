@@ -21,6 +21,8 @@ from settings.training import Method, Trainer
 ROOT = Path(__file__).parent.parent
 BASE = ROOT / "mini_clear" / "base_model"
 SHARED = ROOT.parent / "shared"
+TOFU_LOGS = ROOT / "tests" / "data" / "tofu_logs"  # 40 rows per task
+WHOLE_TOFU_LOGS = SHARED / "reference" / "tofu_logs"
 QUICK = ["trainer.epochs=1", "trainer.batch_size=8", "trainer.lr=1e-4", "seed=0"]
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}

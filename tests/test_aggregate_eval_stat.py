@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean, harmonic_mean
 
 import numpy as np
 import pandas
@@ -15,11 +16,10 @@ import pytest
 from aggregate_eval_stat import aggregate, write_result
 from engine import measures
 from engine.result_table import Figure, ModelResult, long_table, short_columns, wide_row
-from helpers import ROOT, SHARED
+from helpers import ROOT, TOFU_LOGS, WHOLE_TOFU_LOGS
 from settings.results import Aggregate, Scoring
 from settings.script import SettingsError, compose
 
-LOGS = SHARED / "reference" / "tofu_logs"
 FORGET = ("eval_log_forget", "eval_forget_facerec", "eval_forget_qa")
 RETAIN = ("eval_log", "eval_retain_facerec", "eval_retain_qa")
 REAL = ("eval_real_faces_wo_options", "eval_real_world_wo_options")
@@ -99,20 +99,27 @@ BASE, GOLD, GOLD2 = make_log(True, seed=0), make_log(False, seed=1), make_log(Fa
 # Published figures
 
 
-def tofu_row(name, **more):
-    if not LOGS.is_dir():
-        pytest.skip("TOFU's reference logs are not beside the repository")
+TOFU_TASKS = ("eval_log", "eval_real_author_wo_options", "eval_real_world_wo_options", "eval_log_forget")
+
+
+def tofu_row(name, logs=TOFU_LOGS, **more):
+    if not logs.is_dir():
+        pytest.skip("TOFU's whole logs are not beside the repository")
     overrides = [
-        f"ckpt_result={LOGS}/llama2-7b_{name}.json",
-        f"retain_result={LOGS}/llama2-7b_retain90.json",
-        f"base_result={LOGS}/llama2-7b_full.json",
+        f"ckpt_result={logs}/llama2-7b_{name}.json",
+        f"retain_result={logs}/llama2-7b_retain90.json",
+        f"base_result={logs}/llama2-7b_full.json",
     ]
     overrides += [f"{key}={value}" for key, value in more.items()]
     return wide_row(aggregate(compose("aggregate_eval_stat", Aggregate, overrides)))
 
 
+def task_figures(row, task):
+    return [row[f"{metric} {task}"] for metric in ("ROUGE", "Probability", "Truth Ratio")]
+
+
 # TOFU, Llama2-7B-chat: ROUGE / Probability / Truth Ratio of retain, real authors, world facts, forget10; Model Utility
-KNOWN_GOOD = {
+PUBLISHED = {
     "full": (
         (0.9857, 0.9895, 0.4747),
         (0.933, 0.4555, 0.5962),
@@ -130,22 +137,79 @@ KNOWN_GOOD = {
 }
 
 
-@pytest.mark.parametrize("name", KNOWN_GOOD)
-def test_tofus_own_logs_give_the_known_good_figures(name):
-    row = tofu_row(name)
-    *tasks, utility = KNOWN_GOOD[name]
-    for task, expected in zip(
-        ("eval_log", "eval_real_author_wo_options", "eval_real_world_wo_options", "eval_log_forget"), tasks, strict=True
-    ):
-        found = [row[f"{metric} {task}"] for metric in ("ROUGE", "Probability", "Truth Ratio")]
+# the same over the first 40 rows of each task, as `plain_figures` works them out
+OF_FORTY_ROWS = {
+    "full": (
+        (0.9780, 0.9899, 0.4298),
+        (0.9625, 0.3999, 0.5343),
+        (0.9000, 0.4006, 0.5285),
+        (1.0000, 0.9938, 0.5666),
+        0.5894,
+    ),
+    "retain90": (
+        (0.9542, 0.9863, 0.4302),
+        (0.9375, 0.3843, 0.5136),
+        (0.9250, 0.4016, 0.5428),
+        (0.4383, 0.1671, 0.7056),
+        0.5838,
+    ),
+}
+
+
+def plain_figures(metrics, task):
+    """ROUGE, Probability and Truth Ratio by TOFU's definitions, from the Truth Ratios that TOFU itself logged."""
+    probabilities, ratios = [], []
+    for row, loss in metrics["avg_gt_loss"].items():
+        probability, ratio = math.exp(-loss), metrics["truth_ratio"][row]
+        if "real" in task:
+            probability /= probability + sum(math.exp(-wrong) for wrong in metrics["average_perturb_loss"][row])
+        probabilities.append(probability)
+        ratios.append(min(ratio, 1 / ratio) if "forget" in task else max(0, 1 - ratio))
+    return [fmean(metrics["rougeL_recall"].values()), fmean(probabilities), fmean(ratios)]
+
+
+@pytest.mark.parametrize("name", OF_FORTY_ROWS)
+def test_the_figures_of_forty_rows_follow_from_tofus_definitions(name):
+    log = json.loads((TOFU_LOGS / f"llama2-7b_{name}.json").read_text(encoding="utf-8"))
+    *tasks, utility = OF_FORTY_ROWS[name]
+    parts = []
+    for task, expected in zip(TOFU_TASKS, tasks, strict=True):
+        found = plain_figures(log[f"{task}.json"], task)
         assert found == pytest.approx(expected, abs=5e-5), task
+        parts += [] if "forget" in task else found
+    assert harmonic_mean(parts) == pytest.approx(utility, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("logs", "known"), [(TOFU_LOGS, OF_FORTY_ROWS), (WHOLE_TOFU_LOGS, PUBLISHED)], ids=["40 rows", "whole"]
+)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_tofus_own_logs_give_the_known_good_figures(name, logs, known):
+    row = tofu_row(name, logs)
+    *tasks, utility = known[name]
+    for task, expected in zip(TOFU_TASKS, tasks, strict=True):
+        assert task_figures(row, task) == pytest.approx(expected, abs=5e-5), task
     assert row["Model Utility"] == pytest.approx(utility, abs=5e-5)
 
 
-def test_forget_quality_of_tofus_finetuned_model_is_the_published_p():
+def test_forget_quality_of_forty_rows_is_the_exact_p_of_their_largest_gap():
     row = tofu_row("full")
-    assert f"{row['Forget Quality']:.2e}" == "1.83e-21"
+    # the distribution functions of 40 and 40 Truth Ratios are 17/40 apart; of the C(80, 40) orders of 80 values
+    # 2 (C(80, 40 + 17) - C(80, 40 + 34)) are at least that far apart
+    assert row["Forget Quality statistic"] == pytest.approx(17 / 40)
+    assert row["Forget Quality"] == pytest.approx(2 * (math.comb(80, 57) - math.comb(80, 74)) / math.comb(80, 40))
+
+
+def test_forget_quality_of_tofus_finetuned_model_is_the_published_p():
+    assert f"{tofu_row('full', WHOLE_TOFU_LOGS)['Forget Quality']:.2e}" == "1.83e-21"
+
+
+def test_the_logarithm_of_forget_quality_is_that_of_its_p():
+    row = tofu_row("full")
     assert row["log10 Forget Quality"] == pytest.approx(math.log10(row["Forget Quality"]))
+
+
+def test_forget_quality_of_gold_against_itself_is_one():
     assert tofu_row("retain90")["Forget Quality"] == 1
 
 
