@@ -13,7 +13,8 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from engine.metrics import MIN_PEOPLE, bootstrap_counts, interval, membership_auc, membership_tpr
+from engine.intervals import MIN_PEOPLE, bootstrap_counts, percentile_interval
+from engine.metrics import membership_auc, membership_tpr
 
 CLIP = 1e-6  # of (1 + cos) / 2
 LEAST_SPREAD = 1e-3  # of a query's logits over models: with no spread at all any difference would be certainty
@@ -272,7 +273,7 @@ def with_interval(
     for weights in bootstrap_weights(people, pairs, draws):
         if weights[member].any() and weights[~member].any():
             values.append(figure(membership_score, member, weights))
-    return Figure(value, *interval(np.array(values)))
+    return Figure(value, *percentile_interval(np.array(values)))
 
 
 def bootstrap_weights(people: np.ndarray, pairs: np.ndarray, draws: int) -> Iterator[np.ndarray]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine import metrics
+from engine.intervals import MIN_PEOPLE, Rows, bootstrap_t
 from engine.logs import EvalLog, TaskLog
 from engine.measures import MEASURES, MEMBERSHIP_ATTACKS, MEMORY, OF_A_TASK
 from engine.result_table import Figure, Figures
@@ -53,6 +54,7 @@ class TaskMetrics:
 
 
 ModelMetrics = Mapping[str, TaskMetrics]  # by task
+Ends = tuple[float | None, float | None]  # of an interval; None: there is none
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,7 @@ def utility_figures(compared: Compared) -> Figures:
     figures: Figures = {}
     for key, groups in GROUPS.items():
         tasks = compared.names(*groups)
-        draws = utility_draws(compared.model, tasks)
-        low, high = (None, None) if draws is None else metrics.interval(draws)
+        low, high = utility_interval(compared.model, tasks)
         figures[key, ""] = Figure(group_metric(compared.model, tasks), low, high)
     utility = figures["model_utility", ""].value
     of_gold = group_metric(compared.gold, compared.names("retain", "real"))
@@ -181,17 +182,17 @@ def utility_figures(compared: Compared) -> Figures:
     return figures | {("utility_to_gold", ""): Figure(share)}
 
 
-def utility_draws(model: ModelMetrics, tasks: list[str]) -> np.ndarray | None:
-    """A group's metric for each draw of people; None where there are too few of them."""
-    counts = drawn_people(model, tasks)
-    if counts is None:
-        return None
-    parts = []
-    for task in tasks:
-        for part in UTILITY_PARTS:
-            parts.append(metrics.bootstrap_means(model[task].rows(part), model[task].known_people, counts))
-    stacked = np.stack(parts)
-    return np.asarray(metrics.harmonic_mean(stacked[:, ~np.isnan(stacked).any(axis=0)]))
+def utility_interval(model: ModelMetrics, tasks: list[str]) -> Ends:
+    """The interval of a group's metric; None where there are too few people."""
+    if not has_enough_people(model, tasks):
+        return None, None
+    rows = [Rows(model[task].rows(part), model[task].known_people) for task in tasks for part in UTILITY_PARTS]
+    return bootstrap_t(rows, harmonic_mean_of, bounds=(0, 1)) or (None, None)
+
+
+def harmonic_mean_of(means: np.ndarray) -> np.ndarray:
+    """Harmonic mean of K means, (..., K) -> (...)."""
+    return np.asarray(metrics.harmonic_mean(np.moveaxis(means, -1, 0)))
 
 
 def collapse_figures(compared: Compared) -> Figures:
@@ -286,23 +287,24 @@ def distance_pair(measure: str, task: str, distance: metrics.Distance) -> Figure
     }
 
 
-def distance_interval(compared: Compared, defined: list[tuple[str, str]]) -> tuple[float | None, float | None]:
+def distance_interval(compared: Compared, defined: list[tuple[str, str]]) -> Ends:
     """The interval of the mean |distance| over tasks and measures; None where there are too few people."""
-    counts = drawn_people(compared.model, compared.names("forget")) if defined else None
-    if counts is None:
+    if not defined or not has_enough_people(compared.model, compared.names("forget")):
         return None, None
-    return metrics.interval(np.mean([distance_draws(compared, *place, counts) for place in defined], axis=0))
-
-
-def distance_draws(compared: Compared, task: str, measure: str, counts: dict[str, np.ndarray]) -> np.ndarray:
-    """|distance to gold| of one measure for each draw of people, the same people in all three models."""
     assert compared.base is not None  # else no distance is defined
-    models = (compared.model, compared.base, compared.gold)
-    people = compared.model[task].known_people
-    of_model, of_base, of_gold = (metrics.bootstrap_means(each[task].rows(measure), people, counts) for each in models)
-    # a draw in which base equals gold: left out by the interval if 0/0, beyond it if x/0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.abs((of_model - of_gold) / (of_base - of_gold))
+    rows = []
+    for task, measure in defined:
+        people = compared.model[task].known_people
+        for model in (compared.model, compared.base, compared.gold):
+            rows.append(Rows(model[task].rows(measure), people))
+    return bootstrap_t(rows, mean_distance_of, bounds=(0, np.inf)) or (None, None)
+
+
+def mean_distance_of(means: np.ndarray) -> np.ndarray:
+    """Mean |distance to gold| of measures whose means follow each other as model, base, gold: (..., 3 K) -> (...)."""
+    of_model, of_base, of_gold = (means[..., place::3] for place in range(3))
+    with np.errstate(divide="ignore", invalid="ignore"):  # a draw in which base equals gold does not count
+        return np.abs((of_model - of_gold) / (of_base - of_gold)).mean(axis=-1)
 
 
 def gate_figures(compared: Compared) -> Figures:
@@ -365,12 +367,10 @@ def fewest_people(model: ModelMetrics, tasks: list[str]) -> int | None:
     return min(counts, default=None)
 
 
-def drawn_people(model: ModelMetrics, tasks: list[str]) -> dict[str, np.ndarray] | None:
-    """Bootstrap counts of the people of `tasks`; None where a task has fewer than 10, or they are not known."""
+def has_enough_people(model: ModelMetrics, tasks: list[str]) -> bool:
+    """Whether the people of every task are known, and are enough for an interval."""
     fewest = fewest_people(model, tasks)
-    if fewest is None or fewest < metrics.MIN_PEOPLE:
-        return None
-    return metrics.bootstrap_counts([person for name in tasks for person in model[name].known_people])
+    return fewest is not None and fewest >= MIN_PEOPLE
 
 
 # ---- membership

@@ -22,7 +22,6 @@ from scipy.stats import ks_2samp
 LOG_RATIO_LIMIT = 700.0  # up to here R and 1/R are both finite in float64
 BINS = 21
 DRAWS = 4096  # permutations; with up to 12 people all of them are counted instead
-MIN_PEOPLE = 10  # with fewer people no bootstrap interval is given
 REPEAT_LENGTH = 10  # characters of the pieces by which a looping generation is noticed
 MIN_K = 0.4  # share of the tokens that Min-K% and Min-K%++ look at (MUSE, OpenUnlearning)
 GATE_MEMORIZED, GATE_RISE, GATE_PEOPLE = 0.9, 0.6, 0.9
@@ -601,55 +600,6 @@ def person_means(values: np.ndarray, people: Sequence) -> dict[str, float]:
     names, who = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     means = np.bincount(who, weights=values) / np.bincount(who)
     return {str(name): float(mean) for name, mean in zip(names, means, strict=True)}
-
-
-def bootstrap_counts(people: Sequence, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
-    """How often each person is drawn when as many people as there are get drawn with replacement.
-
-    Args:
-        people: names, in any order and any number of times; P of them differ.
-        draws: number of bootstrap draws.
-        seed: of the draws. The result depends on the set of names, not on their order.
-
-    Returns:
-        Name -> (draws,) whole numbers. They sum to P in each draw.
-    """
-    names = np.unique(np.asarray(people, dtype=str))
-    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    return {str(name): counts[:, i] for i, name in enumerate(names)}
-
-
-def bootstrap_means(values: np.ndarray, people: Sequence, counts: dict[str, np.ndarray]) -> np.ndarray:
-    """Mean of the values over each draw's people; a person brings all of their rows.
-
-    Figures that share `counts` are drawn together. What is computed from several of them keeps their dependence.
-
-    Args:
-        values: (n,).
-        people: whom each row is about, n entries; all of them stand in `counts`.
-        counts: what `bootstrap_counts` gives.
-
-    Returns:
-        (draws,); NaN for a draw that holds none of these people.
-    """
-    names, who = np.unique(np.asarray(people, dtype=str), return_inverse=True)
-    drawn = np.stack([counts[str(name)] for name in names], axis=1)  # (draws, people)
-    with np.errstate(invalid="ignore"):
-        return (drawn @ np.bincount(who, weights=values)) / (drawn @ np.bincount(who))
-
-
-def interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of a figure's bootstrap draws.
-
-    Args:
-        draws: (draws,); NaN does not count.
-        level: share of the draws inside, in (0, 1).
-
-    Returns:
-        Lower and upper end.
-    """
-    low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def as_losses(losses: ArrayLike) -> np.ndarray:

@@ -418,49 +418,6 @@ def test_without_people_the_gate_fails_on_what_is_known_and_is_open_otherwise():
     assert metrics.memorization_gate([0.5] * 4, [0.1] * 4, None).passed is False
 
 
-# Intervals
-
-
-def test_bootstrapped_means_bring_all_rows_of_a_person():
-    counts = {"a": np.array([2, 0, 1]), "b": np.array([0, 2, 1])}
-    # a has rows 0, 1 and 1; b has one row 0: drawn twice a: 2/3; twice b: 0; both: 2/4
-    assert metrics.bootstrap_means([0, 1, 1, 0], ["a", "a", "a", "b"], counts).tolist() == pytest.approx(
-        [2 / 3, 0, 0.5]
-    )
-
-
-def test_a_draw_without_any_of_the_people_has_no_mean():
-    assert np.isnan(metrics.bootstrap_means([1.0], ["a"], {"a": np.array([0]), "b": np.array([2])}))[0]
-
-
-def test_the_bootstrap_is_seeded_and_does_not_depend_on_the_order_of_people():
-    people = [f"person {i}" for i in range(12)]
-    first, again = metrics.bootstrap_counts(people), metrics.bootstrap_counts(people[::-1] * 2)
-    assert all((first[name] == again[name]).all() for name in people)
-    assert (sum(first.values()) == 12).all()
-
-
-def test_the_interval_of_a_mean_is_as_wide_as_its_standard_error_says():
-    values = np.random.default_rng(11).normal(0.5, 0.1, 200)
-    people = [str(i) for i in range(200)]
-    low, high = metrics.interval(metrics.bootstrap_means(values, people, metrics.bootstrap_counts(people, draws=4000)))
-    error = values.std() / math.sqrt(200)
-    assert (low, high) == (
-        pytest.approx(values.mean() - 1.96 * error, abs=0.002),
-        pytest.approx(values.mean() + 1.96 * error, abs=0.002),
-    )
-
-
-def test_rows_of_one_person_widen_the_interval():
-    values = np.repeat(np.random.default_rng(12).random(20), 20)
-    by_person, by_row = [str(i) for i in np.repeat(range(20), 20)], [str(i) for i in range(400)]
-    widths = [
-        np.diff(metrics.interval(metrics.bootstrap_means(values, people, metrics.bootstrap_counts(people))))[0]
-        for people in (by_person, by_row)
-    ]
-    assert widths[0] > 3 * widths[1]  # sqrt(20) = 4.5 in the limit
-
-
 # ---- per-token figures
 
 
