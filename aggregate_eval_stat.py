@@ -16,7 +16,9 @@ from engine.result_table import Column, ModelResult, is_long_table, parquet, sho
 from settings.results import Aggregate
 from settings.script import SettingsError, script
 
-ALSO_PRINTED = ("model_utility", "gate")  # beside what the short tables show
+ALSO_PRINTED = ("gate",)  # beside what the short tables show
+# settings that may be null, and what is not known then
+LEFT_OUT = {"base_result": "the gate and the distance to gold", "start_result": "what was kept of the taught"}
 NOT_PRINTED = ("train_seconds",)
 
 
@@ -39,8 +41,17 @@ def aggregate(settings: Aggregate) -> ModelResult:
     Raises:
         SettingsError: A log cannot be read, or two logs do not cover the same rows of the same tasks.
     """
-    ckpt, base, golds = read_logs(settings)
-    figures = figures_of_logs(ckpt, base, golds, settings.scoring, settings.truth_ratio)
+    logs = read_logs(settings)
+    ckpt, base, start = (logs.pop(name, None) for name in ("ckpt_result", "base_result", "start_result"))
+    assert ckpt is not None
+    figures = figures_of_logs(
+        ckpt,
+        base=base,
+        start=start,
+        golds=list(logs.values()),
+        scoring=settings.scoring,
+        truth_ratio=settings.truth_ratio,
+    )
     about = {
         "Submitted By": settings.submitted_by,
         "Truth Ratio definition": settings.truth_ratio,
@@ -49,8 +60,9 @@ def aggregate(settings: Aggregate) -> ModelResult:
     return ModelResult(settings.method_name, ckpt.train_meta.get("seed"), figures, about)
 
 
-def read_logs(settings: Aggregate) -> tuple[EvalLog, EvalLog | None, list[EvalLog]]:
-    """The judged model's log, the base's (None: not given) and the golds', all over the same rows.
+def read_logs(settings: Aggregate) -> dict[str, EvalLog]:
+    """Setting -> the log that it names, all over the same rows: the judged model's, those given of base and start, and
+    the golds'.
 
     Raises:
         SettingsError: A log cannot be read, or two logs do not cover the same rows of the same tasks.
@@ -58,14 +70,13 @@ def read_logs(settings: Aggregate) -> tuple[EvalLog, EvalLog | None, list[EvalLo
     paths = named_logs(settings)
     known, holdout = list(settings.scoring), names_of(settings.scoring, "holdout")
     logs = {name: read_eval_log(name, path, known, holdout) for name, path in paths.items()}
-    ckpt = logs.pop("ckpt_result")
+    ckpt = logs["ckpt_result"]
     for log in logs.values():
         check_same_rows(ckpt, log)
     written = Path(settings.save_file).resolve()
     if written in [Path(path).resolve() for path in paths.values()]:
         raise SettingsError(f"save_file={settings.save_file!r} is one of the logs: name another file")
-    base = logs.pop("base_result", None)
-    return ckpt, base, list(logs.values())
+    return logs
 
 
 def named_logs(settings: Aggregate) -> dict[str, str]:
@@ -77,13 +88,12 @@ def named_logs(settings: Aggregate) -> dict[str, str]:
     paths = {"ckpt_result": settings.ckpt_result}
     for number, path in enumerate(golds):
         paths[f"retain_result[{number}]" if listed else "retain_result"] = path
-    if settings.base_result is not None:
-        if not Path(settings.base_result).is_file():
-            raise SettingsError(
-                f"base_result={settings.base_result!r}: no such file; base_result=null leaves out the gate and "
-                "the distance to gold"
-            )
-        paths["base_result"] = settings.base_result
+    for name, without in LEFT_OUT.items():
+        path = getattr(settings, name)
+        if path is not None and not Path(path).is_file():
+            raise SettingsError(f"{name}={path!r}: no such file; {name}=null leaves out {without}")
+        if path is not None:
+            paths[name] = path
     return paths
 
 

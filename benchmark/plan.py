@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.record import write_json
-from report.folder import PLAN, gold_seeds, model_folder
+from report.folder import PLAN, START, gold_seeds, model_folder
 from settings.results import Benchmark
 from settings.script import SettingsError
 
@@ -40,7 +40,7 @@ def plan_stages(benchmark: Benchmark, folder: Path) -> list[Stage]:
         benchmark: The settings.
         folder: The benchmark's results, which hold every output.
     """
-    stages = list(plan_pretraining(benchmark, folder))
+    stages = [*plan_pretraining(benchmark, folder), plan_start(benchmark, folder)]
     for seed in benchmark.seeds:
         stages += plan_base(benchmark, folder, seed)
         for gold_seed in gold_seeds(benchmark, seed):
@@ -60,17 +60,24 @@ def plan_pretraining(benchmark: Benchmark, folder: Path) -> Iterator[Stage]:
         yield Stage("pretrain", model.name, [f"save_dir={model}", *benchmark.common, *benchmark.pretrain], model)
 
 
+def plan_start(benchmark: Benchmark, folder: Path) -> Stage:
+    """The evaluation of the model before it is taught anybody: the pretrained one, or the one that `model` names."""
+    pretrained = pretrained_models(benchmark, folder)
+    path = str(pretrained[0]) if pretrained else "${model.path}"
+    return plan_evaluation(benchmark, START, path, model_folder(folder, START) / "eval_results")
+
+
 def plan_base(benchmark: Benchmark, folder: Path, seed: int) -> Iterator[Stage]:
     """The model that knows everybody."""
     training = plan_finetuning(benchmark, folder, f"base_seed{seed}", benchmark.base_split, seed)
-    yield from (training, plan_evaluation(benchmark, training))
+    yield from (training, evaluation_of(benchmark, training))
     yield from plan_attack(benchmark, folder, training, seed, [])
 
 
 def plan_gold(benchmark: Benchmark, folder: Path, seed: int, *, is_attacked: bool) -> Iterator[Stage]:
     """The model that never met the people who are to be forgotten."""
     training = plan_finetuning(benchmark, folder, f"gold_seed{seed}", benchmark.gold_split, seed)
-    yield from (training, plan_evaluation(benchmark, training))
+    yield from (training, evaluation_of(benchmark, training))
     if is_attacked:
         yield from plan_attack(benchmark, folder, training, seed, ["split=retain"])
 
@@ -85,7 +92,7 @@ def plan_run(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterato
     of_row = [*benchmark.forget, *benchmark.row_overrides(row)]
     overrides = [f"save_dir={model}", f"model_path={base}", *splits, f"seed={seed}", *benchmark.common, *of_row]
     training = Stage("forget", model.name, overrides, model)
-    yield from (training, plan_evaluation(benchmark, training))
+    yield from (training, evaluation_of(benchmark, training))
     yield from plan_attack(benchmark, folder, training, seed, of_row)
 
 
@@ -96,10 +103,16 @@ def plan_finetuning(benchmark: Benchmark, folder: Path, name: str, split: str, s
     return Stage("finetune", name, [*overrides, *benchmark.common, *benchmark.finetune], model)
 
 
-def plan_evaluation(benchmark: Benchmark, training: Stage) -> Stage:
+def plan_evaluation(benchmark: Benchmark, model: str, path: str | Path, output: Path) -> Stage:
+    """The evaluation of a model at `path`, which goes to `output`."""
     people = [f"forget={benchmark.forget_people}"] if benchmark.forget_people else []
-    overrides = [f"model_path={training.output}", *people, *benchmark.common, *benchmark.eval]
-    return Stage("eval", training.model, overrides, training.output / "eval_results")
+    overrides = [f"model_path={path}", f"save_dir={output}", *people, *benchmark.common, *benchmark.eval]
+    return Stage("eval", model, overrides, output)
+
+
+def evaluation_of(benchmark: Benchmark, training: Stage) -> Stage:
+    """The evaluation of a model that a stage trains."""
+    return plan_evaluation(benchmark, training.model, training.output, training.output / "eval_results")
 
 
 def plan_attack(benchmark: Benchmark, folder: Path, training: Stage, seed: int, of_row: list[str]) -> Iterator[Stage]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from engine import metrics
 from engine.intervals import MIN_PEOPLE, Rows, bootstrap_t
+from engine.kept import KEPT_MEASURES, Part, kept_figures
 from engine.logs import EvalLog, TaskLog
 from engine.measures import MEASURES, MEMBERSHIP_ATTACKS, MEMORY, OF_A_TASK
 from engine.result_table import Figure, Figures
@@ -64,6 +65,7 @@ class Compared:
     model: ModelMetrics
     gold: ModelMetrics
     base: ModelMetrics | None  # before forgetting; None: not given
+    start: ModelMetrics | None  # before it was taught anybody; None: not given
     other_golds: Sequence[ModelMetrics]
     tasks: dict[str, Scoring]
 
@@ -78,22 +80,31 @@ def names_of(tasks: Mapping[str, Scoring], *groups: str) -> list[str]:
 
 
 def figures_of_logs(
-    ckpt: EvalLog, base: EvalLog | None, golds: list[EvalLog], scoring: dict[str, Scoring], truth_ratio: str
+    ckpt: EvalLog,
+    *,
+    base: EvalLog | None,
+    start: EvalLog | None,
+    golds: list[EvalLog],
+    scoring: dict[str, Scoring],
+    truth_ratio: str,
 ) -> Figures:
     """All figures of one model.
 
     Args:
         ckpt: The judged model's log.
         base: The log of the model before forgetting; None: no gate and no distance to gold.
+        start: The log of the model before it was taught anybody; None: what was kept of the taught is not known.
         golds: The log of gold, then those of golds of other seeds; all logs cover the same rows.
         scoring: Task -> how it is scored.
         truth_ratio: Which definition of the Truth Ratio: geometric or arithmetic.
     """
     model, gold, *others = (log_metrics(log, scoring, truth_ratio) for log in (ckpt, *golds))
-    before = log_metrics(base, scoring, truth_ratio) if base else None
-    compared = Compared(model, gold, before, others, {name: scoring[name] for name in model})
+    before, untaught = (log_metrics(log, scoring, truth_ratio) if log else None for log in (base, start))
+    tasks = {name: scoring[name] for name in model}
+    compared = Compared(model, gold, before, untaught, others, tasks)
     return {
         **distance_figures(compared),
+        **kept_figures_of(compared),
         **utility_figures(compared),
         **collapse_figures(compared),
         **gate_figures(compared),
@@ -180,6 +191,30 @@ def utility_figures(compared: Compared) -> Figures:
     of_gold = group_metric(compared.gold, compared.names("retain", "real"))
     share = None if utility is None or not of_gold else utility / of_gold
     return figures | {("utility_to_gold", ""): Figure(share)}
+
+
+def kept_figures_of(compared: Compared) -> Figures:
+    """What was kept of the people who were taught, and of the real world."""
+    taught = kept_parts(compared, compared.names("retain"), compared.start)
+    real = kept_parts(compared, compared.names("real"), None)
+    return kept_figures(taught, real, None if compared.start else "no start_result is given")
+
+
+def kept_parts(compared: Compared, tasks: list[str], start: ModelMetrics | None) -> list[Part]:
+    """Each measure of what is kept, on each of `tasks` whose logs all hold it."""
+    parts = []
+    for task in tasks:
+        people = compared.model[task].people
+        for measure in KEPT_MEASURES:
+            of_golds = [each[task].of_rows[measure] for each in (compared.gold, *compared.other_golds)]
+            of_model = compared.model[task].of_rows[measure]
+            of_start = start[task].of_rows[measure] if start else None
+            golds = [values for values in of_golds if values is not None]
+            if of_model is None or len(golds) < len(of_golds) or (start and of_start is None):
+                continue
+            names = people or [f"{task} {row}" for row in range(len(of_model))]
+            parts.append(Part(f"{MEASURES[measure].heading} {task}", of_model, of_start, golds, names))
+    return parts
 
 
 def utility_interval(model: ModelMetrics, tasks: list[str]) -> Ends:

@@ -165,7 +165,6 @@ AGAINST_GOLD = [
         HIGHER,
         "Harmonic mean of Probability, ROUGE and Truth Ratio on everything else, relative to gold's",
         ".2f",
-        {"": "utility / gold"},
     ),
     Measure(
         "forget_quality",
@@ -254,13 +253,44 @@ UTILITY = [
         has_interval=True,
     ),
 ]
+KEPT = [
+    Measure(
+        "kept_taught",
+        "Kept, taught",
+        HIGHER,
+        "Share of what gold was taught about the kept people that is left: 0 as the model that was never taught, 1 as "
+        "gold",
+        ".2f",
+        {"": "kept, taught"},
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "kept_real",
+        "Kept, real",
+        HIGHER,
+        "Share of gold's knowledge of the real world that is left",
+        ".2f",
+        {"": "kept, real"},
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "flag",
+        "Flag",
+        LOWER,
+        "collapsed: less than half of either was kept; borderline: the interval of either holds one half",
+        short={"": "flag"},
+        words={1.0: "collapsed", 0.5: "borderline", 0.0: "none"},
+        has_why=True,
+    ),
+]
 COLLAPSE = [
     Measure(
         "collapsed",
         "Collapsed",
         LOWER,
         "Whether the model lost what it should have kept: half of gold's utility, or degenerate answers",
-        short={"": "collapsed"},
         words=YES_OR_NO,
         has_why=True,
     ),
@@ -323,7 +353,7 @@ def all_measures() -> dict[str, Measure]:
     """Every measure by its key, in the order of the short tables."""
     attacks = [measure for attack in FACE_ATTACKS.values() for measure in attack]
     with_distance = [*OF_A_TASK, EER, *attacks]
-    listed = [*attacks, *AGAINST_GOLD, *OF_A_TASK, EER, *UTILITY, *COLLAPSE, *GATE, *OF_THE_RUN]
+    listed = [*attacks, *AGAINST_GOLD, *OF_A_TASK, EER, *UTILITY, *KEPT, *COLLAPSE, *GATE, *OF_THE_RUN]
     listed += [measure for attack in MEMBERSHIP_ATTACKS for measure in membership(attack)]
     listed += [make(measure) for make in (distance_of, noise_floor_of) for measure in with_distance]
     return {measure.key: measure for measure in listed}

@@ -8,6 +8,7 @@ from engine.record import AGGREGATED, read_json
 from settings.results import Benchmark
 from settings.script import SettingsError
 
+START = "start"  # the model before it was taught anybody, one for all seeds
 PLAN = "benchmark.json"  # what run_benchmark.py leaves of its settings and stages
 
 
@@ -43,6 +44,11 @@ class Plan(BaseModel):
 def gold_seeds(benchmark: Benchmark, seed: int) -> list[int]:
     """Seeds of the gold models that belong to a base of `seed`: its own first, then far ones that no base uses."""
     return [seed + 1000 * number for number in range(benchmark.golds)]
+
+
+def model_name(method: str, seed: int) -> str:
+    """The name of a row's model."""
+    return START if method == START else f"{method}_seed{seed}"
 
 
 def model_folder(folder: Path, model: str) -> Path:

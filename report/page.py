@@ -7,16 +7,18 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from engine.kept import COLLAPSED
 from engine.record import EVAL_RECORD, RECORDS, TRAIN_RECORD, read_json
 from engine.result_table import Column, ModelResult
 from report.cards import make_cards
 from report.faces import attack_verdict, read_attack, read_verification
-from report.folder import FinishedStage, Plan, log_file, model_folder
+from report.folder import START, FinishedStage, Plan, log_file, model_folder, model_name
 from report.plots import attack_plots, common_plots, render_plots, truth_ratio_plots, verification_plots
-from report.tables import failure_texts, gate_text, row_label
+from report.tables import failure_texts, flag_text, gate_text, row_label
 from settings.results import Benchmark, Scoring
 from settings.script import ROOT
 
+ANCHORS = ("base", "gold", START)  # what methods are compared with
 TEMPLATE = ROOT / "report" / "template"
 JSON_AS_IS = {"ensure_ascii": False, "separators": (",", ":")}  # for Jinja's tojson, which escapes < > & '
 
@@ -42,7 +44,7 @@ def render_page(
     """
     benchmark = plan.benchmark
     first = [result for result in results if result.seed == benchmark.seeds[0]]
-    models = {each.method: f"{each.method}_seed{each.seed}" for each in first if not each.value("failed")}
+    models = {each.method: model_name(each.method, each.seed) for each in first if not each.value("failed")}
     logs = {method: read_json(log_file(folder, model)) for method, model in models.items()}
     settings = read_json(log_file(folder, models["base"]).with_name(EVAL_RECORD))["settings"]
     cards = make_cards(logs, settings, scoring)
@@ -145,14 +147,14 @@ def gate_verdict(base: ModelResult) -> dict[str, Any]:
 
 def result_table(results: list[ModelResult], columns: list[Column]) -> dict[str, Any]:
     """The table's columns and rows, and a note on each model that collapsed or failed."""
-    first = {"heading": "method", "explanation": "base: before forgetting; gold: trained without the forgotten people"}
+    anchors = "base: before forgetting; gold: trained without the forgotten people; start: before it met anybody"
+    first = {"heading": "method", "explanation": anchors}
     headings = [{"heading": column.heading, "explanation": column.measure.sentence} for column in columns]
     lines = []
     for result in results:
         cells = [{"text": row_label(result, results)}, *(render_cell(result, column) for column in columns)]
         lines.append({"kind": row_kind(result), "cells": cells})
-    collapsed = [result for result in results if result.value("collapsed")]
-    notes = [f"{row_label(each, results)} collapsed: {each.figure('collapsed').why}." for each in collapsed]
+    notes = [f"{row_label(each, results)} {flag_text(each)}." for each in results if each.value("flag")]
     for result in results:
         notes += [f"{row_label(result, results)} {failure}" for failure in failure_texts(result)]
     return {"columns": [first, *headings], "table": lines, "notes": notes}
@@ -175,9 +177,9 @@ def render_cell(result: ModelResult, column: Column) -> dict[str, Any]:
 
 def row_kind(result: ModelResult) -> str:
     """The row's class in the style sheet: base, gold, method, or out for a row that does not count."""
-    if result.method in ("base", "gold"):
+    if result.method in ANCHORS:
         return result.method
-    return "out" if result.value("collapsed") or result.value("failed") else "method"
+    return "out" if result.value("flag") == COLLAPSED or result.value("failed") else "method"
 
 
 def picture_tasks(log: dict[str, dict]) -> dict[str, dict]:

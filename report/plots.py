@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from natsort import natsorted
 
+from engine.kept import COLLAPSED
 from engine.measures import MEMORY
 from engine.metrics import truth_share
 from engine.result_table import ModelResult
@@ -33,7 +34,11 @@ ORANGE = "#d55e00"
 GREEN = "#009e73"
 GREY = "#6e7781"
 INK = "#1b1f24"
-STYLE = {"base": (ORANGE, "s"), "gold": (GREEN, "*")}  # colour and shape of a point; methods are blue and round
+STYLE = {
+    "base": (ORANGE, "s"),
+    "gold": (GREEN, "*"),
+    "start": (GREY, "D"),
+}  # colour and shape of a point; methods are blue and round
 LEAST_LOG10 = -20.0  # below, forget quality is drawn at the edge
 MOST_POINTS = 120  # of a loss curve
 WIDE = 13  # inches of a figure that takes the page's whole width
@@ -136,7 +141,7 @@ def draw_points(axes: Axes, points: list[tuple[ModelResult, float, float]]) -> N
     """Draw each model's point with its name; names that would lie on each other are moved down."""
     for result, x, y in points:
         color, shape = STYLE.get(result.method, (BLUE, "o"))
-        face = "none" if result.value("collapsed") else color
+        face = "none" if result.value("flag") == COLLAPSED else color
         axes.plot(x, y, shape, markersize=13 if shape == "*" else 7, color=color, markerfacecolor=face, clip_on=False)
     axes.margins(0.12)
     axes.figure.canvas.draw()

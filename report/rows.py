@@ -7,7 +7,7 @@ from typing import Any
 from aggregate_eval_stat import aggregate
 from engine.result_table import Figure, ModelResult
 from report.faces import add_distances, face_figures
-from report.folder import Plan, gold_seeds, log_file, model_folder
+from report.folder import START, Plan, gold_seeds, log_file, model_folder, model_name
 from settings.results import Aggregate, Benchmark
 from settings.script import compose
 
@@ -33,13 +33,14 @@ def benchmark_results(folder: Path, plan: Plan) -> list[ModelResult]:
     results = []
     for seed in benchmark.seeds:
         of_seed = {}
-        for method in ("base", "gold", *benchmark.runs):
-            model = f"{method}_seed{seed}"
+        for method in ("base", "gold", START, *benchmark.runs):
+            model = model_name(method, seed)
             if model in untrained:
                 failed = {("failed", ""): Figure(1.0, why=untrained[model])}
                 of_seed[method] = ModelResult(method, seed, failed)
                 continue
             result = aggregate(replace(settings, **logs_of_row(benchmark, folder, method, seed)))
+            result.seed = seed  # no record of the start has one
             result.figures |= face_figures(model_folder(folder, model))
             if model in not_attacked:
                 result.figures["attack_failed", ""] = Figure(1.0, why=not_attacked[model])
@@ -60,9 +61,10 @@ def logs_of_row(benchmark: Benchmark, folder: Path, method: str, seed: int) -> d
     """The aggregator's settings that name a row's method and logs."""
     golds = gold_seeds(benchmark, seed)
     return {
-        "ckpt_result": str(log_file(folder, f"{method}_seed{seed}")),
+        "ckpt_result": str(log_file(folder, model_name(method, seed))),
         "retain_result": [str(log_file(folder, f"gold_seed{gold_seed}")) for gold_seed in golds],
-        "base_result": str(log_file(folder, f"base_seed{seed}")),
+        "base_result": str(log_file(folder, model_name("base", seed))),
+        "start_result": str(log_file(folder, START)),
         "method_name": method,
         "save_file": f"{folder}/results.csv",
     }

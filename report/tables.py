@@ -92,6 +92,12 @@ def gate_text(result: ModelResult) -> str:
     return "not known: " + gate.why if gate.value is None else MEASURES["gate"].words[gate.value]
 
 
+def flag_text(result: ModelResult) -> str:
+    """The flag on what a model kept, with the figures that it rests on."""
+    flag = result.figure("flag")
+    return f"{MEASURES['flag'].words[flag.value]}: {flag.why}"
+
+
 def row_notes(result: ModelResult) -> list[str]:
     """The base's gate, and what failed of a model, in words."""
     notes = [f"memorisation gate, seed {result.seed}: {gate_text(result)}"] if result.method == "base" else []

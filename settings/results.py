@@ -33,6 +33,7 @@ class Aggregate:
     ckpt_result: str = MISSING  # eval_log_aggregated.json of the model to judge
     retain_result: Any = MISSING  # the same of the gold model; a list: golds of several seeds
     base_result: str | None = None  # the same of the model before forgetting; null: no gate, no distance to gold
+    start_result: str | None = None  # the same before it was taught anybody; null: kept_taught is not known
     method_name: str = MISSING
     submitted_by: str = MISSING
     save_file: str = MISSING  # .csv, .json or .parquet
