@@ -217,6 +217,20 @@ def prompt_generation_truth(value: Any) -> list[str] | None:
     )
 
 
+def check_finite(log: EvalLog) -> None:
+    """Raise SettingsError where a log that others are compared with holds a loss that is no number.
+
+    A judged model may log NaN: it lost the answer. Gold, base and start may not, since every figure would lean on it.
+    """
+    for name, task in log.tasks.items():
+        wrong = task.perturbed_losses or [[]] * len(task.rows)
+        for row, loss, paraphrase, others in zip(task.rows, task.losses, task.paraphrase_losses, wrong, strict=True):
+            if not np.isfinite([loss, paraphrase, *others]).all():
+                raise SettingsError(
+                    f"{log.name}: task {name!r}: row {row} has a loss that is not finite; evaluate it anew"
+                )
+
+
 def check_same_rows(a: EvalLog, b: EvalLog) -> None:
     """Check that two logs cover the same rows of the same tasks and were made from the same data and questions.
 

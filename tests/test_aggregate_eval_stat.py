@@ -560,6 +560,16 @@ def test_the_error_names_the_log_that_is_at_fault(result):
         result(BASE, GOLD, without(BASE, "eval_log.json"))
 
 
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_refused_in_a_log_that_others_are_compared_with(result, loss):
+    broken_gold = changed(GOLD, loss, QA, "avg_gt_loss", "7")
+    line = "task 'eval_forget_qa': row 7 has a loss that is not finite; evaluate it anew"
+    with pytest.raises(SettingsError, match=f"retain_result: {line}"):
+        result(BASE, broken_gold, BASE)
+    with pytest.raises(SettingsError, match=f"base_result: {line}"):
+        result(BASE, GOLD, broken_gold)
+
+
 def test_logs_made_from_other_data_or_other_questions_are_refused(result, tmp_path):
     write_records(tmp_path / "ckpt", eval_seed=0)
     write_records(tmp_path / "gold0", eval_seed=1)
