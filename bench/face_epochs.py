@@ -18,18 +18,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cv.compare import compare, verification_figures
+from cv.division import met_by, read_division
 from cv.face_settings import FinetuneFaces, Pretrain
 from cv.network import new_network, start_of, with_new_classes
-from cv.pictures import (
-    FaceEncoder,
-    FacePairs,
-    FaceRows,
-    met_by,
-    read_division,
-    read_pictures,
-    to_pixels,
-    training_rows,
-)
+from cv.pictures import FaceEncoder, FacePairs, FaceRows, read_pictures, to_pixels, training_rows
 from data_module import make_missing
 from engine.methods import bind
 from engine.train import train

@@ -15,7 +15,7 @@ import torch
 
 from benchmark.plan import Stage, plan_stages
 from benchmark.progress import BenchmarkProgress
-from cv.pictures import read_division
+from cv.division import read_division
 from data_module import make_missing
 from engine.record import PROGRESS_FILE, RECORDS, TRAIN_RECORD, heard_by, read_json, reported_progress, run_facts
 from engine.source import code_of

@@ -19,8 +19,8 @@ def main(settings: AttackFaces) -> None:
     record.check_save_dir(settings.save_dir, settings.overwrite, record.ATTACK_RECORD)
     code = code_of(__file__)
     from cv.attack_scoring import attack, check_rounds, summary
+    from cv.division import check_strangers, read_division
     from cv.network import load_network
-    from cv.pictures import check_strangers, read_division
     from cv.shadows import check_method, compare_models
     from data_module import fingerprint, make_missing
 

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from cv import attack_metrics as metrics
-from cv.pictures import Division, met_by
+from cv.division import Division, met_by
 from engine.record import write_json
 from settings.script import SettingsError
 

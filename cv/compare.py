@@ -15,9 +15,10 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from cv.attack_metrics import equal_error_rate
+from cv.division import Division, Met
 from cv.face_settings import Album
 from cv.network import FaceNetwork
-from cv.pictures import Division, Met, read_pictures, to_pixels
+from cv.pictures import read_pictures, to_pixels
 from engine.metrics import truth_ratio
 from engine.record import AGGREGATED, VERIFICATION, write_json
 

@@ -17,8 +17,8 @@ def main(settings: EvalFaces) -> None:
     record.check_save_dir(settings.save_dir, settings.overwrite, record.EVAL_RECORD)
     code = code_of(__file__)
     from cv.compare import TASKS, compare, row_logs, verification_figures, write_logs
+    from cv.division import met_by, read_division
     from cv.network import load_network
-    from cv.pictures import met_by, read_division
     from data_module import fingerprint, make_missing
 
     model, _ = load_network(settings.model_path, settings.model)

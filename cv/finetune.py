@@ -12,8 +12,9 @@ def main(settings: FinetuneFaces) -> None:
 
     check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
     code = code_of(__file__)
+    from cv.division import check_strangers, met_by, read_division
     from cv.network import load_network, start_of, with_new_classes
-    from cv.pictures import FaceEncoder, FacePairs, check_strangers, met_by, read_division, training_rows
+    from cv.pictures import FaceEncoder, FacePairs, training_rows
     from data_module import fingerprint, make_missing
     from engine.methods import bind
     from engine.train import train

@@ -15,8 +15,9 @@ def main(settings: ForgetFaces) -> None:
 
     method = settings.method
     loss = bind(method)
+    from cv.division import met_by, read_division
     from cv.network import check_parts, end_at, load_network, start_of
-    from cv.pictures import FaceEncoder, FacePairs, met_by, read_division, training_rows
+    from cv.pictures import FaceEncoder, FacePairs, training_rows
     from data_module import fingerprint, make_missing
     from engine.train import train
 

@@ -1,201 +1,27 @@
-"""Pictures of people: who is who, divided once for all; decoded and resized once; rows, views and batches for training.
+"""Pictures of people: decoded and resized once; rows, views and batches for training.
 
 Shapes: B pictures, S pixels per side. A batch holds `pixels` (B, 3, S, S) in [-1, 1] and labels (B, 1), the number of
 the person's class.
 """
 
 import functools
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torchvision.transforms.functional as picture_transforms
-from natsort import natsorted
 from PIL import Image
 from torch import Tensor
 
-from cv.face_settings import Album, Faces
-from data_module import Example, draw, fingerprint, load_split, need_columns, open_image
+from cv.division import Division
+from cv.face_settings import Album
+from data_module import Example, draw, fingerprint, load_split, open_image
 from engine.pairs import Batch, Pairs
-from engine.record import write_json
-from settings.script import SettingsError, processes
+from settings.script import SettingsError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".pgm", ".bmp", ".webp")
 SHIFT = 1 / 16  # of the side: how far a picture is moved at most while a network learns
 GREY = 127  # of a hidden square
-
-
-# ---- who is who
-
-
-@dataclass(frozen=True)
-class Person:
-    """One person's pictures by name of file or number of row: learned, enrolled, asked about."""
-
-    pool: str  # forget or retain
-    train: list[str]
-    enrol: list[str]
-    query: list[str]
-
-
-@dataclass(frozen=True)
-class Division:
-    """Everybody's pictures, divided once; `pretraining` people (name -> pictures) are in no other part."""
-
-    people: dict[str, Person]
-    pretraining: dict[str, list[str]]
-    seed: int
-
-    def pool(self, name: str) -> list[str]:
-        return [person for person, pictures in self.people.items() if pictures.pool == name]
-
-
-class Met(NamedTuple):
-    """Whom one model met: people it is to forget and people it keeps; it never met `holdout`."""
-
-    forget: list[str]
-    retain: list[str]
-    holdout: list[str]
-
-    @property
-    def trained(self) -> list[str]:
-        return [*self.forget, *self.retain]
-
-    def learned(self, split: str) -> list[str]:
-        """Whom a finetuning on `split` teaches, one of FINETUNE_SPLITS."""
-        return self.retain if split == "retain" else self.trained
-
-
-def met_by(division: Division, model: int | None) -> Met:
-    """Whom one model meets: a random half of each pool. Models 2k and 2k + 1 meet opposite halves.
-
-    `model`: its number in an attack; None: the benchmark's own model.
-    """
-    pair, side = ("the model", 0) if model is None else divmod(model, 2)
-    halves = {}
-    for pool in ("forget", "retain"):
-        names = division.pool(pool)
-        half = len(names) // 2
-        order = draw(division.seed, "met", pool, pair).sample(names, len(names))
-        halves[pool] = sorted(order[:half] if side == 0 else order[half : 2 * half])
-    others = division.people.keys() - {*halves["forget"], *halves["retain"]}
-    return Met(halves["forget"], halves["retain"], sorted(others))
-
-
-def read_division(data: Faces) -> Division:
-    """The division in `data.split_file`, which is written the first time.
-
-    Raises SettingsError if the file was made of other pictures or settings, or if some person has too few pictures.
-    """
-    file = Path(data.split_file)
-    pretraining = data.pretraining and fingerprint(data.pretraining.path)
-    made_of: dict[str, Any] = {"people": fingerprint(data.people.path), "pretraining": pretraining}
-    for name in ("pretraining_people", "forget_pool", "train", "enrol", "split_seed"):
-        made_of[name] = getattr(data, name)
-    with processes().local_main_process_first():
-        if not file.is_file():
-            write_json(file, {"made_of": made_of, **asdict(divide(data))})
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        people = {name: Person(**pictures) for name, pictures in content["people"].items()}
-        division = Division(people, content["pretraining"], content["seed"])
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise SettingsError(f"data.split_file={data.split_file!r} holds no division of pictures") from None
-    former = content.get("made_of", {})
-    changed = next((name for name, value in made_of.items() if former.get(name) != value), None)
-    if changed:
-        raise SettingsError(
-            f"data.split_file={data.split_file!r} was made with another {changed} "
-            f"({former.get(changed)!r}, now {made_of[changed]!r}); "
-            "name another file: models made with different divisions cannot be compared"
-        )
-    return division
-
-
-def check_strangers(classes: list[str], division: Division, path: str) -> None:
-    """Raise SettingsError if the network that others begin with has met people of the division.
-
-    No gold model and no shadow model could come of it.
-    """
-    if met := sorted(set(classes) & division.people.keys()):
-        raise SettingsError(
-            f"model_path={path!r} has met {met[0]!r} and {len(met) - 1} more of data.people; "
-            "begin with what cv/pretrain.py makes"
-        )
-
-
-def divide(data: Faces) -> Division:
-    """Draw the division from `data.split_seed`. Raises SettingsError if there are too few people or pictures."""
-    albums = list_pictures(data.people)
-    names = draw(data.split_seed, "people").sample(list(albums), len(albums))
-    pretraining = {name: albums[name] for name in sorted(names[: data.pretraining_people])}
-    if data.pretraining is not None:
-        pretraining = list_pictures(data.pretraining)
-        if both := albums.keys() & pretraining.keys():
-            raise SettingsError(
-                f"data.pretraining.path={data.pretraining.path!r}: "
-                f"{min(both)!r} is also one of the people to be learned"
-            )
-    left = names[data.pretraining_people :]
-    if len(left) < data.forget_pool + 2:
-        raise SettingsError(
-            f"data.forget_pool={data.forget_pool}: {data.people.path!r} has {len(left)} people to be learned; "
-            "at least two must be left"
-        )
-    forget_pool = set(left[: data.forget_pool])
-    people = {}
-    for name in sorted(left):
-        pool = "forget" if name in forget_pool else "retain"
-        people[name] = Person(pool, *train_enrol_query(name, albums[name], data))
-    return Division(people, pretraining, data.split_seed)
-
-
-def train_enrol_query(name: str, pictures: list[str], data: Faces) -> tuple[list[str], list[str], list[str]]:
-    """One person's pictures, drawn from `data.split_seed`: to be learned, to be enrolled, to be asked about.
-
-    Raises SettingsError if none are left to ask about.
-    """
-    enrolled = data.train + data.enrol
-    if len(pictures) <= enrolled:
-        raise SettingsError(
-            f"{data.people.path}: {name!r} has {len(pictures)} pictures; "
-            f"data.train={data.train} and data.enrol={data.enrol} leave none to ask about"
-        )
-    order = draw(data.split_seed, "pictures", name).sample(pictures, len(pictures))
-    return natsorted(order[: data.train]), natsorted(order[data.train : enrolled]), natsorted(order[enrolled:])
-
-
-def list_pictures(album: Album) -> dict[str, list[str]]:
-    """Person -> names of files below `album.path`, or numbers of rows as text.
-
-    Raises SettingsError if there are none.
-    """
-    return rows_by_person(album) if album.split else files_by_person(album)
-
-
-def rows_by_person(album: Album) -> dict[str, list[str]]:
-    rows = load_split(album.path, album.split)
-    need_columns(rows, album.path, album.split, [album.image, album.person])
-    numbers: dict[str, list[str]] = {}
-    for number, name in enumerate(rows[album.person]):
-        numbers.setdefault(str(name), []).append(str(number))
-    return numbers
-
-
-def files_by_person(album: Album) -> dict[str, list[str]]:
-    folder = Path(album.path)
-    if not folder.is_dir():
-        raise SettingsError(f"data path {album.path!r} does not exist; it names a folder with one directory per person")
-    files = {}
-    for directory in natsorted(path for path in folder.iterdir() if path.is_dir()):
-        pictures = [path for path in directory.iterdir() if path.suffix.lower() in ENDINGS]
-        if pictures:
-            files[directory.name] = natsorted(f"{directory.name}/{path.name}" for path in pictures)
-    if not files:
-        raise SettingsError(f"data path {album.path!r} holds no directory with pictures ({', '.join(ENDINGS)})")
-    return files
 
 
 # ---- decoded and resized once

@@ -14,8 +14,9 @@ def main(settings: Pretrain) -> None:
 
     check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
     code = code_of(__file__)
+    from cv.division import read_division
     from cv.network import new_network, start_of
-    from cv.pictures import FaceEncoder, FacePairs, FaceRows, read_division
+    from cv.pictures import FaceEncoder, FacePairs, FaceRows
     from data_module import fingerprint, make_missing
     from engine.methods import bind
     from engine.train import train

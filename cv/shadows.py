@@ -9,9 +9,9 @@ import numpy as np
 
 from cv.attack_scoring import Similarities
 from cv.compare import compare
+from cv.division import Division
 from cv.face_settings import AttackFaces
 from cv.network import FaceNetwork, check_parts, split_stack
-from cv.pictures import Division
 from cv.together import StackPlan, check_stackable, train_or_load_stack
 from engine.methods import bind
 from engine.record import report_progress, say_line

@@ -21,9 +21,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cv.division import Division, met_by
 from cv.face_settings import AttackFaces
 from cv.network import FaceNetwork, end_at, forward_of, stack_networks, with_new_classes
-from cv.pictures import Division, FaceEncoder, FacePairs, met_by, training_rows
+from cv.pictures import FaceEncoder, FacePairs, training_rows
 from engine.frozen_start import Forward, forward_passes
 from engine.methods import BoundLoss, bind
 from engine.pairs import Batch, EpochSampler, PassCollator

@@ -17,8 +17,8 @@ import cv.finetune
 import cv.forget
 import cv.pretrain
 from aggregate_eval_stat import aggregate
+from cv.division import met_by, read_division
 from cv.face_settings import ForgetFaces
-from cv.pictures import met_by, read_division
 from helpers import ROOT, start
 from settings.results import Aggregate
 from settings.script import compose

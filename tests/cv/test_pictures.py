@@ -10,17 +10,9 @@ import torch
 from PIL import Image
 
 from cv import pictures
+from cv.division import list_pictures, met_by, read_division
 from cv.face_settings import Album, Faces, ForgetFaces
-from cv.pictures import (
-    FaceEncoder,
-    FacePairs,
-    View,
-    apply_view,
-    list_pictures,
-    met_by,
-    read_division,
-    training_rows,
-)
+from cv.pictures import FaceEncoder, FacePairs, View, apply_view, training_rows
 from engine.pairs import PassCollator, answer_key
 from helpers import SHARED
 from mini_clear.faces import write_faces

@@ -19,6 +19,7 @@ from cv.attack_scoring import (
     choose_population_attack,
 )
 from cv.compare import compare
+from cv.division import met_by, read_division
 from cv.face_settings import AttackFaces
 from cv.network import (
     FaceNetwork,
@@ -30,7 +31,6 @@ from cv.network import (
     start_of,
     with_new_classes,
 )
-from cv.pictures import met_by, read_division
 from cv.shadows import compare_models
 from cv.together import check_stackable, concat_batches, model_seed, shadow_of, train_stack
 from engine.methods import bind

@@ -20,8 +20,9 @@ from rich.console import Console
 
 import mm.eval
 import report.__main__ as report_command
+from cv.division import list_pictures
 from cv.face_settings import Album
-from cv.pictures import list_pictures, read_pictures
+from cv.pictures import read_pictures
 from data_module import Example, open_image
 from engine.measures import MEASURES
 from engine.record import write_json, write_text_whole
