@@ -44,7 +44,8 @@ def render_page(
     """
     benchmark = plan.benchmark
     first = [result for result in results if result.seed == benchmark.seeds[0]]
-    models = {each.method: model_name(each.method, each.seed) for each in first if not each.value("failed")}
+    judged = [each for each in first if not each.value("failed") and each.method != START]
+    models = {each.method: model_name(each.method, benchmark.seeds[0]) for each in judged}
     logs = {method: read_json(log_file(folder, model)) for method, model in models.items()}
     settings = read_json(log_file(folder, models["base"]).with_name(EVAL_RECORD))["settings"]
     cards = make_cards(logs, settings, scoring)

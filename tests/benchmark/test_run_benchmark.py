@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 from rich.console import Console
 
@@ -62,7 +63,7 @@ def named(monkeypatch):
 def test_the_table_has_base_gold_and_every_method_once(finished):
     with open(f"{finished.results_dir}/results.csv", encoding="utf-8") as stream:
         rows = {row["Method"]: row for row in csv.DictReader(stream)}
-    assert list(rows) == ["base", "gold", "grad_ascent"]
+    assert list(rows) == ["base", "gold", "start", "grad_ascent"]
     assert float(rows["gold"]["Forget Quality eval_forget_qa"]) == 1.0
     assert float(rows["gold"]["Distance to gold"]) == 0
     assert float(rows["base"]["Distance to gold"]) == 1
@@ -71,10 +72,18 @@ def test_the_table_has_base_gold_and_every_method_once(finished):
     assert [name for name, row in rows.items() if row["Distance to gold"] == ""] == []
 
 
+def test_the_start_knows_nobody_and_gold_kept_everything(finished):
+    table = pandas.read_parquet(Path(finished.results_dir) / "results.parquet").set_index(["model", "measure"])
+    assert table.loc[("start", "kept_taught"), "value"] == 0
+    assert table.loc[("gold", "kept_taught"), "value"] == 1
+    assert table.loc[("gold", "kept_real"), "value"] == 1
+
+
 def test_every_stage_keeps_its_log(finished):
     logs = {file.stem: file.read_text() for file in (Path(finished.results_dir) / "logs").glob("*.log")}
     trained = {"finetune_base_seed0", "finetune_gold_seed0", "forget_grad_ascent_seed0"}
-    assert set(logs) == trained | {"eval_base_seed0", "eval_gold_seed0", "eval_grad_ascent_seed0"}
+    evaluated = {"eval_start", "eval_base_seed0", "eval_gold_seed0", "eval_grad_ascent_seed0"}
+    assert set(logs) == trained | evaluated
     assert "epoch 1/1" in logs["finetune_base_seed0"]
     assert "eval_forget_qa: 20 rows" in logs["eval_gold_seed0"]
 
@@ -105,7 +114,7 @@ def test_a_change_of_a_recipes_code_runs_its_stages_again(results, named, monkey
 
     monkeypatch.setattr(benchmark_stages, "code_of", changed_evaluation)
     run_stages(results.benchmark, Path(results.results_dir))
-    assert named == ["eval base_seed0", "eval gold_seed0", "eval grad_ascent_seed0"]
+    assert named == ["eval start", "eval base_seed0", "eval gold_seed0", "eval grad_ascent_seed0"]
 
 
 def test_an_output_that_something_else_was_written_over_is_made_again(results, named):
@@ -186,7 +195,7 @@ def test_without_a_terminal_there_are_plain_lines_and_no_bar():
 
 def test_a_stage_in_this_process_moves_the_progress_and_prints_into_its_log(world_overrides, tmp_path, capsys):
     settings = benchmark(world_overrides, tmp_path).benchmark
-    stage = plan_stages(settings, tmp_path)[0]
+    stage = next(stage for stage in plan_stages(settings, tmp_path) if stage.kind == "finetune")
     seen = []
     composed = benchmark_stages.recipe_of(settings, stage).compose(stage.overrides)
     benchmark_stages.run_stage(stage, settings, composed, tmp_path / "a.log", seen.append)
@@ -277,7 +286,7 @@ def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(resul
     run_benchmark.main.recipe(settings)
     with open(folder / "results.csv", encoding="utf-8") as stream:
         rows = {row["Method"]: row for row in csv.DictReader(stream)}
-    assert list(rows) == ["base", "gold", "diverges", "grad_ascent"]
+    assert list(rows) == ["base", "gold", "start", "diverges", "grad_ascent"]
     assert "method grad_ascent, step" in rows["diverges"]["Failed why"]
     assert rows["diverges"]["Distance to gold"] == ""
     assert rows["grad_ascent"]["Distance to gold"] != ""
@@ -300,7 +309,7 @@ def test_every_stage_of_every_benchmark_composes_with_its_recipe(name, tmp_path)
     attacks = 0 if settings.attack is None else 2 + len(settings.runs)  # base, gold of the first seed, and every run
     trained = 1 + settings.golds + len(settings.runs)
     assert settings.name == name
-    assert len(stages) == 2 * trained + attacks + (settings.pretrain is not None)
+    assert len(stages) == 1 + 2 * trained + attacks + (settings.pretrain is not None)
 
 
 def test_a_row_has_the_method_of_its_name_or_the_one_that_it_names(tmp_path):
@@ -316,7 +325,8 @@ def test_what_is_common_goes_to_every_stage_once_and_before_what_one_kind_says(t
     told = [stage.overrides for stage in plan_stages(settings, tmp_path)]
     assert {overrides.count("data=orl_faces") for overrides in told} == {1}
     settings = replace(compose("run_benchmark", RunBenchmark, []).benchmark, common=["seed=1"], eval=["seed=2"])
-    assert plan_stages(settings, tmp_path)[1].overrides[-2:] == ["seed=1", "seed=2"]
+    evaluation = next(stage for stage in plan_stages(settings, tmp_path) if stage.name == "eval base_seed0")
+    assert evaluation.overrides[-2:] == ["seed=1", "seed=2"]
 
 
 def test_a_benchmark_that_attacks_needs_a_pretrained_model(tmp_path):

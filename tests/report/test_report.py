@@ -137,6 +137,7 @@ def folder(world, tmp_path_factory):
     for name, shift in (("base", 0.0), ("gold", 1.0), ("npo", 0.8)):
         write_model(results / "models" / f"{name}_seed0", settings, shift)
         stages.append(stage_of(results, "forget" if name == "npo" else "finetune", f"{name}_seed0"))
+    write_model(results / "models" / "start", settings, 3.0)
     stages.append(stage_of(results, "forget", "broken_seed0") | {"failed": "the loss is nan & more"})
     runs = {"npo": [], "broken": ["method=grad_ascent"]}
     benchmark = replace(compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark, runs=runs)
@@ -193,13 +194,13 @@ def test_a_folder_that_is_no_finished_benchmark_is_refused_in_one_line(broken, f
 
 def test_the_tables_hold_one_row_a_model(folder):
     rows = {row["Method"]: row for row in csv.DictReader((folder / "results.csv").open(encoding="utf-8"))}
-    assert list(rows) == ["base", "gold", "npo", "broken"]
+    assert list(rows) == ["base", "gold", "start", "npo", "broken"]
     assert float(rows["npo"]["Distance to gold"]) < 0.3
     assert float(rows["base"]["Distance to gold"]) == pytest.approx(1)
     markdown = (folder / "table.md").read_text(encoding="utf-8")
     assert [line.split("|")[1].strip() for line in markdown.splitlines()[2:]] == list(rows)
     latex = (folder / "table.tex").read_text(encoding="utf-8")
-    assert latex.count(r"\\") == 5
+    assert latex.count(r"\\") == 6
     assert latex.startswith(r"\begin{tabular}{lr")
     assert r"\downarrow" in latex
 
@@ -233,7 +234,7 @@ def test_a_table_too_wide_for_the_terminal_has_a_line_per_figure(folder):
 
 def test_the_long_table_holds_every_model_and_why_one_failed(folder):
     table = pandas.read_parquet(folder / "results.parquet")
-    assert list(table.model.unique()) == ["base", "gold", "npo", "broken"]
+    assert list(table.model.unique()) == ["base", "gold", "start", "npo", "broken"]
     broken = table[table.model == "broken"]
     assert broken[["measure", "value", "why"]].values.tolist() == [["failed", 1.0, "the loss is nan & more"]]
 
@@ -241,7 +242,7 @@ def test_the_long_table_holds_every_model_and_why_one_failed(folder):
 def test_the_wide_table_is_a_view_of_the_long_one(folder):
     table = pandas.read_parquet(folder / "results.parquet")
     wide = pandas.read_csv(folder / "results.csv").set_index("Method")
-    numbers = table[~table.measure.isin(["gate", "collapsed", "failed"])]
+    numbers = table[~table.measure.isin(["gate", "collapsed", "flag", "failed"])]
     for line in numbers.itertuples():
         there = wide.loc[line.model, column_name(MEASURES[line.measure], line.task)]
         assert there == line.value or (pandas.isna(there) and pandas.isna(line.value)), line
@@ -320,7 +321,7 @@ def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, ru
     write_report(copy)
     wide = pandas.read_csv(copy / "results.csv")
     assert list(zip(wide["Method"], wide["Seed"], strict=True)) == [
-        (name, seed) for seed in seeds for name in ("base", "gold", *runs)
+        (name, seed) for seed in seeds for name in ("base", "gold", "start", *runs)
     ]
     html = (copy / "report.html").read_text(encoding="utf-8")
     assert ("npo, seed 1" in html) == (len(seeds) == 2)
@@ -404,7 +405,7 @@ def card_texts(page):
 
 
 def test_the_page_opens_and_shows_names_and_answers_that_look_like_markup_as_text(page, folder):
-    assert page.locator("#table tbody tr").count() == 4
+    assert page.locator("#table tbody tr").count() == 5
     page.select_option("[name=task]", "eval_forget_qa")
     text = "\n".join(card_texts(page))
     assert [evil for evil in EVIL if f"It is {evil}." not in text] == []
