@@ -850,3 +850,26 @@ def pdu(forget: Scored, retain: Scored, *, multiplier: float, target: float) -> 
     logits = forget.logits.float()
     flatness = (logits.amax(-1) - logits.mean(-1)).square()
     return mean_over_answers(flatness, forget) + multiplier * (nll(retain) - target)
+
+
+def ihl(forget: Scored, retain: Scored, *, retain_weight: float) -> Tensor:
+    """Inverted hinge loss: put another token's probability above the right one's, and no further than that.
+
+    mean of max(0, 1 + p(y) - max over v != y of p(v)) over F + retain_weight * NLL(R). Unlike an ascent it is bounded,
+    and its gradient moves probability to one rival token instead of to the whole vocabulary.
+
+    Args:
+        forget: the forget rows, logits (B, T, V).
+        retain: the retain rows; None where `retain_weight` is 0.
+        retain_weight: weight of the retain term, 0 or more. The authors and the file have 1.
+
+    Returns:
+        A scalar. The forget term is in [0, 2]; the retain term is in nats.
+
+    Source: Cha et al. (arXiv 2408.06621).
+    """
+    probabilities = forget.logits.float().softmax(-1)
+    place = right_token(forget)
+    right = probabilities.gather(-1, place).squeeze(-1)
+    rival = probabilities.scatter(-1, place, 0.0).amax(-1)
+    return mean_over_answers((1 + right - rival).clamp(min=0), forget) + retain_weight * retain_term(retain)

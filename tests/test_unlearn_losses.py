@@ -27,6 +27,7 @@ from unlearn_losses import (
     grad_diff_entropy,
     grad_diff_kl,
     idk,
+    ihl,
     kl,
     kl_from_start,
     llmu,
@@ -457,6 +458,20 @@ def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
     moved = Hidden(states[2].states.clone().requires_grad_(), label)
     twins(*states[:2], moved, states[3]).backward()
     assert moved.states.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("p", "expected"), [([0.7, 0.2, 0.1], 1.5), ([0.1, 0.8, 0.1], 0.3), ([0.0, 1.0, 0.0], 0.0)])
+def test_ihl_by_hand(p, expected):
+    # 1 + p(y) - the largest other: 1 + .7 - .2, 1 + .1 - .8, 1 + 0 - 1; of nothing retained
+    logits = torch.tensor([[p]]).clamp(min=1e-30).log()
+    loss = ihl(Scored(logits, torch.tensor([[0]])), None, retain_weight=0.0)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_ihl_adds_the_loss_of_the_retain_rows():
+    # the answer has .5 and its only rival .5: 1 + .5 - .5 = 1; 2 * log 2 of the retain row
+    loss = ihl(answers([0.5]), answers([0.5]), retain_weight=2.0)
+    assert loss.item() == pytest.approx(1 + 2 * math.log(2))
 
 
 def test_undial_by_hand():
