@@ -148,14 +148,14 @@ def write_result(result: ModelResult, save_file: str) -> list[str]:
     """
     file = Path(save_file)
     table = file.with_suffix(".parquet")
-    if table.is_file() and not is_long_table(table):
-        raise SettingsError(f"save_file={save_file!r}: {table} is no result table; name another file")
     contents = {table: parquet([result])}
     if file.suffix == ".json":
         contents[file] = (json.dumps(wide_row(result), indent=1) + "\n").encode()
     elif file.suffix == ".csv":
         contents[file] = wide_csv([result]).encode()
     try:
+        if table.is_file() and not is_long_table(table):
+            raise SettingsError(f"save_file={save_file!r}: {table} is no result table; name another file")
         for name, content in contents.items():
             write_bytes_whole(name, content)
     except OSError as error:

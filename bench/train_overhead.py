@@ -20,12 +20,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_module import Example
-from engine import train
 from engine.encode import Encoded, collate
 from engine.frozen_start import Start
 from engine.language_model import add_lora, forward
 from engine.methods import bind
 from engine.pairs import Batch, EpochSampler, Pairs, PassCollator
+from engine.record import TRAIN_RECORD, read_json
+from engine.train import train
 from settings.training import Lora, Method, Trainer
 from unlearn_losses import retain_ft
 
@@ -86,18 +87,14 @@ def settings() -> Trainer:
 
 
 def ours(pairs: Pairs) -> float:
-    """Seconds of the steps of `train`."""
-    seconds: list[float] = []
-    write, train.write_json = train.write_json, lambda file, record: seconds.append(record["seconds"])
+    """Seconds of the steps of `train`, by its own record."""
     bound = bind(Method(name="finetune", loss="retain_ft"))
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            start = Start(make_model(), forward, lambda model, folder: None)
-            run = {"seed": 0, "save_dir": f"{scratch}/out", "record": {}, "say": lambda line: None}
-            train.train(start, bound, pairs, RandomEncoder(), settings(), **run)
-    finally:
-        train.write_json = write
-    return seconds[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch, "out")
+        start = Start(make_model(), forward, lambda model, folder: None)
+        run = {"seed": 0, "save_dir": str(out), "record": {}, "say": lambda line: None}
+        train(start, bound, pairs, RandomEncoder(), settings(), **run)
+        return read_json(out / TRAIN_RECORD)["seconds"]
 
 
 def plain(pairs: Pairs) -> float:

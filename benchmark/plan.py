@@ -50,6 +50,22 @@ def plan_stages(benchmark: Benchmark, folder: Path) -> list[Stage]:
     return stages
 
 
+def with_overrides(planned: list[str], written: list[str]) -> list[str]:
+    """The overrides of a stage: what the plan says, then what the benchmark's file says.
+
+    Raises SettingsError for a line of the file that would undo one of the plan's: the table would tell of another
+    model, seed or split than ran.
+    """
+    fixed = {"save_dir", *(text.partition("=")[0] for text in planned)}
+    for text in written:
+        name = text.partition("=")[0].strip("+~ ")
+        if name in fixed:
+            raise SettingsError(
+                f"benchmark: {text!r} cannot stand in a list of overrides; a benchmark sets {name} itself"
+            )
+    return [*planned, *written]
+
+
 def pretrained_models(benchmark: Benchmark, folder: Path) -> list[Path]:
     """The folder of the model that all begin with, if the benchmark makes one."""
     return [] if benchmark.pretrain is None else [model_folder(folder, "pretrained")]
@@ -57,14 +73,21 @@ def pretrained_models(benchmark: Benchmark, folder: Path) -> list[Path]:
 
 def plan_pretraining(benchmark: Benchmark, folder: Path) -> Iterator[Stage]:
     for model in pretrained_models(benchmark, folder):
-        yield Stage("pretrain", model.name, [f"save_dir={model}", *benchmark.common, *benchmark.pretrain], model)
+        overrides = with_overrides([f"save_dir={model}"], [*benchmark.common, *benchmark.pretrain])
+        yield Stage("pretrain", model.name, overrides, model)
 
 
 def plan_start(benchmark: Benchmark, folder: Path) -> Stage:
     """The evaluation of the model before it is taught anybody: the pretrained one, or the one that `model` names."""
+    return plan_evaluation(
+        benchmark, START, start_path(benchmark, folder), model_folder(folder, START) / "eval_results"
+    )
+
+
+def start_path(benchmark: Benchmark, folder: Path) -> str:
+    """Where the model stands that is taught."""
     pretrained = pretrained_models(benchmark, folder)
-    path = str(pretrained[0]) if pretrained else "${model.path}"
-    return plan_evaluation(benchmark, START, path, model_folder(folder, START) / "eval_results")
+    return str(pretrained[0]) if pretrained else "${model.path}"
 
 
 def plan_base(benchmark: Benchmark, folder: Path, seed: int) -> Iterator[Stage]:
@@ -90,23 +113,24 @@ def plan_run(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterato
     if benchmark.forget_split:
         splits = [f"split={benchmark.forget_split}", f"retain_split={benchmark.gold_split}"]
     of_row = [*benchmark.forget, *benchmark.row_overrides(row)]
-    overrides = [f"save_dir={model}", f"model_path={base}", *splits, f"seed={seed}", *benchmark.common, *of_row]
-    training = Stage("forget", model.name, overrides, model)
+    planned = [f"save_dir={model}", f"model_path={base}", *splits, f"seed={seed}"]
+    training = Stage("forget", model.name, with_overrides(planned, [*benchmark.common, *of_row]), model)
     yield from (training, evaluation_of(benchmark, training))
     yield from plan_attack(benchmark, folder, training, seed, of_row)
 
 
 def plan_finetuning(benchmark: Benchmark, folder: Path, name: str, split: str, seed: int) -> Stage:
     model = model_folder(folder, name)
-    start = pretrained_models(benchmark, folder)
-    overrides = [f"save_dir={model}", f"split={split}", f"seed={seed}", *(f"model_path={path}" for path in start)]
-    return Stage("finetune", name, [*overrides, *benchmark.common, *benchmark.finetune], model)
+    start = start_path(benchmark, folder)
+    planned = [f"save_dir={model}", f"split={split}", f"seed={seed}", f"model_path={start}"]
+    return Stage("finetune", name, with_overrides(planned, [*benchmark.common, *benchmark.finetune]), model)
 
 
 def plan_evaluation(benchmark: Benchmark, model: str, path: str | Path, output: Path) -> Stage:
     """The evaluation of a model at `path`, which goes to `output`."""
     people = [f"forget={benchmark.forget_people}"] if benchmark.forget_people else []
-    overrides = [f"model_path={path}", f"save_dir={output}", *people, *benchmark.common, *benchmark.eval]
+    planned = [f"model_path={path}", f"save_dir={output}", *people]
+    overrides = with_overrides(planned, [*benchmark.common, *benchmark.eval])
     return Stage("eval", model, overrides, output)
 
 
@@ -124,8 +148,8 @@ def plan_attack(benchmark: Benchmark, folder: Path, training: Stage, seed: int, 
     if not start:
         raise SettingsError("benchmark.attack needs benchmark.pretrain: every attacked model begins with that one")
     shadows = [f"model_path={start[0]}", f"shadows_dir={folder}/shadows_seed{seed}", f"seed={seed}"]
-    overrides = [f"save_dir={output}", *shadows, *benchmark.common, *benchmark.attack, *of_row]
-    yield Stage("attack", training.model, overrides, output)
+    written = [*benchmark.common, *benchmark.attack, *of_row]
+    yield Stage("attack", training.model, with_overrides([f"save_dir={output}", *shadows], written), output)
 
 
 def stage_command(benchmark: Benchmark, stage: Stage) -> str:
@@ -145,7 +169,7 @@ def write_plan(benchmark: Benchmark, folder: Path, records: dict[str, dict[str, 
     """
     stages = []
     for stage in plan_stages(benchmark, folder):
-        about = {"name": stage.name, "kind": stage.kind, "output": str(stage.output)}
+        about = {"name": stage.name, "kind": stage.kind, "output": str(stage.output.relative_to(folder))}
         stages.append({**about, "command": stage_command(benchmark, stage), **records[stage.name]})
     again = shlex.join(["python", "run_benchmark.py", *typed])
     write_json(folder / PLAN, {"benchmark": asdict(benchmark), "command": again, "stages": stages})

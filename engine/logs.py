@@ -15,6 +15,8 @@ import numpy as np
 
 from settings.script import SettingsError, nearest
 
+# what is read of the records beside a log, where they hold it
+RECORDED = {"seed": int, "seconds": int | float, "peak_memory_gb": int | float, "settings": dict, "data": dict | str}
 REQUIRED = ("avg_gt_loss", "rougeL_recall", "generated_text")
 
 
@@ -61,7 +63,7 @@ def read_eval_log(name: str, path: str, known_tasks: list[str], without_wrong: C
 
     Raises:
         SettingsError: the file is missing, is not JSON or is not a log; a task is not among `known_tasks`; metrics or
-            rows are missing; a value is not of its kind.
+            rows are missing; a value is not of its kind; a record beside it is none.
     """
     file = Path(path)
     if not file.is_file():
@@ -78,7 +80,22 @@ def read_eval_log(name: str, path: str, known_tasks: list[str], without_wrong: C
             raise SettingsError(f"{name}: task {task!r} is there twice, with and without .json")
         tasks[task] = read_task(f"{name}: task {task!r}", content[key], wrong=task not in without_wrong)
     metas = (file.parent / "eval_meta.json", file.parent.parent / "train_meta.json")
-    return EvalLog(name, tasks, *(read_json(name, meta) if meta.is_file() else {} for meta in metas))
+    return EvalLog(name, tasks, *(read_record(name, meta) for meta in metas))
+
+
+def read_record(name: str, file: Path) -> dict[str, Any]:
+    """A record beside the log that the setting `name` points to; empty where there is none.
+
+    Raises SettingsError where it holds something else than a run's record.
+    """
+    record = read_json(name, file) if file.is_file() else {}
+    if not isinstance(record, dict):
+        raise SettingsError(f"{name}: {str(file)!r} is no record of a run: it must map names to values")
+    for field, kind in RECORDED.items():
+        value = record.get(field)
+        if value is not None and not isinstance(value, kind):
+            raise SettingsError(f"{name}: {str(file)!r} is no record of a run: its {field} is {json.dumps(value)[:60]}")
+    return record
 
 
 def is_table(content: Any) -> bool:

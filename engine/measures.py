@@ -1,7 +1,7 @@
 """Every measure of the result table, declared once: its key, its heading, which direction is better, what it says.
 
-A figure is a measure of one model on one task, or over all tasks. In face recognition some measures are of people
-instead of a task: `forget` (to be forgotten), `retain` (kept), `real` (never met).
+A figure is a measure of one model on one task, or over all tasks. Some measures are of people instead of a task:
+`forget` (to be forgotten), `retain` (kept) and, in face recognition, `holdout` (never met).
 """
 
 from dataclasses import dataclass, field

@@ -17,7 +17,7 @@ class FinishedStage(BaseModel):
 
     name: str
     kind: str  # the recipe's name: pretrain, finetune, forget, eval, attack
-    output: Path  # the folder it made
+    output: Path  # the folder it made, below the benchmark's, which may have been moved or copied
     command: str  # what one would type to run it again
     seconds: float
     peak_memory_gb: float

@@ -49,7 +49,7 @@ def render_page(
     logs = {method: read_json(log_file(folder, model)) for method, model in models.items()}
     settings = read_json(log_file(folder, models["base"]).with_name(EVAL_RECORD))["settings"]
     cards = make_cards(logs, settings, scoring)
-    stages = [(stage, read_record(stage)) for stage in plan.stages]
+    stages = [(stage, read_record(folder, stage)) for stage in plan.stages]
     # the Truth Ratios of a face are all near 0, so that their distributions show nothing
     ratios = truth_ratios(logs, scoring, first) if "tasks" in settings else []
     tasks = settings["tasks"] if "tasks" in settings else picture_tasks(logs["base"])
@@ -82,11 +82,11 @@ def template_text(name: str) -> Markup:
 # ---- what the stages recorded
 
 
-def read_record(stage: FinishedStage) -> dict[str, Any]:
+def read_record(folder: Path, stage: FinishedStage) -> dict[str, Any]:
     """What a stage left beside its result; nothing if it failed: what lies there then is of an earlier run."""
     if stage.failed:
         return {}
-    return read_json(stage.output / RECORDS.get(stage.kind, TRAIN_RECORD))
+    return read_json(folder / stage.output / RECORDS.get(stage.kind, TRAIN_RECORD))
 
 
 def loss_curves(stages: Recorded) -> dict[str, list]:

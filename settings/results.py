@@ -1,5 +1,6 @@
 """Settings of results: scoring of tasks, the aggregator, benchmarks."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ class Benchmark:
         at_least("benchmark.golds", self.golds, 1)
         if not self.seeds:
             raise SettingsError("benchmark.seeds=[] names no seed; [0] is the usual one")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise SettingsError(f"benchmark.seeds={self.seeds} names a seed twice: its models would count twice")
         self.check_people()
         self.check_stages()
         for row in self.runs:
@@ -112,8 +115,15 @@ class Benchmark:
             raise SettingsError(f"benchmark.expected_seconds.{missing[0]} is required: a rough guess will do")
 
     def check_row(self, row: str) -> None:
-        """Raise SettingsError for a row that has another model's name, or no known method."""
-        if row in ("base", "gold"):
+        """Raise SettingsError for a row that has another model's name, one that no folder can have, or no known
+        method.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", row):
+            raise SettingsError(
+                f"benchmark.runs: a row's name is part of its model's folder, and {row!r} is none; use letters, digits "
+                "and _ . + -"
+            )
+        if row in ("base", "gold", "start"):
             raise SettingsError(f"benchmark.runs.{row}: a row of this name is there already; give it another")
         method = next(text for text in self.row_overrides(row) if text.startswith("method=")).removeprefix("method=")
         if method not in (known := choices("method")):

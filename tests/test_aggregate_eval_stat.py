@@ -570,6 +570,22 @@ def test_a_loss_that_is_no_number_is_refused_in_a_log_that_others_are_compared_w
         result(BASE, GOLD, broken_gold)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[]", "it must map names to values"),
+        ('{"seed": "three"}', 'its seed is "three"'),
+        ('{"seconds": [1]}', r"its seconds is \[1\]"),
+        ('{"settings": "npo"}', 'its settings is "npo"'),
+    ],
+)
+def test_a_record_beside_a_log_that_is_none_is_refused_in_one_line(text, line, result, tmp_path):
+    write_records(tmp_path / "ckpt", eval_seed=0)
+    (tmp_path / "ckpt" / "train_meta.json").write_text(text)
+    with pytest.raises(SettingsError, match=rf"^ckpt_result: .*train_meta\.json' is no record of a run: {line}"):
+        result(BASE, GOLD, BASE)
+
+
 def test_logs_made_from_other_data_or_other_questions_are_refused(result, tmp_path):
     write_records(tmp_path / "ckpt", eval_seed=0)
     write_records(tmp_path / "gold0", eval_seed=1)
@@ -675,10 +691,11 @@ def test_a_result_is_written_again(tmp_path):
         assert write_result(SMALL, str(tmp_path / "row.parquet")) == [str(tmp_path / "row.parquet")]
 
 
-def test_a_place_that_cannot_be_written_is_said_in_one_line(tmp_path):
+@pytest.mark.parametrize("place", ["file/row.csv", f"{'long' * 80}.csv"])
+def test_a_place_that_cannot_be_written_is_said_in_one_line(place, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="cannot be written"):
-        write_result(SMALL, f"{tmp_path}/file/row.csv")
+        write_result(SMALL, f"{tmp_path}/{place}")
 
 
 def test_every_measure_is_declared_once_and_says_what_it_is():

@@ -324,9 +324,26 @@ def test_what_is_common_goes_to_every_stage_once_and_before_what_one_kind_says(t
     settings = compose("run_benchmark", RunBenchmark, ["benchmark=cv_orl"]).benchmark
     told = [stage.overrides for stage in plan_stages(settings, tmp_path)]
     assert {overrides.count("data=orl_faces") for overrides in told} == {1}
-    settings = replace(compose("run_benchmark", RunBenchmark, []).benchmark, common=["seed=1"], eval=["seed=2"])
+    settings = replace(compose("run_benchmark", RunBenchmark, []).benchmark, common=["a=1"], eval=["a=2"])
     evaluation = next(stage for stage in plan_stages(settings, tmp_path) if stage.name == "eval base_seed0")
-    assert evaluation.overrides[-2:] == ["seed=1", "seed=2"]
+    assert evaluation.overrides[-2:] == ["a=1", "a=2"]
+
+
+@pytest.mark.parametrize(
+    ("own", "name"),
+    [
+        ({"common": ["seed=5"]}, "seed"),
+        ({"finetune": ["save_dir=elsewhere"]}, "save_dir"),
+        ({"forget": ["+split=forget05+tofu"]}, "split"),
+        ({"eval": ["save_dir=elsewhere"]}, "save_dir"),
+        ({"eval": ["forget=forget05"]}, "forget"),
+        ({"runs": {"npo": ["seed=7"]}}, "seed"),
+    ],
+)
+def test_an_override_that_would_undo_what_the_table_says_of_a_row_is_refused(own, name, tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    with pytest.raises(SettingsError, match=f"cannot stand in a list of overrides; a benchmark sets {name} itself"):
+        plan_stages(replace(settings, **own), tmp_path)
 
 
 def test_a_benchmark_that_attacks_needs_a_pretrained_model(tmp_path):

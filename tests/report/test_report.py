@@ -117,9 +117,9 @@ def write_model(model, settings, shift):
     write_json(model / "train_meta.json", training | cost)
 
 
-def stage_of(results, kind, model):
+def stage_of(kind, model):
     """A stage as the plan of a finished benchmark tells of it."""
-    about = {"name": f"{kind} {model}", "kind": kind, "output": str(results / "models" / model)}
+    about = {"name": f"{kind} {model}", "kind": kind, "output": f"models/{model}"}
     return about | {"command": f"accelerate launch mm/{kind}.py", "seconds": 3.0, "peak_memory_gb": 1.0}
 
 
@@ -136,9 +136,9 @@ def folder(world, tmp_path_factory):
     stages = []
     for name, shift in (("base", 0.0), ("gold", 1.0), ("npo", 0.8)):
         write_model(results / "models" / f"{name}_seed0", settings, shift)
-        stages.append(stage_of(results, "forget" if name == "npo" else "finetune", f"{name}_seed0"))
+        stages.append(stage_of("forget" if name == "npo" else "finetune", f"{name}_seed0"))
     write_model(results / "models" / "start", settings, 3.0)
-    stages.append(stage_of(results, "forget", "broken_seed0") | {"failed": "the loss is nan & more"})
+    stages.append(stage_of("forget", "broken_seed0") | {"failed": "the loss is nan & more"})
     runs = {"npo": [], "broken": ["method=grad_ascent"]}
     benchmark = replace(compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark, runs=runs)
     plan = {"benchmark": asdict(benchmark), "command": "python run_benchmark.py seeds=0", "stages": stages}
@@ -163,6 +163,14 @@ def test_the_module_is_the_command(folder, tmp_path):
     (tmp_path / "copy" / "report.html").unlink()
     subprocess.run([sys.executable, "-m", "report", tmp_path / "copy"], cwd=ROOT, check=True, capture_output=True)
     assert (tmp_path / "copy" / "report.html").read_bytes() == (folder / "report.html").read_bytes()
+
+
+def test_a_copy_of_a_benchmark_has_a_page_of_its_own_records(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    file = tmp_path / "copy" / "models" / "base_seed0" / "train_meta.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "versions": {"torch": "of the copy"}}))
+    write_report(tmp_path / "copy")
+    assert "of the copy" in (tmp_path / "copy" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("broken", ["missing", "torn", "no plan", "no stages", "lost log", "torn record"])

@@ -213,6 +213,7 @@ def test_booleans_are_typed_and_not_strings():
     ("own", "line"),
     [
         (["benchmark.seeds=[]"], r"benchmark\.seeds=\[\] names no seed"),
+        (["benchmark.seeds=[0,1,0]"], r"benchmark\.seeds=\[0, 1, 0\] names a seed twice"),
         (["benchmark.golds=0"], r"benchmark\.golds=0 must be at least 1"),
         (["benchmark.modality=xx"], r"benchmark\.modality='xx' is not known"),
         (["~benchmark.expected_seconds.eval"], r"benchmark\.expected_seconds\.eval is required"),
@@ -230,6 +231,8 @@ def test_booleans_are_typed_and_not_strings():
         ),
         (['benchmark.runs.npo=["method=nppo"]'], r"runs\.npo: method='nppo' is not known .* choose from .*npo"),
         (["+benchmark.runs.gold=[]"], r"benchmark\.runs\.gold: a row of this name is there already"),
+        (["+benchmark.runs.start=[]"], r"benchmark\.runs\.start: a row of this name is there already"),
+        (["+benchmark.runs.a:b=[]"], r"benchmark\.runs: a row's name is part of its model's folder, and 'a:b' is none"),
         (["benchmark.runs.npo=null"], r"benchmark\.runs\.npo: null is not allowed"),
     ],
 )
