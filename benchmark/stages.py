@@ -89,7 +89,8 @@ def record_of(stage: Stage) -> Path:
 def is_finished(stage: Stage, key: str) -> bool:
     """Whether the stage's output is there and was made of the same."""
     file = record_of(stage)
-    return file.is_file() and read_json(file).get("key") == key
+    record = read_json(file) if file.is_file() else None
+    return isinstance(record, dict) and record.get("key") == key
 
 
 def cost_of(stage: Stage) -> dict[str, Any]:

@@ -197,7 +197,7 @@ def model_fingerprint(path: str) -> str:
     """Hash of what makes a model folder this model (weights, configuration, tokenizer, chat template), or the hub
     id.
     """
-    endings = ("*.safetensors", "*.json", "*.jinja")
+    endings = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
     files = sorted(file for ending in endings for file in Path(path).glob(ending) if file.name != TRAIN_RECORD)
     if not files:
         return f"hub:{path}"

@@ -7,6 +7,7 @@ from engine.measures import EER, FACE_ATTACKS
 from engine.metrics import distance_to_gold
 from engine.record import ATTACK_FIGURES, VERIFICATION, read_json
 from engine.result_table import Figure, Figures, ModelResult
+from settings.script import SettingsError
 
 # Figures of an attack's record, in the order of the attack's measures.
 ATTACK_FIGURES_TOLD = ("accuracy", "auc", "TPR at 1% FPR", "TPR at 0.1% FPR")
@@ -23,7 +24,10 @@ def read_verification(model: Path) -> dict[str, Any] | None:
 def read_attack(model: Path) -> dict[str, Any] | None:
     """The figures of the attack beside a model; None: it was not attacked."""
     file = model / "attack_results" / ATTACK_FIGURES
-    return read_json(file) if file.is_file() else None
+    attack = read_json(file) if file.is_file() else None
+    if attack is not None and not (isinstance(attack, dict) and attack.get("pools")):
+        raise SettingsError(f"{str(file)!r} holds no figures of an attack: attack the model anew")
+    return attack
 
 
 # ---- figures
@@ -66,12 +70,16 @@ def add_distances(results: dict[str, ModelResult], other_golds: list[Figures]) -
         other_golds: The face figures of the seed's further gold models, from which the noise floor comes.
     """
     base, gold = results["base"], results["gold"]
+    trained = [result for result in results.values() if not result.value("failed")]
     for key, task in [place for place in base.figures if has_distance(*place)]:
         others = [figures[key, task].value for figures in other_golds if (key, task) in figures]
         others = [value for value in others if value is not None]
-        for result in results.values():
+        for result in trained:
             values = [each.value(key, task) for each in (result, base, gold)]
-            if None not in values:
+            if None in values:
+                why = "the model, the base or gold has no such figure"
+                result.figures[f"distance_to_gold:{key}", task] = Figure(None, why=why)
+            else:
                 distance = distance_to_gold(*values, others)
                 result.figures[f"distance_to_gold:{key}", task] = Figure(distance.value, why=distance.why or None)
                 if others:

@@ -118,7 +118,7 @@ def common_plots(
     pictures = [name for name in forget if tasks[name].get("image")]
     return [
         Plot(
-            "Forgetting against utility",
+            "Forgetting against keeping",
             "Up: closer to gold's answers about the forgotten people. Right: more of the rest kept. Hollow: collapsed.",
             draw_quality(trained, forget),
         ),
@@ -158,20 +158,21 @@ def draw_points(axes: Axes, points: list[tuple[ModelResult, float, float]]) -> N
 
 
 def draw_quality(results: list[ModelResult], tasks: list[str]) -> Figure | None:
-    """Draw forget quality (log10 p; the mean over `tasks`) against Model Utility / gold's."""
+    """Draw forget quality (log10 p; the mean over `tasks`) against what was kept."""
     points = []
     for result in results:
         known = [result.value("log10_forget_quality", task) for task in tasks]
         known = [value for value in known if value is not None]
-        utility = result.value("utility_to_gold")
-        if known and utility is not None:
-            points.append((result, utility, max(LEAST_LOG10, sum(known) / len(known))))
+        kept = [result.value(share) for share in ("kept_taught", "kept_real")]
+        kept = [share for share in kept if share is not None]
+        if known and kept:
+            points.append((result, min(kept), max(LEAST_LOG10, sum(known) / len(known))))
     if not points:
         return None
     figure, axes = plt.subplots(figsize=(6.2, 4.2))
     draw_points(axes, points)
     axes.axhline(math.log10(0.05), color=GREY, linewidth=0.8, linestyle="--")
-    axes.set_xlabel("Model Utility / gold's")
+    axes.set_xlabel("kept: the smaller of taught and real")
     axes.set_ylabel("log10 forget quality, mean of tasks")
     return figure
 

@@ -95,7 +95,7 @@ def test_every_figure_of_faces_has_its_distance_to_gold(finished):
     assert {distances.loc[(*place, "gold"), "value"] for place in defined} == {0}
     assert {distances.loc[(*place, "base"), "value"] for place in defined} == {1}
     for place in places - set(defined):
-        assert "base and gold" in distances.loc[(*place, "gold"), "why"]
+        assert "gold" in distances.loc[(*place, "gold"), "why"]
 
 
 def results_of_rates(**rates):
@@ -110,6 +110,20 @@ def test_a_distance_of_faces_is_undefined_where_two_gold_models_differ_as_much_a
     assert [result.value("distance_to_gold:eer", "forget") for result in results.values()] == [None] * 3
     why = "base and gold differ by 0.125, less than 3 times the golds' own 0.145"
     assert results["npo"].figure("distance_to_gold:eer", "forget").why == why
+
+
+def test_a_face_figure_that_a_model_lacks_has_no_distance_and_says_why():
+    results = results_of_rates(base=0.125, gold=0.25, npo=None)
+    faces.add_distances(results, [])
+    assert results["npo"].figure("distance_to_gold:eer", "forget").why.startswith("the model, the base or gold has no")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"pools": {}}'])
+def test_a_record_of_an_attack_without_figures_is_refused(text, tmp_path):
+    (tmp_path / "attack_results").mkdir()
+    (tmp_path / "attack_results" / "attack.json").write_text(text)
+    with pytest.raises(SettingsError, match="holds no figures of an attack"):
+        faces.read_attack(tmp_path)
 
 
 def test_a_distance_of_faces_and_its_noise_floor_by_hand():

@@ -224,6 +224,15 @@ def test_the_same_seed_gives_the_same_adapter(model):
     assert torch.equal(first(0), first(0)) and not torch.equal(first(0), first(1))
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.txt", "merges.txt", "pytorch_model.bin", "modeling_own.py"])
+def test_a_file_that_a_model_is_read_from_changes_its_fingerprint(name, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text("one")
+    before = model_fingerprint(str(tmp_path))
+    (tmp_path / name).write_text("two!")
+    assert model_fingerprint(str(tmp_path)) != before
+
+
 def test_a_fingerprint_follows_weights_and_chat_template_and_nothing_else(model, encoder, tmp_path):
     save(encoder.processor, model, tmp_path)
     before = model_fingerprint(str(tmp_path))

@@ -232,7 +232,10 @@ def test_booleans_are_typed_and_not_strings():
         (['benchmark.runs.npo=["method=nppo"]'], r"runs\.npo: method='nppo' is not known .* choose from .*npo"),
         (["+benchmark.runs.gold=[]"], r"benchmark\.runs\.gold: a row of this name is there already"),
         (["+benchmark.runs.start=[]"], r"benchmark\.runs\.start: a row of this name is there already"),
-        (["+benchmark.runs.a$b=[]"], r"benchmark\.runs: a row's name is part of its model's folder, and 'a\$b' is none"),
+        (
+            ["+benchmark.runs.a$b=[]"],
+            r"benchmark\.runs: a row's name is part of its model's folder, and 'a\$b' is none",
+        ),
         (["benchmark.runs.npo=null"], r"benchmark\.runs\.npo: null is not allowed"),
     ],
 )
