@@ -89,9 +89,9 @@ def make_missing(inputs: Inputs) -> None:
     """
     for maker in inputs.makers:
         with processes().local_main_process_first():
-            make = ["-m", maker.module, "--out", maker.folder]
-            if not Path(maker.folder).exists() and subprocess.run([sys.executable, *make]).returncode:
-                raise SettingsError(f"{maker.setting}: python {' '.join(make)} failed; its own line stands above")
+            if not Path(maker.folder).exists() and subprocess.run([sys.executable, *maker.command]).returncode:
+                made = " ".join(maker.command)
+                raise SettingsError(f"{maker.setting}: python {made} failed; its own line stands above")
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Typed settings of the tracks that see and read: models, rows, tasks, finetuning, forgetting, evaluation."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
 
@@ -65,6 +65,15 @@ class ChosenPeople:
 
 
 @dataclass
+class Splits:
+    """What the scripts of one modality train on where nobody names a split."""
+
+    full: str = MISSING  # everybody
+    retain: str = MISSING  # everybody but the people to forget
+    forget: str = MISSING  # the people to forget
+
+
+@dataclass
 class Data:
     name: str = MISSING  # the name of its file in config/data
     path: str = MISSING  # pictures, captions and questions: hub id, dataset folder, or folder of <split>.jsonl
@@ -75,11 +84,14 @@ class Data:
     idk_questions: str = MISSING  # files of "I don't know" answers, one a line
     idk_pictures: str = MISSING
     people: ChosenPeople | None = None  # null: all; else of the splits of text_path that stand grouped by person
+    splits: dict[str, Splits] = field(default_factory=dict)  # by modality
+    forget: str = ""  # what evaluation calls the people to forget, where nobody says it
     made_by: str = ""  # `python -m <made_by> --out <root>` makes the folders when they are missing
     made_at: str = ""  # the root it writes
+    made_with: dict[str, int] = field(default_factory=dict)  # further options of that module: people: 100
 
     def makers(self) -> list[Maker]:
-        return [Maker("data.made_by", self.made_by, self.made_at)] if self.made_by else []
+        return [Maker("data.made_by", self.made_by, self.made_at, self.made_with)] if self.made_by else []
 
 
 @dataclass
