@@ -7,14 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import datasets
 from natsort import natsorted
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from engine.decode import decode_picture
 from settings.inputs import Inputs
 from settings.language import ChosenPeople, Data, Task
 from settings.script import ROOT, SettingsError, nearest, processes
@@ -435,10 +435,5 @@ def idk_answers(path: str) -> list[str]:
 def open_image(example: Example) -> Image.Image:
     """Decode the picture to RGB; raises SettingsError naming the row if it cannot be read."""
     assert example.image is not None
-    try:
-        source = BytesIO(example.image["bytes"]) if example.image["bytes"] is not None else example.image["path"]
-        return Image.open(source).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise SettingsError(
-            f"split {example.split}, row {example.index}: the picture cannot be read ({type(error).__name__})"
-        ) from None
+    source = example.image["path"] if example.image["bytes"] is None else example.image["bytes"]
+    return decode_picture(source, f"split {example.split}, row {example.index}")

@@ -471,10 +471,8 @@ def test_a_training_set_without_answers_is_refused(tmp_path):
 
 def test_a_corrupt_picture_is_named_by_its_row():
     broken = example(image={"bytes": b"no picture at all", "path": None}, index=17)
-    assert (
-        error_of(lambda: open_image(broken))
-        == "split test, row 17: the picture cannot be read (UnidentifiedImageError)"
-    )
+    line = error_of(lambda: open_image(broken))
+    assert line.startswith("split test, row 17: the picture cannot be read: it begins with b'no picture at al'")
 
 
 def test_a_truncated_picture_is_named_by_its_row():

@@ -5,9 +5,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cv import pictures
 from cv.division import list_pictures, met_by, read_division
@@ -179,13 +180,13 @@ def test_a_view_moves_a_picture_with_its_edge_repeated_mirrors_it_and_hides_a_sq
 def test_pictures_are_decoded_once_per_process(data, monkeypatch):
     pictures.picture_cache.cache_clear()
     opened = []
-    open_image = pictures.open_image
+    decode_picture = pictures.decode_picture
 
-    def note_and_open(example):
-        opened.append(example.image["path"])
-        return open_image(example)
+    def note_and_decode(file, name):
+        opened.append(name)
+        return decode_picture(file, name)
 
-    monkeypatch.setattr(pictures, "open_image", note_and_open)
+    monkeypatch.setattr(pictures, "decode_picture", note_and_decode)
     for _ in range(3):
         _, encoder = pairs_of(data, ["forget"])
     assert len(opened) == len(set(opened)) == len(encoder.pictures)
@@ -204,6 +205,17 @@ def test_a_batch_holds_pixels_around_zero_and_class_numbers(data):
     assert [names[number] for number in batch.labels[:, 0]] == [row.answer for row in rows]
     with pytest.raises(SettingsError, match="the network has no class for 'nobody'"):
         encoder.encode(replace(rows[0], answer="nobody"))
+
+
+def test_faces_of_16_bits_and_faces_on_their_side_are_those_of_8_bits_upright(tmp_path):
+    upright = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 8  # to be shown turned left by a quarter
+    Image.fromarray(upright).save(tmp_path / "plain.png")
+    Image.fromarray(np.rot90(upright, -1).astype(np.uint16) * 257).save(tmp_path / "deep.png", exif=tags)
+    read = pictures.read_pictures(Album(path=str(tmp_path)), ["plain.png", "deep.png"], 8)
+    assert read["deep.png"].equal(read["plain.png"])
+    assert read["plain.png"][0].tolist() == upright.tolist()
 
 
 def test_a_corrupt_picture_is_named(tmp_path):
