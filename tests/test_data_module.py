@@ -493,7 +493,8 @@ def test_a_picture_row_without_its_picture_is_an_error_and_no_text_run(tmp_path)
         columns=Columns(image="image", caption="caption", question="question", answer="answer"),
         rows_per_person=1,
     )
-    assert "row 0: a caption without its picture" in error_of(lambda: TrainingRows(data, "full", "both", 0)[0])
+    line = error_of(lambda: TrainingRows(data, "full", "both", 0))
+    assert "row 0: column 'image' holds nothing, where the caption's picture is due" in line
 
 
 def test_the_face_name_question_is_the_one_the_base_model_was_taught():

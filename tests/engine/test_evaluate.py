@@ -131,7 +131,7 @@ def test_a_picture_row_without_its_picture_is_an_error_and_no_question_in_words(
         return rows.map(lambda row: {"image": None}) if split == "real_faces" else rows
 
     monkeypatch.setattr(data_module, "load_split", without)
-    with pytest.raises(SettingsError, match="row 0: no picture in column 'image'"):
+    with pytest.raises(SettingsError, match="row 0: column 'image' holds nothing, where a picture is due"):
         task_rows(task(world, split="real_faces", answer="answer", perturbed="options", person=""), 0, 0)
 
 
