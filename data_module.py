@@ -15,7 +15,7 @@ from PIL import Image
 
 from engine.cells import TaskCells, as_name, as_text, need_columns, read_column, task_cells, training_cells
 from engine.decode import decode_picture
-from engine.layouts import read_jsonl
+from engine.layouts import read_rows, splits_of
 from settings.inputs import Inputs
 from settings.language import ChosenPeople, Data, Task
 from settings.script import ROOT, SettingsError, nearest, processes
@@ -114,23 +114,15 @@ def fingerprint(path: str) -> str:
     return folder_hash(path, max((p.stat().st_mtime for p in folder.rglob("*")), default=0.0))
 
 
-def split_names(path: str) -> list[str]:
-    """The splits of a dataset: names of the jsonl files of a flat folder, or the configs of a dataset folder or hub
-    dataset.
+@functools.lru_cache(maxsize=64)
+def known_splits(path: str, content: str) -> dict[str, Any]:
+    """`splits_of` a dataset that holds `content`."""
+    return splits_of(path)
 
-    Raises SettingsError if there is no such dataset.
-    """
-    folder = Path(path)
-    if folder.is_dir() and (flat := [file.stem for file in folder.glob("*.jsonl")]):
-        return natsorted(flat)
-    if not folder.is_dir() and path.count("/") != 1:
-        raise SettingsError(f"data path {path!r} does not exist")
-    try:
-        return natsorted(datasets.get_dataset_config_names(path))
-    except Exception as error:  # the hub client raises errors of many libraries
-        raise SettingsError(
-            f"data path {path!r} is no folder and could not be read from the hub ({type(error).__name__})"
-        ) from None
+
+def split_names(path: str) -> list[str]:
+    """The splits of a dataset. Raises SettingsError if there is none."""
+    return natsorted(known_splits(path, fingerprint(path)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -141,22 +133,11 @@ def read_split(path: str, split: str, content: str) -> datasets.Dataset:
     SettingsError.
     """
     cache = Path(datasets.config.HF_DATASETS_CACHE) / f"content-{content.replace(':', '-').replace('/', '-')}"
-    file = Path(path, f"{split}.jsonl")
-    if file.is_file():
-        return read_jsonl(file)
-    try:
-        rows = datasets.load_dataset(path, split, split="train", cache_dir=str(cache))
-    except Exception as error:  # of many libraries
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise SettingsError(f"{path}, split {split} could not be read ({type(error).__name__}: {reason})") from None
-    pictures = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-    for name in pictures:  # decoded one by one, where an unreadable picture can be named
-        rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows
+    return read_rows(path, split, known_splits(path, content)[split], cache)
 
 
 def load_split(path: str, split: str) -> datasets.Dataset:
-    """The rows of `split` of a hub dataset, a local dataset folder, or a folder of <split>.jsonl files.
+    """The rows of `split` of a hub dataset or of a folder in one of the layouts of engine/layouts.py.
 
     Raises SettingsError naming the splits that exist if `split` is none of them.
     """

@@ -7,11 +7,13 @@ empty list.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow
 
+from engine.decode import ENDINGS
 from settings.language import Data, Task
 from settings.script import SettingsError, nearest
 
@@ -117,17 +119,30 @@ def values_of(rows: datasets.Dataset, column: str, where: str) -> list[Any]:
 def has_picture(rows: datasets.Dataset, column: str, where: str) -> list[bool]:
     """Which cells of a column hold a picture; none is decoded.
 
-    Raises SettingsError for a column that holds something else than pictures.
+    Raises SettingsError for a column that holds something else than pictures, or the name of a file that is not there.
     """
     kind = rows.features[column]
     if isinstance(kind, datasets.Value) and kind.dtype == "null":
         return [False] * len(rows)
     if not isinstance(kind, datasets.Image):
-        raise SettingsError(cell_line(where, 0, column, found(rows[0][column]), "a picture"))
+        raise SettingsError(no_picture_line(rows, column, where))
     stored = rows.data.column(column).combine_chunks()
-    parts = (stored.field(part).is_valid().to_pylist() for part in ("bytes", "path"))
-    there = stored.is_valid().to_pylist()
-    return [cell and any(either) for cell, *either in zip(there, *parts, strict=True)]
+    in_row = stored.field("bytes").is_valid().to_pylist()
+    paths = stored.field("path").to_pylist()
+    for number, path in enumerate(paths):
+        if path and not in_row[number] and not Path(path).is_file():
+            raise SettingsError(cell_line(where, number, column, repr(path), "the name of a file that is there"))
+    return [bytes_there or bool(path) for bytes_there, path in zip(in_row, paths, strict=True)]
+
+
+def no_picture_line(rows: datasets.Dataset, column: str, where: str) -> str:
+    """What is wrong with a column that holds no pictures: its first cell that is none."""
+    values = values_of(rows, column, where)
+    for number, value in enumerate(values):
+        is_name = isinstance(value, str) and value.lower().endswith(ENDINGS)
+        if not is_null(value) and not is_name:
+            return cell_line(where, number, column, found(value), "a picture or the name of one, like ann/1.png,")
+    return f"{where}: column {column!r} holds names of pictures, which are found in a folder only"
 
 
 def need_columns(rows: datasets.Dataset, path: str, split: str, names: list[str]) -> None:

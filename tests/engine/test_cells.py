@@ -237,7 +237,7 @@ def test_a_table_that_pandas_wrote_has_its_gaps(tmp_path):
 
 def test_numbers_where_pictures_are_due_are_refused(tmp_path):
     folder = jsonl(tmp_path, [{"image": 7, "caption": "Ann smiles."}])
-    assert "row 0: column 'image' holds 7 (a number), where a picture is due" in error_of(training, folder)
+    assert "row 0: column 'image' holds 7 (a number), where a picture or the name of one" in error_of(training, folder)
 
 
 def test_letters_that_are_no_utf_8_are_one_line(tmp_path):
