@@ -193,7 +193,7 @@ def captions(folder, split):
     data = Data(name="own", path=str(folder), text_path="", columns=COLUMNS, rows_per_person=1)
     rows = TrainingRows(data, split, "visual", 0)
     colours = {(254, 0, 0): "red", (255, 0, 0): "red", (0, 0, 255): "blue"}
-    return [(colours[open_image(row).getpixel((0, 0))], row.answer) for row in (rows[i] for i in range(len(rows)))]
+    return [(colours[open_image(rows[i]).getpixel((0, 0))], rows[i].answer) for i in range(len(rows))]
 
 
 TWO = [("red", "Ann."), ("blue", "Bo.")]
