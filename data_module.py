@@ -217,12 +217,6 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
     Raises SettingsError for an unknown split, a missing column, or a row without picture, question or answer.
     """
     rows = load_split(task.dataset, task.split)
-    need_columns(
-        rows,
-        task.dataset,
-        task.split,
-        [n for n in (task.image, task.question, task.answer, task.paraphrase, task.perturbed, task.person) if n],
-    )
     cells = task_cells(task, rows)
     people = persons_of_rows(task, rows, cells)
     kept = list(range(len(rows)))
@@ -307,7 +301,7 @@ def persons_of_rows(task: Task, rows: datasets.Dataset, cells: TaskCells) -> lis
     if not task.rows_per_person:
         return [None] * len(rows)
     names: set[str] = set()
-    if task.people:
+    if task.people and task.people.person:
         path, split, column = task.people.dataset, task.people.split, task.people.person
         named = load_split(path, split)
         need_columns(named, path, split, [column])

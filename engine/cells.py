@@ -157,6 +157,10 @@ def need_columns(rows: datasets.Dataset, path: str, split: str, names: list[str]
 
 # ---- the rows of training and of tasks
 
+TRAINING_FIELDS = ("image", "caption", "question", "answer", "person")
+# what a task does without where the split lacks the column, and what its figures then lack
+OPTIONAL = {"perturbed": "no Truth Ratio is computed", "paraphrase": "the right answer stands in for its paraphrase"}
+
 
 @dataclass(frozen=True)
 class TrainingCells:
@@ -178,11 +182,12 @@ def training_cells(rows: datasets.Dataset, data: Data, split: str) -> TrainingCe
     Raises SettingsError naming row, column, what was found and what is due.
     """
     where = f"{data.path}, split {split}"
-    columns = {field: name for field, name in vars(data.columns).items() if name and name in rows.column_names}
+    named = {field: getattr(data.columns, field) for field in TRAINING_FIELDS}
+    columns = {field: name for field, name in named.items() if name and name in rows.column_names}
     if "caption" not in columns:
         need_columns(rows, data.path, split, [data.columns.question, data.columns.answer])
     read: dict[str, list] = {}
-    for field in ("caption", "question", "answer", "person"):
+    for field in TRAINING_FIELDS[1:]:
         kind = as_name if field == "person" else as_text
         missing = [None] * len(rows)
         read[field] = read_column(rows, columns[field], kind, where) if field in columns else missing
@@ -240,11 +245,13 @@ def task_cells(task: Task, rows: datasets.Dataset) -> TaskCells:
     Raises SettingsError naming row, column, what was found and what is due.
     """
     where = f"{task.dataset}, split {task.split}"
+    needed = [column for column in (task.image, task.question, task.answer, task.person) if column]
+    need_columns(rows, task.dataset, task.split, needed)
     read: dict[str, list] = {}
     for field in ("question", "answer", "paraphrase", "perturbed"):
         column, kind = getattr(task, field), as_texts if field == "perturbed" else as_text
         missing = [None] * len(rows)
-        read[field] = read_column(rows, column, kind, where, needed=True) if column else missing
+        read[field] = read_column(rows, column, kind, where, needed=True) if column in rows.column_names else missing
     for row, (right, wrong) in enumerate(zip(read["answer"], read["perturbed"], strict=True)):
         others = [answer for answer in wrong or [] if answer.strip() != right.strip()]
         if wrong and not others:
@@ -254,3 +261,13 @@ def task_cells(task: Task, rows: datasets.Dataset) -> TaskCells:
     if False in pictures:
         raise SettingsError(cell_line(where, pictures.index(False), task.image, "nothing", "a picture"))
     return TaskCells(**read)
+
+
+def lacking(task: Task, rows: datasets.Dataset) -> list[str]:
+    """A line for each column of a task that its split lacks and that it does without."""
+    lines = []
+    for field, without in OPTIONAL.items():
+        column = getattr(task, field)
+        if column and column not in rows.column_names:
+            lines.append(f"{task.dataset}, split {task.split} has no column {column!r}: {without}")
+    return lines
