@@ -126,13 +126,15 @@ def has_picture(rows: datasets.Dataset, column: str, where: str) -> list[bool]:
         return [False] * len(rows)
     if not isinstance(kind, datasets.Image):
         raise SettingsError(no_picture_line(rows, column, where))
-    stored = rows.data.column(column).combine_chunks()
-    in_row = stored.field("bytes").is_valid().to_pylist()
-    paths = stored.field("path").to_pylist()
-    for number, path in enumerate(paths):
-        if path and not in_row[number] and not Path(path).is_file():
-            raise SettingsError(cell_line(where, number, column, repr(path), "the name of a file that is there"))
-    return [bytes_there or bool(path) for bytes_there, path in zip(in_row, paths, strict=True)]
+    there: list[bool] = []
+    for chunk in rows.data.column(column).chunks:  # one by one: together they would be copied
+        in_row = chunk.field("bytes").is_valid().to_pylist()
+        for has_bytes, path in zip(in_row, chunk.field("path").to_pylist(), strict=True):
+            if path and not has_bytes and not Path(path).is_file():
+                due = "the name of a file that is there"
+                raise SettingsError(cell_line(where, len(there), column, repr(path), due))
+            there.append(has_bytes or bool(path))
+    return there
 
 
 def no_picture_line(rows: datasets.Dataset, column: str, where: str) -> str:

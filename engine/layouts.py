@@ -8,7 +8,7 @@ pictures, or bytes, holds pictures.
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,11 @@ def local_splits(folder: Path) -> dict[str, Source]:
 
 
 def visible(folder: Path) -> list[Path]:
-    """What a folder holds that is not hidden; nothing for what is no folder."""
-    return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    """What a folder holds that is not hidden; nothing for what is no folder. Raises SettingsError."""
+    try:
+        return [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    except OSError as error:
+        raise SettingsError(f"{str(folder)!r} cannot be read: {error.strerror}") from None
 
 
 def has_card(folder: Path) -> bool:
@@ -174,26 +177,37 @@ def with_paths(rows: datasets.Dataset, folder: Path, where: str, root: Path) -> 
         if isinstance(kind, datasets.Value) and "string" in kind.dtype and is_picture_names(list(rows[column])):
             rows = rows.cast_column(column, datasets.Image(decode=False))
     for column, kind in rows.features.items():
-        if not isinstance(kind, datasets.Image):
-            continue
-        stored = rows.data.column(column).combine_chunks()
-        in_row = stored.field("bytes").is_valid().to_pylist()
-        paths = stored.field("path").to_pylist()
-        for number, name in enumerate(paths):
-            if name and not in_row[number]:
-                paths[number] = path_within(root, folder, name, f"{where}, row {number}: column {column!r}")
-        placed = {"bytes": stored.field("bytes"), "path": pyarrow.array([path or None for path in paths], "string")}
-        cells = pyarrow.StructArray.from_arrays([*placed.values()], [*placed], mask=stored.is_null())
-        pictures = datasets.Dataset(pyarrow.table({column: cells})).cast_column(column, kind)
-        rows = datasets.concatenate_datasets([rows.remove_columns(column), pictures], axis=1)
+        if isinstance(kind, datasets.Image):
+            chunks = rows.data.column(column).chunks
+            if not all(chunk.field("bytes").null_count == 0 for chunk in chunks):
+                cells = placed(chunks, lambda name, row: path_within(root, folder, name, f"{where}, row {row}"))
+                pictures = datasets.Dataset(pyarrow.table({column: cells})).cast_column(column, kind)
+                rows = datasets.concatenate_datasets([rows.remove_columns(column), pictures], axis=1)
     return rows
+
+
+def placed(chunks: list[pyarrow.StructArray], path_of: Callable[[str, int], str]) -> pyarrow.ChunkedArray:
+    """Pictures as {"bytes", "path"} with the paths that `path_of` makes of name and row where there are no bytes.
+
+    Chunk by chunk, because the bytes of a large dataset are copied where chunks are joined.
+    """
+    made, row = [], 0
+    for chunk in chunks:
+        paths = []
+        in_row = chunk.field("bytes").is_valid().to_pylist()
+        for has_bytes, name in zip(in_row, chunk.field("path").to_pylist(), strict=True):
+            paths.append(path_of(name, row) if name and not has_bytes else name or None)
+            row += 1
+        fields = [chunk.field("bytes"), pyarrow.array(paths, "string")]
+        made.append(pyarrow.StructArray.from_arrays(fields, ["bytes", "path"], mask=chunk.is_null()))
+    return pyarrow.chunked_array(made)
 
 
 def path_within(root: Path, folder: Path, name: str, where: str) -> str:
     """The path of a picture that a row names, relative to `folder`. Raises SettingsError where it leaves `root`."""
     path = os.path.abspath(folder / name)  # without a look at links: the pictures may be linked from elsewhere
     if "://" in name or not Path(path).is_relative_to(os.path.abspath(root)):
-        raise SettingsError(f"{where} holds {name!r}, which is not in {str(root)!r}; copy or link the pictures there")
+        raise SettingsError(f"{where}: picture {name!r} is not in {str(root)!r}; copy or link the pictures there")
     return path
 
 

@@ -266,9 +266,9 @@ def test_a_picture_without_bytes_and_path_is_none(tmp_path):
     ("name", "line"),
     [
         ("gone.png", "gone.png', where the name of a file that is there is due"),
-        ("/elsewhere/1.png", "'/elsewhere/1.png', which is not in"),
-        ("../1.png", "'../1.png', which is not in"),
-        ("https://example.org/1.png", "'https://example.org/1.png', which is not in"),
+        ("/elsewhere/1.png", "'/elsewhere/1.png' is not in"),
+        ("../1.png", "'../1.png' is not in"),
+        ("https://example.org/1.png", "'https://example.org/1.png' is not in"),
         ("photo number one", "'photo number one' (a text), where a picture or the name of one"),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_picture_that_is_not_found_is_named_when_the_split_is_opened(name, lin
     write(tmp_path, "1.png", RED)
     write(tmp_path, "full.jsonl", [{"image": "1.png", "caption": "Ann."}, {"image": name, "caption": "Bo."}])
     error = error_of(captions, tmp_path, "full")
-    assert "split full, row 1: column 'image' holds " in error
+    assert "split full, row 1" in error
     assert line in error
 
 
