@@ -15,6 +15,7 @@ from PIL import Image
 
 from engine.cells import TaskCells, as_name, as_text, need_columns, read_column, task_cells, training_cells
 from engine.decode import decode_picture
+from engine.files import files_below, hash_of_files
 from engine.layouts import read_rows, splits_of
 from settings.inputs import Inputs
 from settings.language import ChosenPeople, Data, Task
@@ -96,22 +97,10 @@ def make_missing(inputs: Inputs) -> None:
                 raise SettingsError(f"{maker.setting}: python {' '.join(make)} failed; its own line stands above")
 
 
-@functools.cache
-def folder_hash(path: str, changed: float) -> str:
-    """Hash of all files below a folder; `changed` (the newest change) makes a rewritten folder another key."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in Path(path).rglob("*") if p.is_file()):
-        digest.update(file.relative_to(path).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def fingerprint(path: str) -> str:
-    """What a dataset holds: the hash of a folder's files, or the hub id."""
+    """What a dataset holds: the hash of all files below a folder, linked ones too, or the hub id."""
     folder = Path(path)
-    if not folder.is_dir():
-        return f"hub:{path}"
-    return folder_hash(path, max((p.stat().st_mtime for p in folder.rglob("*")), default=0.0))
+    return hash_of_files(folder, files_below(folder)) if folder.is_dir() else f"hub:{path}"
 
 
 @functools.lru_cache(maxsize=64)

@@ -21,7 +21,7 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # modules of engine that need settings alone, so that data_module, a floor below engine, may use them
-BENEATH_DATA = {"engine.cells", "engine.decode", "engine.layouts"}
+BENEATH_DATA = {"engine.cells", "engine.decode", "engine.files", "engine.layouts"}
 FILES = sorted(file for name in FLOOR for file in (ROOT / name).rglob("*.py")) + sorted(ROOT.glob("*.py"))
 RECIPES = [
     file
