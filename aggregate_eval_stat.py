@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.figures import figures_of_logs, names_of
+from engine.figures import figures_of_logs
 from engine.logs import EvalLog, check_finite, check_same_rows, read_eval_log
 from engine.measures import MEASURES
 from engine.record import write_bytes_whole
@@ -68,8 +68,7 @@ def read_logs(settings: Aggregate) -> dict[str, EvalLog]:
         SettingsError: A log cannot be read, or two logs do not cover the same rows of the same tasks.
     """
     paths = named_logs(settings)
-    known, holdout = list(settings.scoring), names_of(settings.scoring, "holdout")
-    logs = {name: read_eval_log(name, path, known, holdout) for name, path in paths.items()}
+    logs = {name: read_eval_log(name, path, list(settings.scoring)) for name, path in paths.items()}
     ckpt = logs["ckpt_result"]
     for log in logs.values():
         check_same_rows(ckpt, log)

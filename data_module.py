@@ -5,21 +5,24 @@ import hashlib
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from io import BytesIO
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import datasets
 from natsort import natsorted
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from engine.cells import TaskCells, as_name, as_text, need_columns, read_column, task_cells, training_cells
+from engine.decode import decode_picture
+from engine.files import files_below, hash_of_files
+from engine.layouts import read_rows, splits_of
 from settings.inputs import Inputs
 from settings.language import ChosenPeople, Data, Task
 from settings.script import ROOT, SettingsError, nearest, processes
 
 datasets.disable_progress_bars()  # a bar a split drowns the lines that matter
+datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs of a bad file stands in our own line
 
 CAPTION_QUESTIONS = (
     "What can you see in this picture?",
@@ -94,41 +97,21 @@ def make_missing(inputs: Inputs) -> None:
                 raise SettingsError(f"{maker.setting}: python {made} failed; its own line stands above")
 
 
-@functools.cache
-def folder_hash(path: str, changed: float) -> str:
-    """Hash of all files below a folder; `changed` (the newest change) makes a rewritten folder another key."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in Path(path).rglob("*") if p.is_file()):
-        digest.update(file.relative_to(path).as_posix().encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def fingerprint(path: str) -> str:
-    """What a dataset holds: the hash of a folder's files, or the hub id."""
+    """What a dataset holds: the hash of all files below a folder, linked ones too, or the hub id."""
     folder = Path(path)
-    if not folder.is_dir():
-        return f"hub:{path}"
-    return folder_hash(path, max((p.stat().st_mtime for p in folder.rglob("*")), default=0.0))
+    return hash_of_files(folder, files_below(folder)) if folder.is_dir() else f"hub:{path}"
+
+
+@functools.lru_cache(maxsize=64)
+def known_splits(path: str, content: str) -> dict[str, Any]:
+    """`splits_of` a dataset that holds `content`."""
+    return splits_of(path)
 
 
 def split_names(path: str) -> list[str]:
-    """The splits of a dataset: names of the jsonl files of a flat folder, or the configs of a dataset folder or hub
-    dataset.
-
-    Raises SettingsError if there is no such dataset.
-    """
-    folder = Path(path)
-    if folder.is_dir() and (flat := [file.stem for file in folder.glob("*.jsonl")]):
-        return natsorted(flat)
-    if not folder.is_dir() and path.count("/") != 1:
-        raise SettingsError(f"data path {path!r} does not exist")
-    try:
-        return natsorted(datasets.get_dataset_config_names(path))
-    except Exception as error:  # the hub client raises errors of many libraries
-        raise SettingsError(
-            f"data path {path!r} is no folder and could not be read from the hub ({type(error).__name__})"
-        ) from None
+    """The splits of a dataset. Raises SettingsError if there is none."""
+    return natsorted(known_splits(path, fingerprint(path)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -139,22 +122,11 @@ def read_split(path: str, split: str, content: str) -> datasets.Dataset:
     SettingsError.
     """
     cache = Path(datasets.config.HF_DATASETS_CACHE) / f"content-{content.replace(':', '-').replace('/', '-')}"
-    file = Path(path, f"{split}.jsonl")
-    source = {"path": "json", "data_files": str(file)} if file.is_file() else {"path": path, "name": split}
-    try:
-        rows = datasets.load_dataset(**source, split="train", cache_dir=str(cache))
-    except Exception as error:  # of many libraries
-        raise SettingsError(
-            f"{path}, split {split} could not be read ({type(error).__name__}); is a line torn, or the file empty?"
-        ) from None
-    pictures = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
-    for name in pictures:  # decoded one by one, where an unreadable picture can be named
-        rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows
+    return read_rows(path, split, known_splits(path, content)[split], cache)
 
 
 def load_split(path: str, split: str) -> datasets.Dataset:
-    """The rows of `split` of a hub dataset, a local dataset folder, or a folder of <split>.jsonl files.
+    """The rows of `split` of a hub dataset or of a folder in one of the layouts of engine/layouts.py.
 
     Raises SettingsError naming the splits that exist if `split` is none of them.
     """
@@ -162,16 +134,6 @@ def load_split(path: str, split: str) -> datasets.Dataset:
     if split not in known:
         raise SettingsError(f"split={split!r} is not in {path}{nearest(split, known)}; it has {', '.join(known)}")
     return read_split(path, split, fingerprint(path))
-
-
-def need_columns(rows: datasets.Dataset, path: str, split: str, names: list[str]) -> None:
-    """Raise SettingsError if a named column is missing."""
-    for name in names:
-        if name not in rows.column_names:
-            raise SettingsError(
-                f"{path}, split {split}: no column {name!r}{nearest(name, rows.column_names)}; it has "
-                f"{', '.join(rows.column_names)}"
-            )
 
 
 # ---- rows -> examples (the one place where column names are read)
@@ -187,40 +149,27 @@ class TrainingRows:
     """
 
     def __init__(self, data: Data, split: str, modality: str, seed: int):
-        self.rows, self.columns, self.split, self.seed = load_split(data.path, split), data.columns, split, seed
-        self.has = {
-            field: name for field, name in vars(data.columns).items() if name and name in self.rows.column_names
-        }
-        if "caption" not in self.has and not {"question", "answer"} <= self.has.keys():
-            need_columns(self.rows, data.path, split, [data.columns.question, data.columns.answer])
-        if "caption" in self.has:
-            need_columns(self.rows, data.path, split, [data.columns.image])
-        pictures = list(self.picture_rows())
-        kept = [True] * len(pictures)
+        self.rows, self.split, self.seed = load_split(data.path, split), split, seed
+        self.cells = training_cells(self.rows, data, split)
+        pictured = self.cells.pictured
+        kept = [True] * len(pictured)
         if data.people:
-            if any(pictures) or "question" not in self.has:
+            if any(pictured) or "question" not in self.cells.columns:
                 raise SettingsError(
                     f"data.people chooses among rows of questions grouped by person; {data.path}, split "
                     f"{split}, has pictures"
                 )
-            kept = rows_about(data.people, data.path, split, self.has["question"], data.rows_per_person)
+            kept = rows_about(data.people, data.path, split, data.columns.question, data.rows_per_person)
         self.indices = [
             i
-            for i, picture in enumerate(pictures)
+            for i, picture in enumerate(pictured)
             if kept[i] and (modality == "both" or picture == (modality == "visual"))
         ]
         self.in_words = [
-            position for position, i in enumerate(self.indices) if not pictures[i]
+            position for position, i in enumerate(self.indices) if not pictured[i]
         ]  # positions of the rows without a picture
         if not self.indices:
             raise SettingsError(f"modality={modality} leaves no row of {data.path}, split {split}")
-
-    def picture_rows(self) -> Iterator[bool]:
-        pictures = self.rows.select_columns([self.has[name] for name in ("image", "caption") if name in self.has])
-        if not pictures.column_names:
-            return iter([False] * len(self.rows))
-        masks = [pictures.data.column(name).is_valid().to_pylist() for name in pictures.column_names]
-        return (any(row) for row in zip(*masks, strict=True))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -230,50 +179,23 @@ class TrainingRows:
         """What sorts the rows by length, read without their pictures: whether one has a picture, and the characters of
         its words.
         """
-        texts = [list(self.rows[self.has[name]]) for name in ("caption", "question", "answer") if name in self.has]
-        words = set(self.in_words)
-        lengths = []
-        for position, i in enumerate(self.indices):
-            letters = sum(len(column[i] or "") for column in texts)
-            lengths.append((position not in words, letters))
+        cells, lengths = self.cells, []
+        for i in self.indices:
+            letters = sum(len(column[i] or "") for column in (cells.caption, cells.question, cells.answer))
+            lengths.append((cells.pictured[i], letters))
         return lengths
 
     @functools.cached_property
     def answers(self) -> list[str]:
         """The answer of each row, read without its picture."""
-        columns = [list(self.rows[self.has[name]]) for name in ("caption", "answer") if name in self.has]
-        answers = []
-        for i in self.indices:
-            given = (column[i] for column in columns if column[i])
-            answers.append(next(given, ""))  # a row without one is named when it is read
-        return answers
+        return [self.cells.caption[i] or self.cells.answer[i] for i in self.indices]
 
     def __getitem__(self, position: int) -> Example:
-        index = self.indices[position]
-        row = self.rows[index]
-        return row_to_example(row, self.has, index, self.split, self.seed)
-
-
-def row_to_example(row: dict, has: dict[str, str], index: int, split: str, seed: int) -> Example:
-    """One training row as an Example; raises SettingsError naming the row if it holds no picture, question or answer
-    where it should.
-    """
-    cell = {field: row[name] for field, name in has.items()}
-    caption = cell.get("caption")
-    question = draw(seed, index).choice(CAPTION_QUESTIONS) if caption else cell.get("question")
-    answer = caption or cell.get("answer")
-    image = cell.get("image")
-    if caption and image is None:
-        raise SettingsError(f"split {split}, row {index}: a caption without its picture")
-    if not (is_text(question) and is_text(answer)):
-        raise SettingsError(
-            f"split {split}, row {index}: question {question!r} or answer {answer!r} is empty or no text"
-        )
-    return Example(question, answer, image, index, cell.get("person"), split)
-
-
-def is_text(cell: Any) -> TypeGuard[str]:
-    return isinstance(cell, str) and bool(cell.strip())
+        index, cells = self.indices[position], self.cells
+        caption = cells.caption[index]
+        question = draw(self.seed, index).choice(CAPTION_QUESTIONS) if caption else cells.question[index]
+        image = self.rows[index][cells.columns["image"]] if cells.pictured[index] else None
+        return Example(question, self.answers[position], image, index, cells.person[index], self.split)
 
 
 def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_share: float = 0.0) -> list[TaskRow]:
@@ -284,13 +206,8 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
     Raises SettingsError for an unknown split, a missing column, or a row without picture, question or answer.
     """
     rows = load_split(task.dataset, task.split)
-    need_columns(
-        rows,
-        task.dataset,
-        task.split,
-        [n for n in (task.image, task.question, task.answer, task.paraphrase, task.perturbed, task.person) if n],
-    )
-    people = persons_of_rows(task, rows)
+    cells = task_cells(task, rows)
+    people = persons_of_rows(task, rows, cells)
     kept = list(range(len(rows)))
     if task.chosen and task.rows_per_person:
         about = rows_about(task.chosen, task.dataset, task.split, task.question, task.rows_per_person)
@@ -303,7 +220,15 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
         )
     sampled = sample_by_person([people[i] for i in chosen], limit, seed)
     numbers = [chosen[place] for place in sampled]
-    return [read_task_row(task, rows[i], i, people[i], seed) for i in numbers]
+    made = []
+    for i in numbers:
+        question = cells.question[i] or (
+            draw(seed, i).choice(CAPTION_QUESTIONS) if task.ask == "caption" else NAME_QUESTION
+        )
+        image = rows[i][task.image] if task.image else None
+        example = Example(question, cells.answer[i], image, i, people[i], task.split)
+        made.append(TaskRow(example, cells.paraphrase[i], cells.perturbed[i] or []))
+    return made
 
 
 def rows_about(chosen: ChosenPeople, path: str, split: str, question: str, rows_per_person: int) -> list[bool]:
@@ -337,7 +262,7 @@ def questions_by_person(path: str, split: str, question: str, rows_per_person: i
     """The questions of a split whose rows stand grouped by person."""
     rows = load_split(path, split)
     need_columns(rows, path, split, [question])
-    asked = list(rows[question])
+    asked = read_column(rows, question, as_text, f"{path}, split {split}", needed=True)
     return [asked[start : start + rows_per_person] for start in range(0, len(asked), rows_per_person)]
 
 
@@ -353,7 +278,7 @@ def rows_of_fold(people: list[str | None], fold: str, validation_share: float, s
     return [i for i, name in enumerate(who) if fold == "all" or (name in validation) == (fold == "validation")]
 
 
-def persons_of_rows(task: Task, rows: datasets.Dataset) -> list[str | None]:
+def persons_of_rows(task: Task, rows: datasets.Dataset, cells: TaskCells) -> list[str | None]:
     """The person of each row: named by a column, or implied by the grouping of the rows, or not known.
 
     A group of rows is about whoever of `task.people` most of its rows name (the longest name where several are in each
@@ -361,15 +286,16 @@ def persons_of_rows(task: Task, rows: datasets.Dataset) -> list[str | None]:
     else "person <group> of <split>".
     """
     if task.person:
-        return list(rows[task.person])
+        return read_column(rows, task.person, as_name, f"{task.dataset}, split {task.split}")
     if not task.rows_per_person:
         return [None] * len(rows)
     names: set[str] = set()
-    if task.people:
-        named = load_split(task.people.dataset, task.people.split)
-        need_columns(named, task.people.dataset, task.people.split, [task.people.person])
-        names = {name for name in named[task.people.person] if name}
-    texts = [f"{question} {answer}" for question, answer in zip(rows[task.question], rows[task.answer], strict=True)]
+    if task.people and task.people.person:
+        path, split, column = task.people.dataset, task.people.split, task.people.person
+        named = load_split(path, split)
+        need_columns(named, path, split, [column])
+        names = {name for name in read_column(named, column, as_name, f"{path}, split {split}") if name}
+    texts = [f"{question} {answer}" for question, answer in zip(cells.question, cells.answer, strict=True)]
     people: list[str | None] = []
     for start in range(0, len(rows), task.rows_per_person):
         group = texts[start : start + task.rows_per_person]
@@ -400,30 +326,6 @@ def sample_by_person(people: list[str | None], limit: int, seed: int) -> list[in
     return sorted(turns[:limit])
 
 
-def read_task_row(task: Task, row: dict, index: int, person: str | None, seed: int) -> TaskRow:
-    asked = draw(seed, index).choice(CAPTION_QUESTIONS) if task.ask == "caption" else NAME_QUESTION
-    columns = {"question": task.question or "question", "answer": task.answer, "image": task.image or "image"}
-    row = {**row, columns["question"]: row[task.question] if task.question else asked}
-    if task.image and row[task.image] is None:
-        raise SettingsError(f"{task.dataset}, split {task.split}, row {index}: no picture in column {task.image!r}")
-    if not task.image:
-        columns.pop("image")
-    example = replace(row_to_example(row, columns, index, task.split, seed), person=person)
-    wrong = (
-        [answer for answer in row[task.perturbed] or [] if answer != example.answer] if task.perturbed else []
-    )  # some lists hold the right answer too
-    if task.perturbed and not (wrong and all(map(is_text, wrong))):
-        raise SettingsError(
-            f"{task.dataset}, split {task.split}, row {index}: column {task.perturbed!r} holds no wrong "
-            "answer, or one that is no text"
-        )
-    if task.paraphrase and not is_text(row[task.paraphrase]):
-        raise SettingsError(
-            f"{task.dataset}, split {task.split}, row {index}: column {task.paraphrase!r} is empty or no text"
-        )
-    return TaskRow(example, row[task.paraphrase] if task.paraphrase else None, wrong)
-
-
 def idk_answers(path: str) -> list[str]:
     """The "I don't know" answers of a file, one a line, stripped."""
     file = Path(path) if Path(path).is_absolute() else ROOT / path
@@ -435,10 +337,5 @@ def idk_answers(path: str) -> list[str]:
 def open_image(example: Example) -> Image.Image:
     """Decode the picture to RGB; raises SettingsError naming the row if it cannot be read."""
     assert example.image is not None
-    try:
-        source = BytesIO(example.image["bytes"]) if example.image["bytes"] is not None else example.image["path"]
-        return Image.open(source).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise SettingsError(
-            f"split {example.split}, row {example.index}: the picture cannot be read ({type(error).__name__})"
-        ) from None
+    source = example.image["path"] if example.image["bytes"] is None else example.image["bytes"]
+    return decode_picture(source, f"split {example.split}, row {example.index}")

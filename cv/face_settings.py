@@ -37,6 +37,7 @@ class Faces:
     # Pictures per person that make the centre others are compared with; all that are left are asked about.
     enrol: int = MISSING
     split_seed: int = MISSING
+    min_pictures: int = 0  # people with fewer are left out; 0: somebody with too few is an error
     split_file: str = MISSING  # JSON: who is who and which picture is what, written once
     made_by: str = ""  # `python -m <made_by> --out <made_at>` makes the folder when it is missing
     made_at: str = ""
@@ -44,6 +45,8 @@ class Faces:
     def __post_init__(self) -> None:
         for name, least in (("forget_pool", 2), ("train", 1), ("enrol", 1), ("pretraining_people", 0)):
             at_least(f"data.{name}", getattr(self, name), least)
+        if self.min_pictures:
+            at_least("data.min_pictures", self.min_pictures, self.train + self.enrol + 1)
         if self.forget_pool % 2:
             raise SettingsError(f"data.forget_pool={self.forget_pool} must be even: each model meets one half of them")
         if (self.pretraining is None) != (self.pretraining_people > 0):

@@ -17,6 +17,7 @@ from torch import Tensor
 from cv.division import Division
 from cv.face_settings import Album
 from data_module import Example, draw, fingerprint, load_split, open_image
+from engine.decode import decode_picture
 from engine.pairs import Batch, Pairs
 from settings.script import SettingsError
 
@@ -52,8 +53,8 @@ def picture_cache(path: str, split: str, content: str, size: int) -> dict[str, T
 def open_picture(album: Album, rows: Any, name: str) -> Image.Image:
     """One picture of an album, in RGB. `rows`: the album's dataset, where it is one."""
     if rows is None:
-        file = {"path": str(Path(album.path, name)), "bytes": None}
-        return open_image(Example("", "", file, 0, None, name))
+        file = Path(album.path, name)
+        return decode_picture(file, str(file))
     return open_image(Example("", "", rows[int(name)][album.image], int(name), None, album.split))
 
 

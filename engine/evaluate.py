@@ -23,8 +23,9 @@ from accelerate.utils import gather_object
 from pyarrow import parquet
 from torch import nn
 
-from data_module import TaskRow, fingerprint, task_rows
+from data_module import TaskRow, fingerprint, load_split, split_names, task_rows
 from engine import metrics
+from engine.cells import lacking
 from engine.encode import check_answers
 from engine.record import (
     AGGREGATED,
@@ -42,7 +43,7 @@ from engine.score_answers import AnswerLosses, Prompt, score_prompts
 from engine.source import Code, code_of
 from settings.inputs import Inputs
 from settings.language import EpochEval, Eval, EvalLimits, Finetune, Forget, Task
-from settings.script import SettingsError, processes
+from settings.script import SettingsError, nearest, processes
 
 TASK_RECORD = "record.json"
 TOKEN_COLUMNS = pyarrow.schema(
@@ -183,11 +184,30 @@ def by_metric(rows: dict[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def read_tasks(settings: EvalLimits, seed: int, fold: str) -> dict[str, list[TaskRow]]:
-    """The rows of every task; raises SettingsError for tasks that do not fit their data."""
+    """The rows of every task; says which columns are missing that a task does without.
+
+    Raises SettingsError for tasks that do not fit their data.
+    """
+    for name, task in settings.tasks.items():
+        check_task(name, task)
+        for line in lacking(task, load_split(task.dataset, task.split)):
+            say_line(f"{name}: {line}")
     return {
         name: task_rows(task, seed, settings.limit, fold, settings.validation_share)
         for name, task in settings.tasks.items()
     }
+
+
+def check_task(name: str, task: Task) -> None:
+    """Raise SettingsError for a task without a split or a right answer in the data."""
+    if not task.answer:
+        raise SettingsError(f"tasks.{name}.answer is empty in data.columns: ~tasks.{name} leaves the task out")
+    known = split_names(task.dataset)
+    if task.split not in known:
+        raise SettingsError(
+            f"tasks.{name}.split={task.split!r} is not in {task.dataset}{nearest(task.split, known)}; it has "
+            f"{', '.join(known)}; ~tasks.{name} leaves the task out"
+        )
 
 
 # ---- a checkpoint, task by task
@@ -392,6 +412,12 @@ def gold_measures(path: str, tasks: dict[str, list[TaskRow]]) -> dict[str, dict[
             raise SettingsError(
                 f"epoch_eval.gold_result={path!r} lacks row {missing[0]} of task {name!r}: evaluate gold on "
                 "all rows with the same tasks"
+            )
+        if ("truth_ratio" in columns) != bool(rows[0].perturbed):
+            with_wrong, without = ("log", "data") if "truth_ratio" in columns else ("data", "log")
+            raise SettingsError(
+                f"epoch_eval.gold_result={path!r}: task {name!r} has wrong answers in the {with_wrong} and none in the "
+                f"{without}: evaluate gold on the same data"
             )
         logged = {}
         for i in wanted:

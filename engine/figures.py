@@ -15,6 +15,15 @@ from settings.results import Scoring
 
 ATTACK_FPR = 0.01
 UTILITY_PARTS = ("rouge", "probability", "truth_ratio")  # of which Model Utility and the like are the harmonic mean
+FORGET_QUALITY = (
+    "forget_quality",
+    "ks_statistic",
+    "log10_forget_quality",
+    "forget_quality_by_person",
+    "forget_quality_js",
+    "forget_quality_js_n",
+    "forget_quality_js_median",
+)
 GROUPS = {  # of tasks -> the figure that is their harmonic mean
     "model_utility": ("retain", "real"),
     "real_metric": ("real",),
@@ -29,12 +38,12 @@ class TaskMetrics:
 
     Attributes:
         of_rows: Key of a measure -> (n,); None where the log does not hold it. All are in [0, 1].
-        ratio: The Truth Ratio R, above 0, (n,).
+        ratio: The Truth Ratio R, above 0, (n,); None where the task has no wrong answers.
         people: Whom each row is about; None where that is not known.
     """
 
     of_rows: dict[str, np.ndarray | None]
-    ratio: np.ndarray
+    ratio: np.ndarray | None
     people: list[str] | None
 
     def rows(self, measure: str) -> np.ndarray:
@@ -128,19 +137,13 @@ def task_metrics(log: TaskLog, scoring: Scoring, truth_ratio: str) -> TaskMetric
 
     The Truth Ratio is taken from the losses: a logged one may follow the other definition.
     """
-    assert log.perturbed_losses is not None  # only holdout tasks may lack them
-    losses = zip(log.paraphrase_losses, log.perturbed_losses, strict=True)
-    ratios = np.array([metrics.truth_ratio(right, wrong, truth_ratio) for right, wrong in losses])
-    if scoring.multiple_choice:
-        options = zip(log.losses, log.perturbed_losses, strict=True)
-        probabilities = np.array([metrics.multiple_choice_probability(right, wrong) for right, wrong in options])
-    else:
-        probabilities = metrics.probability(log.losses)
+    ratios = truth_ratios(log, truth_ratio)
+    forget = scoring.group == "forget"
     of_rows = {
         "rouge": log.rouge,
-        "probability": probabilities,
-        "truth_ratio": metrics.truth_ratio_scores(ratios, forget=scoring.group == "forget"),
-        "truth_share": metrics.truth_share(ratios),
+        "probability": answer_probabilities(log, scoring.multiple_choice),
+        "truth_ratio": None if ratios is None else metrics.truth_ratio_scores(ratios, forget=forget),
+        "truth_share": None if ratios is None else metrics.truth_share(ratios),
         "exact_memorization": log.exact_memorization,
         "extraction_strength": log.extraction_strength,
         "degenerate": np.array([metrics.is_degenerate(text) for text in log.generations]),
@@ -148,6 +151,24 @@ def task_metrics(log: TaskLog, scoring: Scoring, truth_ratio: str) -> TaskMetric
         "repetition": np.array([metrics.repetition(text) for text in log.generations]),
     }
     return TaskMetrics(of_rows, ratios, log.people)
+
+
+def truth_ratios(log: TaskLog, definition: str) -> np.ndarray | None:
+    """R of each row, (n,); None where the task has no wrong answers."""
+    if log.perturbed_losses is None:
+        return None
+    losses = zip(log.paraphrase_losses, log.perturbed_losses, strict=True)
+    return np.array([metrics.truth_ratio(right, wrong, definition) for right, wrong in losses])
+
+
+def answer_probabilities(log: TaskLog, multiple_choice: bool) -> np.ndarray | None:
+    """Probability of each row's right answer, (n,); None where it is a share among options and there are none."""
+    if not multiple_choice:
+        return metrics.probability(log.losses)
+    if log.perturbed_losses is None:
+        return None
+    options = zip(log.losses, log.perturbed_losses, strict=True)
+    return np.array([metrics.multiple_choice_probability(right, wrong) for right, wrong in options])
 
 
 def run_figures(log: EvalLog) -> Figures:
@@ -176,8 +197,20 @@ def task_figures(model: ModelMetrics) -> Figures:
 
 def group_metric(model: ModelMetrics, tasks: list[str]) -> float | None:
     """Harmonic mean of ROUGE, Probability and Truth Ratio over `tasks`; None when there are none."""
-    means = [model[task].rows(part).mean() for task in tasks for part in UTILITY_PARTS]
+    means = [model[task].rows(part).mean() for task, part in group_parts(model, tasks)]
     return float(metrics.harmonic_mean(means)) if means else None
+
+
+def group_parts(model: ModelMetrics, tasks: list[str], *, there: bool = True) -> list[tuple[str, str]]:
+    """The parts of a group's metric that the logs hold, as (task, measure); those that they lack with `there` false."""
+    parts = [(task, part) for task in tasks for part in UTILITY_PARTS]
+    return [(task, part) for task, part in parts if (model[task].of_rows[part] is not None) == there]
+
+
+def without_parts(model: ModelMetrics, tasks: list[str]) -> str | None:
+    """What a group's metric does without; None: nothing."""
+    lacking = [f"{MEASURES[part].heading} {task}" for task, part in group_parts(model, tasks, there=False)]
+    return f"without {', '.join(lacking)}, which the log lacks" if lacking else None
 
 
 def utility_figures(compared: Compared) -> Figures:
@@ -186,7 +219,8 @@ def utility_figures(compared: Compared) -> Figures:
     for key, groups in GROUPS.items():
         tasks = compared.names(*groups)
         low, high = utility_interval(compared.model, tasks)
-        figures[key, ""] = Figure(group_metric(compared.model, tasks), low, high)
+        why = without_parts(compared.model, tasks)
+        figures[key, ""] = Figure(group_metric(compared.model, tasks), low, high, why)
     utility = figures["model_utility", ""].value
     of_gold = group_metric(compared.gold, compared.names("retain", "real"))
     share = None if utility is None or not of_gold else utility / of_gold
@@ -221,7 +255,7 @@ def utility_interval(model: ModelMetrics, tasks: list[str]) -> Ends:
     """The interval of a group's metric; None where there are too few people."""
     if not has_enough_people(model, tasks):
         return None, None
-    rows = [Rows(model[task].rows(part), model[task].known_people) for task in tasks for part in UTILITY_PARTS]
+    rows = [Rows(model[task].rows(part), model[task].known_people) for task, part in group_parts(model, tasks)]
     return bootstrap_t(rows, harmonic_mean_of, bounds=(0, 1)) or (None, None)
 
 
@@ -258,6 +292,10 @@ def forget_quality_figures(compared: Compared) -> Figures:
     figures: Figures = {}
     for task in compared.names("forget"):
         a, b = compared.model[task].ratio, compared.gold[task].ratio
+        if a is None or b is None:
+            unknown = Figure(None, why="the task has no wrong answers")
+            figures |= dict.fromkeys(((key, task) for key in FORGET_QUALITY), unknown)
+            continue
         people = compared.model[task].people
         test = metrics.ks_test(a, b)
         by_person = Figure(None, why="people are not known")

@@ -6,7 +6,7 @@ of membership attacks and the row's person.
 
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,13 @@ class EvalLog:
     train_meta: dict[str, Any]  # train_meta.json of the model that was evaluated; empty where there is none
 
 
-def read_eval_log(name: str, path: str, known_tasks: list[str], without_wrong: Collection[str] = ()) -> EvalLog:
+def read_eval_log(name: str, path: str, known_tasks: list[str]) -> EvalLog:
     """Read the log that a setting points to, and the records beside it.
 
     Args:
         name: of the setting, for messages.
         path: of an eval_log_aggregated.json.
         known_tasks: tasks that the scoring settings know.
-        without_wrong: tasks that need no wrong answers.
 
     Returns:
         The log with its tasks in alphabetical order.
@@ -78,7 +77,7 @@ def read_eval_log(name: str, path: str, known_tasks: list[str], without_wrong: C
         task = task_named(key, name, known_tasks)
         if task in tasks:
             raise SettingsError(f"{name}: task {task!r} is there twice, with and without .json")
-        tasks[task] = read_task(f"{name}: task {task!r}", content[key], wrong=task not in without_wrong)
+        tasks[task] = read_task(f"{name}: task {task!r}", content[key])
     metas = (file.parent / "eval_meta.json", file.parent.parent / "train_meta.json")
     return EvalLog(name, tasks, *(read_record(name, meta) for meta in metas))
 
@@ -122,13 +121,12 @@ def read_json(name: str, file: Path) -> Any:
         raise SettingsError(f"{name}: {str(file)!r} is not JSON ({reason})") from None
 
 
-def read_task(where: str, metrics: dict[str, Any], wrong: bool) -> TaskLog:
+def read_task(where: str, metrics: dict[str, Any]) -> TaskLog:
     """One task's metrics as a TaskLog.
 
     Args:
         where: begins each error message.
-        metrics: metric -> row index -> value.
-        wrong: whether the task must hold the losses of wrong answers.
+        metrics: metric -> row index -> value. The losses of wrong answers may be missing as a whole.
 
     Returns:
         The rows, sorted by index.
@@ -139,13 +137,13 @@ def read_task(where: str, metrics: dict[str, Any], wrong: bool) -> TaskLog:
     """
     if strange := next((metric for metric, by_row in metrics.items() if not isinstance(by_row, dict)), None):
         raise SettingsError(f"{where}: {strange} must map row indices to values")
-    required = [*REQUIRED, "average_perturb_loss"] if wrong else REQUIRED
-    if missing := [metric for metric in required if not metrics.get(metric)]:
+    if missing := [metric for metric in REQUIRED if not metrics.get(metric)]:
         raise SettingsError(f"{where} lacks {', '.join(missing)}")
     columns = Columns(where, metrics)
     paraphrased = "avg_paraphrased_loss" if "avg_paraphrased_loss" in metrics else "avg_gt_loss"
     texts = columns.values("generated_text", prompt_generation_truth, "[prompt, generation, truth]")
     losses_expected = "a list of losses with at least one"
+    wrong = "average_perturb_loss" in metrics
     return TaskLog(
         rows=columns.rows,
         losses=columns.numbers("avg_gt_loss", loss, "a loss"),
@@ -270,6 +268,12 @@ def check_same_rows(a: EvalLog, b: EvalLog) -> None:
             raise SettingsError(
                 f"{a.name} and {b.name} cover different rows of task {task!r}: "
                 f"{len(of_a.rows)} and {len(of_b.rows)} rows, row {row} is in one of them only"
+            )
+        if (of_a.perturbed_losses is None) != (of_b.perturbed_losses is None):
+            without, other = (a, b) if of_a.perturbed_losses is None else (b, a)
+            raise SettingsError(
+                f"{without.name}: task {task!r} lacks average_perturb_loss, which {other.name} has: evaluate both "
+                "models on the same data"
             )
         for row, truth_a, truth_b in zip(of_a.rows, of_a.truths, of_b.truths, strict=True):
             if truth_a.strip() != truth_b.strip():

@@ -173,6 +173,7 @@ AGAINST_GOLD = [
         "p-value of telling the model's Truth Ratios from gold's",
         ".1e",
         unnamed_task=PUBLISHED,
+        has_why=True,
     ),
     Measure(
         "ks_statistic",
@@ -242,15 +243,31 @@ UTILITY = [
         HIGHER,
         "Harmonic mean of Probability, ROUGE and Truth Ratio over every task that is not about the forgotten",
         has_interval=True,
+        has_why=True,
     ),
-    Measure("real_metric", "Real metric", HIGHER, "The same over the tasks about the real world", has_interval=True),
-    Measure("retain_metric", "Retain metric", HIGHER, "The same over the tasks about kept people", has_interval=True),
+    Measure(
+        "real_metric",
+        "Real metric",
+        HIGHER,
+        "The same over the tasks about the real world",
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "retain_metric",
+        "Retain metric",
+        HIGHER,
+        "The same over the tasks about kept people",
+        has_interval=True,
+        has_why=True,
+    ),
     Measure(
         "forget_metric",
         "Forget metric",
         NEITHER,
         "The same over the tasks about forgotten people; it does not move in one direction with forgetting",
         has_interval=True,
+        has_why=True,
     ),
 ]
 KEPT = [

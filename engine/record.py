@@ -1,7 +1,6 @@
 """What a run leaves beside its results: whole folders and files, the key of what it did, cost, versions, progress."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from engine.files import content_digest, hash_of_files
 from engine.source import Code
 from settings.inputs import Inputs
 from settings.script import SettingsError, processes
@@ -220,33 +220,21 @@ def fingerprints(inputs: Inputs) -> dict[str, list[str]]:
 def file_fingerprint(path: str) -> str:
     """Hash of a file. Raises SettingsError if it cannot be read."""
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        return content_digest(Path(path)).hex()[:16]
     except OSError as error:
         raise SettingsError(f"{path!r} cannot be read: {error.strerror}") from None
 
 
 def model_fingerprint(path: str) -> str:
-    """Hash of what makes a model folder this model (weights, configuration, tokenizer, chat template), or the hub
-    id.
-    """
-    endings = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
-    files = sorted(file for ending in endings for file in Path(path).glob(ending) if file.name != TRAIN_RECORD)
-    if not files:
-        return f"hub:{path}"
-    changed = [(state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in map(Path.stat, files)]
-    return hash_of_files(tuple(files), tuple(changed))
+    """Hash of what makes a model folder this model, or the hub id.
 
-
-@functools.cache
-def hash_of_files(files: tuple[Path, ...], changed: tuple) -> str:
-    """Hash of what files hold, in order. `changed`: their states, so that files that were written again are read
-    again.
+    It counts every file in the folder itself, whatever the format of its weights, and the further chat templates; the
+    record of its training and its card do not count, nor do the results that stand in folders below.
     """
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
+    folder = Path(path)
+    kept = [*folder.glob("*"), *(folder / "additional_chat_templates").glob("*")]
+    files = sorted(file for file in kept if file.is_file() and file.name not in (TRAIN_RECORD, "README.md"))
+    return hash_of_files(folder, files) if files else f"hub:{path}"
 
 
 # ---- how far it is

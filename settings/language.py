@@ -41,13 +41,20 @@ class Model:
 
 @dataclass
 class Columns:
-    """Names of a training row's columns; an empty name: the data has no such column."""
+    """Names of the columns of a dataset; an empty name: the data has no such column."""
 
     image: str = ""
     caption: str = ""
     question: str = ""
     answer: str = ""
     person: str = ""
+    # what an evaluation reads besides; config/tasks says which task reads what
+    paraphrased_caption: str = "paraphrased_caption"
+    perturbed_captions: str = "perturbed_captions"
+    perturbed_names: str = "perturbed_names"
+    paraphrased_answer: str = "paraphrased_answer"
+    perturbed_answer: str = "perturbed_answer"
+    options: str = "options"
 
 
 @dataclass
@@ -112,9 +119,7 @@ class Task:
     question: str = ""  # column of the question; empty: `ask`
     ask: str = ""  # "caption" or "name": the questions for rows without one
     paraphrase: str = ""  # column of the paraphrased answer; empty: the answer itself
-    perturbed: str = (
-        ""  # column of the list of wrong answers; empty: the answer alone is scored (rows that nobody was trained on)
-    )
+    perturbed: str = ""  # column of the list of wrong answers; empty: the answer alone is scored
     person: str = ""  # column of the person; empty: by rows_per_person
     rows_per_person: int = 0  # rows stand grouped by person, this many each; 0: not known
     chosen: ChosenPeople | None = None  # null: all people

@@ -434,6 +434,55 @@ def test_the_gate_is_not_known_where_people_are_not(result):
     assert result(nameless, GOLD, nameless)["Gate why"] == "the people of eval_forget_qa are not known"
 
 
+# Logs without wrong answers
+
+
+def without_wrong(log, *tasks):
+    """`log` as it is where the data of some tasks has no wrong answers."""
+    for task in tasks:
+        for metric in ("average_perturb_loss", "avg_paraphrased_loss", "truth_ratio"):
+            log = without(log, f"{task}.json", metric)
+    return log
+
+
+def test_what_the_data_lacks_is_left_out_and_said_and_the_rest_is_aggregated(result):
+    tasks = ("eval_log", "eval_forget_qa", "eval_real_world_wo_options")
+    row, full = result(*(without_wrong(log, *tasks) for log in (GOLD2, GOLD, BASE))), result(GOLD2, GOLD, BASE)
+    for task in tasks:
+        assert (row[f"Truth Ratio {task}"], row[f"ROUGE {task}"]) == (None, full[f"ROUGE {task}"])
+    assert row["Probability eval_log"] == full["Probability eval_log"]
+    assert row["Probability eval_real_world_wo_options"] is None  # a share among options that are not there
+    lacking = "Truth Ratio eval_log, Probability eval_real_world_wo_options, Truth Ratio eval_real_world_wo_options"
+    assert row["Model Utility why"] == f"without {lacking}, which the log lacks"
+    parts = [row[f"{name} {task}"] for name in ("ROUGE", "Probability", "Truth Ratio") for task in (*RETAIN, *REAL)]
+    known = [part for part in parts if part is not None]
+    assert len(known) == 15 - 3
+    assert row["Model Utility"] == pytest.approx(12 / sum(1 / part for part in known))
+    assert row["Forget metric why"] == "without Truth Ratio eval_forget_qa, which the log lacks"
+    assert full["Model Utility why"] is None
+
+
+def test_forget_quality_without_wrong_answers_is_not_known_and_says_so(result):
+    row = result(*(without_wrong(log, "eval_forget_qa") for log in (GOLD2, GOLD, BASE)))
+    full = result(GOLD2, GOLD, BASE)
+    assert row["Forget Quality eval_forget_qa"] is None
+    assert row["Forget Quality eval_forget_qa why"] == "the task has no wrong answers"
+    assert row["Forget Quality"] == full["Forget Quality"]
+    assert row["Distance to gold ROUGE eval_forget_qa"] == full["Distance to gold ROUGE eval_forget_qa"]
+    assert "Truth Ratio R/(1+R) eval_forget_qa: not in every log" in row["Distance to gold why"]
+    assert row.keys() == full.keys()
+
+
+def test_a_log_without_any_wrong_answer_has_every_figure_that_needs_none(result):
+    everywhere = (*FORGET, *RETAIN, *REAL)
+    row = result(*(without_wrong(log, *everywhere) for log in (GOLD2, GOLD, BASE)))
+    full = result(GOLD2, GOLD, BASE)
+    same = ("Gate", "Collapsed", "Kept, real", "ROUGE eval_log", "Exact Memorization eval_forget_qa")
+    assert [row[name] for name in same] == [full[name] for name in same]
+    assert 0 < row["Distance to gold"] < 0.2
+    assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+
+
 # Intervals, records
 
 
@@ -510,8 +559,12 @@ BAD_LOGS = {
         {**BASE, "eval_real_author_wo_options.json": BASE[QA]},
         "retain_result lacks task 'eval_real_author_wo_options', which ckpt_result has",
     ),
-    "a metric lacking": (without(BASE, QA, "average_perturb_loss"), "task 'eval_forget_qa' lacks average_perturb_loss"),
-    "an empty task": (changed(BASE, {}, QA), "lacks avg_gt_loss, rougeL_recall, generated_text, average_perturb_loss"),
+    "a metric lacking": (without(BASE, QA, "rougeL_recall"), "task 'eval_forget_qa' lacks rougeL_recall"),
+    "wrong answers lacking": (
+        without(BASE, QA, "average_perturb_loss"),
+        "ckpt_result: task 'eval_forget_qa' lacks average_perturb_loss, which retain_result has",
+    ),
+    "an empty task": (changed(BASE, {}, QA), "lacks avg_gt_loss, rougeL_recall, generated_text$"),
     "a metric that is a list": (
         changed(BASE, [0.5] * 24, QA, "rougeL_recall"),
         "rougeL_recall must map row indices to values",

@@ -5,16 +5,18 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from cv import pictures
 from cv.division import list_pictures, met_by, read_division
 from cv.face_settings import Album, Faces, ForgetFaces
 from cv.pictures import FaceEncoder, FacePairs, View, apply_view, training_rows
 from engine.pairs import PassCollator, answer_key
-from helpers import SHARED
+from helpers import SHARED, png
 from mini_clear.faces import write_faces
 from mini_clear.people import draw_world
 from settings.script import SettingsError, compose
@@ -73,7 +75,16 @@ def test_pairs_of_models_meet_opposite_halves_of_each_pool_and_other_pairs_other
     ("change", "line"),
     [
         ({"train": 7}, "has 9 pictures; data.train=7 and data.enrol=2 leave none to ask about"),
-        ({"forget_pool": 12}, "data.forget_pool=12: .* has 12 people to be learned; at least two must be left"),
+        ({"train": 7}, "data.min_pictures=10 leaves such people out"),
+        (
+            {"forget_pool": 12},
+            r"data.forget_pool=12: .* has 12 people to be learned \(12 less 0 for pretraining\), and at least two must "
+            "be kept; it is an even number up to 10",
+        ),
+        (
+            {"forget_pool": 8, "pretraining": None, "pretraining_people": 5},
+            r"has 7 people to be learned \(12 less 5 for pretraining\).* an even number up to 4",
+        ),
         ({"people": Album(path="no/such")}, "data path 'no/such' does not exist"),
     ],
 )
@@ -89,6 +100,143 @@ def test_an_odd_pool_and_unclear_pretraining_are_refused(data):
     ):
         with pytest.raises(SettingsError, match=line):
             Faces(**{**vars(data), **change})
+
+
+# ---- folders and datasets as people have them
+
+
+def write_people(folder, **people):
+    """A directory per person with so many pictures each."""
+    for name, count in people.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.new("L", (4, 4), number).save(folder / name / f"{number}.png")
+    return Album(path=str(folder))
+
+
+def album_error(album, *arguments):
+    with pytest.raises(SettingsError) as caught:
+        list_pictures(album, *arguments)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_hidden_folders_and_files_are_no_people_and_no_pictures(tmp_path):
+    album = write_people(tmp_path, Ann=2, **{".git": 3, ".ipynb_checkpoints": 1})
+    (tmp_path / "Ann" / "._0.png").write_bytes(b"what a Mac leaves")
+    assert list_pictures(album) == {"Ann": ["Ann/0.png", "Ann/1.png"]}
+
+
+@pytest.mark.parametrize("ending", [".tif", ".TIFF", ".gif", ".JPG", ".webp", ".pgm", ".pnm"])
+def test_every_ending_of_a_format_that_is_read_is_a_picture(ending, tmp_path):
+    album = write_people(tmp_path, Ann=0)
+    (tmp_path / "Ann" / f"1{ending}").write_bytes(b"")
+    assert list_pictures(album) == {"Ann": [f"Ann/1{ending}"]}
+
+
+def test_files_that_are_not_read_are_named(tmp_path, capsys):
+    album = write_people(tmp_path, Ann=1)
+    for name in ("a.heic", "b.heic", "c.heic", "Thumbs.db"):
+        (tmp_path / "Ann" / name).write_bytes(b"")
+    (tmp_path / "stray.png").write_bytes(b"")
+    (tmp_path / "README").write_text("what this is")
+    assert list_pictures(album) == {"Ann": ["Ann/0.png"]}
+    line = "not read, as no pictures in a person's directory: Ann/Thumbs.db, Ann/a.heic, Ann/b.heic and 2 more"
+    assert capsys.readouterr().out == f"{tmp_path}: {line}\n"
+
+
+def test_pictures_one_level_too_deep_are_refused_with_both_ways_out(tmp_path):
+    write_people(tmp_path / "train", Ann=2, Bo=2)
+    line = album_error(Album(path=str(tmp_path)))
+    assert "'train/Ann' holds pictures one level too deep" in line
+    assert f"data.people.path={tmp_path}/train if 'Ann' is a person, else move them up to 'train'" in line
+    assert list_pictures(Album(path=str(tmp_path / "train"))).keys() == {"Ann", "Bo"}
+
+
+def test_somebody_without_a_picture_is_one_line_and_left_out_where_the_settings_say_so(tmp_path, capsys):
+    album = write_people(tmp_path, Ann=3, Bo=0, Cy=2)
+    assert "'Bo' holds no picture" in album_error(album)
+    assert list_pictures(album, 3).keys() == {"Ann"}
+    assert capsys.readouterr().out == f"{tmp_path}: left out, with fewer than 3 pictures: Bo, Cy\n"
+    assert "holds no directory with pictures" in album_error(album, 4)
+
+
+def test_people_with_too_few_pictures_are_in_no_part_of_the_division(data, tmp_path, face_overrides):
+    own = write_people(tmp_path / "people", **{f"p{i}": 4 if i < 3 else 8 for i in range(10)})
+    changes = {"people": own, "min_pictures": 7, "split_file": f"{tmp_path}/d.json"}
+    division = read_division(replace(data, **changes))
+    assert division.people.keys() == {f"p{i}" for i in range(3, 10)}
+    with pytest.raises(SettingsError, match=r"was made with another min_pictures \(7, now 8\)"):
+        read_division(replace(data, **changes | {"min_pictures": 8}))
+
+
+def test_too_small_a_least_number_of_pictures_is_refused(data):
+    with pytest.raises(
+        SettingsError, match=r"data.min_pictures=6 must be at least 7"
+    ):  # 4 learned, 2 enrolled, 1 asked
+        Faces(**{**vars(data), "min_pictures": 6})
+
+
+@pytest.mark.parametrize("name", ["Bo", "Ann/9.png", "Ann/others"])
+def test_a_broken_link_is_named_before_anything_trains(name, tmp_path):
+    album = write_people(tmp_path, Ann=2)
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    assert f"'{name}' is a link to nothing" in album_error(album)
+
+
+def test_linked_people_and_pictures_are_people_and_pictures(tmp_path):
+    write_people(tmp_path / "disk", Ann=1)
+    album = write_people(tmp_path / "own", Bo=1)
+    (tmp_path / "own" / "Ann").symlink_to(tmp_path / "disk" / "Ann")
+    (tmp_path / "own" / "Bo" / "1.png").symlink_to(tmp_path / "disk" / "Ann" / "0.png")
+    assert list_pictures(album) == {"Ann": ["Ann/0.png"], "Bo": ["Bo/0.png", "Bo/1.png"]}
+
+
+def dataset_album(folder, names, kind):
+    features = datasets.Features({"image": datasets.Image(), "name": kind})
+    rows = {"image": [png("red")] * len(names), "name": names}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "faces.parquet")
+    return Album(path=str(folder), split="faces")
+
+
+TEXT = datasets.Value("string")
+
+
+def test_rows_that_name_nobody_are_nobodys_and_a_name_is_its_letters(tmp_path, capsys):
+    album = dataset_album(tmp_path, ["Ann", " Ann ", None, "", "Bo"], TEXT)
+    assert list_pictures(album) == {"Ann": ["0", "1"], "Bo": ["4"]}
+    assert "left out, with nobody in column 'name': row 2, 3" in capsys.readouterr().out
+
+
+def test_classes_of_a_dataset_are_people_by_their_names(tmp_path):
+    assert list_pictures(dataset_album(tmp_path, ["Bo", "Ann"], datasets.ClassLabel(names=["Ann", "Bo"]))) == {
+        "Bo": ["0"],
+        "Ann": ["1"],
+    }
+
+
+def test_numbers_of_people_are_their_names(tmp_path):
+    assert list_pictures(dataset_album(tmp_path, [7, 0], datasets.Value("int64"))) == {"7": ["0"], "0": ["1"]}
+
+
+def test_a_row_without_a_picture_is_named(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "name": TEXT})
+    datasets.Dataset.from_dict({"image": [png("red"), None], "name": ["Ann", "Bo"]}, features=features).to_parquet(
+        tmp_path / "faces.parquet"
+    )
+    line = album_error(Album(path=str(tmp_path), split="faces"))
+    assert "split faces, row 1: column 'image' holds nothing, where a picture is due" in line
+
+
+def test_a_linked_picture_of_a_dataset_is_read_by_its_name(tmp_path):
+    write_people(tmp_path, Ann=2)
+    rows = [{"file_name": f"Ann/{number}.png", "name": "Ann"} for number in range(2)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    album = Album(path=str(tmp_path), split="default")
+    assert list_pictures(album) == {"Ann": ["0", "1"]}
+    read = pictures.read_pictures(album, ["0", "1"], 4)
+    assert [int(read[name][0, 0, 0]) for name in ("0", "1")] == [0, 1]
 
 
 # ---- views and batches
@@ -179,13 +327,13 @@ def test_a_view_moves_a_picture_with_its_edge_repeated_mirrors_it_and_hides_a_sq
 def test_pictures_are_decoded_once_per_process(data, monkeypatch):
     pictures.picture_cache.cache_clear()
     opened = []
-    open_image = pictures.open_image
+    decode_picture = pictures.decode_picture
 
-    def note_and_open(example):
-        opened.append(example.image["path"])
-        return open_image(example)
+    def note_and_decode(file, name):
+        opened.append(name)
+        return decode_picture(file, name)
 
-    monkeypatch.setattr(pictures, "open_image", note_and_open)
+    monkeypatch.setattr(pictures, "decode_picture", note_and_decode)
     for _ in range(3):
         _, encoder = pairs_of(data, ["forget"])
     assert len(opened) == len(set(opened)) == len(encoder.pictures)
@@ -204,6 +352,17 @@ def test_a_batch_holds_pixels_around_zero_and_class_numbers(data):
     assert [names[number] for number in batch.labels[:, 0]] == [row.answer for row in rows]
     with pytest.raises(SettingsError, match="the network has no class for 'nobody'"):
         encoder.encode(replace(rows[0], answer="nobody"))
+
+
+def test_faces_of_16_bits_and_faces_on_their_side_are_those_of_8_bits_upright(tmp_path):
+    upright = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 8  # to be shown turned left by a quarter
+    Image.fromarray(upright).save(tmp_path / "plain.png")
+    Image.fromarray(np.rot90(upright, -1).astype(np.uint16) * 257).save(tmp_path / "deep.png", exif=tags)
+    read = pictures.read_pictures(Album(path=str(tmp_path)), ["plain.png", "deep.png"], 8)
+    assert read["deep.png"].equal(read["plain.png"])
+    assert read["plain.png"][0].tolist() == upright.tolist()
 
 
 def test_a_corrupt_picture_is_named(tmp_path):

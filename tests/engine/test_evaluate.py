@@ -3,18 +3,19 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
-from data_module import TaskRow, task_rows
+from data_module import TaskRow, TrainingRows, load_split, split_names, task_rows
 from engine import evaluate as eval_engine
 from engine import metrics as eval_metrics
 from engine.evaluate import AGGREGATED, EpochEvaluation, evaluate, evaluate_rows, measures, read_tasks, task_key
 from engine.score_answers import Prompt, score_prompts
 from engine.source import code_of
 from helpers import BASE, QUICK, example, png, start, task
-from settings.language import Eval, Forget
+from settings.language import Eval, Finetune, Forget
 from settings.script import SettingsError, compose
 
 TOFU_METRICS = {
@@ -131,7 +132,7 @@ def test_a_picture_row_without_its_picture_is_an_error_and_no_question_in_words(
         return rows.map(lambda row: {"image": None}) if split == "real_faces" else rows
 
     monkeypatch.setattr(data_module, "load_split", without)
-    with pytest.raises(SettingsError, match="row 0: no picture in column 'image'"):
+    with pytest.raises(SettingsError, match="row 0: column 'image' holds nothing, where a picture is due"):
         task_rows(task(world, split="real_faces", answer="answer", perturbed="options", person=""), 0, 0)
 
 
@@ -232,8 +233,84 @@ def test_the_record_beside_the_log_says_which_data_and_how_many_rows(log_folder)
 
 def test_tasks_that_do_not_fit_their_data_are_an_error_before_any_weights_load(world_overrides, tmp_path):
     settings = compose("mm/eval", Eval, [*world_overrides, "forget=forget07", f"save_dir={tmp_path}/out"])
-    with pytest.raises(SettingsError, match="split='forget07_perturbed'"):
+    with pytest.raises(SettingsError, match=r"split='forget07_perturbed'.*~tasks\.eval_log_forget leaves the task"):
         read_tasks(settings, 0, "all")
+
+
+# ---- data of one's own
+
+GERMAN = {
+    "question": "frage",
+    "answer": "antwort",
+    "paraphrased_answer": "umschreibung",
+    "perturbed_answer": "falsch",
+}
+
+
+@pytest.fixture
+def german(world, tmp_path):
+    """The small world's texts with columns of other names, as lines of JSON; a split may be written without some."""
+
+    def write(*left_out):
+        folder = tmp_path / "texte"
+        folder.mkdir(exist_ok=True)
+        for split in split_names(f"{world}/tofu"):
+            rows = load_split(f"{world}/tofu", split)
+            kept = [column for column in rows.column_names if column in GERMAN and column not in left_out]
+            renamed = rows.select_columns(kept).rename_columns({column: GERMAN[column] for column in kept})
+            (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, renamed)))
+        columns = [f"data.columns.{name}={own}" for name, own in GERMAN.items() if name in ("question", "answer")]
+        columns += [f"+data.columns.{name}={own}" for name, own in GERMAN.items() if name not in ("question", "answer")]
+        return [f"data.text_path={folder}", "data.made_by=''", *columns]
+
+    return write
+
+
+def read_nlp_tasks(overrides, *more):
+    settings = compose("nlp/eval", Eval, [*overrides, "model_path=a/b", *more])
+    return read_tasks(settings, 0, "all")
+
+
+def test_data_columns_names_columns_for_training_and_for_evaluation(german, world):
+    plain = [f"data.text_path={world}/tofu", "data.made_by=''"]
+    tasks, expected = read_nlp_tasks(german()), read_nlp_tasks(plain)
+    assert tasks == expected
+    assert all(row.perturbed for row in tasks["eval_log"])
+    assert all(row.paraphrase for row in tasks["eval_log"])
+    own, usual = (compose("nlp/finetune", Finetune, overrides).data for overrides in (german(), plain))
+    trained, plainly = TrainingRows(own, "full", "text", 0), TrainingRows(usual, "full", "text", 0)
+    assert [trained[i] for i in range(len(trained))] == [plainly[i] for i in range(len(plainly))]
+
+
+def test_data_without_wrong_answers_is_evaluated_on_what_it_has_and_what_is_missing_is_said(german, capsys):
+    tasks = read_nlp_tasks(german("perturbed_answer", "paraphrased_answer"))
+    rows = tasks["eval_log_forget"]
+    assert len(rows) > 0
+    assert {(row.paraphrase, len(row.perturbed)) for row in rows} == {(None, 0)}
+    said = capsys.readouterr().out.splitlines()
+    assert any(
+        line.startswith("eval_log_forget: ") and line.endswith("no column 'falsch': no Truth Ratio is computed")
+        for line in said
+    )
+    assert len(said) == 4 + 2  # four tasks want wrong answers, two of them a paraphrase
+
+
+def test_a_task_that_is_left_out_is_not_read(german):
+    tasks = read_nlp_tasks(german(), "~tasks.eval_log", "~tasks.eval_log_holdout")
+    assert sorted(tasks) == ["eval_log_forget", "eval_real_author_wo_options", "eval_real_world_wo_options"]
+
+
+def test_a_task_whose_column_the_data_has_not_is_named_with_the_way_out(german):
+    line = r"tasks.eval_log.answer is empty in data.columns: ~tasks.eval_log leaves the task out"
+    with pytest.raises(SettingsError, match=line):
+        read_nlp_tasks(german(), "data.columns.answer=''")
+
+
+def test_rows_without_wrong_answers_are_logged_without_what_needs_them(model, encoder):
+    rows = [TaskRow(example(answer="One."), "Two.", []), TaskRow(example(answer="Three.", index=1), None, [])]
+    for row in evaluate_rows(model, encoder, rows, batch_size=4, max_new_tokens=4).rows.values():
+        assert {"avg_gt_loss", "rougeL_recall", "exact_memorization"} < row.keys()
+        assert not {"truth_ratio", "average_perturb_loss", "normalized_gt_loss"} & row.keys()
 
 
 # ---- finished tasks
@@ -405,6 +482,14 @@ def test_without_gold_a_finetuning_takes_the_lowest_loss_and_a_forgetting_says_i
     assert EpochEvaluation(tasks, encoder, settings, forgetting=False).best(epochs)["epoch"] == 2
     best = EpochEvaluation(tasks, encoder, settings, forgetting=True).best(epochs)
     assert best["epoch"] is None and "gold_result" in best["rule"]
+
+
+def test_a_gold_log_of_data_with_wrong_answers_where_the_data_has_none_is_refused(encoder, world_overrides, log_folder):
+    settings = epoch_settings(world_overrides, f"epoch_eval.gold_result={log_folder}/eval_log_aggregated.json")
+    tasks = read_tasks(settings, 0, "validation")
+    tasks["eval_log"] = [replace(row, perturbed=[]) for row in tasks["eval_log"]]
+    with pytest.raises(SettingsError, match="task 'eval_log' has wrong answers in the log and none in the data"):
+        EpochEvaluation(tasks, encoder, settings, forgetting=True)
 
 
 def test_a_gold_log_that_lacks_rows_is_named(encoder, world_overrides, log_folder, tmp_path):

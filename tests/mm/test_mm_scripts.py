@@ -206,7 +206,9 @@ def test_a_corrupt_picture_in_the_data_is_named_by_its_row_and_leaves_nothing(tm
     )
     overrides = [f"data.path={tmp_path}/data", "data.made_by=''", "split=full", f"save_dir={tmp_path}/out", *QUICK]
     assert start(mm.finetune, overrides, monkeypatch) == 1
-    assert capsys.readouterr().err == "error: split full, row 0: the picture cannot be read (UnidentifiedImageError)\n"
+    line = capsys.readouterr().err
+    assert line.startswith("error: split full, row 0: the picture cannot be read: it begins with b'not a picture';")
+    assert line.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

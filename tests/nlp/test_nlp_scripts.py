@@ -158,17 +158,17 @@ BAD_ROWS = {  # a split's second and third row -> the one line it earns
     "an empty question": (
         nlp.finetune,
         [{"question": " ", "answer": "Bob."}],
-        r"split full, row 1: question ' ' or answer 'Bob.' is empty or no text",
+        r"split full, row 1: column 'question' holds nothing, where a text is due",
     ),
     "no answer": (
         nlp.finetune,
         [{"question": "Who?", "answer": None}],
-        r"split full, row 1: question 'Who\?' or answer None is empty or no text",
+        r"split full, row 1: column 'answer' holds nothing, where a text is due",
     ),
     "no answer where others' are drawn": (
         nlp.forget,
         [{"question": "Who?", "answer": ""}],
-        r"split forget10, row 1: question 'Who\?' or answer '' is empty",
+        r"split forget10, row 1: column 'answer' holds nothing, where a text is due",
     ),
     "answers that are too long": (
         nlp.finetune,
@@ -179,7 +179,7 @@ BAD_ROWS = {  # a split's second and third row -> the one line it earns
     "a torn line": (
         nlp.finetune,
         ['{"question": "Who?", "ans'],
-        r"split full could not be read \(\w+\); is a line torn",
+        r"full\.jsonl', line 2 is not JSON: Unterminated string",
     ),
 }
 
@@ -219,7 +219,8 @@ def test_numbers_for_answers_are_refused_in_one_line(words, tmp_path, monkeypatc
         )
         == 1
     )
-    assert capsys.readouterr().err == "error: split full, row 0: question 'When?' or answer 1947 is empty or no text\n"
+    line = "split full, row 0: column 'answer' holds 1947 (a number), where a text is due\n"
+    assert capsys.readouterr().err == f"error: {tmp_path}/rows, {line}"
 
 
 def test_truncate_trains_on_what_fits_and_says_what_it_filled_up_with(words, tmp_path, monkeypatch, capsys):
