@@ -15,6 +15,7 @@ from there. The output has lines `name value`:
 
 import argparse
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -48,8 +49,8 @@ def run_once(benchmark: str, seed: int, precision: str, threads: int) -> pd.Data
     settings = compose("run_benchmark", RunBenchmark, [f"benchmark={benchmark}"]).benchmark
     changes = [f"benchmark.seeds=[{seed}]"]
     for stage in ("finetune", "forget"):
-        told = [*getattr(settings, stage), f"trainer.precision={precision}"]
-        changes.append(f"benchmark.{stage}=[{','.join(told)}]")
+        told = json.dumps([*getattr(settings, stage), f"trainer.precision={precision}"])  # quoted, as Hydra wants it
+        changes.append(f"benchmark.{stage}={told}")
     command = [sys.executable, "run_benchmark.py", f"benchmark={benchmark}", f"results_dir={folder}", *changes]
     # waiting threads that sleep change no digit, and let other programs run
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
