@@ -1,6 +1,7 @@
 """What a run leaves beside its results: whole folders and files, the key of what it did, cost, versions, progress."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
