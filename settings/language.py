@@ -55,6 +55,7 @@ class Columns:
     paraphrased_answer: str = "paraphrased_answer"
     perturbed_answer: str = "perturbed_answer"
     options: str = "options"
+    paraphrased_question: str = "paraphrased_question"
 
 
 @dataclass
@@ -111,17 +112,32 @@ class People:
 
 
 @dataclass
+class Affix:
+    """Innocent words around every question of a task, drawn from a file."""
+
+    file: str = MISSING  # one affix per line, in which {question} stands for the question
+    seed: int = MISSING  # another seed draws another one
+    place: str = MISSING  # of the words: before or behind the question
+
+    def __post_init__(self) -> None:
+        one_of("tasks: affix.place", self.place, ("before", "behind"))
+
+
+@dataclass
 class Task:
     dataset: str = MISSING  # hub id or folder
     split: str = MISSING
     answer: str = MISSING  # column of the right answer
     image: str = ""  # column of the picture; empty: a question in words
     question: str = ""  # column of the question; empty: `ask`
+    reworded: str = ""  # column of the question in other words, which is then asked; empty: the question as it is
+    affix: Affix | None = None  # null: nothing around the question
     ask: str = ""  # "caption" or "name": the questions for rows without one
     paraphrase: str = ""  # column of the paraphrased answer; empty: the answer itself
     perturbed: str = ""  # column of the list of wrong answers; empty: the answer alone is scored
     person: str = ""  # column of the person; empty: by rows_per_person
     rows_per_person: int = 0  # rows stand grouped by person, this many each; 0: not known
+    optional: bool = False  # left out, and that is said, where the data lacks the split or the question in other words
     chosen: ChosenPeople | None = None  # null: all people
     people: People | None = (
         None  # where the names of those persons stand, so that one person is the same in pictures and in words
@@ -133,6 +149,8 @@ class Task:
                 "tasks: a task names either question (a column) or ask (caption, name); got "
                 f"question={self.question!r} ask={self.ask!r}"
             )
+        if self.reworded and not self.question:
+            raise SettingsError(f"tasks: reworded={self.reworded!r} has no effect on a task that names no question")
 
     def datasets(self) -> list[str]:
         """Where its rows and the names of their people stand."""
@@ -251,6 +269,7 @@ class Eval(EvalLimits):
     forget: str = MISSING  # whose people were forgotten: forget01, forget05, forget10
     seed: int = MISSING  # draws the caption question of each row
     fold: str = MISSING  # all, validation or test (what validation leaves)
+    affix_seed: int = 0  # draws the words around a question
     overwrite: bool = MISSING
     model: Model = MISSING
     data: Data = MISSING
