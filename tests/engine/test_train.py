@@ -172,6 +172,17 @@ def test_a_frozen_part_stays_frozen_in_the_layers_that_train(model):
     assert names and all(".layers.1." in name and "self_attn" not in name for name in names)
 
 
+def test_rmu_trains_the_named_part_of_its_layers_alone(data, encoder, tmp_path):
+    args = {"c": 6.5, "alpha": 1.0, "direction_seed": 0}
+    part = Activations(layer=1, trained=[0, 1], part="down_projection")
+    method = Method("rmu", "rmu", args, activations=part)
+    start = load_file(BASE / "model.safetensors")
+    named = {f"language_model.model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
+    for folder, lora in (("full", None), ("lora", Lora(r=4, alpha=8, dropout=0.0))):
+        trained, _ = run(data, encoder, tmp_path / folder, replace(TRAINER, lora=lora), method)
+        assert {name for name in trained if not torch.equal(trained[name], start[name].float())} == named
+
+
 def test_rmu_trains_its_layers_alone_and_computes_nothing_above_its_layer(data, encoder, tmp_path, monkeypatch):
     method = Method(
         "rmu", "rmu", {"c": 6.5, "alpha": 1.0, "direction_seed": 0}, activations=Activations(layer=1, trained=[1])
