@@ -8,9 +8,10 @@ quarter of them, each seed once and each setting at least once. A run that was s
 bench/stability/<benchmark>.csv gets one line per run, model and measure; the report of that benchmark reads its spreads
 from there. The output has lines `name value`:
 
-- `<method>_distance_spread`: the standard deviation of the distance to gold over all runs.
+- `<method>_distance_spread`: the standard deviation of the worst way's distance over all runs.
 - `reversed_share`: of all ordered pairs of methods that one run calls different, the share that another run reverses.
-- `flags_turned`: methods that one run calls collapsed and another run not even borderline.
+- `flags_turned`: models that one run calls collapsed and another run not even borderline.
+- `verdicts_turned`: models that one run calls like gold and another unlike gold.
 """
 
 import argparse
@@ -26,12 +27,26 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.kept import COLLAPSED, KEPT
 from engine.record import matrix_instructions, processor_name
+from engine.result_table import Figure
+from engine.verdicts import LIKE, UNLIKE, Judged, is_clearly_better
 from settings.results import RunBenchmark
 from settings.script import ROOT, compose
 
 SEEDS = range(5)
 SETTINGS = [("fp32", 1), ("fp32", 2), ("bf16", 1), ("bf16", 2)]  # precision, threads
-MEASURED = ("distance_to_gold", "noise_floor", "kept_taught", "kept_real", "flag")
+MEASURED = (
+    "verdict",
+    "distance_people",
+    "distance_held_out",
+    "distance_worst_way",
+    "worst_person",
+    "share_forgotten",
+    "share_remembered",
+    "skipped",
+    "kept_taught",
+    "kept_real",
+    "flag",
+)
 RUN = ["seed", "precision", "threads"]
 
 
@@ -64,17 +79,20 @@ def run_once(benchmark: str, seed: int, precision: str, threads: int) -> pd.Data
 
 
 def nearer_pairs(run: pd.DataFrame) -> set[tuple[str, str]]:
-    """Ordered pairs of methods of one run of which the first is nearer to gold: by more than two golds lie apart, and
-    with intervals that do not meet.
-    """
-    wide = run.pivot(index="model", columns="measure", values="value")
-    ends = run[run.measure == "distance_to_gold"].set_index("model")
-    pairs = set()
-    for one, other in itertools.permutations(methods_of(run), 2):
-        gap = wide.distance_to_gold[other] - wide.distance_to_gold[one]
-        if gap > wide.noise_floor[one] and not ends.high[one] >= ends.low[other]:
-            pairs.add((one, other))
-    return pairs
+    """Ordered pairs of methods of one run of which the first is clearly better, by the rule of the report's places."""
+    methods = methods_of(run)
+    rows = {method: judged(run[run.model == method].set_index("measure")) for method in methods}
+    return {pair for pair in itertools.permutations(methods, 2) if is_clearly_better(rows[pair[0]], rows[pair[1]])}
+
+
+def judged(of_method: pd.DataFrame) -> Judged:
+    """What a method's place is decided by, without a spread, which is what the runs are to tell."""
+    line = of_method.loc["distance_worst_way"]
+    low, high = (None if pd.isna(line[end]) else float(line[end]) for end in ("low", "high"))
+    worst = of_method.loc["worst_person"]
+    distance = Figure(float(line.value), low, high)
+    held_out = float(of_method.loc["distance_held_out", "value"])
+    return Judged(distance, held_out, float(worst.value), float(worst.value - worst.low), 0.0)
 
 
 def methods_of(table: pd.DataFrame) -> list[str]:
@@ -86,15 +104,16 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
     """Name -> value of what the runs agree on."""
     runs = [run for _, run in table.groupby(RUN)]
     lines: dict[str, float] = {"runs": len(runs)}
-    distances = table[table.measure == "distance_to_gold"]
+    distances = table[table.measure == "distance_worst_way"]
     for method in methods_of(table):
         lines[f"{method}_distance_spread"] = distances[distances.model == method].value.std()
     called = [pair for run in runs for pair in nearer_pairs(run)]
     turned = [pair for pair in called if pair[::-1] in called]
     lines |= {"pairs_called": len(called), "reversed_share": len(turned) / len(called) if called else 0.0}
-    flags = table[table.measure == "flag"].groupby("model").value
-    ends = flags.agg(["min", "max"])
-    lines["flags_turned"] = int(((ends["min"] == KEPT) & (ends["max"] == COLLAPSED)).sum())
+    for measure, no, yes in (("flag", KEPT, COLLAPSED), ("verdict", UNLIKE, LIKE)):
+        ends = table[table.measure == measure].groupby("model").value.agg(["min", "max"])
+        turned_models = (ends["min"] == min(no, yes)) & (ends["max"] == max(no, yes))
+        lines[f"{measure}s_turned"] = int(turned_models.sum())
     return lines
 
 

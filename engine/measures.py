@@ -165,6 +165,15 @@ HEADLINE = [
         has_why=True,
     ),
     Measure(
+        "place",
+        "Place",
+        LOWER,
+        "One more than the number of methods that are clearly better; why: why the method has no place",
+        ".0f",
+        {"": "place"},
+        has_why=True,
+    ),
+    Measure(
         "distance_people",
         "Distance (people)",
         LOWER,
@@ -228,6 +237,13 @@ HEADLINE = [
         {"": "remembered"},
         has_why=True,
     ),
+    Measure(
+        "distance_spread",
+        "Spread of the distance",
+        NEITHER,
+        "Standard deviation of the worst way's distance over seeds, precisions and threads, by bench/stability.py",
+        ".2f",
+    ),
     Measure("share_unresolved", "Not resolved", NEITHER, "Share of the people of whom neither is shown", has_why=True),
     Measure(
         "skipped",
@@ -247,7 +263,6 @@ AGAINST_GOLD = [
         LOWER,
         "Mean over measures and forget tasks of |model - gold| / |base - gold|",
         ".2f",
-        {"": "distance to gold"},
         has_interval=True,
         has_why=True,
     ),
@@ -257,7 +272,6 @@ AGAINST_GOLD = [
         NEITHER,
         "Distance to gold of a second gold model of another seed",
         ".2f",
-        {"": "noise floor"},
     ),
     Measure(
         "utility_to_gold",

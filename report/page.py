@@ -14,11 +14,11 @@ from report.cards import make_cards
 from report.faces import attack_verdict, read_attack, read_verification
 from report.folder import START, FinishedStage, Plan, log_file, model_folder, model_name
 from report.plots import attack_plots, common_plots, render_plots, truth_ratio_plots, verification_plots
+from report.ranking import ANCHORS
 from report.tables import failure_texts, flag_text, gate_text, row_label
 from settings.results import Benchmark, Scoring
 from settings.script import ROOT
 
-ANCHORS = ("base", "gold", START)  # what methods are compared with
 TEMPLATE = ROOT / "report" / "template"
 JSON_AS_IS = {"ensure_ascii": False, "separators": (",", ":")}  # for Jinja's tojson, which escapes < > & '
 

@@ -8,6 +8,7 @@ from aggregate_eval_stat import aggregate
 from engine.result_table import Figure, ModelResult
 from report.faces import add_distances, face_figures
 from report.folder import START, Plan, gold_seeds, log_file, model_folder, model_name
+from report.ranking import add_places
 from settings.results import Aggregate, Benchmark
 from settings.script import compose
 
@@ -48,6 +49,7 @@ def benchmark_results(folder: Path, plan: Plan) -> list[ModelResult]:
         others = gold_seeds(benchmark, seed)[1:]
         other_golds = [face_figures(model_folder(folder, f"gold_seed{other}")) for other in others]
         add_distances(of_seed, other_golds)
+        add_places(of_seed, folder, benchmark.name)
         results += of_seed.values()
     return results
 

@@ -1,0 +1,87 @@
+"""Which place each method of a benchmark has, and why some have none."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from engine.kept import KEPT
+from engine.record import TRAIN_RECORD, read_json
+from engine.result_table import Figure, ModelResult
+from engine.verdicts import Judged, places
+from report.folder import START, model_folder, model_name
+from settings.script import ROOT
+
+ANCHORS = ("base", "gold", START)  # what methods are compared with
+STABILITY = ROOT / "bench" / "stability"  # <benchmark>.csv, from bench/stability.py
+RANKED_BY = "distance_worst_way"
+
+
+def add_places(of_seed: dict[str, ModelResult], folder: Path, benchmark: str) -> None:
+    """Give each method of one seed its place and the spread of its distance.
+
+    Places are among the methods that forget the same: words, pictures or both. A method that lost what it should have
+    kept, or that left people out, has none.
+
+    Args:
+        of_seed: Row name -> figures, which are changed.
+        folder: The benchmark's results.
+        benchmark: Its name; a table of that name in bench/stability/ gives the spreads.
+    """
+    spreads = measured_spreads(benchmark)
+    ranked: dict[str, list[ModelResult]] = {}
+    for name, result in of_seed.items():
+        if name in ANCHORS or result.value("failed"):
+            continue
+        result.figures["distance_spread", ""] = spread_figure(benchmark, spreads.get(name))
+        if why := why_unranked(result):
+            result.figures["place", ""] = Figure(None, why=why)
+            continue
+        ranked.setdefault(forgotten_modality(folder, result), []).append(result)
+    for results in ranked.values():
+        for result, place in zip(results, places([judged(each) for each in results]), strict=True):
+            result.figures["place", ""] = Figure(float(place))
+
+
+def why_unranked(result: ModelResult) -> str | None:
+    """Why a method has no place; None: it has one."""
+    distance, flag, skipped = (result.figure(key) for key in (RANKED_BY, "flag", "skipped"))
+    if distance.value is None:
+        return distance.why or "its distance is not known"
+    if flag.value is None:
+        return f"what was kept is not known: {flag.why}"
+    if flag.value != KEPT:
+        return flag.why
+    return f"left out: {skipped.why}" if skipped.value else None
+
+
+def judged(result: ModelResult) -> Judged:
+    """What a method's place is decided by."""
+    worst = result.figure("worst_person")
+    assert worst.value is not None and worst.low is not None  # they come with the distance
+    held_out = result.value("distance_held_out") or 0.0
+    noise = worst.value - worst.low
+    return Judged(result.figure(RANKED_BY), held_out, worst.value, noise, result.value("distance_spread") or 0.0)
+
+
+def forgotten_modality(folder: Path, result: ModelResult) -> str:
+    """What a method was made to forget: both, text or visual."""
+    assert result.seed is not None  # every row of a benchmark has one
+    file = model_folder(folder, model_name(result.method, result.seed)) / TRAIN_RECORD
+    settings = read_json(file).get("settings", {}) if file.is_file() else {}
+    return str(settings.get("modality", "both"))
+
+
+def measured_spreads(benchmark: str) -> dict[str, float]:
+    """Method -> standard deviation of its distance over the runs of bench/stability.py; empty: none were made."""
+    file = STABILITY / f"{benchmark}.csv"
+    if not file.is_file():
+        return {}
+    table = pd.read_csv(file)
+    of_methods = table[table.measure == RANKED_BY].groupby("model").value
+    return {str(method): float(spread) for method, spread in of_methods.std().dropna().items()}
+
+
+def spread_figure(benchmark: str, spread: float | None) -> Figure:
+    if spread is None:
+        return Figure(None, why=f"bench/stability/{benchmark}.csv holds no runs of this method")
+    return Figure(spread)
