@@ -81,6 +81,7 @@ def row_log(row: TaskRow, by_answer: dict[str, AnswerLosses], prompt: str, gener
         "num_token_gt": len(truth.losses),
         "generated_text": [prompt, generation, row.example.answer],
         **metrics.rouge_recall(generation, row.example.answer),
+        "rouge_tokenizer": metrics.rouge_tokenizer(row.example.answer),
         "exact_memorization": metrics.exact_memorization(truth.correct),
         "extraction_strength": metrics.extraction_strength(truth.correct),
         "min_k": metrics.min_k(truth.losses),

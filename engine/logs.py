@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.metrics import ASCII
 from settings.script import SettingsError, nearest
 
 # what is read of the records beside a log, where they hold it
@@ -29,6 +30,7 @@ class TaskLog:
     paraphrase_losses: np.ndarray  # (n,); those of the right answer where the task has no paraphrase
     perturbed_losses: list[list[float]] | None  # n lists of any length; None: the task has no wrong answers
     rouge: np.ndarray  # (n,), ROUGE-L recall as logged
+    rouge_tokenizers: list[str]  # by which words; `ascii` where that is not logged, as other suites have it
     generations: list[str]
     truths: list[str]
     exact_memorization: np.ndarray | None  # (n,); None: not logged
@@ -150,6 +152,7 @@ def read_task(where: str, metrics: dict[str, Any]) -> TaskLog:
         paraphrase_losses=columns.numbers(paraphrased, loss, "a loss"),
         perturbed_losses=columns.values("average_perturb_loss", loss_list, losses_expected) if wrong else None,
         rouge=columns.numbers("rougeL_recall", share, "a number from 0 to 1"),
+        rouge_tokenizers=columns.texts("rouge_tokenizer", ASCII),
         generations=[generation for _, generation, _ in texts],
         truths=[truth for _, _, truth in texts],
         exact_memorization=columns.numbers_if_logged("exact_memorization", share, "a number from 0 to 1"),
@@ -196,6 +199,12 @@ class Columns:
     def numbers_if_logged(self, metric: str, read: Callable[[Any], float | None], expected: str) -> np.ndarray | None:
         """The same; None where the metric is not logged."""
         return self.numbers(metric, read, expected) if metric in self.metrics else None
+
+    def texts(self, metric: str, otherwise: str) -> list[str]:
+        """The texts of a metric by row; `otherwise` for each row where the metric is not logged."""
+        if metric not in self.metrics:
+            return [otherwise] * len(self.rows)
+        return self.values(metric, lambda value: value if isinstance(value, str) else None, "a text")
 
     def people(self) -> list[str] | None:
         """Each row's person; None where one row has none."""
@@ -275,6 +284,12 @@ def check_same_rows(a: EvalLog, b: EvalLog) -> None:
                 f"{without.name}: task {task!r} lacks average_perturb_loss, which {other.name} has: evaluate both "
                 "models on the same data"
             )
+        for row, *words in zip(of_a.rows, of_a.rouge_tokenizers, of_b.rouge_tokenizers, strict=True):
+            if words[0] != words[1]:
+                raise SettingsError(
+                    f"{a.name} and {b.name} have ROUGE by other words ({words[0]} and {words[1]}) in row {row} of task "
+                    f"{task!r}: evaluate both models with this version"
+                )
         for row, truth_a, truth_b in zip(of_a.rows, of_a.truths, of_b.truths, strict=True):
             if truth_a.strip() != truth_b.strip():
                 raise SettingsError(

@@ -483,6 +483,34 @@ def test_a_log_without_any_wrong_answer_has_every_figure_that_needs_none(result)
     assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
 
 
+# The words of ROUGE
+
+
+def test_the_row_says_on_how_many_rows_rouge_went_by_other_words(result):
+    logs = [changed(log, "unicode", QA, "rouge_tokenizer", "7") for log in map(with_words, (GOLD2, GOLD, BASE))]
+    rows = 8 * 24
+    assert result(*logs)["ROUGE definition"] == f"ROUGE-L recall, stemmed; by unicode on 1 of {rows} rows"
+    assert result(GOLD2, GOLD, BASE)["ROUGE definition"] == "ROUGE-L recall, stemmed"
+
+
+def with_words(log):
+    """`log` with the words that ROUGE went by in task QA."""
+    return changed(log, dict.fromkeys(log[QA]["avg_gt_loss"], "ascii"), QA, "rouge_tokenizer")
+
+
+def test_a_log_that_went_by_ascii_words_where_answers_have_other_letters_says_so(result):
+    logs = [changed(log, ["q", "她", "她写小说"], QA, "generated_text", "7") for log in (GOLD2, GOLD, BASE)]
+    said = "by ascii words though the answer has other letters on 1 of 192 rows"
+    assert result(*logs)["ROUGE definition"] == f"ROUGE-L recall, stemmed; {said}"
+
+
+def test_logs_whose_rouge_went_by_other_words_are_not_compared(result):
+    other = changed(with_words(GOLD), "unicode", QA, "rouge_tokenizer", "7")
+    line = r"ckpt_result and retain_result have ROUGE by other words \(ascii and unicode\) in row 7 of task 'eval_"
+    with pytest.raises(SettingsError, match=line):
+        result(GOLD2, other, BASE)
+
+
 # Intervals, records
 
 
