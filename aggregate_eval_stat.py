@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.figures import figures_of_logs
-from engine.logs import EvalLog, check_finite, check_same_rows, read_eval_log
+from engine.logs import EvalLog, check_same_rows, read_eval_log
 from engine.measures import MEASURES
 from engine.metrics import ASCII, rouge_tokenizer
 from engine.record import write_bytes_whole
@@ -86,8 +86,6 @@ def read_logs(settings: Aggregate) -> dict[str, EvalLog]:
     ckpt = logs["ckpt_result"]
     for log in logs.values():
         check_same_rows(ckpt, log)
-        if log is not ckpt:
-            check_finite(log)
     written = Path(settings.save_file).resolve()
     if written in [Path(path).resolve() for path in paths.values()]:
         raise SettingsError(f"save_file={settings.save_file!r} is one of the logs: name another file")

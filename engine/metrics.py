@@ -29,6 +29,7 @@ ASCII, UNICODE = "ascii", "unicode"  # by which words ROUGE compares
 UNSPACED = ("CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "THAI ", "LAO ", "KHMER ", "MYANMAR ")
 MIN_K = 0.4  # share of the tokens that Min-K% and Min-K%++ look at (MUSE, OpenUnlearning)
 GATE_MEMORIZED, GATE_RISE, GATE_PEOPLE = 0.9, 0.6, 0.9
+ROUNDING = 1e-6  # nats; by how much a loss that is 0 may be written below it
 TOLERANCE = 1e-9  # of comparisons with a threshold, which a mean of rounded values may miss by its last digit
 
 
@@ -664,10 +665,15 @@ def as_losses(losses: ArrayLike) -> np.ndarray:
     """Losses as an array in which NaN is infinite: a model that yields NaN gives its answer no probability.
 
     Args:
-        losses: in nats; one number or (n,).
+        losses: in nats, 0 or more; one number or (n,).
 
     Returns:
-        An array of the same shape, without NaN.
+        An array of the same shape, without NaN and without a loss below 0, so that no probability is above 1.
+
+    Raises:
+        ValueError: a loss is below 0 by more than rounding.
     """
     numbers = np.asarray(losses, dtype=float)
-    return np.where(np.isnan(numbers), np.inf, numbers)
+    if (numbers < -ROUNDING).any():
+        raise ValueError(f"a loss is 0 or more; got {np.nanmin(numbers)}")
+    return np.where(np.isnan(numbers), np.inf, np.maximum(numbers, 0.0))

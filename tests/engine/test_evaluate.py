@@ -492,6 +492,28 @@ def test_a_gold_log_of_data_with_wrong_answers_where_the_data_has_none_is_refuse
         EpochEvaluation(tasks, encoder, settings, forgetting=True)
 
 
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('{"eval_log.json": ', "is not JSON"),
+        ("[1]", "is not an eval log"),
+        (math.nan, "task 'eval_log': avg_gt_loss of row 0 is NaN, not a loss"),
+        (-1.0, "task 'eval_log': avg_gt_loss of row 0 is -1.0, not a loss"),
+    ],
+    ids=["torn", "no log", "NaN", "negative"],
+)
+def test_a_gold_log_that_cannot_be_compared_with_is_one_line(
+    content, line, encoder, world_overrides, log_folder, *, tmp_path
+):
+    log = json.loads((log_folder / AGGREGATED).read_text())
+    if not isinstance(content, str):
+        log["eval_log.json"]["avg_gt_loss"]["0"] = content
+    (tmp_path / "gold.json").write_text(content if isinstance(content, str) else json.dumps(log))
+    settings = epoch_settings(world_overrides, f"epoch_eval.gold_result={tmp_path}/gold.json")
+    with pytest.raises(SettingsError, match=f"epoch_eval.gold_result.*{line}"):
+        EpochEvaluation(read_tasks(settings, 0, "validation"), encoder, settings, forgetting=True)
+
+
 def test_a_gold_log_that_lacks_rows_is_named(encoder, world_overrides, log_folder, tmp_path):
     log = json.loads((log_folder / AGGREGATED).read_text())
     log["eval_log.json"]["exact_memorization"].clear()

@@ -34,6 +34,25 @@ def test_an_answer_whose_loss_is_nan_or_infinite_has_probability_zero():
     assert metrics.probability(np.array([np.nan, np.inf, 1e4])).tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("loss", [-1e-3, -5.0, -math.inf])
+def test_a_loss_below_zero_is_refused_and_no_probability_is_above_one(loss):
+    for call in (
+        lambda: metrics.probability([0.1, loss]),
+        lambda: metrics.multiple_choice_probability(loss, [1.0]),
+        lambda: metrics.multiple_choice_probability(1.0, [loss]),
+        lambda: metrics.truth_ratio(loss, [1.0]),
+        lambda: metrics.min_k([loss, 1.0]),
+    ):
+        with pytest.raises(ValueError, match="a loss is 0 or more"):
+            call()
+
+
+def test_a_loss_that_rounding_made_negative_is_zero():
+    assert metrics.probability([-1e-7, 0.0]).tolist() == [1, 1]
+    # 1 / (1 + 1/2) = 2/3
+    assert metrics.multiple_choice_probability(-1e-7, [LN2]) == pytest.approx(2 / 3, abs=1e-12)
+
+
 def test_multiple_choice_probability_is_the_share_of_the_right_answer():
     # p = 1/2 against 1/4 and 1/8: (1/2) / (7/8) = 4/7
     assert metrics.multiple_choice_probability(LN2, [2 * LN2, 3 * LN2]) == pytest.approx(4 / 7)
