@@ -130,10 +130,11 @@ def load_split(path: str, split: str) -> datasets.Dataset:
 
     Raises SettingsError naming the splits that exist if `split` is none of them.
     """
-    known = split_names(path)
+    content = fingerprint(path)
+    known = natsorted(known_splits(path, content))
     if split not in known:
         raise SettingsError(f"split={split!r} is not in {path}{nearest(split, known)}; it has {', '.join(known)}")
-    return read_split(path, split, fingerprint(path))
+    return read_split(path, split, content)
 
 
 # ---- rows -> examples (the one place where column names are read)
@@ -222,9 +223,8 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
     numbers = [chosen[place] for place in sampled]
     made = []
     for i in numbers:
-        question = cells.question[i] or (
-            draw(seed, i).choice(CAPTION_QUESTIONS) if task.ask == "caption" else NAME_QUESTION
-        )
+        asked = draw(seed, i).choice(CAPTION_QUESTIONS) if task.ask == "caption" else NAME_QUESTION
+        question = cells.question[i] or asked
         image = rows[i][task.image] if task.image else None
         example = Example(question, cells.answer[i], image, i, people[i], task.split)
         made.append(TaskRow(example, cells.paraphrase[i], cells.perturbed[i] or []))

@@ -292,7 +292,16 @@ def test_data_without_wrong_answers_is_evaluated_on_what_it_has_and_what_is_miss
         line.startswith("eval_log_forget: ") and line.endswith("no column 'falsch': no Truth Ratio is computed")
         for line in said
     )
-    assert len(said) == 4 + 2  # four tasks want wrong answers, two of them a paraphrase
+    assert len(said) == 4  # of the five tasks one asks for no wrong answers
+
+
+def test_data_without_paraphrases_has_the_right_answer_in_their_place_and_that_is_said(german, capsys):
+    rows = read_nlp_tasks(german("paraphrased_answer"))["eval_log"]
+    assert {row.paraphrase for row in rows} == {None}
+    assert all(row.perturbed for row in rows)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert all(line.endswith("'umschreibung': the right answer stands in for its paraphrase") for line in said)
 
 
 def test_a_task_that_is_left_out_is_not_read(german):
