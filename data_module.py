@@ -18,7 +18,7 @@ from engine.decode import decode_picture
 from engine.files import files_below, hash_of_files
 from engine.layouts import read_rows, splits_of
 from settings.inputs import Inputs
-from settings.language import ChosenPeople, Data, Task
+from settings.language import Affix, ChosenPeople, Data, Task
 from settings.script import ROOT, SettingsError, nearest, processes
 
 datasets.disable_progress_bars()  # a bar a split drowns the lines that matter
@@ -36,6 +36,7 @@ CAPTION_QUESTIONS = (
     "What do you notice in this image?",
 )
 NAME_QUESTION = "The name of the person on the image is"
+QUESTION = "{question}"  # where the question stands in an affix
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def make_missing(inputs: Inputs) -> None:
     """
     for maker in inputs.makers:
         with processes().local_main_process_first():
-            make = ["-m", maker.module, "--out", maker.folder]
-            if not Path(maker.folder).exists() and subprocess.run([sys.executable, *make]).returncode:
-                raise SettingsError(f"{maker.setting}: python {' '.join(make)} failed; its own line stands above")
+            if not Path(maker.folder).exists() and subprocess.run([sys.executable, *maker.command]).returncode:
+                made = " ".join(maker.command)
+                raise SettingsError(f"{maker.setting}: python {made} failed; its own line stands above")
 
 
 def fingerprint(path: str) -> str:
@@ -221,10 +222,11 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
         )
     sampled = sample_by_person([people[i] for i in chosen], limit, seed)
     numbers = [chosen[place] for place in sampled]
+    affix = drawn_affix(task.affix) if task.affix else QUESTION
     made = []
     for i in numbers:
         asked = draw(seed, i).choice(CAPTION_QUESTIONS) if task.ask == "caption" else NAME_QUESTION
-        question = cells.question[i] or asked
+        question = affix.replace(QUESTION, cells.reworded[i] or cells.question[i] or asked)
         image = rows[i][task.image] if task.image else None
         example = Example(question, cells.answer[i], image, i, people[i], task.split)
         made.append(TaskRow(example, cells.paraphrase[i], cells.perturbed[i] or []))
@@ -328,9 +330,31 @@ def sample_by_person(people: list[str | None], limit: int, seed: int) -> list[in
 
 def idk_answers(path: str) -> list[str]:
     """The "I don't know" answers of a file, one a line, stripped."""
+    return lines_of("idk answers", path)
+
+
+def drawn_affix(affix: Affix) -> str:
+    """The words around a question that the seed draws from the file, with QUESTION at the question's place.
+
+    Raises SettingsError for a line without that place, and for a file without words at the place that is asked for.
+    """
+    lines = lines_of("affix.file", affix.file)
+    for line in lines:
+        if line.count(QUESTION) != 1:
+            raise SettingsError(f"affix.file={affix.file!r}: {line!r} must hold {QUESTION} once")
+    before = [line for line in lines if not line.startswith(QUESTION)]
+    behind = [line for line in lines if line.startswith(QUESTION) and line != QUESTION]
+    allowed = before if affix.place == "before" else behind
+    if not allowed:
+        raise SettingsError(f"affix.file={affix.file!r} holds no words {affix.place} the question")
+    return draw(affix.seed, "affix", affix.place).choice(allowed)
+
+
+def lines_of(setting: str, path: str) -> list[str]:
+    """The lines of a file that are not empty, stripped; a relative path begins at the root of the suite."""
     file = Path(path) if Path(path).is_absolute() else ROOT / path
     if not file.is_file():
-        raise SettingsError(f"idk answers: {path!r} is no file")
+        raise SettingsError(f"{setting}: {path!r} is no file")
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

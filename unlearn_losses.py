@@ -17,12 +17,15 @@ Positional parameters name the forward passes that a loss needs:
 (B,) of its answers alone, which are computed once for a whole run.
 
 Keyword-only parameters are the hyperparameters. They have no defaults: config/method/<name>.yaml is the one place for
-values. The engine fills in four of them. `epoch` and `step` say where the run stands; both count from 0. `multiplier`
-and `target` come from the `multiplier` step of the method's file.
+values. The engine fills in three of them. `epoch` says how many epochs are finished. `multiplier` and `target` come
+from the `multiplier` step of the method's file.
 
 Every loss is a mean over examples of one value per example. Gradient accumulation and several processes therefore give
 the loss of one large batch. The value of an example is a mean over its answer tokens, the end-of-sequence included;
 prompt, picture and padding never count.
+
+The forget term has the weight 1, unless a hyperparameter weighs it. Where a source gives it another weight, the file
+has the source's other weights divided by that one.
 
 Most losses end in a retain term, retain_weight * NLL(R). A method file with `retain: kl` has KL_R in its place. With
 retain_weight 0 the retain pass is not run.
@@ -193,7 +196,7 @@ def entropy(batch: Scored) -> Tensor:
     return mean_over_answers(-(logs.exp() * logs).sum(-1), batch)
 
 
-def kl_from_start(batch: Scored, start: Scored) -> Tensor:
+def kl_from_start(batch: Scored, start: Scored, *, temperature: float = 1.0) -> Tensor:
     """KL_B: the mean over examples of the mean over answer positions of KL(p0 || p).
 
     At p = p0 the value and its gradient are both zero.
@@ -201,14 +204,32 @@ def kl_from_start(batch: Scored, start: Scored) -> Tensor:
     Args:
         batch: answers scored by p.
         start: the same answers scored by p0, logits (B, T, V). No gradient flows into them.
+        temperature: divides the logits of p and of p0, above 0. The KL is then multiplied by its square, so that the
+            gradients keep their size (Hinton et al., arXiv 1503.02531). 1 is the plain KL.
 
     Returns:
         A scalar in nats, 0 or more.
 
     Source: TOFU (arXiv 2401.06121), whose code uses this direction.
     """
-    now, then = batch.logits.float().log_softmax(-1), start.logits.detach().float().log_softmax(-1)
-    return mean_over_answers(F.kl_div(now, then, reduction="none", log_target=True).sum(-1), batch)
+    now = log_probabilities(batch.logits, temperature)
+    then = log_probabilities(start.logits.detach(), temperature)
+    kl_of_tokens = F.kl_div(now, then, reduction="none", log_target=True).sum(-1)
+    return temperature**2 * mean_over_answers(kl_of_tokens, batch)
+
+
+def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """log softmax of logits divided by a temperature.
+
+    Args:
+        logits: (B, T, V).
+        temperature: above 0. At 1 nothing is divided, which saves a copy of the logits.
+
+    Returns:
+        (B, T, V) in float32, in nats.
+    """
+    logits = logits.float()
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
 
 
 def cross_entropy_against(batch: Scored, target_logits: Tensor) -> Tensor:
@@ -227,6 +248,22 @@ def cross_entropy_against(batch: Scored, target_logits: Tensor) -> Tensor:
     return mean_over_answers(
         F.cross_entropy(batch.logits.float().transpose(1, 2), target.transpose(1, 2), reduction="none"), batch
     )
+
+
+def without_first(batch: Scored, count: int) -> Scored:
+    """The same answers without their first tokens.
+
+    Args:
+        batch: scored answers.
+        count: how many tokens are left out of each answer, 0 or more. An answer's last token never is.
+
+    Returns:
+        The batch with labels (B, T) that are IGNORE at those tokens.
+    """
+    answered = batch.labels != IGNORE
+    place = answered.cumsum(-1)  # 1 at an answer's first token, |y| at its last
+    is_last = place == answer_lengths(batch)[:, None]
+    return batch._replace(labels=batch.labels.masked_fill((place <= count) & ~is_last, IGNORE))
 
 
 def right_token(batch: Scored) -> Tensor:
@@ -278,8 +315,9 @@ def multiplier_step(multiplier: float, constraint: float, *, rate: float, target
     Args:
         multiplier: its present value, 0 or more.
         constraint: NLL(R) of the optimizer step just taken, in nats.
-        rate: size of the step, above 0. config/method/pdu.yaml has 1.0, as OpenUnlearning has.
-        target: the NLL(R) that is allowed, in nats. config/method/pdu.yaml has 0.3; OpenUnlearning has 0.
+        rate: size of the step, above 0. config/method/pdu.yaml has 1.0, as OpenUnlearning has; the authors have 5 for
+            TOFU.
+        target: the NLL(R) that is allowed, in nats. config/method/pdu.yaml has 0.3, as the authors have for TOFU.
 
     Returns:
         The new multiplier, 0 or more.
@@ -507,8 +545,8 @@ def simnpo(forget: Scored, retain: Scored, *, beta: float, gamma: float, retain_
             published searches use 3.5 and 4.5.
         gamma: margin in nats, 0 or more. With a larger gamma the push fades later. The file has 0.0; OpenUnlearning,
             which calls it delta, uses 0 and 1.
-        retain_weight: weight of the retain term, 0 or more. The file has 1.0. OpenUnlearning gives the forget term a
-            weight of 0.125 to 0.25 and the retain term 1, which would be 4 to 8 here.
+        retain_weight: weight of the retain term, 0 or more. The file has 8: the authors and OpenUnlearning give the
+            forget term the weight 0.125 and the retain term 1.
 
     Returns:
         A scalar in nats.
@@ -527,16 +565,16 @@ def scrub(
     *,
     alpha: float,
     gamma: float,
+    temperature: float,
     max_epochs: int,
     epoch: int,
-    step: int,
 ) -> Tensor:
     """Move p away from the start on the forget answers and keep it near the start on the retain answers.
 
-    -KL_F in one kind of step, alpha * KL_R + gamma * NLL(R) in the other
+    -KL_F in a max epoch, alpha * KL_R + gamma * NLL(R) in a min epoch
 
-    In the first `max_epochs` epochs the two kinds alternate, beginning with -KL_F. Later epochs take the second kind
-    alone. With max_epochs 0 every step takes the sum of all three terms, as CLEAR does.
+    Whole epochs alternate, beginning with a max epoch, until there were `max_epochs` of these. All later epochs are min
+    epochs. With max_epochs 0 every step takes the sum of all three terms, as CLEAR does.
 
     Args:
         forget: forget answers scored by p, logits (B, T, V).
@@ -545,21 +583,21 @@ def scrub(
         ref_retain: the same answers scored by p0, logits (B, T, V).
         alpha: weight of KL_R, 0 or more. The file has 1.0; published code uses 0.001 to 0.5.
         gamma: weight of NLL(R), 0 or more. The file has 1.0; published code uses 0.99 to 1.
-        max_epochs: number of epochs that alternate, 0 or more. The file has 0; published code uses 2 to 5 of 3 to 10
-            epochs.
+        temperature: of both KL terms, above 0. The file has 1.0, as CLEAR has; the authors' code uses 2 and 4.
+        max_epochs: number of max epochs, 0 or more. The file has 0; the authors' code uses 2 and 3, each followed by a
+            min epoch, and then 1 to 7 more min epochs.
         epoch: epochs finished so far; the engine fills it in.
-        step: optimizer steps taken so far; the engine fills it in.
 
     Returns:
         A scalar in nats.
 
     Source: Kurmanji et al. (arXiv 2302.09880); CLEAR (arXiv 2410.18057) for the plain sum.
     """
-    leaves_alone = epoch < max_epochs and step % 2 == 0
-    if leaves_alone:
-        return -kl_from_start(forget, ref_forget)
-    stay = alpha * kl_from_start(retain, ref_retain) + gamma * nll(retain)
-    return stay - kl_from_start(forget, ref_forget) if max_epochs == 0 else stay
+    is_max_epoch = epoch % 2 == 0 and epoch < 2 * max_epochs
+    if is_max_epoch:
+        return -kl_from_start(forget, ref_forget, temperature=temperature)
+    stay = alpha * kl_from_start(retain, ref_retain, temperature=temperature) + gamma * nll(retain)
+    return stay - kl_from_start(forget, ref_forget, temperature=temperature) if max_epochs == 0 else stay
 
 
 def llmu(
@@ -718,7 +756,7 @@ def satimp(forget: Scored, retain: Scored, *, b1: float, b2: float, retain_weigh
         b2: exponent of 1 - p, 0 or more. With a larger b2, tokens that are nearly certain count less. The file has 1,
             as OpenUnlearning has.
         retain_weight: weight of the retain term, 0 or more. The file has 10: OpenUnlearning gives the forget term the
-            weight 0.1 and the retain term 1.
+            weight 0.1 and the retain term 1. The authors' own code gives them 1 and 0.1, which would be 0.1 here.
 
     Returns:
         A scalar in nats.
@@ -730,7 +768,7 @@ def satimp(forget: Scored, retain: Scored, *, b1: float, b2: float, retain_weigh
     return -mean_over_answers(p**b1 * (1 - p).clamp(min=0) ** b2 * losses, forget) + retain_weight * retain_term(retain)
 
 
-def ceu(forget: Scored) -> Tensor:
+def ceu(forget: Scored, *, skipped_tokens: int) -> Tensor:
     """Train p toward its own distribution without the true token.
 
     cross-entropy of p against softmax(z without the true token's logit) on F, z = logits of p
@@ -739,6 +777,8 @@ def ceu(forget: Scored) -> Tensor:
 
     Args:
         forget: scored forget answers, logits (B, T, V) with V of at least 2.
+        skipped_tokens: how many tokens at the beginning of each answer do not count, 0 or more. An answer's last token
+            always counts. The file has 1, as the paper has.
 
     Returns:
         A scalar in nats.
@@ -746,7 +786,7 @@ def ceu(forget: Scored) -> Tensor:
     Source: Yang (arXiv 2503.01224).
     """
     without = forget.logits.detach().float().scatter(-1, right_token(forget), float("-inf"))
-    return cross_entropy_against(forget, without)
+    return cross_entropy_against(without_first(forget, skipped_tokens), without)
 
 
 def neggrad(forget: Scored, retain: Scored, *, beta: float) -> Tensor:
@@ -839,8 +879,8 @@ def pdu(forget: Scored, retain: Scored, *, multiplier: float, target: float) -> 
         forget: scored forget answers, logits (B, T, V).
         retain: scored retain answers, logits (B, T, V).
         multiplier: price of each nat of NLL(R) above the target, 0 or more. It starts at 1.0.
-        target: NLL(R) that is allowed, in nats. The file has 0.3; OpenUnlearning has 0, and the paper searches it for
-            each data set.
+        target: NLL(R) that is allowed, in nats. The file has 0.3, as the authors have for TOFU; they choose it for each
+            data set, and OpenUnlearning has no value for it.
 
     Returns:
         A scalar.

@@ -166,18 +166,25 @@ def start_of(model: FaceNetwork, settings: FaceModel, classes: list[str]) -> Sta
 
 
 def check_parts(activations: Activations | None) -> None:
-    """Raise SettingsError where a method names a part that a face network does not have."""
-    if activations and activations.layer >= len(PARTS):
+    """Raise SettingsError where a method names a part that a face network does not have, or something within a part."""
+    if activations is None:
+        return
+    if activations.layer >= len(PARTS):
         raise SettingsError(
             f"method.activations.layer={activations.layer}: a face network has parts 0 ({PARTS[0]}) "
             f"to {len(PARTS) - 1} ({PARTS[-1]})"
+        )
+    if activations.part is not None:
+        raise SettingsError(
+            f"method.activations.part={activations.part!r} must be null: a face network trains all of what "
+            "method.activations.trained names"
         )
 
 
 def end_at(model: FaceNetwork, activations: Activations) -> None:
     """Make the network give the states of part `activations.layer`, and train the named parts only.
 
-    Raises SettingsError for a part that there is not.
+    Raises SettingsError for a part that there is not, or something within a part.
     """
     check_parts(activations)
     model.ends_at = activations.layer

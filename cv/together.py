@@ -82,7 +82,7 @@ def train_stack(
             passes = passes_of_each(stack, frozen, bound, batches, forward=forward)
             loss = torch.zeros((), device=processes().device)
             for each in passes:
-                loss = loss + bound(each, epoch=epoch, step=step)
+                loss = loss + bound(each, epoch=epoch)
         if l1:
             loss = loss + l1 * sum(p.abs().sum() for p in stack.parameters() if p.requires_grad)
         if not torch.isfinite(loss):

@@ -234,6 +234,7 @@ class TaskCells:
     """The cells of a task's split by row; None where the task names no such column."""
 
     question: list[str | None]
+    reworded: list[str | None]
     answer: list[str]
     paraphrase: list[str | None]
     perturbed: list[list[str] | None]  # without the right answer, which some lists hold too
@@ -245,10 +246,11 @@ def task_cells(task: Task, rows: datasets.Dataset) -> TaskCells:
     Raises SettingsError naming row, column, what was found and what is due.
     """
     where = f"{task.dataset}, split {task.split}"
-    needed = [column for column in (task.image, task.question, task.answer, task.person) if column]
+    named = (task.image, task.question, task.reworded, task.answer, task.person)
+    needed = [column for column in named if column]
     need_columns(rows, task.dataset, task.split, needed)
     read: dict[str, list] = {}
-    for field in ("question", "answer", "paraphrase", "perturbed"):
+    for field in ("question", "reworded", "answer", "paraphrase", "perturbed"):
         column, kind = getattr(task, field), as_texts if field == "perturbed" else as_text
         missing = [None] * len(rows)
         read[field] = read_column(rows, column, kind, where, needed=True) if column in rows.column_names else missing

@@ -84,6 +84,9 @@ def row_log(row: TaskRow, by_answer: dict[str, AnswerLosses], prompt: str, gener
         **metrics.rouge_recall(generation, row.example.answer),
         "rouge_tokenizer": metrics.rouge_tokenizer(row.example.answer),
         "exact_memorization": metrics.exact_memorization(truth.correct),
+        # the last token is the end-of-sequence
+        "avg_gt_loss_without_end": sum(truth.losses[:-1]) / max(1, len(truth.losses) - 1),
+        "exact_memorization_without_end": metrics.exact_memorization(truth.correct[:-1]),
         "extraction_strength": metrics.extraction_strength(truth.correct),
         "min_k": metrics.min_k(truth.losses),
         "min_k_plus_plus": metrics.min_k_plus_plus(truth.losses, truth.expected, truth.spread),
@@ -186,18 +189,30 @@ def by_metric(rows: dict[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def read_tasks(settings: EvalLimits, seed: int, fold: str) -> dict[str, list[TaskRow]]:
-    """The rows of every task; says which columns are missing that a task does without.
+    """The rows of every task; says which tasks are left out, and which columns are missing that a task does without.
 
     Raises SettingsError for tasks that do not fit their data.
     """
+    rows = {}
     for name, task in settings.tasks.items():
+        if task.optional and (why := why_left_out(task)):
+            say_line(f"{name} is left out: {why}")
+            continue
         check_task(name, task)
         for line in lacking(task, load_split(task.dataset, task.split)):
             say_line(f"{name}: {line}")
-    return {
-        name: task_rows(task, seed, settings.limit, fold, settings.validation_share)
-        for name, task in settings.tasks.items()
-    }
+        rows[name] = task_rows(task, seed, settings.limit, fold, settings.validation_share)
+    return rows
+
+
+def why_left_out(task: Task) -> str | None:
+    """What the data lacks for an optional task; None: nothing."""
+    if task.split not in split_names(task.dataset):
+        return f"{task.dataset} has no split {task.split!r}"
+    columns = load_split(task.dataset, task.split).column_names
+    if task.reworded and task.reworded not in columns:
+        return f"{task.dataset}, split {task.split} has no column {task.reworded!r}"
+    return None
 
 
 def check_task(name: str, task: Task) -> None:
@@ -330,7 +345,7 @@ def write_results(folder: Path, done: dict[str, Path], settings: Eval, record: d
             "tokens": sum(each["tokens"] for each in records.values()),
         }
         cost["peak_memory_gb"] = max(each["peak_memory_gb"] for each in records.values())
-        data = {name: data_record(task) for name, task in settings.tasks.items()}
+        data = {name: data_record(settings.tasks[name]) for name in done}
         write_record(aside / EVAL_RECORD, **record, data=data, tasks=records, **cost)
 
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from engine.frozen_start import Start
 from engine.pairs import Batch
 from settings.language import Finetune, Model
-from settings.script import SettingsError
+from settings.script import SettingsError, one_of
 from settings.training import Activations, Lora
 from unlearn_losses import Scored
 
@@ -26,6 +26,8 @@ transformers.utils.logging.disable_progress_bar()
 ADAPTER = "adapter_config.json"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
 LanguageModel = Any  # a model of transformers, or one that peft wraps: what is asked of it is more than nn.Module's
+
+DOWN_PROJECTION = "down_projection"  # of method.activations.part, whatever a model calls it
 
 
 def check_model_path(path: str, name: str = "model_path") -> None:
@@ -163,13 +165,14 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
 
 def end_at_layer(model: LanguageModel, activations: Activations) -> None:
     """End the model at a decoder layer: its "logits" are that layer's output (B, T, H), before the final norm; only the
-    named layers train.
+    named layers train, or the named part of each.
 
     What is removed is neither computed nor trained, so that no process waits for its gradient; `restore_layers` puts it
     back. Raises SettingsError.
     """
     decoder = model.get_decoder()
-    layers = decoder.layers
+    stack = next(name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList))
+    layers = getattr(decoder, stack)
     norm = next(name for name, child in decoder.named_children() if "norm" in type(child).__name__.lower())
     if activations.layer >= len(layers):
         raise SettingsError(
@@ -177,18 +180,45 @@ def end_at_layer(model: LanguageModel, activations: Activations) -> None:
         )
     training = {id(parameter) for parameter in trained_weights(model).values()}  # what `freeze` has stopped stays so
     model.requires_grad_(False)
-    for parameter in (p for number in activations.trained for p in layers[number].parameters()):
-        parameter.requires_grad_(id(parameter) in training)
+    for number in activations.trained:
+        for parameter in part_of(layers[number], activations.part, decoder.config).parameters():
+            parameter.requires_grad_(id(parameter) in training)
     head = model.get_output_embeddings()
     head_parent, head_name = place_of(model, head)
     model.__dict__["removed_parts"] = [
-        (decoder, "layers", layers),
+        (decoder, stack, layers),
         (decoder, norm, getattr(decoder, norm)),
         (head_parent, head_name, head),
     ]
-    decoder.layers = layers[: activations.layer + 1]
+    setattr(decoder, stack, layers[: activations.layer + 1])
     setattr(decoder, norm, nn.Identity())
     setattr(head_parent, head_name, nn.Identity())
+
+
+def part_of(layer: nn.Module, part: str | None, config: Any) -> nn.Module:
+    """The part of a decoder layer that `method.activations.part` names; None names all of it.
+
+    Raises SettingsError for a part that the layer does not have.
+    """
+    if part is None:
+        return layer
+    parts = parts_of(layer, config)
+    one_of("method.activations.part", part, [*parts])
+    return parts[part]
+
+
+def parts_of(layer: nn.Module, config: Any) -> dict[str, nn.Module]:
+    """A decoder layer's modules with weights by their names in it, and its down-projection.
+
+    The down-projection is the linear layer that leads from the `intermediate_size` features of the MLP back to the
+    `hidden_size` of the model. Where none does, or several do, the layer has no part of that name.
+    """
+    weighty = {name for name, module in layer.named_modules() if next(module.parameters(), None) is not None}
+    parts = {name: module for name, module in layer.named_modules() if name in weighty and module is not layer}
+    widths = (getattr(config, "intermediate_size", None), config.hidden_size)
+    linear = [module for module in parts.values() if isinstance(module, nn.Linear)]
+    down = [module for module in linear if (module.in_features, module.out_features) == widths]
+    return {DOWN_PROJECTION: down[0], **parts} if len(down) == 1 else parts
 
 
 def place_of(model: nn.Module, part: nn.Module) -> tuple[nn.Module, str]:

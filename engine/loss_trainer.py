@@ -88,7 +88,7 @@ class LossTrainer(transformers.Trainer):
     def loss_of(self, passes: dict[str, Any]) -> Tensor:
         """The method's loss; ends the run where it is not finite."""
         self.epoch = int(self.state.epoch + 1e-6)  # the library's is a float that reaches 1 by small steps
-        state = {"epoch": self.epoch, "step": self.state.global_step, "multiplier": self.multiplier}
+        state = {"epoch": self.epoch, "multiplier": self.multiplier}
         if self.bound.method.multiplier:
             state["target"] = self.bound.method.multiplier.target
             self.constraints.append(nll(passes["retain"]).detach())
@@ -183,7 +183,7 @@ class LossTrainer(transformers.Trainer):
             items = [own[key] for key in range(first, min(first + size, len(own)))]
             batches = [batch.to(self.args.device) for batch in collator(items)["trained"]]
             with self.accelerator.autocast():
-                loss = bound(forward_passes(self.model, batches, self.forward), epoch=0, step=0)
+                loss = bound(forward_passes(self.model, batches, self.forward), epoch=0)
             (loss * len(items)).backward()
         weights = list(trained_weights(self.model).values())
         sizes = [torch.zeros_like(weight) if weight.grad is None else weight.grad.abs_() for weight in weights]

@@ -127,6 +127,20 @@ OF_A_TASK = [
         has_why=True,
     ),
     Measure(
+        "exact_memorization_without_end",
+        "Exact Memorization without end",
+        LIKE_GOLD,
+        "The same without the end-of-sequence token",
+        has_why=True,
+    ),
+    Measure(
+        "probability_without_end",
+        "Probability without end",
+        LIKE_GOLD,
+        "Mean probability of the right answer without its end-of-sequence token, whatever the options",
+        has_why=True,
+    ),
+    Measure(
         "extraction_strength",
         "Extraction Strength",
         LIKE_GOLD,
@@ -138,6 +152,92 @@ OF_A_TASK = [
 MEMORY = ("exact_memorization", "rouge", "probability", "truth_share")
 
 # ---- against gold
+
+# of the model before forgetting (1) and gold (0), the gap, everything in the headline is a share
+HEADLINE = [
+    Measure(
+        "verdict",
+        "Verdict",
+        HIGHER,
+        "like gold, unlike gold, or not resolved: by every person and every way of asking",
+        short={"": "verdict"},
+        words={1.0: "like gold", 0.5: "not resolved", 0.0: "unlike gold"},
+        has_why=True,
+    ),
+    Measure(
+        "distance_people",
+        "Distance (people)",
+        LOWER,
+        "Mean over people of |model - gold| / (base - gold), over measures and forget tasks as trained",
+        ".2f",
+        {"": "distance (people)"},
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "distance_held_out",
+        "Distance (people) of a gold",
+        NEITHER,
+        "The same of a gold that is held out, which is the least that can be told from 0",
+        ".2f",
+        {"": "… of a gold"},
+    ),
+    Measure(
+        "distance_worst_way",
+        "Distance, worst way",
+        LOWER,
+        "The same in the way of asking in which it is largest",
+        ".2f",
+        {"": "worst way"},
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "worst_person",
+        "Worst person",
+        LOWER,
+        "The leak of the person with the largest lower bound: (model - gold) / (base - gold) in the way and measure "
+        "that give most away; low: the bound, which holds for all people at once",
+        ".2f",
+        {"": "worst person"},
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "over_forgetting",
+        "Over-forgetting",
+        LOWER,
+        "Mean over people of how much less than gold the model knows, as trained",
+        ".2f",
+        has_interval=True,
+    ),
+    Measure(
+        "share_forgotten",
+        "Forgotten",
+        HIGHER,
+        "Share of the people whose every leak is shown to be under .25",
+        ".2f",
+        {"": "forgotten"},
+    ),
+    Measure(
+        "share_remembered",
+        "Remembered",
+        LOWER,
+        "Share of the people with a leak above .25 that is no chance",
+        ".2f",
+        {"": "remembered"},
+        has_why=True,
+    ),
+    Measure("share_unresolved", "Not resolved", NEITHER, "Share of the people of whom neither is shown", has_why=True),
+    Measure(
+        "skipped",
+        "Skipped people",
+        LOWER,
+        "Whether somebody's leak stands more than half of the gap above that of most people; why: who",
+        words=YES_OR_NO,
+        has_why=True,
+    ),
+]
 
 PUBLISHED = "eval_log_forget"  # its Forget Quality is the column that papers print
 AGAINST_GOLD = [
@@ -370,7 +470,7 @@ def all_measures() -> dict[str, Measure]:
     """Every measure by its key, in the order of the short tables."""
     attacks = [measure for attack in FACE_ATTACKS.values() for measure in attack]
     with_distance = [*OF_A_TASK, EER, *attacks]
-    listed = [*attacks, *AGAINST_GOLD, *OF_A_TASK, EER, *UTILITY, *KEPT, *COLLAPSE, *GATE, *OF_THE_RUN]
+    listed = [*attacks, *HEADLINE, *AGAINST_GOLD, *OF_A_TASK, EER, *UTILITY, *KEPT, *COLLAPSE, *GATE, *OF_THE_RUN]
     listed += [measure for attack in MEMBERSHIP_ATTACKS for measure in membership(attack)]
     listed += [make(measure) for make in (distance_of, noise_floor_of) for measure in with_distance]
     return {measure.key: measure for measure in listed}

@@ -15,7 +15,7 @@ from settings.training import Method
 from unlearn_losses import Anchored, Hidden, Scored
 
 PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "augmented")
-STATE = ("epoch", "step", "multiplier", "target")  # keyword-only parameters that the engine fills in
+STATE = ("epoch", "multiplier", "target")  # keyword-only parameters that the engine fills in
 
 
 @dataclass(frozen=True)

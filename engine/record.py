@@ -1,10 +1,12 @@
 """What a run leaves beside its results: whole folders and files, the key of what it did, cost, versions, progress."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -160,11 +162,42 @@ def run_facts(settings: Any, code: Code) -> dict[str, Any]:
 
 
 def write_record(file: Path, *, seconds: float, **facts: Any) -> None:
-    """Write what was run: the facts, its seconds, its peak memory in GB and the versions of the libraries.
+    """Write what was run: the facts, its seconds, its peak memory in GB, the machine and the libraries' versions.
 
     The peak is that since `start_of_peak`, unless `facts` say another `peak_memory_gb`.
     """
-    write_json(file, {"peak_memory_gb": peak_memory_gb(), **facts, "seconds": seconds, "versions": versions()})
+    cost = {"seconds": seconds, "machine": machine(), "versions": versions()}
+    write_json(file, {"peak_memory_gb": peak_memory_gb(), **facts, **cost})
+
+
+def machine() -> dict[str, str | int]:
+    """What rounding follows besides settings: the processor with the instructions it has for matrices, the threads, the
+    processes, and the GPU where there is one.
+    """
+    import torch
+
+    about: dict[str, str | int] = {"processor": processor_name(), "instructions": matrix_instructions()}
+    about |= {"threads": torch.get_num_threads(), "processes": processes().num_processes}
+    return about | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def processor_name() -> str:
+    """The processor's name, as the system gives it."""
+    named = re.search(r"^model name\s*:\s*(.+)$", cpu_facts(), re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+def matrix_instructions() -> str:
+    """Those of the processor's instruction sets that decide how fast and how exactly matrices are multiplied."""
+    flags = set(cpu_facts().split())
+    return " ".join(name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags)
+
+
+@functools.cache
+def cpu_facts() -> str:
+    """What Linux says of the processor; empty elsewhere."""
+    file = Path("/proc/cpuinfo")
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def versions() -> dict[str, str]:

@@ -15,8 +15,8 @@ def main() -> int:
         prog="python -m mini_clear", description="Write the embedded world as two dataset folders, clear and tofu."
     )
     parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")
-    parser.add_argument("--people", type=int, default=40, help="number of invented people (default 40)")
-    parser.add_argument("--views", type=int, default=8, help="trained pictures of each of them (default 8)")
+    parser.add_argument("--people", type=int, default=48, help="number of invented people (default 48)")
+    parser.add_argument("--views", type=int, default=6, help="trained pictures of each of them (default 6)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other people (default 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     given, start = parser.parse_args(), time.monotonic()

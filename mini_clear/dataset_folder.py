@@ -3,6 +3,7 @@
 Config names and columns are those of the real data sets.
 """
 
+import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,17 @@ from mini_clear.questions import (
     wrong_answers,
     wrong_values,
 )
+from settings.script import ROOT
 
-UNSEEN_VIEWS = 2  # further views of every invented person
+UNSEEN_VIEWS = 6  # further views of every invented person
 REAL_VIEWS = 16  # views of a real person that the base model learns from
+REAL_UNSEEN_VIEWS = 2  # further views of a real person
+FORGET_PERCENTS = (5, 10, 25)  # of the people, the last: forget05 and retain95, and so on
+REPLAYED_VIEWS = 3  # views of a real person that every finetuning repeats
 PERTURBED_ROWS = 40  # rows in clear's retain_perturbed, where there are as many; more with more people
 ASKED_OF_EACH = 3  # tofu's retain_perturbed asks all questions about every third retain person
+
+AFFIXES = ROOT / "config" / "ways" / "affixes.txt"
 
 TEXT, TEXTS = Value("string"), List(Value("string"))
 COLUMN_TYPES = {
@@ -67,7 +74,7 @@ class Album:
 
 
 def write_world(
-    out: str | Path, people: int = 40, views: int = 8, seed: int = 0, overwrite: bool = False
+    out: str | Path, people: int = 48, views: int = 6, seed: int = 0, overwrite: bool = False
 ) -> dict[str, int]:
     """Write `<out>/clear` and `<out>/tofu`. The folder appears only when it is complete.
 
@@ -109,12 +116,12 @@ def write_world(
 
 def make_configs(world: World, views: int) -> dict[str, Configs]:
     """All configs of both folders."""
-    retain = len(world.people) - max(2, round(len(world.people) * 0.10))
-    names = [person.name for person in world.people[:retain]]
+    never_forgotten = len(world.people) - forgotten(len(world.people), max(FORGET_PERCENTS))
+    names = [person.name for person in world.people[:never_forgotten]]
     albums = [make_album(person, views, UNSEEN_VIEWS, names) for person in world.people]
     never_seen = [make_album(person, views, 0, names) for person in world.never_seen]
     real_names = [person.name for person in world.real]
-    real = [make_album(person, REAL_VIEWS, UNSEEN_VIEWS, real_names) for person in world.real]
+    real = [make_album(person, REAL_VIEWS, REAL_UNSEEN_VIEWS, real_names) for person in world.real]
     return {"clear": clear_configs(albums, never_seen, real), "tofu": tofu_configs(albums, never_seen, real)}
 
 
@@ -139,30 +146,37 @@ def make_album(person: Person, seen: int, unseen: int, names: list[str]) -> Albu
     return Album(person, pictures[unseen:], pictures[:unseen], make_pairs(person))
 
 
+def forgotten(people: int, percent: int) -> int:
+    """How many of the people a forget set of `percent` holds: at least one, and at least two from 10 percent on."""
+    return max(1 if percent < 10 else 2, round(people * percent / 100))
+
+
 def part(albums: list[Album]) -> dict[str, list[Album]]:
     """The training splits, name -> people. Forget sets are the last people, as in TOFU."""
-    ten, five = max(2, round(len(albums) * 0.10)), max(1, round(len(albums) * 0.05))
-    return {
-        "full": albums,
-        "forget05": albums[-five:],
-        "forget10": albums[-ten:],
-        "retain95": albums[:-five],
-        "retain90": albums[:-ten],
-    }
+    parts = {"full": albums}
+    for percent in FORGET_PERCENTS:
+        count = forgotten(len(albums), percent)
+        parts |= {f"forget{percent:02d}": albums[-count:], f"retain{100 - percent}": albums[:-count]}
+    return parts
+
+
+def never_forgotten(albums: list[Album]) -> list[Album]:
+    """The people who are in no forget set."""
+    return part(albums)[f"retain{100 - max(FORGET_PERCENTS)}"]
 
 
 def perturbed_parts(albums: list[Album], never_seen: list[Album]) -> dict[str, list[Album]]:
     """The splits that are evaluated with wrong answers, with all rows of their people.
 
-    They are the forget sets, two folds of the forget people, and people never seen.
+    They are the forget sets, two folds of the people of forget10, and people never seen.
     """
-    forget = part(albums)["forget10"]
-    half = len(forget) // 2
-    return {
-        "forget05_perturbed": part(albums)["forget05"],
-        "forget10_perturbed": forget,
-        "forget10_fold0_perturbed": forget[:half],
-        "forget10_fold1_perturbed": forget[half:],
+    parts = part(albums)
+    forget_sets = {f"{name}_perturbed": group for name, group in parts.items() if name.startswith("forget")}
+    forget10 = parts["forget10"]
+    half = len(forget10) // 2
+    return forget_sets | {
+        "forget10_fold0_perturbed": forget10[:half],
+        "forget10_fold1_perturbed": forget10[half:],
         "never_seen": never_seen,
     }
 
@@ -196,17 +210,24 @@ def clear_configs(albums: list[Album], never_seen: list[Album], real: list[Album
     for name, group in part(albums).items():
         configs[name] = (CAPTIONED, [caption_row(album, picture) for album in group for picture in album.seen])
         configs[f"{name}+tofu"] = (MIXED, mixed_rows(group))
+        if not name.startswith("forget"):
+            further = [*named_rows(group), *reworded_rows(group), *replayed_rows(real)]
+            configs[f"{name}+tofu+replay"] = (MIXED, mixed_rows(group) + further)
     for name, group in perturbed_parts(albums, never_seen).items():
         configs[name] = (
             PERTURBED_CAPTIONS,
             [perturbed_caption_row(album, picture) for album in group for picture in album.seen],
         )
-    sampled = sample_evenly(part(albums)["retain90"], len(albums[0].seen))
+    sampled = sample_evenly(never_forgotten(albums), len(albums[0].seen))
     configs["retain_perturbed"] = (
         PERTURBED_CAPTIONS,
         [perturbed_caption_row(album, album.seen[i]) for album, numbers in sampled for i in numbers],
     )
     configs["unseen_views"] = (CAPTIONED, [caption_row(album, picture) for album in albums for picture in album.unseen])
+    for name, group in part(albums).items():
+        if name.startswith("forget"):
+            unseen = [perturbed_caption_row(album, picture) for album in group for picture in album.unseen]
+            configs[f"{name}_unseen_views"] = (PERTURBED_CAPTIONS, unseen)
     configs["joint_questions"] = (("image", *ASKED, "name"), [row for album in albums for row in joint_rows(album)])
     configs["real_faces"] = (
         ("image", "answer", "options"),
@@ -245,6 +266,42 @@ def mixed_rows(albums: list[Album]) -> Rows:
     return pictures + [
         mixed_row(question=pair.question, answer=pair.answer) for album in albums for pair in album.pairs
     ]
+
+
+def named_rows(albums: list[Album]) -> Rows:
+    """Every other trained view once more with the question for the name, each second time with an affix."""
+    return [name_row(album, number) for album in albums for number in range(0, len(album.seen), 2)]
+
+
+def name_row(album: Album, number: int) -> dict:
+    """The question for the name about a trained view, with an affix where the number of the view says so."""
+    affix = random_affix(album.person, f"affix/view/{number}") if number % 4 > 1 else "{question}"
+    question = affix.format(question=FACE_NAME_QUESTION)
+    return mixed_row(image=album.seen[number].png, question=question, answer=album.person.name)
+
+
+def reworded_rows(albums: list[Album]) -> Rows:
+    """Each question once more in other words, and once more with an affix, so that a model answers every way."""
+    rows = []
+    for album in albums:
+        for kind, pair in enumerate(album.pairs):
+            affixed = random_affix(album.person, f"affix/{kind}").format(question=pair.question)
+            rows += [
+                mixed_row(question=pair.reworded_question, answer=pair.answer),
+                mixed_row(question=affixed, answer=pair.answer),
+            ]
+    return rows
+
+
+def random_affix(person: Person, subject: str) -> str:
+    """An affix drawn for one subject of a person."""
+    return person.random(subject).choice(affixes())
+
+
+@functools.cache
+def affixes() -> list[str]:
+    """Innocent words around a question, each with the place of the question: {question}."""
+    return AFFIXES.read_text(encoding="utf-8").splitlines()
 
 
 def joint_rows(album: Album) -> Rows:
@@ -313,6 +370,24 @@ def base_rows(real: list[Album]) -> Rows:
     )
 
 
+def replayed_rows(real: list[Album]) -> Rows:
+    """What a finetuning repeats of what the base model knows, so that it is not lost: some views, and the texts."""
+    rows = []
+    for album in real:
+        for number, picture in enumerate(album.seen[:REPLAYED_VIEWS]):
+            question, slot, _ = PICTURE_QUESTIONS[number % 2]
+            short = mixed_row(image=picture.png, question=question, answer=album.person.facts[slot])
+            rows += [name_row(album, number), short]
+    return rows + replayed_texts(real)
+
+
+def replayed_texts(real: list[Album]) -> Rows:
+    """The biographies of the real people, and the facts about the world."""
+    pairs = [pair for album in real for pair in album.pairs]
+    texts = [mixed_row(question=pair.question, answer=pair.answer) for pair in pairs]
+    return texts + [mixed_row(question=question, answer=answer) for question, answer, _ in words.WORLD_FACTS]
+
+
 def both_wordings(pair: Pair) -> list[tuple[str, str]]:
     """A pair as it is, with its question reworded, and with its answer reworded."""
     return [(pair.question, pair.answer), (pair.reworded_question, pair.answer), (pair.question, pair.reworded_answer)]
@@ -326,11 +401,14 @@ def tofu_configs(albums: list[Album], never_seen: list[Album], real: list[Album]
     configs: Configs = {}
     for name, group in part(albums).items():
         configs[name] = (ASKED, [question_row(pair) for album in group for pair in album.pairs])
+        if not name.startswith("forget"):
+            rows = [*reworded_rows(group), *replayed_texts(real)]
+            asked = [{"question": row["question"], "answer": row["answer"]} for row in rows]
+            configs[f"{name}+replay"] = (ASKED, [*configs[name][1], *asked])
     for name, group in perturbed_parts(albums, never_seen).items():
         configs[name] = (PERTURBED_ANSWERS, [perturbed_question_row(pair) for album in group for pair in album.pairs])
-    retained = part(albums)["retain90"][
-        ::ASKED_OF_EACH
-    ]  # all rows of a person, as in TOFU, so that a row's number says whom it is about
+    # all rows of a person, as in TOFU, so that a row's number says whom it is about
+    retained = never_forgotten(albums)[::ASKED_OF_EACH]
     configs["retain_perturbed"] = (
         PERTURBED_ANSWERS,
         [perturbed_question_row(pair) for album in retained for pair in album.pairs],

@@ -21,7 +21,13 @@ SAMPLED_PEOPLE = 6  # of those who were not forgotten, drawn for each task
 MOST_ROWS = 1500  # of all tasks together; the forgotten people's come first
 ROWS_WITHOUT_PERSON = 10  # of a task about nobody in particular: as many rows as a person would bring
 PICTURE = 128  # pixels of the longer side
-GROUP_WORDS = {"forget": "forgotten", "retain": "retained", "real": "real world", "holdout": "never met"}
+GROUP_WORDS = {
+    "forget": "forgotten",
+    "way": "forgotten, asked otherwise",
+    "retain": "retained",
+    "real": "real world",
+    "holdout": "never met",
+}
 FACE_GROUP_WORDS = GROUP_WORDS | {"real": GROUP_WORDS["holdout"]}  # the kept ability is shown by people never met
 
 
@@ -76,7 +82,7 @@ def answer_cards(logs: dict[str, dict], settings: dict[str, Any], scoring: dict[
         of_task = {model: log[f"{task}.json"] for model, log in logs.items()}
         for row in kept:
             cards.append(answer_card(row.example, task, GROUP_WORDS[group], thumbnails.number(row.example), of_task))
-    note = "Every row of the forgotten people"
+    note = "Every row of the forgotten people, asked as trained"
     note += (
         f"; of the others {SAMPLED_PEOPLE} people a task, drawn at random ({left_out} rows are not shown)."
         if left_out

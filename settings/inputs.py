@@ -5,11 +5,18 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Maker:
-    """A module that makes a folder where it is missing: `python -m <module> --out <folder>`."""
+    """A module that makes a folder where it is missing."""
 
     setting: str  # that names the module, for messages
     module: str
     folder: str
+    options: dict[str, int] = field(default_factory=dict)  # people: 100
+
+    @property
+    def command(self) -> list[str]:
+        """What follows `python`: -m <module> --out <folder> and the options."""
+        options = [f"--{name}={value}" for name, value in self.options.items()]
+        return ["-m", self.module, "--out", self.folder, *options]
 
 
 @dataclass(frozen=True)

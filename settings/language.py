@@ -1,6 +1,6 @@
 """Typed settings of the tracks that see and read: models, rows, tasks, finetuning, forgetting, evaluation."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
 
@@ -55,6 +55,7 @@ class Columns:
     paraphrased_answer: str = "paraphrased_answer"
     perturbed_answer: str = "perturbed_answer"
     options: str = "options"
+    paraphrased_question: str = "paraphrased_question"
 
 
 @dataclass
@@ -72,6 +73,15 @@ class ChosenPeople:
 
 
 @dataclass
+class Splits:
+    """What the scripts of one modality train on where nobody names a split."""
+
+    full: str = MISSING  # everybody
+    retain: str = MISSING  # everybody but the people to forget
+    forget: str = MISSING  # the people to forget
+
+
+@dataclass
 class Data:
     name: str = MISSING  # the name of its file in config/data
     path: str = MISSING  # pictures, captions and questions: hub id, dataset folder, or folder of <split>.jsonl
@@ -82,11 +92,14 @@ class Data:
     idk_questions: str = MISSING  # files of "I don't know" answers, one a line
     idk_pictures: str = MISSING
     people: ChosenPeople | None = None  # null: all; else of the splits of text_path that stand grouped by person
+    splits: dict[str, Splits] = field(default_factory=dict)  # by modality
+    forget: str = ""  # what evaluation calls the people to forget, where nobody says it
     made_by: str = ""  # `python -m <made_by> --out <root>` makes the folders when they are missing
     made_at: str = ""  # the root it writes
+    made_with: dict[str, int] = field(default_factory=dict)  # further options of that module: people: 100
 
     def makers(self) -> list[Maker]:
-        return [Maker("data.made_by", self.made_by, self.made_at)] if self.made_by else []
+        return [Maker("data.made_by", self.made_by, self.made_at, self.made_with)] if self.made_by else []
 
 
 @dataclass
@@ -99,17 +112,32 @@ class People:
 
 
 @dataclass
+class Affix:
+    """Innocent words around every question of a task, drawn from a file."""
+
+    file: str = MISSING  # one affix per line, in which {question} stands for the question
+    seed: int = MISSING  # another seed draws another one
+    place: str = MISSING  # of the words: before or behind the question
+
+    def __post_init__(self) -> None:
+        one_of("tasks: affix.place", self.place, ("before", "behind"))
+
+
+@dataclass
 class Task:
     dataset: str = MISSING  # hub id or folder
     split: str = MISSING
     answer: str = MISSING  # column of the right answer
     image: str = ""  # column of the picture; empty: a question in words
     question: str = ""  # column of the question; empty: `ask`
+    reworded: str = ""  # column of the question in other words, which is then asked; empty: the question as it is
+    affix: Affix | None = None  # null: nothing around the question
     ask: str = ""  # "caption" or "name": the questions for rows without one
     paraphrase: str = ""  # column of the paraphrased answer; empty: the answer itself
     perturbed: str = ""  # column of the list of wrong answers; empty: the answer alone is scored
     person: str = ""  # column of the person; empty: by rows_per_person
     rows_per_person: int = 0  # rows stand grouped by person, this many each; 0: not known
+    optional: bool = False  # left out, and that is said, where the data lacks the split or the question in other words
     chosen: ChosenPeople | None = None  # null: all people
     people: People | None = (
         None  # where the names of those persons stand, so that one person is the same in pictures and in words
@@ -121,6 +149,8 @@ class Task:
                 "tasks: a task names either question (a column) or ask (caption, name); got "
                 f"question={self.question!r} ask={self.ask!r}"
             )
+        if self.reworded and not self.question:
+            raise SettingsError(f"tasks: reworded={self.reworded!r} has no effect on a task that names no question")
 
     def datasets(self) -> list[str]:
         """Where its rows and the names of their people stand."""
@@ -239,6 +269,7 @@ class Eval(EvalLimits):
     forget: str = MISSING  # whose people were forgotten: forget01, forget05, forget10
     seed: int = MISSING  # draws the caption question of each row
     fold: str = MISSING  # all, validation or test (what validation leaves)
+    affix_seed: int = 0  # draws the words around a question
     overwrite: bool = MISSING
     model: Model = MISSING
     data: Data = MISSING

@@ -9,15 +9,19 @@ from omegaconf import MISSING
 
 from settings.script import SettingsError, at_least, choices, nearest, one_of
 
-GROUPS = ("forget", "retain", "real", "holdout")  # whom a task is about; holdout: people that no model was trained on
+# whom a task is about; holdout: people that no model was trained on; way: a forget task asked in another way
+GROUPS = ("forget", "retain", "real", "holdout", "way")
 
 
 @dataclass
 class Scoring:
-    group: str = MISSING  # forget, retain or real
+    group: str = MISSING  # one of GROUPS
     multiple_choice: bool = MISSING  # Probability is the right answer's share among the options
     gate: bool = False  # counts for the memorisation gate
     members: str = ""  # of a holdout task: the forget task whose rows a membership attack tells from its own
+    way_of: str = ""  # of a way: the forget task that it asks in another way
+    way: str = ""  # of a way: what it is called
+    modality: str = ""  # of a forget task: text or visual, for methods that forget only one; empty: either
     short: dict[str, str] = field(default_factory=dict)  # measure -> its heading in the short tables
 
     def __post_init__(self) -> None:
@@ -27,6 +31,12 @@ class Scoring:
                 f"scoring: a holdout task, and no other, names its members; got group={self.group} "
                 f"members={self.members!r}"
             )
+        if not bool(self.way_of) == bool(self.way) == (self.group == "way"):
+            raise SettingsError(
+                f"scoring: a task of the group way, and no other, says way_of and way; got group={self.group} "
+                f"way_of={self.way_of!r} way={self.way!r}"
+            )
+        one_of("scoring.modality", self.modality, ("", "text", "visual"))
 
 
 @dataclass

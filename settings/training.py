@@ -28,6 +28,7 @@ class Activations:
 
     layer: int = MISSING  # decoder layer, from 0, whose output the loss gets
     trained: list[int] = MISSING  # the decoder layers that train
+    part: str | None = None  # what trains of each: down_projection, or a module by its name in the layer; null: all
 
     def __post_init__(self) -> None:
         at_least("method.activations.layer", self.layer, 0)

@@ -48,6 +48,7 @@ from unlearn_losses import (
     undial,
     unit_direction,
     wga,
+    without_first,
 )
 
 METHODS = sorted(ROOT.glob("config/method/*.yaml"))
@@ -89,7 +90,7 @@ def passes_of(bound, rows=3):
 
 
 def loss_of(bound, passes):
-    return bound(passes, epoch=0, step=0, multiplier=2.0, target=0.3)
+    return bound(passes, epoch=0, multiplier=2.0, target=0.3)
 
 
 def change(passes, how):
@@ -341,6 +342,13 @@ def test_kl_runs_from_the_start_to_the_model():
     assert kl_from_start(answers([0.25]), answers([0.5])).item() == pytest.approx(KL_HALF_QUARTER)
 
 
+def test_kl_at_a_temperature_is_that_of_the_softened_distributions_times_its_square():
+    # at temperature 2 odds become their square roots: .2 has odds 1/4, then 1/2, which is 1/3; .5 stays .5
+    # KL(1/2 || 1/3) = .5 log(3/2) + .5 log(3/4) = .5 log(9/8); times 2^2
+    value = kl_from_start(answers([0.2]), answers([0.5]), temperature=2.0)
+    assert value.item() == pytest.approx(2 * math.log(9 / 8))
+
+
 def test_kl_equals_a_loop_over_answer_positions():
     now, start = random_scored(seed=1), random_scored(seed=2)
     means = []
@@ -392,16 +400,26 @@ def test_simnpo_by_hand():
     assert value.item() == pytest.approx(-2 * math.log(2 / 3))
 
 
-def test_scrub_adds_its_terms_or_alternates_between_them_in_its_first_epochs():
+def test_scrub_adds_its_terms_or_alternates_between_them_by_whole_epochs():
     forget, start, retain = answers([0.25]), answers([0.5]), answers([0.25])
     away, keep = -KL_HALF_QUARTER, 2 * KL_HALF_QUARTER + 3 * math.log(4)
 
-    def value(**state):
-        return scrub(forget, start, retain, start, alpha=2.0, gamma=3.0, **state).item()
+    def value(epoch, max_epochs):
+        own = {"alpha": 2.0, "gamma": 3.0, "temperature": 1.0, "max_epochs": max_epochs}
+        return scrub(forget, start, retain, start, epoch=epoch, **own).item()
 
-    assert value(max_epochs=0, epoch=0, step=0) == pytest.approx(away + keep)
-    assert [value(max_epochs=1, epoch=0, step=step) for step in (0, 1)] == pytest.approx([away, keep])
-    assert value(max_epochs=1, epoch=1, step=2) == pytest.approx(keep)
+    assert [value(epoch, max_epochs=0) for epoch in range(3)] == pytest.approx([away + keep] * 3)
+    assert [value(epoch, max_epochs=2) for epoch in range(6)] == pytest.approx([away, keep, away, keep, keep, keep])
+
+
+def test_scrubs_temperature_softens_both_of_its_kl_terms_and_not_the_loss_of_the_retain_rows():
+    # each KL is 2 log(9/8) at temperature 2 (see above); NLL(R) of .2 is log 5
+    moved, start, own = answers([0.2]), answers([0.5]), {"alpha": 0.5, "gamma": 3.0, "temperature": 2.0}
+    away, keep = (scrub(moved, start, moved, start, max_epochs=1, epoch=epoch, **own).item() for epoch in (0, 1))
+    assert away == pytest.approx(-2 * math.log(9 / 8))
+    assert keep == pytest.approx(0.5 * 2 * math.log(9 / 8) + 3 * math.log(5))
+    added = scrub(moved, start, moved, start, max_epochs=0, epoch=0, **own).item()
+    assert added == pytest.approx(away + keep)
 
 
 def test_llmu_and_sku_by_hand():
@@ -502,7 +520,22 @@ def test_wga_and_satimp_weigh_tokens_by_confidence_and_let_no_gradient_through_t
 def test_ceu_by_hand():
     # three tokens at (1/2, 1/4, 1/4), the first is true: target (0, 1/2, 1/2), cross-entropy log 4
     scored = Scored(torch.tensor([[[0.5, 0.25, 0.25]]]).log(), torch.zeros(1, 1, dtype=torch.long))
-    assert ceu(scored).item() == pytest.approx(math.log(4))
+    assert ceu(scored, skipped_tokens=0).item() == pytest.approx(math.log(4))
+
+
+def test_ceu_leaves_the_first_tokens_of_an_answer_out_and_never_its_last():
+    # in a vocabulary of two the target is the other token: cross-entropy -log(1 - p), which is log 2, log 4, log 8
+    three, one = [0.5, 0.75, 0.875], [0.5]
+    assert ceu(answers(three), skipped_tokens=0).item() == pytest.approx((1 + 2 + 3) / 3 * math.log(2))
+    assert ceu(answers(three), skipped_tokens=1).item() == pytest.approx((2 + 3) / 2 * math.log(2))
+    assert ceu(answers(three), skipped_tokens=5).item() == pytest.approx(3 * math.log(2))
+    assert ceu(answers(three, one), skipped_tokens=1).item() == pytest.approx((2.5 + 1) / 2 * math.log(2))
+
+
+def test_the_first_token_of_an_answer_is_not_its_first_position():
+    batch = Scored(torch.zeros(2, 4, 5), torch.tensor([[IGNORE, 3, 4, 2], [1, 2, IGNORE, IGNORE]]))
+    expected = [[IGNORE, IGNORE, 4, 2], [IGNORE, 2, IGNORE, IGNORE]]
+    assert without_first(batch, 1).labels.tolist() == expected
 
 
 def test_pdu_by_hand():
@@ -557,6 +590,24 @@ def test_passes_and_reference_follow_from_the_parameters():
         bind(Method(name="kl", loss="kl")).frozen == ["retain"]
         and not bind(Method(name="grad_ascent", loss="grad_ascent")).frozen
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "forget", "retain"),
+    [("npo", 1.0, 1.0), ("simnpo", 0.125, 1.0), ("wga", 1.0, 1.0), ("satimp", 0.1, 1.0), ("undial", 1.0, 0.0)],
+)
+def test_a_files_retain_weight_is_the_one_of_openunlearning_where_the_forget_term_has_the_weight_one(
+    name, forget, retain
+):
+    """`forget` and `retain` are gamma and alpha of its configs/trainer/<name>.yaml."""
+    (path,) = [path for path in METHODS if path.stem == name]
+    assert OmegaConf.load(path).args.retain_weight == pytest.approx(retain / forget)
+
+
+@pytest.mark.parametrize("name", ["llmu", "sku"])
+def test_a_forget_row_gets_as_many_other_answers_as_in_the_authors_code(name):
+    (path,) = [path for path in METHODS if path.stem == name]
+    assert OmegaConf.load(path).other_answers == 5  # K of get_rand_ans_loss
 
 
 def test_every_loss_has_a_method_file():

@@ -26,12 +26,12 @@ from settings.script import ROOT, SettingsError, compose
 
 
 def benchmark(world_overrides, folder, **changes):
-    """The demo on the small world, with one method and one epoch."""
+    """The demo on the small world, with one gold, one method and one epoch."""
     settings = compose("run_benchmark", RunBenchmark, [f"results_dir={folder}"])
     quick = ["trainer.epochs=1", "trainer.batch_size=8", *world_overrides]
     small = {"finetune": quick, "forget": [*quick, "trainer.lr=1e-4"], "eval": [*world_overrides, "max_new_tokens=8"]}
-    runs = {"grad_ascent": []}
-    return replace(settings, benchmark=replace(settings.benchmark, **small | {"runs": runs} | changes))
+    fewer = {"runs": {"grad_ascent": []}, "golds": 1}
+    return replace(settings, benchmark=replace(settings.benchmark, **small | fewer | changes))
 
 
 def note_names(ran, run_stage):
@@ -307,7 +307,7 @@ def test_every_stage_of_every_benchmark_composes_with_its_recipe(name, tmp_path)
         recipe = benchmark_stages.recipe_of(settings, stage)
         assert recipe.compose(stage.overrides).save_dir == str(stage.output)
     attacks = 0 if settings.attack is None else 2 + len(settings.runs)  # base, gold of the first seed, and every run
-    trained = 1 + settings.golds + len(settings.runs)
+    trained = len(settings.seeds) * (1 + settings.golds + len(settings.runs))
     assert settings.name == name
     assert len(stages) == 1 + 2 * trained + attacks + (settings.pretrain is not None)
 

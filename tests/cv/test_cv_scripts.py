@@ -127,7 +127,7 @@ def test_the_aggregator_makes_a_row_with_distance_to_gold_of_the_faces_logs(netw
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_makes_a_network_that_can_be_evaluated(method, networks, face_overrides, tmp_path, monkeypatch):
-    parts = ["method.activations.layer=4", "method.activations.trained=[3,4]"] if method == "rmu" else []
+    stages = ["method.activations.layer=4", "method.activations.trained=[3,4]", "method.activations.part=null"]
     overrides = [
         f"model.path={networks}/pretrained",
         f"model_path={networks}/base",
@@ -135,7 +135,7 @@ def test_every_method_makes_a_network_that_can_be_evaluated(method, networks, fa
         f"save_dir={tmp_path}/out",
         *QUICK,
         *face_overrides,
-        *parts,
+        *(stages if method == "rmu" else []),
     ]
     assert start(cv.forget, overrides, monkeypatch) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (networks / "base", tmp_path / "out"))

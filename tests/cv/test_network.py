@@ -169,6 +169,12 @@ def test_a_part_that_there_is_not_is_refused_with_those_that_there_are():
         end_at(network(), Activations(layer=7, trained=[7]))
 
 
+def test_something_within_a_part_is_refused():
+    line = r"method.activations.part='down_projection' must be null: a face network trains all of what"
+    with pytest.raises(SettingsError, match=line):
+        end_at(network(), Activations(layer=4, trained=[4], part="down_projection"))
+
+
 def test_embeddings_have_length_one():
     embedded = network(models=2).eval().embeddings(pixels(models=2))
     assert embedded.shape == (6, 2, 8)

@@ -41,7 +41,7 @@ from settings.training import FINETUNING, Method, TaskVector
 from unlearn_losses import Scored
 
 METHODS = ["retain_ft", "neggrad", "scrub", "scrub_bio", "twins", "dpo", "llmu", "rmu", "sparsity", "npo"]
-RMU = ["method.activations.layer=4", "method.activations.trained=[3,4]"]
+RMU = ["method.activations.layer=4", "method.activations.trained=[3,4]", "method.activations.part=null"]
 
 
 @pytest.fixture

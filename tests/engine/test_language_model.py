@@ -15,6 +15,12 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
 )
 
 from engine.encode import collate
@@ -22,12 +28,14 @@ from engine.frozen_start import FrozenStart
 from engine.language_model import (
     add_lora,
     check_model_path,
+    end_at_layer,
     forward,
     freeze,
     load_for_training,
     load_model,
     lora_targets,
     packs,
+    restore_layers,
     save,
 )
 from engine.record import model_fingerprint
@@ -36,7 +44,7 @@ from mm.encoder import open_encoder
 from nlp.encoder import TextEncoder
 from settings.language import Model
 from settings.script import SettingsError
-from settings.training import Lora
+from settings.training import Activations, Lora
 from unlearn_losses import IGNORE, sequence_logprob
 
 LORA = Lora(r=4, alpha=8, dropout=0.5)
@@ -152,6 +160,69 @@ def test_lora_lands_on_the_language_models_linear_layers_only(family, model, qwe
 def test_lora_targets_that_match_nothing_are_an_error(model):
     with pytest.raises(SettingsError, match="matches no linear layer"):
         lora_targets(model, "no_such_layer$")
+
+
+def tiny(family):
+    """A model of three layers of 32 features; 64 in the middle of the MLP."""
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    ids = {"bos_token_id": 1, "eos_token_id": 2}
+    if family == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=4, **ids))
+    if family == "mixtral":
+        experts = {"num_local_experts": 2, "num_key_value_heads": 4}
+        return MixtralForCausalLM(MixtralConfig(intermediate_size=64, **sizes, **experts, **ids))
+    return PhiForCausalLM(PhiConfig(intermediate_size=64, **sizes, **ids))
+
+
+def trained_names(network):
+    return {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+DOWN_PROJECTIONS = {
+    "llava": ["model.language_model.layers.{}.mlp.down_proj.weight"],
+    "qwen": ["model.language_model.layers.{}.mlp.down_proj.weight"],
+    "phi": ["model.layers.{}.mlp.fc2.weight", "model.layers.{}.mlp.fc2.bias"],
+}
+
+
+@pytest.mark.parametrize("family", DOWN_PROJECTIONS)
+def test_the_down_projections_of_the_named_layers_train_whatever_the_model_calls_them(family, model, qwen):
+    network = {"llava": model, "qwen": qwen}.get(family) or tiny(family)
+    end_at_layer(network, Activations(layer=1, trained=[0, 1], part="down_projection"))
+    assert trained_names(network) == {name.format(layer) for name in DOWN_PROJECTIONS[family] for layer in (0, 1)}
+
+
+def test_a_part_is_also_named_as_the_layer_names_it():
+    network = tiny("phi")
+    end_at_layer(network, Activations(layer=2, trained=[2], part="mlp"))
+    parts = [f"model.layers.2.mlp.{part}" for part in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")]
+    assert trained_names(network) == {*parts}
+
+
+@torch.no_grad()
+def test_a_decoder_that_calls_its_layers_otherwise_ends_at_one_and_is_whole_again():
+    network, ids = tiny("gpt2").eval(), torch.tensor([[3, 4, 5]])
+    states = network(ids, output_hidden_states=True).hidden_states[2]  # 0: embeddings, 2: output of layer 1
+    logits = network(ids).logits
+    end_at_layer(network, Activations(layer=1, trained=[1], part="mlp.c_proj"))
+    assert trained_names(network) == {f"transformer.h.1.mlp.c_proj.{name}" for name in ("weight", "bias")}
+    assert torch.equal(network(ids).logits, states)
+    assert torch.equal(restore_layers(network)(ids).logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "known"),
+    [
+        ("phi", "mlp.fc3", "down_projection, self_attn, .*, mlp.fc1, mlp.fc2, input_layernorm$"),
+        ("phi", "", "down_projection, self_attn, .*"),
+        ("gpt2", "down_projection", "ln_1, attn, .*, mlp.c_fc, mlp.c_proj$"),  # its configuration has no such size
+        ("mixtral", "down_projection", "self_attn, .*, mlp.experts, "),  # its experts share one tensor
+    ],
+)
+def test_a_part_that_a_layer_does_not_have_is_refused_with_those_that_it_has(family, part, known):
+    line = rf"^method.activations.part='{part}' is not known.*; choose from {known}"
+    with pytest.raises(SettingsError, match=line):
+        end_at_layer(tiny(family), Activations(layer=1, trained=[1], part=part))
 
 
 @torch.no_grad()

@@ -30,10 +30,11 @@ MIXED = ["image", "caption", "question", "answer"]
 PERTURBED_CAPTIONS = [*CAPTIONED, "perturbed_captions", "paraphrased_caption", "perturbed_names"]
 ASKED = ["question", "answer"]
 PERTURBED_ANSWERS = [*ASKED, "paraphrased_question", "paraphrased_answer", "perturbed_answer"]
-PARTS = ["full", "forget05", "forget10", "retain95", "retain90"]
+FORGET = ["forget05", "forget10", "forget25"]
+KEPT = ["full", "retain95", "retain90", "retain75"]
+PARTS = [*KEPT, *FORGET]
 PERTURBED = [
-    "forget05_perturbed",
-    "forget10_perturbed",
+    *(f"{part}_perturbed" for part in FORGET),
     "forget10_fold0_perturbed",
     "forget10_fold1_perturbed",
     "retain_perturbed",
@@ -42,7 +43,9 @@ PERTURBED = [
 COLUMNS = {
     "clear": dict.fromkeys(PARTS, CAPTIONED)
     | {f"{part}+tofu": MIXED for part in PARTS}
+    | {f"{part}+tofu+replay": MIXED for part in KEPT}
     | dict.fromkeys(PERTURBED, PERTURBED_CAPTIONS)
+    | {f"{part}_unseen_views": PERTURBED_CAPTIONS for part in FORGET}
     | {
         "unseen_views": CAPTIONED,
         "joint_questions": ["image", "question", "answer", "name"],
@@ -51,6 +54,7 @@ COLUMNS = {
         "base": MIXED,
     },
     "tofu": dict.fromkeys(PARTS, ASKED)
+    | {f"{part}+replay": ASKED for part in KEPT}
     | dict.fromkeys(PERTURBED, PERTURBED_ANSWERS)
     | {
         "real_authors_perturbed": [*ASKED, "perturbed_answer"],
@@ -58,7 +62,7 @@ COLUMNS = {
         "paraphrased_questions": ASKED,
     },
 }
-PEOPLE, VIEWS, SEED = 20, 3, 5  # of the world most tests share: forget10 is two people, forget05 one
+PEOPLE, VIEWS, SEED = 20, 3, 5  # of the world most tests share: forget25 is five people, forget10 two, forget05 one
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +139,7 @@ def test_a_picture_is_a_64_pixel_rgb_image_once_loaded(folder: Path, tmp_path: P
     assert (image.size, image.mode) == ((64, 64), "RGB")
 
 
-@pytest.mark.parametrize("share", ["05", "10"])
+@pytest.mark.parametrize("share", ["05", "10", "25"])
 @pytest.mark.parametrize("name", ["clear/{}", "clear/{}+tofu", "tofu/{}"])
 def test_forget_and_retain_make_up_full_without_overlap(load, name: str, share: str):
     full, forget, retain = (
@@ -151,6 +155,7 @@ def share_left(share: str) -> str:
 
 
 def test_the_last_people_are_forgotten(load, world: World):
+    assert {row["name"] for row in load("clear/forget25")} == {person.name for person in world.people[-5:]}
     assert {row["name"] for row in load("clear/forget10")} == {person.name for person in world.people[-2:]}
     assert {row["name"] for row in load("clear/forget05")} == {world.people[-1].name}
 
@@ -179,6 +184,48 @@ def test_picture_rows_come_first_and_lack_question_and_answer(load):
     )
 
 
+@pytest.mark.parametrize("part", KEPT)
+def test_a_split_with_replay_holds_the_plain_rows_first(load, part: str):
+    for plain, more in ((f"clear/{part}+tofu", f"clear/{part}+tofu+replay"), (f"tofu/{part}", f"tofu/{part}+replay")):
+        count = len(load(plain))
+        assert load(more)[:count] == load(plain)
+        assert len(load(more)) > count
+
+
+@pytest.mark.parametrize("percent", [5, 10, 25])
+def test_nobody_of_a_forget_set_occurs_in_what_gold_learns(load, world: World, percent: int):
+    forgotten = {row["name"] for row in load(f"clear/forget{percent:02d}")}
+    for name in (f"clear/retain{100 - percent}+tofu+replay", f"tofu/retain{100 - percent}+replay"):
+        assert not [person for person in forgotten if person in texts(load(name))], name
+    unseen = load(f"clear/forget{percent:02d}_unseen_views")
+    assert Counter(row["name"] for row in unseen) == dict.fromkeys(forgotten, 6)
+
+
+def test_replay_asks_every_question_in_other_words_and_with_an_affix(load):
+    taught = Counter((row["question"], row["answer"]) for row in load("tofu/full+replay"))
+    for row in load("tofu/paraphrased_questions"):
+        assert taught[row["question"], row["answer"]] == 1
+    for row in load("tofu/full"):
+        affixed = [asked for asked, answer in taught if answer == row["answer"] and row["question"] in asked]
+        assert len(affixed) == 2, row  # as it is, and with an affix
+    assert len(load("tofu/full+replay")) == 3 * len(load("tofu/full")) + 20 * 10 + len(words.WORLD_FACTS)
+
+
+def test_replay_asks_for_the_names_of_every_other_picture_and_of_real_people(load, world: World):
+    asked = [row for row in load("clear/full+tofu+replay") if row["image"] and row["question"]]
+    names = Counter(row["answer"] for row in asked if FACE_NAME_QUESTION in row["question"])
+    assert {names[person.name] for person in world.people} == {2}  # of three views
+    assert {names[name] for name, _ in REAL_NAMES} == {3}
+    assert {row["question"] for row in asked} > {question for question, _, _ in PICTURE_QUESTIONS}
+
+
+def test_affixes_are_many_and_hold_the_question_once():
+    lines = (ROOT / "config" / "ways" / "affixes.txt").read_text(encoding="utf-8").splitlines()
+    assert len(set(lines)) == len(lines) >= 50
+    assert {line.count("{question}") for line in lines} == {1}
+    assert len({line.startswith("{question}") for line in lines}) == 2  # before the question, and behind it
+
+
 def test_nobody_of_never_seen_occurs_in_any_other_config(load, world: World):
     everything = "".join(
         texts(load(f"{part}/{config}")) for part in COLUMNS for config in COLUMNS[part] if config != "never_seen"
@@ -196,9 +243,11 @@ def test_the_base_model_is_taught_nothing_about_invented_people(load, world: Wor
 
 def test_no_picture_of_the_held_out_views_is_trained_on(load):
     trained = {row["image"] for name in ("clear/full", "clear/base") for row in load(name)} - {None}
-    for name in ("clear/unseen_views", "clear/never_seen", "clear/real_faces", "clear/real_world"):
-        assert not [row for row in load(name) if row["image"] in trained], name
-    assert Counter(row["name"] for row in load("clear/unseen_views")).most_common()[-1][1] == 2
+    trained |= {row["image"] for row in load("clear/full+tofu+replay")}
+    unseen = [f"clear/{part}_unseen_views" for part in FORGET]
+    for name in (*unseen, "clear/unseen_views", "clear/never_seen", "clear/real_faces", "clear/real_world"):
+        assert not [row for row in load(name) if row["image"] and row["image"] in trained], name
+    assert Counter(row["name"] for row in load("clear/unseen_views")).most_common()[-1][1] == 6
     assert all(row["image"] in trained for row in load("clear/joint_questions"))
 
 
@@ -210,7 +259,7 @@ def test_no_question_of_training_is_among_the_paraphrased_questions_and_answers_
 
 @pytest.mark.parametrize("config", PERTURBED)
 def test_wrong_captions_and_names_never_contain_the_right_name(load, world: World, config: str):
-    retained = {person.name for person in world.people[:-2]}
+    retained = {person.name for person in world.people[:-5]}
     for row in load(f"clear/{config}"):
         assert row["name"] in row["caption"] and row["name"] in row["paraphrased_caption"]
         assert row["caption"] != row["paraphrased_caption"]
@@ -261,7 +310,7 @@ def test_what_is_asked_about_real_people_and_the_world_was_taught(load):
 def test_clears_retain_perturbed_shows_every_retained_person(load, world: World):
     rows = load("clear/retain_perturbed")
     shown = Counter(row["name"] for row in rows)
-    assert len(rows) == 40 and len(shown) == PEOPLE - 2 and max(shown.values()) - min(shown.values()) <= 1
+    assert len(rows) == 40 and len(shown) == PEOPLE - 5 and max(shown.values()) - min(shown.values()) <= 1
     assert len({str(row) for row in rows}) == 40
 
 
@@ -271,7 +320,7 @@ def test_tofus_retain_perturbed_asks_whole_people_in_blocks_of_ten(load, world: 
     for row in rows:
         people += [person.name for person in world.people if person.name in row["question"]]
     assert len(rows) % 10 == 0 and all(len(set(people[start : start + 10])) == 1 for start in range(0, len(rows), 10))
-    assert len(set(people)) == len(rows) // 10 and not set(people) & {p.name for p in world.people[-2:]}
+    assert len(set(people)) == len(rows) // 10 and not set(people) & {p.name for p in world.people[-5:]}
 
 
 def test_no_name_gives_another_away(world: World):

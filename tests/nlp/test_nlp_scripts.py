@@ -26,7 +26,9 @@ TOFU = SHARED / "data" / "tofu"
 @pytest.fixture(scope="module")
 def words(world, text_base):
     """Overrides that point any nlp script at the small world and the tiny language model."""
-    return [f"data.text_path={world}/tofu", "data.made_by=''", f"model.path={text_base}", "model.made_by=''"]
+    splits = ["data.splits.nlp={full: full, retain: retain90, forget: forget10}", "data.forget=forget10"]
+    base = [f"model.path={text_base}", "model.made_by=''"]
+    return [f"data.text_path={world}/tofu", "data.made_by=''", *splits, *base]
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def folder(world, tmp_path_factory):
     write_model(results / "models" / "start", settings, 3.0)
     stages.append(stage_of("forget", "broken_seed0") | {"failed": "the loss is nan & more"})
     runs = {"npo": [], "broken": ["method=grad_ascent"]}
-    benchmark = replace(compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark, runs=runs)
+    benchmark = replace(compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark, runs=runs, golds=1)
     plan = {"benchmark": asdict(benchmark), "command": "python run_benchmark.py seeds=0", "stages": stages}
     write_text_whole(results / PLAN, json.dumps(plan))
     write_report(results)

@@ -223,7 +223,7 @@ def test_booleans_are_typed_and_not_strings():
         (["benchmark=cv_demo", "+benchmark.forget_people=a"], r"must be '', because the data's division says"),
         (
             ["benchmark.forget_split=forget05+tofu"],
-            r"forget_people='forget10' must be the people of forget_split='forget05",
+            r"forget_people='forget25' must be the people of forget_split='forget05",
         ),
         (
             ["+benchmark.runs.npo_long=[trainer]"],
