@@ -5,12 +5,14 @@ parquet file. `save_file` holds them as one row. Where a figure cannot be known,
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from engine.figures import figures_of_logs
-from engine.logs import EvalLog, check_finite, check_same_rows, read_eval_log
+from engine.logs import EvalLog, check_same_rows, read_eval_log
 from engine.measures import MEASURES
+from engine.metrics import ASCII, rouge_tokenizer
 from engine.record import write_bytes_whole
 from engine.result_table import Column, ModelResult, is_long_table, parquet, short_columns, wide_csv, wide_row
 from settings.results import Aggregate
@@ -55,9 +57,21 @@ def aggregate(settings: Aggregate) -> ModelResult:
     about = {
         "Submitted By": settings.submitted_by,
         "Truth Ratio definition": settings.truth_ratio,
-        "ROUGE definition": "ROUGE-L recall, stemmed",
+        "ROUGE definition": f"ROUGE-L recall, stemmed{other_words(ckpt)}",
     }
     return ModelResult(settings.method_name, ckpt.train_meta.get("seed"), figures, about)
+
+
+def other_words(log: EvalLog) -> str:
+    """What a reader must know of the words that ROUGE went by; empty where all answers are of ASCII letters."""
+    used: Counter[str] = Counter()
+    for task in log.tasks.values():
+        for words, truth in zip(task.rouge_tokenizers, task.truths, strict=True):
+            is_blind = words == ASCII and rouge_tokenizer(truth) != ASCII
+            used["ascii words though the answer has other letters" if is_blind else words] += 1
+    rows = used.total()
+    del used[ASCII]
+    return "".join(f"; by {words} on {count} of {rows} rows" for words, count in sorted(used.items()))
 
 
 def read_logs(settings: Aggregate) -> dict[str, EvalLog]:
@@ -72,8 +86,6 @@ def read_logs(settings: Aggregate) -> dict[str, EvalLog]:
     ckpt = logs["ckpt_result"]
     for log in logs.values():
         check_same_rows(ckpt, log)
-        if log is not ckpt:
-            check_finite(log)
     written = Path(settings.save_file).resolve()
     if written in [Path(path).resolve() for path in paths.values()]:
         raise SettingsError(f"save_file={settings.save_file!r} is one of the logs: name another file")

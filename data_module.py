@@ -131,10 +131,11 @@ def load_split(path: str, split: str) -> datasets.Dataset:
 
     Raises SettingsError naming the splits that exist if `split` is none of them.
     """
-    known = split_names(path)
+    content = fingerprint(path)
+    known = natsorted(known_splits(path, content))
     if split not in known:
         raise SettingsError(f"split={split!r} is not in {path}{nearest(split, known)}; it has {', '.join(known)}")
-    return read_split(path, split, fingerprint(path))
+    return read_split(path, split, content)
 
 
 # ---- rows -> examples (the one place where column names are read)

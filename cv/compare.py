@@ -117,6 +117,7 @@ def row_values(compared: Compared, row: int, losses: np.ndarray) -> dict[str, An
         "average_perturb_loss": others.tolist(),
         "generated_text": [QUESTION, answer, person],
         "rougeL_recall": right,
+        "rouge_tokenizer": "whole names",
         "exact_memorization": right,
         "person": person,
         "truth_ratio": truth_ratio(losses[owner], others),

@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -213,24 +214,27 @@ def with_new_classes(model: FaceNetwork, classes: int, seed: int) -> FaceNetwork
 def load_network(path: str, settings: FaceModel) -> tuple[FaceNetwork, list[str]]:
     """The network at `model_path` and the names of its classes.
 
-    Raises SettingsError if there is none, or one of another shape, picture size, logit scale or margin than `settings`
-    say.
+    Raises SettingsError if there is none, one that is not whole, or one of another shape, picture size, logit scale or
+    margin than `settings` say.
     """
     folder = Path(path)
     if not (folder / WEIGHTS).is_file() or not (folder / CONFIG).is_file():
         raise SettingsError(
             f"model_path={path!r} holds no face network ({WEIGHTS} and {CONFIG}); "
-            "cv/pretrain.py and cv/finetune.py make one"
+            "cv/pretrain.py and cv/finetune.py make one, and no other weights are read"
         )
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         found = (Shape(**config["shape"]), config["size"], config["logit_scale"], config["margin"])
         model = FaceNetwork(found[0], len(config["classes"]))
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        weights = load_file(folder / WEIGHTS)
     except KeyError as error:
         raise SettingsError(f"model_path={path!r}: its {CONFIG} does not say {error}; train it again") from None
     except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise SettingsError(f"model_path={path!r} could not be loaded: {str(error).splitlines()[0]}") from None
+    check_classes(path, config["classes"])
+    check_whole(path, weights, model)
+    model.load_state_dict(weights)
     wanted = (shape_of(settings), settings.size, settings.logit_scale, settings.margin)
     if found != wanted:
         is_of = "{} for {} pixels with logit_scale {} and margin {}"
@@ -239,6 +243,30 @@ def load_network(path: str, settings: FaceModel) -> tuple[FaceNetwork, list[str]
             f"but model={settings.name} is {is_of.format(*wanted)}"
         )
     return model, config["classes"]
+
+
+def check_classes(path: str, classes: Any) -> None:
+    """Raise SettingsError unless the classes of a network are different names."""
+    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not named or len({*classes}) < len(classes):
+        raise SettingsError(f"model_path={path!r}: classes in its {CONFIG} must be different names")
+
+
+def check_whole(path: str, weights: dict[str, Tensor], model: FaceNetwork) -> None:
+    """Raise SettingsError unless the file holds each tensor of the network, in its shape, nothing else, and numbers."""
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | weights.keys()):
+        if name not in weights:
+            raise SettingsError(f"model_path={path!r}: {WEIGHTS} lacks tensor {name!r}")
+        if name not in wanted:
+            raise SettingsError(f"model_path={path!r}: {WEIGHTS} holds tensor {name!r}, which no face network has")
+        shapes = [tuple(tensors[name].shape) for tensors in (weights, wanted)]
+        if shapes[0] != shapes[1]:
+            raise SettingsError(
+                f"model_path={path!r}: tensor {name!r} has shape {shapes[0]}, and {CONFIG} makes it {shapes[1]}"
+            )
+        if not torch.isfinite(weights[name]).all():
+            raise SettingsError(f"model_path={path!r}: tensor {name!r} holds NaN or infinity; the network is broken")
 
 
 def save_network(model: FaceNetwork, folder: Path, *, settings: FaceModel, classes: list[str]) -> None:

@@ -30,7 +30,7 @@ def found(value: Any) -> str:
         return f"{value} (true or false)"
     for kind, name in ((str, "a text"), (int | float, "a number"), (list, "a list"), (dict, "a mapping")):
         if isinstance(value, kind):
-            return f"{str(repr(value))[:60]} ({name})"
+            return f"{repr(value)[:60]} ({name})"
     return f"{str(value)[:60]} ({type(value).__name__})"
 
 
@@ -160,8 +160,6 @@ def need_columns(rows: datasets.Dataset, path: str, split: str, names: list[str]
 # ---- the rows of training and of tasks
 
 TRAINING_FIELDS = ("image", "caption", "question", "answer", "person")
-# what a task does without where the split lacks the column, and what its figures then lack
-OPTIONAL = {"perturbed": "no Truth Ratio is computed", "paraphrase": "the right answer stands in for its paraphrase"}
 
 
 @dataclass(frozen=True)
@@ -269,9 +267,9 @@ def task_cells(task: Task, rows: datasets.Dataset) -> TaskCells:
 
 def lacking(task: Task, rows: datasets.Dataset) -> list[str]:
     """A line for each column of a task that its split lacks and that it does without."""
-    lines = []
-    for field, without in OPTIONAL.items():
-        column = getattr(task, field)
-        if column and column not in rows.column_names:
-            lines.append(f"{task.dataset}, split {task.split} has no column {column!r}: {without}")
-    return lines
+    where = f"{task.dataset}, split {task.split}"
+    if task.perturbed and task.perturbed not in rows.column_names:
+        return [f"{where} has no column {task.perturbed!r}: no Truth Ratio is computed"]
+    if task.paraphrase and task.paraphrase not in rows.column_names:
+        return [f"{where} has no column {task.paraphrase!r}: the right answer stands in for its paraphrase"]
+    return []

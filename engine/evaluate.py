@@ -27,6 +27,7 @@ from data_module import TaskRow, fingerprint, load_split, split_names, task_rows
 from engine import metrics
 from engine.cells import lacking
 from engine.encode import check_answers
+from engine.logs import TaskLog, is_table, read_json, read_task
 from engine.record import (
     AGGREGATED,
     EVAL_RECORD,
@@ -81,6 +82,7 @@ def row_log(row: TaskRow, by_answer: dict[str, AnswerLosses], prompt: str, gener
         "num_token_gt": len(truth.losses),
         "generated_text": [prompt, generation, row.example.answer],
         **metrics.rouge_recall(generation, row.example.answer),
+        "rouge_tokenizer": metrics.rouge_tokenizer(row.example.answer),
         "exact_memorization": metrics.exact_memorization(truth.correct),
         # the last token is the end-of-sequence
         "avg_gt_loss_without_end": sum(truth.losses[:-1]) / max(1, len(truth.losses) - 1),
@@ -413,13 +415,29 @@ def measures(rows: dict[int, dict[str, Any]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in made.items()}
 
 
+def logged_row(log: TaskLog, place: int) -> dict[str, Any]:
+    """What `measures` takes of the row at a place of a log."""
+    assert log.exact_memorization is not None
+    row = {
+        "avg_gt_loss": log.losses[place],
+        "exact_memorization": log.exact_memorization[place],
+        "rougeL_recall": log.rouge[place],
+    }
+    if log.perturbed_losses is not None:
+        row["truth_ratio"] = metrics.truth_ratio(log.paraphrase_losses[place], log.perturbed_losses[place])
+    return row
+
+
 def gold_measures(path: str, tasks: dict[str, list[TaskRow]]) -> dict[str, dict[str, float]]:
     """The gold model's means on the same rows, from its log. Raises SettingsError if it lacks a task or a row."""
     if not Path(path).is_file():
         raise SettingsError(
             f"epoch_eval.gold_result={path!r}: no such file; it names the eval_log_aggregated.json of the gold model"
         )
-    log, made = json.loads(Path(path).read_text(encoding="utf-8")), {}
+    setting = "epoch_eval.gold_result"
+    log, made = read_json(setting, Path(path)), {}
+    if not is_table(log):
+        raise SettingsError(f"{setting}={path!r} is not an eval log: it must map tasks to metrics to rows")
     for name, rows in tasks.items():
         columns = log.get(f"{name}.json", {})
         wanted = [str(row.example.index) for row in rows]
@@ -428,14 +446,13 @@ def gold_measures(path: str, tasks: dict[str, list[TaskRow]]) -> dict[str, dict[
                 f"epoch_eval.gold_result={path!r} lacks row {missing[0]} of task {name!r}: evaluate gold on "
                 "all rows with the same tasks"
             )
-        if ("truth_ratio" in columns) != bool(rows[0].perturbed):
-            with_wrong, without = ("log", "data") if "truth_ratio" in columns else ("data", "log")
+        if ("average_perturb_loss" in columns) != bool(rows[0].perturbed):
+            with_wrong, without = ("log", "data") if "average_perturb_loss" in columns else ("data", "log")
             raise SettingsError(
                 f"epoch_eval.gold_result={path!r}: task {name!r} has wrong answers in the {with_wrong} and none in the "
                 f"{without}: evaluate gold on the same data"
             )
-        logged = {}
-        for i in wanted:
-            logged[int(i)] = {metric: by_row[i] for metric, by_row in columns.items() if i in by_row}
-        made[name] = measures(logged)
+        logged = read_task(f"{setting}: task {name!r}", columns)
+        places = [logged.rows.index(row) for row in wanted]
+        made[name] = measures({int(logged.rows[place]): logged_row(logged, place) for place in places})
     return made

@@ -1,7 +1,8 @@
 """Language models, those that see too: load, freeze, LoRA, forward, save."""
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,18 +23,43 @@ from unlearn_losses import Scored
 
 transformers.utils.logging.disable_progress_bar()
 
+ADAPTER = "adapter_config.json"
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
 LanguageModel = Any  # a model of transformers, or one that peft wraps: what is asked of it is more than nn.Module's
 
 DOWN_PROJECTION = "down_projection"  # of method.activations.part, whatever a model calls it
 
 
 def check_model_path(path: str, name: str = "model_path") -> None:
-    """Raise SettingsError unless `path` is a model folder or can be a hub id."""
-    if Path(path).is_dir():
-        if not Path(path, "config.json").is_file():
-            raise SettingsError(f"{name}={path!r} holds no model (no config.json)")
-    elif path.count("/") != 1 or path.startswith((".", "/", "models/")):
-        raise SettingsError(f"{name}={path!r} does not exist; give a model folder or a hub id")
+    """Raise SettingsError unless `path` is a folder with a whole model in safetensors, or can be a hub id."""
+    folder = Path(path)
+    if not folder.is_dir():
+        if path.count("/") != 1 or path.startswith((".", "/", "models/")):
+            raise SettingsError(f"{name}={path!r} does not exist; give a model folder or a hub id")
+        return
+    if (folder / ADAPTER).is_file():
+        raise SettingsError(
+            f"{name}={path!r} holds an adapter ({ADAPTER}) and no whole model; merge it into its base model with "
+            "peft's merge_and_unload() and save that"
+        )
+    if not (folder / "config.json").is_file():
+        raise SettingsError(f"{name}={path!r} holds no model (no config.json)")
+    if not any(folder.glob("*.safetensors")):
+        others = sorted(file.name for ending in OTHER_WEIGHTS for file in folder.glob(ending))
+        held = f"holds its weights in {others[0]!r}, and only safetensors are read" if others else "holds no weights"
+        convert = "; transformers' from_pretrained() and save_pretrained() to another folder convert them"
+        raise SettingsError(f"{name}={path!r} {held}{convert if others else ' (no *.safetensors)'}")
+
+
+@contextlib.contextmanager
+def quiet_library() -> Iterator[None]:
+    """Keep the library's own lines away, where one line of ours says it."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
 
 
 def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
@@ -42,22 +67,65 @@ def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
     check_model_path(path)
     try:
         return auto_class.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **options)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingsError(f"model_path={path!r} could not be loaded: {why}") from None
 
 
 def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> LanguageModel:
-    """The model of a folder or hub id, its weights in `dtype`."""
-    return load(auto_class, path, settings, dtype=getattr(torch, dtype), attn_implementation=settings.attention)
+    """The model of a folder or hub id, its weights in `dtype`.
+
+    Raises SettingsError unless its files hold each of its weights, in its shape, and nothing else, and all are numbers.
+    """
+    options = {"dtype": getattr(torch, dtype), "attn_implementation": settings.attention, "use_safetensors": True}
+    with quiet_library():
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told, and refused below
+        model, loaded = load(auto_class, path, settings, **options, **told)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise SettingsError(f"model_path={path!r} is an adapter and no whole model; merge it into its base model first")
+    check_whole(path, loaded)
+    check_numbers(path, model)
+    return model
 
 
-def positions_of(path: str, settings: Model) -> int:
+def check_whole(path: str, loaded: dict[str, Any]) -> None:
+    """Raise SettingsError where files lack a tensor, hold one of another shape, or one that the model has no place for.
+
+    `loaded`: what the library tells of loading. It fills what it does not find with random numbers.
+    """
+    for name, found, wanted in sorted(loaded["mismatched_keys"]):
+        raise SettingsError(
+            f"model_path={path!r}: tensor {name!r} has shape {tuple(found)}, and config.json makes it {tuple(wanted)}"
+        )
+    ways = {
+        "missing_keys": "the files lack {} ({} in all), which the library would fill with random numbers",
+        "unexpected_keys": "the files hold {} ({} in all), which this kind of model has no place for",
+    }
+    for key, way in ways.items():
+        if names := sorted(loaded[key]):
+            raise SettingsError(f"model_path={path!r}: {way.format(f'tensor {names[0]!r}', len(names))}")
+
+
+def check_numbers(path: str, model: nn.Module) -> None:
+    """Raise SettingsError where a weight is NaN or infinite."""
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise SettingsError(f"model_path={path!r}: tensor {name!r} holds NaN or infinity; the model is broken")
+
+
+def positions_of(path: str, settings: Model, tokenizer: Any) -> int:
     """How many tokens a model takes by its configuration, known before any weights load; 0: it does not say.
 
-    Raises SettingsError.
+    Raises SettingsError where the tokenizer knows tokens that the model does not.
     """
     config = load(transformers.AutoConfig, path, settings).get_text_config()
+    rows = getattr(config, "vocab_size", None)
+    token, number = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if rows and number >= rows:
+        raise SettingsError(
+            f"model_path={path!r}: its tokenizer numbers tokens up to {number} ({token!r}), and its config.json has "
+            f"vocab_size {rows}: they are not of one model"
+        )
     return getattr(config, "max_position_embeddings", None) or 0
 
 

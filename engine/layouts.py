@@ -8,7 +8,7 @@ pictures, or bytes, holds pictures.
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from engine.decode import ENDINGS
 from settings.script import SettingsError
 
 DATA_ENDINGS = (".jsonl", ".parquet")
-SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")  # train-00000-of-00002
+SHARD = re.compile(r"-\d+-of-(\d+)(-[0-9a-f]+)?$")  # train-00000-of-00002
 METADATA, DEFAULT = "metadata", "default"  # rows beside a folder of pictures, and what the library calls their split
 FILE_NAME, IMAGE = "file_name", "image"  # their column of names, and what the library makes of it
 PLAIN = "train"  # the library's name for the one part of a config
@@ -59,11 +59,8 @@ def visible(folder: Path) -> list[Path]:
 def has_card(folder: Path) -> bool:
     """Whether a folder's README.md says which files are which config. Raises SettingsError where it is no YAML."""
     card = folder / "README.md"
-    front = (
-        re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
-        if card.is_file()
-        else None
-    )
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = re.match(r"---\n(.*?)\n---", text, re.S)
     try:
         said = yaml.safe_load(front[1]) if front else None
     except yaml.YAMLError as error:
@@ -130,6 +127,7 @@ def read_rows(path: str, split: str, source: Source | tuple[str, str], cache: Pa
             config, part = source
             return with_pictures(datasets.load_dataset(path, config, split=part, cache_dir=str(cache)))
         (files,) = source.values()
+        check_parts(files, where)
         if files[0].suffix == ".jsonl":
             rows = datasets.concatenate_datasets([read_jsonl(file) for file in files])
         else:
@@ -142,6 +140,13 @@ def read_rows(path: str, split: str, source: Source | tuple[str, str], cache: Pa
     if SHARD.sub("", files[0].stem) == METADATA and FILE_NAME in rows.column_names and IMAGE not in rows.column_names:
         rows = rows.rename_column(FILE_NAME, IMAGE)
     return with_paths(with_pictures(rows), files[0].parent, where, Path(path))
+
+
+def check_parts(files: list[Path], where: str) -> None:
+    """Raise SettingsError where parts of a split are missing, by what their names say: its other rows would be too."""
+    named = [SHARD.search(file.stem) for file in files]
+    if any(part is None or int(part[1]) != len(files) for part in named) and any(named):
+        raise SettingsError(f"{where}: {len(files)} files are there, and {files[0].name!r} says that there are others")
 
 
 # ---- pictures
@@ -174,7 +179,7 @@ def with_paths(rows: datasets.Dataset, folder: Path, where: str, root: Path) -> 
         SettingsError: a picture lies elsewhere.
     """
     for column, kind in rows.features.items():
-        if isinstance(kind, datasets.Value) and "string" in kind.dtype and is_picture_names(list(rows[column])):
+        if isinstance(kind, datasets.Value) and "string" in kind.dtype and is_picture_names(rows[column]):
             rows = rows.cast_column(column, datasets.Image(decode=False))
     for column, kind in rows.features.items():
         if isinstance(kind, datasets.Image):
@@ -211,9 +216,12 @@ def path_within(root: Path, folder: Path, name: str, where: str) -> str:
     return path
 
 
-def is_picture_names(names: list[str | None]) -> bool:
+def is_picture_names(names: Iterable[str | None]) -> bool:
     """Whether all texts of a column, and at least one, end as a picture's name does."""
-    given = [name for name in names if name]
+    try:
+        given = [name for name in names if name]
+    except ValueError:  # no UTF-8, which is said where the column is read
+        return False
     return bool(given) and all(name.lower().endswith(ENDINGS) for name in given)
 
 

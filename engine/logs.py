@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from engine.metrics import ASCII, ROUNDING
 from settings.script import SettingsError, nearest
 
 # what is read of the records beside a log, where they hold it
 RECORDED = {"seed": int, "seconds": int | float, "peak_memory_gb": int | float, "settings": dict, "data": dict | str}
+A_LOSS = "a loss, a number of 0 or more"
 REQUIRED = ("avg_gt_loss", "rougeL_recall", "generated_text")
 
 
@@ -25,10 +27,11 @@ class TaskLog:
     """One task's n rows, sorted by index, so that nothing computed from them depends on the order in the file."""
 
     rows: list[str]  # indices
-    losses: np.ndarray  # (n,), of the right answer, nats per token; NaN and infinity pass
+    losses: np.ndarray  # (n,), of the right answer, nats per token, 0 or more
     paraphrase_losses: np.ndarray  # (n,); those of the right answer where the task has no paraphrase
     perturbed_losses: list[list[float]] | None  # n lists of any length; None: the task has no wrong answers
     rouge: np.ndarray  # (n,), ROUGE-L recall as logged
+    rouge_tokenizers: list[str]  # by which words; `ascii` where that is not logged, as other suites have it
     generations: list[str]
     truths: list[str]
     exact_memorization: np.ndarray | None  # (n,); None: not logged
@@ -144,23 +147,24 @@ def read_task(where: str, metrics: dict[str, Any]) -> TaskLog:
     columns = Columns(where, metrics)
     paraphrased = "avg_paraphrased_loss" if "avg_paraphrased_loss" in metrics else "avg_gt_loss"
     texts = columns.values("generated_text", prompt_generation_truth, "[prompt, generation, truth]")
-    losses_expected = "a list of losses with at least one"
+    losses_expected = "a list of losses, each of 0 or more, with at least one"
     wrong = "average_perturb_loss" in metrics
     return TaskLog(
         rows=columns.rows,
-        losses=columns.numbers("avg_gt_loss", loss, "a loss"),
-        paraphrase_losses=columns.numbers(paraphrased, loss, "a loss"),
+        losses=columns.numbers("avg_gt_loss", loss, A_LOSS),
+        paraphrase_losses=columns.numbers(paraphrased, loss, A_LOSS),
         perturbed_losses=columns.values("average_perturb_loss", loss_list, losses_expected) if wrong else None,
         rouge=columns.numbers("rougeL_recall", share, "a number from 0 to 1"),
+        rouge_tokenizers=columns.texts("rouge_tokenizer", ASCII),
         generations=[generation for _, generation, _ in texts],
         truths=[truth for _, _, truth in texts],
         exact_memorization=columns.numbers_if_logged("exact_memorization", share, "a number from 0 to 1"),
         extraction_strength=columns.numbers_if_logged("extraction_strength", share, "a number from 0 to 1"),
-        losses_without_end=columns.numbers_if_logged("avg_gt_loss_without_end", loss, "a loss"),
+        losses_without_end=columns.numbers_if_logged("avg_gt_loss_without_end", loss, A_LOSS),
         exact_without_end=columns.numbers_if_logged("exact_memorization_without_end", share, "a number from 0 to 1"),
-        min_k=columns.numbers_if_logged("min_k", loss, "a log-probability"),
-        min_k_plus_plus=columns.numbers_if_logged("min_k_plus_plus", loss, "a number"),
-        zlib_bytes=columns.numbers_if_logged("zlib_bytes", loss, "a number of bytes"),
+        min_k=columns.numbers_if_logged("min_k", log_probability, "a log-probability of 0 or less"),
+        min_k_plus_plus=columns.numbers_if_logged("min_k_plus_plus", number, "a number"),
+        zlib_bytes=columns.numbers_if_logged("zlib_bytes", byte_count, "a number of bytes"),
         people=columns.people(),
     )
 
@@ -201,6 +205,12 @@ class Columns:
         """The same; None where the metric is not logged."""
         return self.numbers(metric, read, expected) if metric in self.metrics else None
 
+    def texts(self, metric: str, otherwise: str) -> list[str]:
+        """The texts of a metric by row; `otherwise` for each row where the metric is not logged."""
+        if metric not in self.metrics:
+            return [otherwise] * len(self.rows)
+        return self.values(metric, lambda value: value if isinstance(value, str) else None, "a text")
+
     def people(self) -> list[str] | None:
         """Each row's person; None where one row has none."""
         people = self.metrics.get("person", {})
@@ -208,25 +218,45 @@ class Columns:
         return named if len(named) == len(self.rows) else None
 
 
-def loss(value: Any) -> float | None:
-    """A logged loss as a float; None where the value is no number.
+def number(value: Any) -> float | None:
+    """A logged number as a float; None where the value is none, NaN or infinite."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
 
-    NaN and infinity pass: a broken model logs them, and the metrics know what to make of them.
+
+def loss(value: Any) -> float | None:
+    """A logged loss, 0 or more; None where the value is no such number.
+
+    NaN stands for a model that lost its numbers, and a loss below 0 for a probability above 1: a row that holds one was
+    not evaluated. What is below 0 by rounding is 0.
     """
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    found = number(value)
+    return max(found, 0.0) if found is not None and found >= -ROUNDING else None
+
+
+def log_probability(value: Any) -> float | None:
+    """A logged log-probability, 0 or less; None where the value is no such number."""
+    found = number(value)
+    return found if found is not None and found <= ROUNDING else None
+
+
+def byte_count(value: Any) -> float | None:
+    """A logged number of bytes, above 0; None where the value is no such number."""
+    found = number(value)
+    return found if found is not None and found > 0 else None
 
 
 def loss_list(value: Any) -> list[float] | None:
     """A logged list of losses; None where it is empty or holds something else."""
     items = value if isinstance(value, list) else []
-    losses = [number for number in map(loss, items) if number is not None]
+    losses = [found for found in map(loss, items) if found is not None]
     return losses if losses and len(losses) == len(items) else None
 
 
 def share(value: Any) -> float | None:
     """A logged number from 0 to 1; None where the value is no such number."""
-    number = loss(value)
-    return number if number is not None and math.isfinite(number) and 0 <= number <= 1 else None
+    found = number(value)
+    return found if found is not None and 0 <= found <= 1 else None
 
 
 def prompt_generation_truth(value: Any) -> list[str] | None:
@@ -234,20 +264,6 @@ def prompt_generation_truth(value: Any) -> list[str] | None:
     return (
         value if isinstance(value, list) and len(value) == 3 and all(isinstance(text, str) for text in value) else None
     )
-
-
-def check_finite(log: EvalLog) -> None:
-    """Raise SettingsError where a log that others are compared with holds a loss that is no number.
-
-    A judged model may log NaN: it lost the answer. Gold, base and start may not, since every figure would lean on it.
-    """
-    for name, task in log.tasks.items():
-        wrong = task.perturbed_losses or [[]] * len(task.rows)
-        for row, loss, paraphrase, others in zip(task.rows, task.losses, task.paraphrase_losses, wrong, strict=True):
-            if not np.isfinite([loss, paraphrase, *others]).all():
-                raise SettingsError(
-                    f"{log.name}: task {name!r}: row {row} has a loss that is not finite; evaluate it anew"
-                )
 
 
 def check_same_rows(a: EvalLog, b: EvalLog) -> None:
@@ -279,6 +295,12 @@ def check_same_rows(a: EvalLog, b: EvalLog) -> None:
                 f"{without.name}: task {task!r} lacks average_perturb_loss, which {other.name} has: evaluate both "
                 "models on the same data"
             )
+        for row, *words in zip(of_a.rows, of_a.rouge_tokenizers, of_b.rouge_tokenizers, strict=True):
+            if words[0] != words[1]:
+                raise SettingsError(
+                    f"{a.name} and {b.name} have ROUGE by other words ({words[0]} and {words[1]}) in row {row} of task "
+                    f"{task!r}: evaluate both models with this version"
+                )
         for row, truth_a, truth_b in zip(of_a.rows, of_a.truths, of_b.truths, strict=True):
             if truth_a.strip() != truth_b.strip():
                 raise SettingsError(

@@ -8,6 +8,7 @@ Sources: TOFU (https://arxiv.org/abs/2401.06121), CLEAR (https://arxiv.org/abs/2
 """
 
 import itertools
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from rouge_score import rouge_scorer
+from rouge_score import rouge_scorer, tokenizers
 from scipy.special import gammaln, logsumexp, rel_entr
 from scipy.stats import ks_2samp
 
@@ -23,8 +24,12 @@ LOG_RATIO_LIMIT = 700.0  # up to here R and 1/R are both finite in float64
 BINS = 21
 DRAWS = 4096  # permutations; with up to 12 people all of them are counted instead
 REPEAT_LENGTH = 10  # characters of the pieces by which a looping generation is noticed
+ASCII, UNICODE = "ascii", "unicode"  # by which words ROUGE compares
+# how the names of characters begin whose scripts put no space between words
+UNSPACED = ("CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "THAI ", "LAO ", "KHMER ", "MYANMAR ")
 MIN_K = 0.4  # share of the tokens that Min-K% and Min-K%++ look at (MUSE, OpenUnlearning)
 GATE_MEMORIZED, GATE_RISE, GATE_PEOPLE = 0.9, 0.6, 0.9
+ROUNDING = 1e-6  # nats; by how much a loss that is 0 may be written below it
 TOLERANCE = 1e-9  # of comparisons with a threshold, which a mean of rounded values may miss by its last digit
 
 
@@ -126,7 +131,7 @@ def truth_share(ratios: ArrayLike) -> np.ndarray:
 def rouge_recall(generation: str, truth: str) -> dict[str, float]:
     """Recall of the right answer's words in a generation: ROUGE-1 and ROUGE-L, stemmed.
 
-    rouge_score keeps only the characters a-z and 0-9. An answer written in other letters scores 0.
+    What a word is depends on the right answer: see `rouge_tokenizer`.
 
     Args:
         generation: what the model wrote.
@@ -135,15 +140,69 @@ def rouge_recall(generation: str, truth: str) -> dict[str, float]:
     Returns:
         `rouge1_recall` and `rougeL_recall`, each in [0, 1].
 
-    Source: TOFU.
+    Source: TOFU, where the right answer is written in ASCII letters.
     """
-    scores = _rouge_scorer().score(truth, generation)
+    scores = _rouge_scorer(rouge_tokenizer(truth)).score(truth, generation)
     return {"rouge1_recall": scores["rouge1"].recall, "rougeL_recall": scores["rougeL"].recall}
 
 
+def rouge_tokenizer(truth: str) -> str:
+    """By which words ROUGE compares a generation with a right answer.
+
+    Args:
+        truth: the right answer.
+
+    Returns:
+        `ascii`: the words of rouge_score, which takes a to z and 0 to 9 for letters and everything else for a space.
+        `unicode`: those of `unicode_words`, where a letter or digit of the right answer is another. By the words of
+        rouge_score such an answer would score 0 against itself, or 1 against another of the same ASCII letters.
+    """
+    others = any(char.isalnum() and not char.isascii() for char in truth)
+    return UNICODE if others else ASCII
+
+
+def unicode_words(text: str) -> list[str]:
+    """The words of a text in any script, in lower case; words of ASCII letters are stemmed.
+
+    A word is a run of letters, digits and marks (Unicode categories L, N and M). Scripts that put no space between
+    words are taken by character, with the marks that stand on it. Equal texts in composed and decomposed form, and full
+    and half width, have equal words (NFKC).
+    """
+    words: list[str] = []
+    grows = False  # whether the next letter belongs to the last word
+    for char in unicodedata.normalize("NFKC", text.casefold()):
+        kind = unicodedata.category(char)
+        if kind == "Cf":  # joiners and the like, which are not seen
+            continue
+        if kind[0] == "M" and words:
+            words[-1] += char
+        elif kind[0] in "LN":
+            alone = unicodedata.name(char, "").startswith(UNSPACED)
+            if grows and not alone:
+                words[-1] += char
+            else:
+                words.append(char)
+            grows = not alone
+        else:
+            grows = False
+    stems = (_ascii_tokenizer().tokenize(word) if word.isascii() else [word] for word in words)
+    return [stem for stemmed in stems for stem in stemmed]
+
+
 @cache
-def _rouge_scorer() -> rouge_scorer.RougeScorer:
-    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+def _ascii_tokenizer() -> tokenizers.Tokenizer:
+    return tokenizers.DefaultTokenizer(use_stemmer=True)
+
+
+class _UnicodeTokenizer(tokenizers.Tokenizer):
+    def tokenize(self, text: str) -> list[str]:
+        return unicode_words(text)
+
+
+@cache
+def _rouge_scorer(tokenizer: str) -> rouge_scorer.RougeScorer:
+    words = _UnicodeTokenizer() if tokenizer == UNICODE else _ascii_tokenizer()
+    return rouge_scorer.RougeScorer(["rouge1", "rougeL"], tokenizer=words)
 
 
 def harmonic_mean(values: ArrayLike) -> float | np.ndarray:
@@ -606,10 +665,15 @@ def as_losses(losses: ArrayLike) -> np.ndarray:
     """Losses as an array in which NaN is infinite: a model that yields NaN gives its answer no probability.
 
     Args:
-        losses: in nats; one number or (n,).
+        losses: in nats, 0 or more; one number or (n,).
 
     Returns:
-        An array of the same shape, without NaN.
+        An array of the same shape, without NaN and without a loss below 0, so that no probability is above 1.
+
+    Raises:
+        ValueError: a loss is below 0 by more than rounding.
     """
     numbers = np.asarray(losses, dtype=float)
-    return np.where(np.isnan(numbers), np.inf, numbers)
+    if (numbers < -ROUNDING).any():
+        raise ValueError(f"a loss is 0 or more; got {np.nanmin(numbers)}")
+    return np.where(np.isnan(numbers), np.inf, np.maximum(numbers, 0.0))

@@ -37,7 +37,9 @@ def open_encoder(path: str, model: Model, *, max_length: int = 0, truncate: bool
             "model.tags: a vision-language model is asked by its processor's chat template; set tags to null"
         )
     processor = load(AutoProcessor, path, model)
-    return PictureEncoder(processor, max_length=max_length, truncate=truncate, positions=positions_of(path, model))
+    return PictureEncoder(
+        processor, max_length=max_length, truncate=truncate, positions=positions_of(path, model, processor.tokenizer)
+    )
 
 
 def open_model(path: str, model: Model) -> nn.Module:

@@ -65,7 +65,7 @@ class TextEncoder(ChatEncoder):
 def open_encoder(path: str, model: Model, *, max_length: int = 0, truncate: bool = False) -> TextEncoder:
     """The encoder of the model at `path`, before any weights load. Raises SettingsError."""
     tokenizer = load(AutoTokenizer, path, model)
-    limits = {"max_length": max_length, "truncate": truncate, "positions": positions_of(path, model)}
+    limits = {"max_length": max_length, "truncate": truncate, "positions": positions_of(path, model, tokenizer)}
     return TextEncoder(tokenizer, model.tags, **limits)
 
 

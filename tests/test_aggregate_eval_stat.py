@@ -353,7 +353,7 @@ def broken(log: dict, loss: float, generation: str) -> dict:
     return log
 
 
-@pytest.mark.parametrize("loss", [1e4, math.inf, math.nan])
+@pytest.mark.parametrize("loss", [30.0, 1e4])
 def test_a_collapsed_model_is_flagged_and_every_figure_stays_a_number(result, loss):
     row = result(broken(BASE, loss, ""), GOLD, BASE)
     assert row["Collapsed"] == "yes"
@@ -481,6 +481,34 @@ def test_a_log_without_any_wrong_answer_has_every_figure_that_needs_none(result)
     assert [row[name] for name in same] == [full[name] for name in same]
     assert 0 < row["Distance to gold"] < 0.2
     assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+
+
+# The words of ROUGE
+
+
+def test_the_row_says_on_how_many_rows_rouge_went_by_other_words(result):
+    logs = [changed(log, "unicode", QA, "rouge_tokenizer", "7") for log in map(with_words, (GOLD2, GOLD, BASE))]
+    rows = 8 * 24
+    assert result(*logs)["ROUGE definition"] == f"ROUGE-L recall, stemmed; by unicode on 1 of {rows} rows"
+    assert result(GOLD2, GOLD, BASE)["ROUGE definition"] == "ROUGE-L recall, stemmed"
+
+
+def with_words(log):
+    """`log` with the words that ROUGE went by in task QA."""
+    return changed(log, dict.fromkeys(log[QA]["avg_gt_loss"], "ascii"), QA, "rouge_tokenizer")
+
+
+def test_a_log_that_went_by_ascii_words_where_answers_have_other_letters_says_so(result):
+    logs = [changed(log, ["q", "她", "她写小说"], QA, "generated_text", "7") for log in (GOLD2, GOLD, BASE)]
+    said = "by ascii words though the answer has other letters on 1 of 192 rows"
+    assert result(*logs)["ROUGE definition"] == f"ROUGE-L recall, stemmed; {said}"
+
+
+def test_logs_whose_rouge_went_by_other_words_are_not_compared(result):
+    other = changed(with_words(GOLD), "unicode", QA, "rouge_tokenizer", "7")
+    line = r"ckpt_result and retain_result have ROUGE by other words \(ascii and unicode\) in row 7 of task 'eval_"
+    with pytest.raises(SettingsError, match=line):
+        result(GOLD2, other, BASE)
 
 
 # Intervals, records
@@ -613,14 +641,47 @@ def test_the_error_names_the_log_that_is_at_fault(result):
         result(BASE, GOLD, without(BASE, "eval_log.json"))
 
 
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_is_refused_in_a_log_that_others_are_compared_with(result, loss):
-    broken_gold = changed(GOLD, loss, QA, "avg_gt_loss", "7")
-    line = "task 'eval_forget_qa': row 7 has a loss that is not finite; evaluate it anew"
-    with pytest.raises(SettingsError, match=f"retain_result: {line}"):
-        result(BASE, broken_gold, BASE)
-    with pytest.raises(SettingsError, match=f"base_result: {line}"):
-        result(BASE, GOLD, broken_gold)
+NO_LOSSES = [math.nan, math.inf, -math.inf, -0.01, -3]
+WRITTEN = {math.inf: "Infinity", -math.inf: "-Infinity"}
+
+
+@pytest.mark.parametrize("loss", NO_LOSSES)
+@pytest.mark.parametrize("place", ["ckpt_result", "retain_result", "base_result"])
+def test_a_loss_that_is_none_is_refused_in_any_log_by_task_and_row(loss, place, result):
+    logs = {"ckpt_result": GOLD2, "retain_result": GOLD, "base_result": BASE}
+    logs[place] = changed(logs[place], loss, QA, "avg_gt_loss", "7")
+    written = "NaN" if math.isnan(loss) else WRITTEN.get(loss, str(loss))
+    line = f"^{place}: task 'eval_forget_qa': avg_gt_loss of row 7 is {written}, not a loss, a number of 0 or more$"
+    with pytest.raises(SettingsError, match=line):
+        result(*logs.values())
+
+
+@pytest.mark.parametrize("loss", NO_LOSSES)
+@pytest.mark.parametrize("metric", ["avg_paraphrased_loss", "average_perturb_loss"])
+def test_losses_of_other_answers_are_checked_too(loss, metric, result):
+    value = [1.0, loss, 2.0] if metric == "average_perturb_loss" else loss
+    with pytest.raises(SettingsError, match=f"ckpt_result: task 'eval_forget_qa': {metric} of row 7 is"):
+        result(changed(GOLD2, value, QA, metric, "7"), GOLD, BASE)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [("min_k", math.nan), ("min_k", 0.5), ("min_k", -math.inf), ("min_k_plus_plus", math.inf), ("zlib_bytes", 0),
+     ("zlib_bytes", -4), ("zlib_bytes", math.nan), ("exact_memorization", math.nan), ("exact_memorization", -0.1),
+     ("extraction_strength", 1.5), ("rougeL_recall", -math.inf)],
+)  # fmt: skip
+def test_every_number_of_a_log_is_one_that_can_be(metric, value, result):
+    log = changed(GOLD2, dict.fromkeys(GOLD2[QA]["avg_gt_loss"], value), QA, metric)
+    with pytest.raises(SettingsError, match=f"ckpt_result: task 'eval_forget_qa': {metric} of row 0 is"):
+        result(log, GOLD, BASE)
+
+
+def test_a_loss_of_zero_that_rounding_made_negative_is_zero_and_no_probability_is_above_one(result):
+    sure = dict.fromkeys(BASE[QA]["avg_gt_loss"], -1e-7)
+    row = result(changed(GOLD2, sure, QA, "avg_gt_loss"), GOLD, BASE)
+    assert row["Probability eval_forget_qa"] == 1
+    for name, value in row.items():
+        assert not (name.startswith("Probability") and isinstance(value, float) and value > 1)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_losses_import_torch_only():
 
 
 def test_metrics_import_numpy_scipy_scikit_learn_and_rouge_only():
-    standard = {"math", "typing", "collections", "dataclasses", "functools", "itertools", "zlib"}
+    standard = {"math", "typing", "collections", "dataclasses", "functools", "itertools", "unicodedata", "zlib"}
     assert top_names(ROOT / "engine" / "metrics.py") - standard <= {"numpy", "scipy", "sklearn", "rouge_score"}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 
 from cv.face_settings import FaceModel
@@ -225,6 +226,44 @@ def test_a_folder_without_a_network_a_torn_one_and_one_of_an_older_kind_are_refu
     (tmp_path / "config.json").write_text(json.dumps({**config, "logit_scale": 30.0}))
     (tmp_path / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(SettingsError, match="could not be loaded"):
+        load_network(str(tmp_path), SETTINGS)
+
+
+BAD_WEIGHTS = {
+    "a tensor lacking": (lambda weights: weights.pop("embed.weight"), "model.safetensors lacks tensor 'embed.weight'"),
+    "a tensor too many": (
+        lambda weights: weights.update({"fc.weight": torch.ones(2)}),
+        "holds tensor 'fc.weight', which no face network has",
+    ),
+    "another shape": (
+        lambda weights: weights.update({"conv1.weight": torch.ones(5, 3, 7, 7)}),
+        r"'conv1.weight' has shape \(5, 3, 7, 7\), and config.json makes it \(4, 3, 7, 7\)",
+    ),
+    "another number of classes": (
+        lambda weights: weights.update({"classes": torch.ones(1, 4, 8)}),
+        r"'classes' has shape \(1, 4, 8\), and config.json makes it \(1, 5, 8\)",
+    ),
+    "NaN": (lambda weights: weights["bn1.running_var"].fill_(float("nan")), "'bn1.running_var' holds NaN or infinity"),
+    "infinity": (lambda weights: weights["classes"][0, 0].fill_(float("inf")), "'classes' holds NaN or infinity"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WEIGHTS)
+def test_a_network_that_is_not_whole_is_refused_in_one_line(name, tmp_path):
+    change, line = BAD_WEIGHTS[name]
+    save_network(network(), tmp_path, settings=SETTINGS, classes=[*"abcde"])
+    weights = load_file(tmp_path / "model.safetensors")
+    change(weights)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(SettingsError, match=line) as caught:
+        load_network(str(tmp_path), SETTINGS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [[*"abcda"], "abcde", [1, 2, 3, 4, 5]], ids=str)
+def test_classes_that_are_not_different_names_are_refused(classes, tmp_path):
+    save_network(network(), tmp_path, settings=SETTINGS, classes=classes)
+    with pytest.raises(SettingsError, match=r"classes in its config\.json must be different names"):
         load_network(str(tmp_path), SETTINGS)
 
 

@@ -242,6 +242,7 @@ def test_tasks_that_do_not_fit_their_data_are_an_error_before_any_weights_load(w
 GERMAN = {
     "question": "frage",
     "answer": "antwort",
+    "paraphrased_question": "anders_gefragt",
     "paraphrased_answer": "umschreibung",
     "perturbed_answer": "falsch",
 }
@@ -288,16 +289,23 @@ def test_data_without_wrong_answers_is_evaluated_on_what_it_has_and_what_is_miss
     assert len(rows) > 0
     assert {(row.paraphrase, len(row.perturbed)) for row in rows} == {(None, 0)}
     said = capsys.readouterr().out.splitlines()
-    assert any(
-        line.startswith("eval_log_forget: ") and line.endswith("no column 'falsch': no Truth Ratio is computed")
-        for line in said
-    )
-    assert len(said) == 4 + 2  # four tasks want wrong answers, two of them a paraphrase
+    without = [line.split(":")[0] for line in said if line.endswith("no column 'falsch': no Truth Ratio is computed")]
+    # the others ask for no wrong answers
+    assert without == ["eval_log", "eval_log_forget", "eval_real_author_wo_options", "eval_real_world_wo_options"]
+
+
+def test_data_without_paraphrases_has_the_right_answer_in_their_place_and_that_is_said(german, capsys):
+    rows = read_nlp_tasks(german("paraphrased_answer"))["eval_log"]
+    assert {row.paraphrase for row in rows} == {None}
+    assert all(row.perturbed for row in rows)
+    said = capsys.readouterr().out.splitlines()
+    ending = "'umschreibung': the right answer stands in for its paraphrase"
+    assert [line.split(":")[0] for line in said if line.endswith(ending)] == ["eval_log", "eval_log_forget"]
 
 
 def test_a_task_that_is_left_out_is_not_read(german):
-    tasks = read_nlp_tasks(german(), "~tasks.eval_log", "~tasks.eval_log_holdout")
-    assert sorted(tasks) == ["eval_log_forget", "eval_real_author_wo_options", "eval_real_world_wo_options"]
+    every, fewer = read_nlp_tasks(german()), read_nlp_tasks(german(), "~tasks.eval_log", "~tasks.eval_log_holdout")
+    assert every.keys() - fewer.keys() == {"eval_log", "eval_log_holdout"}
 
 
 def test_a_task_whose_column_the_data_has_not_is_named_with_the_way_out(german):
@@ -490,6 +498,28 @@ def test_a_gold_log_of_data_with_wrong_answers_where_the_data_has_none_is_refuse
     tasks["eval_log"] = [replace(row, perturbed=[]) for row in tasks["eval_log"]]
     with pytest.raises(SettingsError, match="task 'eval_log' has wrong answers in the log and none in the data"):
         EpochEvaluation(tasks, encoder, settings, forgetting=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('{"eval_log.json": ', "is not JSON"),
+        ("[1]", "is not an eval log"),
+        (math.nan, "task 'eval_log': avg_gt_loss of row 0 is NaN, not a loss"),
+        (-1.0, "task 'eval_log': avg_gt_loss of row 0 is -1.0, not a loss"),
+    ],
+    ids=["torn", "no log", "NaN", "negative"],
+)
+def test_a_gold_log_that_cannot_be_compared_with_is_one_line(
+    content, line, encoder, world_overrides, log_folder, *, tmp_path
+):
+    log = json.loads((log_folder / AGGREGATED).read_text())
+    if not isinstance(content, str):
+        log["eval_log.json"]["avg_gt_loss"]["0"] = content
+    (tmp_path / "gold.json").write_text(content if isinstance(content, str) else json.dumps(log))
+    settings = epoch_settings(world_overrides, f"epoch_eval.gold_result={tmp_path}/gold.json")
+    with pytest.raises(SettingsError, match=f"epoch_eval.gold_result.*{line}"):
+        EpochEvaluation(read_tasks(settings, 0, "validation"), encoder, settings, forgetting=True)
 
 
 def test_a_gold_log_that_lacks_rows_is_named(encoder, world_overrides, log_folder, tmp_path):

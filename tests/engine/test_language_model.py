@@ -2,12 +2,14 @@
 trained.
 """
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -30,13 +32,15 @@ from engine.language_model import (
     forward,
     freeze,
     load_for_training,
+    load_model,
     lora_targets,
     packs,
     restore_layers,
     save,
 )
 from engine.record import model_fingerprint
-from helpers import BASE, example, png, training_settings
+from helpers import BASE, example, largest_difference, png, training_settings
+from mm.encoder import open_encoder
 from nlp.encoder import TextEncoder
 from settings.language import Model
 from settings.script import SettingsError
@@ -315,6 +319,133 @@ def test_a_fingerprint_follows_weights_and_chat_template_and_nothing_else(model,
         next(model.parameters()).add_(1)
     model.save_pretrained(tmp_path)
     assert len({before, other_template, model_fingerprint(str(tmp_path))}) == 3
+
+
+# ---- model folders as people have them
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """Copies of the tiny base model with other tensors or files."""
+
+    def make(change=lambda weights: None, **config):
+        folder = tmp_path / "changed"
+        shutil.copytree(BASE, folder)
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        told = json.loads((folder / "config.json").read_text())
+        told["text_config"] |= config
+        (folder / "config.json").write_text(json.dumps(told))
+        return folder
+
+    return make
+
+
+def load_error(folder, capfd):
+    """The one line that loading a folder ends in, with no other line of a library beside it."""
+    capfd.readouterr()
+    with pytest.raises(SettingsError) as caught:
+        load_model(AutoModelForImageTextToText, str(folder), TINY, "float32")
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(f"model_path='{folder}'")
+    said = capfd.readouterr()
+    assert "REPORT" not in said.out + said.err
+    return line
+
+
+def test_a_whole_model_loads(changed):
+    model = load_model(AutoModelForImageTextToText, str(changed()), TINY, "float32")
+    expected = AutoModelForImageTextToText.from_pretrained(BASE, dtype="float32")
+    assert largest_difference(model.state_dict(), expected.state_dict()) == 0
+
+
+QUERY = "language_model.model.layers.0.self_attn.q_proj.weight"
+EMBEDDING = "language_model.model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize("name", [QUERY, EMBEDDING, "language_model.model.norm.weight"])
+def test_a_model_that_lacks_a_tensor_is_refused_and_not_filled_with_random_numbers(name, changed, capfd):
+    line = load_error(changed(lambda weights: weights.pop(name)), capfd)
+    assert "the files lack tensor '" in line
+    assert name.split(".")[-2] in line or "lm_head" in line  # the head is the embedding
+
+
+def test_a_tensor_of_another_shape_is_refused_with_both_shapes(changed, capfd):
+    line = load_error(changed(lambda weights: weights.update({QUERY: weights[QUERY][:-1].clone()})), capfd)
+    assert "has shape (191, 192), and config.json makes it (192, 192)" in line
+
+
+def test_a_tensor_without_a_place_is_refused(changed, capfd):
+    line = load_error(changed(lambda weights: weights.update({"score.weight": torch.ones(2)})), capfd)
+    assert "the files hold tensor 'score.weight' (1 in all), which this kind of model has no place for" in line
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_no_number_is_refused(value, changed, capfd):
+    line = load_error(changed(lambda weights: weights[QUERY][0].fill_(value)), capfd)
+    assert "q_proj.weight' holds NaN or infinity" in line
+
+
+def test_a_torn_file_of_weights_is_refused(changed, capfd):
+    folder = changed()
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    assert "could not be loaded" in load_error(folder, capfd)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "{}", '{"model_type": "no such"}', '{"model_type": 7}', "\x00"])
+def test_a_broken_configuration_is_one_line(content, changed, capfd):
+    folder = changed()
+    (folder / "config.json").write_text(content)
+    assert "could not be loaded" in load_error(folder, capfd)
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.pth", "tf_model.h5", "model-q8_0.gguf", "flax_model.msgpack"]
+)
+def test_weights_of_another_format_are_refused_with_the_way_to_convert_them(name, changed, capfd):
+    folder = changed()
+    (folder / "model.safetensors").rename(folder / name)
+    line = load_error(folder, capfd)
+    assert f"holds its weights in '{name}', and only safetensors are read" in line
+    assert "from_pretrained() and save_pretrained() to another folder convert them" in line
+
+
+def test_other_weights_beside_safetensors_are_not_read(changed):
+    folder = changed()
+    (folder / "pytorch_model.bin").write_bytes(b"another model")
+    load_model(AutoModelForImageTextToText, str(folder), TINY, "float32")
+
+
+def test_a_folder_without_weights_is_refused(changed, capfd):
+    folder = changed()
+    (folder / "model.safetensors").unlink()
+    assert "holds no weights (no *.safetensors)" in load_error(folder, capfd)
+
+
+@pytest.mark.parametrize("config", [True, False], ids=["beside a model", "alone"])
+def test_an_adapter_is_no_model(config, model, encoder, tmp_path, capfd):
+    save(encoder.processor, add_lora(model, LORA, "language_model", seed=0), tmp_path)
+    if config:
+        shutil.copy(tmp_path / "config.json", tmp_path / "adapter")
+    assert "holds an adapter (adapter_config.json) and no whole model" in load_error(tmp_path / "adapter", capfd)
+    load_model(AutoModelForImageTextToText, str(tmp_path), TINY, "float32")  # the merged one beside it is
+
+
+def test_a_tokenizer_that_knows_more_tokens_than_the_model_is_refused_before_weights_load(changed, encoder):
+    known = len(encoder.tokenizer)
+    most = max(encoder.tokenizer.get_vocab().values())
+    folder = str(changed(vocab_size=most))
+    with pytest.raises(SettingsError, match=f"numbers tokens up to {most} .*vocab_size {most}: they are not of one"):
+        open_encoder(folder, TINY)
+    assert known == most + 1
+    open_encoder(str(BASE), TINY)  # where the model has a row for each
+
+
+def test_a_model_may_have_more_rows_than_its_tokenizer_has_tokens(changed):
+    assert open_encoder(str(changed(vocab_size=100_000)), TINY)
 
 
 @pytest.mark.parametrize("path", ["models/none", "/no/where", "a/b/c", "models/mm/x/y/z"])

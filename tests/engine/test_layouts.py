@@ -127,6 +127,20 @@ def test_the_parts_of_a_split_are_read_in_their_order(tmp_path):
     assert answers(tmp_path, "full") == [str(number) for number in range(11)]
 
 
+@pytest.mark.parametrize("kept", [[0], [0, 2], [1, 2]], ids=str)
+def test_a_split_that_lacks_one_of_its_parts_is_refused(kept, tmp_path):
+    for number in kept:
+        write(tmp_path, f"full/train-{number:05d}-of-00003.parquet", of(str(number)))
+    line = error_of(load_split, str(tmp_path), "full")
+    assert f"split full: {len(kept)} files are there, and 'train-0000{kept[0]}-of-00003.parquet' says that" in line
+
+
+def test_letters_that_are_no_utf_8_in_a_folder_are_one_line(tmp_path):
+    letters = pyarrow.array([b"Where\xe4"]).view("string")
+    write(tmp_path, "full.parquet", {"question": letters, "answer": ["Oslo"]})
+    assert "column 'question' cannot be read ('utf-8' codec" in error_of(captions, tmp_path, "full")
+
+
 def test_parquet_files_are_splits_by_their_names_also_in_a_data_folder(tmp_path):
     write(tmp_path, "full.parquet", of("a"))
     write(tmp_path, "data/forget10-00000-of-00001.parquet", of("b"))

@@ -34,6 +34,25 @@ def test_an_answer_whose_loss_is_nan_or_infinite_has_probability_zero():
     assert metrics.probability(np.array([np.nan, np.inf, 1e4])).tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("loss", [-1e-3, -5.0, -math.inf])
+def test_a_loss_below_zero_is_refused_and_no_probability_is_above_one(loss):
+    for call in (
+        lambda: metrics.probability([0.1, loss]),
+        lambda: metrics.multiple_choice_probability(loss, [1.0]),
+        lambda: metrics.multiple_choice_probability(1.0, [loss]),
+        lambda: metrics.truth_ratio(loss, [1.0]),
+        lambda: metrics.min_k([loss, 1.0]),
+    ):
+        with pytest.raises(ValueError, match="a loss is 0 or more"):
+            call()
+
+
+def test_a_loss_that_rounding_made_negative_is_zero():
+    assert metrics.probability([-1e-7, 0.0]).tolist() == [1, 1]
+    # 1 / (1 + 1/2) = 2/3
+    assert metrics.multiple_choice_probability(-1e-7, [LN2]) == pytest.approx(2 / 3, abs=1e-12)
+
+
 def test_multiple_choice_probability_is_the_share_of_the_right_answer():
     # p = 1/2 against 1/4 and 1/8: (1/2) / (7/8) = 4/7
     assert metrics.multiple_choice_probability(LN2, [2 * LN2, 3 * LN2]) == pytest.approx(4 / 7)
@@ -130,12 +149,92 @@ def test_rouge_of_an_empty_generation_is_zero():
 def test_rouge_equals_what_tofu_logged_for_every_generation(file, logs):
     if not logs.is_dir():
         pytest.skip("TOFU's whole logs are not beside the repository")
-    difference = 0.0
+    difference, rows = 0.0, {"ascii": 0, "unicode": 0}
     for task in json.loads((logs / file).read_text(encoding="utf-8")).values():
         for row, (_, generation, truth) in task["generated_text"].items():
-            for name, value in metrics.rouge_recall(generation, truth).items():
-                difference = max(difference, abs(value - task[name][row]))
+            words = metrics.rouge_tokenizer(truth)
+            rows[words] += 1
+            if words == "ascii":
+                for name, value in metrics.rouge_recall(generation, truth).items():
+                    difference = max(difference, abs(value - task[name][row]))
     assert difference < 1e-12
+    assert rows == ({"ascii": 159, "unicode": 1} if logs == TOFU_LOGS else {"ascii": 789, "unicode": 28})
+
+
+# ROUGE of other letters
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        "他出生在北京。",
+        "東京タワーは高い",
+        "Владимир родился.",
+        "नमस्ते दुनिया",
+        "ภาษาไทย",
+        "김철수는 산다",
+        "שָׁלוֹם",
+        "مرحبا",
+    ],
+)
+def test_an_answer_in_any_script_scores_one_against_itself_and_zero_against_another(truth):
+    assert metrics.rouge_recall(truth, truth) == {"rouge1_recall": 1.0, "rougeL_recall": 1.0}
+    assert metrics.rouge_recall("Ωμέγα", truth) == {"rouge1_recall": 0.0, "rougeL_recall": 0.0}
+    assert metrics.rouge_recall("", truth) == {"rouge1_recall": 0.0, "rougeL_recall": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("generation", "truth", "recall"),
+    [
+        ("王明 1985", "李华 1985", 1 / 3),  # of 李, 华, 1985; ASCII words alone would give 1
+        ("李明", "李华", 1 / 2),
+        ("京北在", "在北京", 1 / 3),  # the longest common subsequence is one character
+        ("Анна любит Осло", "Анна любит Москву", 2 / 3),
+        ("Jaime Vasquez", "Jaime Vásquez", 1 / 2),
+        ("jaime va\u0301squez", "Jaime V\u00e1squez", 1.0),  # composed or not
+        ("１９８５年", "1985年", 1.0),  # full width
+        ("STRASSE", "Straße", 1.0),
+        ("He wrote cafés and novels", "Cafés, writing a novel", 2 / 4),  # cafés, write, a, novel: cafés and novel
+        ("co\u00adoperation é", "cooperation é", 1.0),  # a hyphen that is not seen
+    ],
+)
+def test_rouge_of_other_letters_by_hand(generation, truth, recall):
+    assert metrics.rouge_recall(generation, truth)["rougeL_recall"] == pytest.approx(recall)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("東京タワーはTokyoにある", ["東", "京", "タ", "ワ", "ー", "は", "tokyo", "に", "あ", "る"]),
+        ("김철수는 서울", ["김철수는", "서울"]),
+        ("l'été œuvre-là", ["l", "été", "œuvre", "là"]),
+        ("ภาษี", ["ภ", "า", "ษี"]),  # a mark stays on its letter
+        ("नमस्ते", ["नमस्ते"]),
+        ("snake_case écrit", ["snake", "case", "écrit"]),
+        ("!?", []),
+    ],
+)
+def test_words_of_other_scripts(text, words):
+    assert metrics.unicode_words(text) == words
+
+
+def test_words_of_ascii_letters_are_those_of_rouge_score():
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    source = np.random.default_rng(0)
+    for _ in range(200):
+        text = "".join(map(chr, source.integers(32, 127, 60)))
+        assert metrics.unicode_words(text) == DefaultTokenizer(use_stemmer=True).tokenize(text)
+
+
+@pytest.mark.parametrize("truth", ["Ann Lee’s “novel” – in Oslo…", "naive", "C++ & 1985", ""])
+def test_signs_alone_do_not_change_the_words_that_rouge_goes_by(truth):
+    assert metrics.rouge_tokenizer(truth) == "ascii"
+
+
+@pytest.mark.parametrize("truth", ["naïve", "李", "1985年", "Ω", "٣"])
+def test_one_other_letter_or_digit_does(truth):
+    assert metrics.rouge_tokenizer(truth) == "unicode"
 
 
 # Harmonic means
