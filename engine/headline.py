@@ -92,11 +92,10 @@ def scope_of(task: str, models: Sequence[ModelMetrics], scoring: Mapping[str, Sc
         scoring: Task -> how it is scored.
     """
     ways = {AS_TRAINED: task} | {each.way: name for name, each in scoring.items() if each.way_of == task}
-    measures = [
-        measure
-        for measure in HEADLINE_MEASURES
-        if all(model[name].of_rows.get(measure) is not None for model in models for name in ways.values())
-    ]
+    logged = [model[name].of_rows for model in models for name in ways.values()]
+    measures = list(HEADLINE_MEASURES)
+    for of_rows in logged:
+        measures = [measure for measure in measures if of_rows.get(measure) is not None]
     people = sorted(set(models[0][task].known_people))
     tables = []
     for model in models:

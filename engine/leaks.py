@@ -17,6 +17,9 @@ RESOLVED = 3.0  # a measure whose gap is under so many of the golds' noise says 
 VALID = 0.5  # base must answer a way of asking past this share of the gap
 ENOUGH_WAYS = 3  # fewer valid ways are one phrasing only
 LEVEL = 0.05  # of the simultaneous bounds and of the tests, over all people
+# the bound is at least so many times the largest difference of two golds: noise that is larger for some people, or has
+# a heavy tail, breaks the bound of Student's t (tests/engine/test_leaks_simulated.py)
+LARGEST = 1.6
 AS_TRAINED = "as trained"
 
 
@@ -54,6 +57,7 @@ class Excess:
         measures: Keys of the K' measures that resolve anything.
         x: (P, W, K'), signed; NaN where a person has no row.
         noise: Standard deviation of x for a model that is one more gold, (K',).
+        largest: The largest difference of a gold from the others, over people and ways, in units of the noise, (K',).
         valid: Whether base answers a way, (W,).
         off: Keys of the measures that resolve nothing.
     """
@@ -62,8 +66,14 @@ class Excess:
     measures: list[str]
     x: np.ndarray
     noise: np.ndarray
+    largest: np.ndarray
     valid: np.ndarray
     off: list[str]
+
+    def margin(self, cells: int) -> np.ndarray:
+        """What is subtracted from x for a lower bound that holds for so many `cells` at once, (K',)."""
+        quantile = stats.t.ppf(1 - LEVEL / cells, degrees(self))
+        return np.maximum(quantile, LARGEST * self.largest) * self.noise
 
     def of_model(self, values: np.ndarray, anchor: np.ndarray, scale: float = 1.0) -> np.ndarray:
         """Another model's values (P, W, K) against an anchor of the same shape, as an x."""
@@ -108,7 +118,11 @@ def excess(scope: Scope) -> Excess:
     known = np.nanmean((scope.base - gold)[:, :, resolves], axis=0) / gap_on
     kinds = [number for number, measure in enumerate(measures) if measure != "probability_without_end"]
     valid = (known[:, kinds] > VALID).all(axis=1) & bool(kinds)
-    return Excess(scope, measures, x, spread[resolves] / gap_on, valid, off)
+    # a gold's difference from the mean of all, scaled to the standard deviation of one more gold from that mean
+    apart = np.abs(scope.golds - gold)[..., resolves].max(axis=0) * np.sqrt((count + 1) / (count - 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        standardised = np.nan_to_num(apart / spread[resolves])  # golds that agree differ nowhere
+    return Excess(scope, measures, x, spread[resolves] / gap_on, standardised.max(axis=(0, 1)), valid, off)
 
 
 @dataclass(frozen=True)
@@ -127,7 +141,8 @@ def leaks(parts: list[Excess]) -> list[Leak]:
     """Each person's largest lower bound over scopes, ways and measures, the worst person first.
 
     The bound is x - c s with c the quantile of Student's t at 1 - .05 / (people x ways x measures), so that all bounds
-    hold at once in 95 % of worlds.
+    hold at once in 95 % of worlds. Where two golds differ by more than normal noise would, c is 1.6 times their largest
+    difference.
 
     Args:
         parts: The excess in each scope.
@@ -148,7 +163,7 @@ def leak_of(part: Excess, person: str, cells: int) -> Leak | None:
     x = part.x[part.scope.people.index(person)]
     if not x.size or np.isnan(x).all():
         return None
-    low = x - stats.t.ppf(1 - LEVEL / cells, degrees(part)) * part.noise
+    low = x - part.margin(cells)
     way, measure = np.unravel_index(np.nanargmax(low), low.shape)
     names = (part.scope.task, part.scope.ways[way], part.measures[measure])
     return Leak(person, float(x[way, measure]), float(low[way, measure]), *names)
@@ -192,7 +207,7 @@ def is_remembered(parts: list[Excess], person: str, cells: int) -> bool:
     for part in parts:
         if person in part.scope.people:
             x = part.x[part.scope.people.index(person)]
-            low = x - stats.t.ppf(1 - LEVEL / cells, degrees(part)) * part.noise
+            low = x - part.margin(cells)
             if ((x > REMEMBERED) & (low > 0)).any():
                 return True
     return False

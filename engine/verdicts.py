@@ -64,7 +64,10 @@ def scopes_where_golds_differ(parts: list[Excess]) -> list[str]:
     """The tasks on which the golds lie more than .1 of the gap apart."""
     differing = []
     for number, part in enumerate(parts):
-        apart = [abs(person_means([part], [of_gold[number]])[0].mean()) for of_gold in held_out(parts)]
+        apart = []
+        for of_gold in held_out(parts):
+            values, _ = person_means([part], [of_gold[number]])
+            apart.append(abs(values.mean()))
         if max(apart) > MARGIN:
             differing.append(part.scope.task)
     return differing
@@ -108,4 +111,8 @@ def places(rows: Sequence[Judged]) -> list[int]:
 
     Rows of which none is clearly better than the other share a place, or stand apart because of third rows.
     """
-    return [1 + sum(is_clearly_better(other, row) for other in rows) for row in rows]
+    found = []
+    for row in rows:
+        better = [other for other in rows if is_clearly_better(other, row)]
+        found.append(1 + len(better))
+    return found

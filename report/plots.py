@@ -230,7 +230,8 @@ def truth_ratio_plots(logs: dict[str, dict], scoring: dict[str, Scoring]) -> dic
         scoring: Task -> how it is scored.
     """
     in_all_logs = set.intersection(*map(set, logs.values()))
-    tasks = [name for name in scoring if scoring[name].group == "forget" and f"{name}.json" in in_all_logs]
+    forget = [name for name in scoring if scoring[name].group == "forget" and f"{name}.json" in in_all_logs]
+    tasks = [name for name in forget if all("truth_ratio" in log[f"{name}.json"] for log in logs.values())]
     if not tasks or not {"base", "gold"} <= logs.keys():
         return {}
     methods = [name for name in logs if name not in STYLE]
