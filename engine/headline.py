@@ -71,8 +71,8 @@ def why_missing(
 
 
 def without_headline(why: str) -> Figures:
-    """Every figure of the headline without a value, and why."""
-    return {(measure.key, ""): Figure(None, why=why) for measure in HEADLINE}
+    """Every figure of the headline without a value; the verdict says why."""
+    return {(measure.key, ""): Figure(None) for measure in HEADLINE} | {("verdict", ""): Figure(None, why=why)}
 
 
 def forget_tasks(scoring: Mapping[str, Scoring], modality: str | None) -> list[str]:

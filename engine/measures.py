@@ -189,7 +189,7 @@ HEADLINE = [
         NEITHER,
         "The same of a gold that is held out, which is the least that can be told from 0",
         ".2f",
-        {"": "… of a gold"},
+        {"": "distance of a gold"},
     ),
     Measure(
         "distance_worst_way",

@@ -46,7 +46,7 @@ def why_unranked(result: ModelResult) -> str | None:
     """Why a method has no place; None: it has one."""
     distance, flag, skipped = (result.figure(key) for key in (RANKED_BY, "flag", "skipped"))
     if distance.value is None:
-        return distance.why or "its distance is not known"
+        return result.figure("verdict").why or "its distance is not known"
     if flag.value is None:
         return f"what was kept is not known: {flag.why}"
     if flag.value != KEPT:

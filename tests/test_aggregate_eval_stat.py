@@ -849,8 +849,7 @@ def test_the_script_writes_the_row_and_prints_it(result, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads((tmp_path / "out/row.json").read_text()) == row
     lines = done.stdout.splitlines()
-    assert len(lines) == 11  # nine figures (the noise floor is not known), how to see the others, what was written
-    assert lines[0].split() == ["distance", "to", "gold", "↓", "1.00"]
+    assert lines[0].split() == ["verdict", "↑", "–", *"(one gold only:".split(), *lines[0].split()[6:]]
     assert lines[-2] == "all figures: show=all"
     assert lines[-1] == f"written: {tmp_path}/out/row.parquet, {tmp_path}/out/row.json"
     everything = run_script(*paths, base, "show=all", f"save_file={tmp_path}/out/row.json").stdout.splitlines()

@@ -160,6 +160,11 @@ def log_folder(world_overrides, encoder, tmp_path_factory):
     return folder
 
 
+OTHER_WAYS = {f"eval_forget_qa_{way}.json" for way in ("paraphrased", "prefix", "suffix")} | {
+    f"eval_forget_facerec_{way}.json" for way in ("unseen", "prefix", "suffix")
+}
+
+
 def test_all_tasks_are_logged_in_tofus_layout(log_folder):
     log = json.loads((log_folder / AGGREGATED).read_text())
     tasks = {
@@ -173,9 +178,10 @@ def test_all_tasks_are_logged_in_tofus_layout(log_folder):
             "real_world_wo_options",
         )
     }
-    assert set(log) == tasks | {"eval_retain_qa.json", "eval_forget_qa.json", "eval_holdout_qa.json"}
+    answer_alone = {"eval_holdout_qa.json"} | OTHER_WAYS  # they have no wrong answers
+    assert set(log) == tasks | {"eval_retain_qa.json", "eval_forget_qa.json"} | answer_alone
     for name, metrics in log.items():
-        if name == "eval_holdout_qa.json":  # nobody learned those people, and they have no wrong answers
+        if name in answer_alone:
             assert set(metrics) >= {
                 "avg_gt_loss",
                 "rougeL_recall",
@@ -379,7 +385,7 @@ def test_overwriting_computes_only_what_depends_on_the_change(model, encoder, wo
         return {line.split(":")[0] for line in said if "done before" not in line}
 
     every = computed()
-    assert len(every) == 9
+    assert len(every) == 15
     assert computed() == set()
     assert computed("base", "tasks.eval_forget_qa.paraphrase=''") == {"eval_forget_qa"}
     assert computed("other", "tasks.eval_forget_qa.paraphrase=''") == every
@@ -398,6 +404,9 @@ def test_a_tasks_key_follows_the_data_files(world_overrides, world, tmp_path):
     assert {name for name in keys if keys[name] != again[name]} == {
         "eval_retain_qa",
         "eval_forget_qa",
+        "eval_forget_qa_paraphrased",
+        "eval_forget_qa_prefix",
+        "eval_forget_qa_suffix",
         "eval_holdout_qa",
     }
 
