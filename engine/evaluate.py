@@ -86,7 +86,6 @@ def row_log(row: TaskRow, by_answer: dict[str, AnswerLosses], prompt: str, gener
         "exact_memorization": metrics.exact_memorization(truth.correct),
         # the last token is the end-of-sequence
         "avg_gt_loss_without_end": sum(truth.losses[:-1]) / max(1, len(truth.losses) - 1),
-        "exact_memorization_without_end": metrics.exact_memorization(truth.correct[:-1]),
         "extraction_strength": metrics.extraction_strength(truth.correct),
         "min_k": metrics.min_k(truth.losses),
         "min_k_plus_plus": metrics.min_k_plus_plus(truth.losses, truth.expected, truth.spread),

@@ -20,11 +20,11 @@ from engine.leaks import (
 from engine.measures import HEADLINE
 from engine.result_table import Figure, Figures
 from engine.task_metrics import ModelMetrics, TaskMetrics
-from engine.verdicts import NOT_RESOLVED, leak_text, skipped_people, verdict
+from engine.verdicts import leak_text, skipped_people, verdict
 from settings.results import Scoring
 
-# without the end-of-sequence token, whose loss alone can hide a name that is said rightly
-HEADLINE_MEASURES = ("exact_memorization_without_end", "rouge", "probability_without_end")
+# all without the end-of-sequence token, whose loss alone can hide a name that is said rightly
+HEADLINE_MEASURES = ("exact_memorization", "rouge", "probability_without_end")
 
 
 def headline_figures(
@@ -154,8 +154,3 @@ def names_text(names: list[str]) -> str | None:
 def skipped_text(skipped: list[Leak]) -> str | None:
     """Who was left out, in words."""
     return "; ".join(leak_text(leak) for leak in skipped) or None
-
-
-def is_resolved(figure: Figure) -> bool:
-    """Whether a verdict says something."""
-    return figure.value not in (None, NOT_RESOLVED)

@@ -8,7 +8,7 @@ import numpy as np
 from engine.intervals import MIN_PEOPLE, Rows, bootstrap_t
 from engine.result_table import Figure, Figures
 
-KEPT_MEASURES = ("exact_memorization_without_end", "rouge")
+KEPT_MEASURES = ("exact_memorization", "rouge")
 LOST = 0.5  # a model that kept less than this share is collapsed
 COLLAPSED, BORDERLINE, KEPT = 1.0, 0.5, 0.0
 

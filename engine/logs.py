@@ -37,7 +37,6 @@ class TaskLog:
     exact_memorization: np.ndarray | None  # (n,); None: not logged
     extraction_strength: np.ndarray | None
     losses_without_end: np.ndarray | None  # (n,), nats per token of the answer, its end-of-sequence token left out
-    exact_without_end: np.ndarray | None  # (n,)
     min_k: np.ndarray | None  # (n,), nats
     min_k_plus_plus: np.ndarray | None  # (n,)
     zlib_bytes: np.ndarray | None  # (n,), of the right answer
@@ -161,7 +160,6 @@ def read_task(where: str, metrics: dict[str, Any]) -> TaskLog:
         exact_memorization=columns.numbers_if_logged("exact_memorization", share, "a number from 0 to 1"),
         extraction_strength=columns.numbers_if_logged("extraction_strength", share, "a number from 0 to 1"),
         losses_without_end=columns.numbers_if_logged("avg_gt_loss_without_end", loss, A_LOSS),
-        exact_without_end=columns.numbers_if_logged("exact_memorization_without_end", share, "a number from 0 to 1"),
         min_k=columns.numbers_if_logged("min_k", log_probability, "a log-probability of 0 or less"),
         min_k_plus_plus=columns.numbers_if_logged("min_k_plus_plus", number, "a number"),
         zlib_bytes=columns.numbers_if_logged("zlib_bytes", byte_count, "a number of bytes"),

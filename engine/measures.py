@@ -127,13 +127,6 @@ OF_A_TASK = [
         has_why=True,
     ),
     Measure(
-        "exact_memorization_without_end",
-        "Exact Memorization without end",
-        LIKE_GOLD,
-        "The same without the end-of-sequence token",
-        has_why=True,
-    ),
-    Measure(
         "probability_without_end",
         "Probability without end",
         LIKE_GOLD,

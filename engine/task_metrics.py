@@ -64,7 +64,6 @@ def task_metrics(log: TaskLog, scoring: Scoring, truth_ratio: str) -> TaskMetric
         "truth_share": None if ratios is None else metrics.truth_share(ratios),
         "exact_memorization": log.exact_memorization,
         "extraction_strength": log.extraction_strength,
-        "exact_memorization_without_end": log.exact_without_end,
         "probability_without_end": None if without_end is None else metrics.probability(without_end),
         "degenerate": np.array([metrics.is_degenerate(text) for text in log.generations]),
         "empty": np.array([metrics.is_empty(text) for text in log.generations]),

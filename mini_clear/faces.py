@@ -1,6 +1,6 @@
 """Pictures for face recognition, one directory per person: `python -m mini_clear.faces --out data/mini_clear_faces`.
 
-`people/` holds the embedded world's people. The first forty are those of the dataset folders, and their first pictures
+`people/` holds the embedded world's people. They are those of the dataset folders, and their first pictures
 are the same. `pretraining/` holds the real people and strangers, who are in no other split.
 """
 

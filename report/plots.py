@@ -229,10 +229,12 @@ def truth_ratio_plots(logs: dict[str, dict], scoring: dict[str, Scoring]) -> dic
         logs: Model -> aggregated log.
         scoring: Task -> how it is scored.
     """
+    if not {"base", "gold"} <= logs.keys():
+        return {}
     in_all_logs = set.intersection(*map(set, logs.values()))
     forget = [name for name in scoring if scoring[name].group == "forget" and f"{name}.json" in in_all_logs]
-    tasks = [name for name in forget if all("truth_ratio" in log[f"{name}.json"] for log in logs.values())]
-    if not tasks or not {"base", "gold"} <= logs.keys():
+    tasks = [name for name in forget if "truth_ratio" in logs["base"][f"{name}.json"]]
+    if not tasks:
         return {}
     methods = [name for name in logs if name not in STYLE]
     return {method: render_svg(draw_truth_ratios(logs, method, tasks), method) for method in methods}

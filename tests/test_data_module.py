@@ -1,6 +1,7 @@
 """Rows to batches: labels on the answer only, draws that depend on nothing but their key, errors that name the row."""
 
 import json
+import re
 from dataclasses import replace
 
 import datasets
@@ -12,6 +13,7 @@ from data_module import (
     CAPTION_QUESTIONS,
     NAME_QUESTION,
     TrainingRows,
+    drawn_affix,
     idk_answers,
     load_split,
     open_image,
@@ -20,8 +22,8 @@ from data_module import (
 )
 from engine.encode import collate, collate_prompts
 from engine.pairs import EpochSampler, Pairs, PassCollator, answer_key
-from helpers import SHARED, collated, example, pairs, png, task
-from settings.language import ChosenPeople, Columns, Data, People, Task
+from helpers import ROOT, SHARED, collated, example, pairs, png, task
+from settings.language import Affix, ChosenPeople, Columns, Data, People, Task
 from settings.script import SettingsError
 from unlearn_losses import IGNORE
 
@@ -527,3 +529,65 @@ def test_the_libraries_move_a_batch_to_another_device_whole(data, encoder):
     assert {value.device.type for value in moved.inputs.values()} == {"meta"}
     assert (moved.labels.device.type, moved.positions.device.type) == ("meta", "meta")
     assert moved.answer_keys == batch.answer_keys
+
+
+# ---- other ways of asking
+
+
+def write_affixes(folder, *lines):
+    file = folder / "affixes.txt"
+    file.write_text("\n".join(lines) + "\n")
+    return str(file)
+
+
+@pytest.mark.parametrize(("place", "asked"), [("before", "Hello! {}"), ("behind", "{} Thank you.")])
+def test_an_affix_stands_around_every_question_of_a_task(world, tmp_path, place, asked):
+    file = write_affixes(tmp_path, "Hello! {question}", "{question} Thank you.")
+    plain = in_words(world)
+    around = replace(plain, affix=Affix(file, 0, place))
+    questions = [row.example.question for row in task_rows(plain, 0, 0)]
+    assert [row.example.question for row in task_rows(around, 0, 0)] == [asked.format(each) for each in questions]
+
+
+def in_words(world):
+    return Task(
+        dataset=str(world / "tofu"),
+        split="forget10_perturbed",
+        question="question",
+        answer="answer",
+        rows_per_person=10,
+    )
+
+
+def test_another_seed_draws_other_affixes_and_the_same_seed_the_same():
+    file = str(ROOT / "config" / "ways" / "affixes.txt")
+    drawn = [drawn_affix(Affix(file, seed, "before")) for seed in range(20)]
+    assert drawn == [drawn_affix(Affix(file, seed, "before")) for seed in range(20)]
+    assert len(set(drawn)) > 5
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["no place"], "must hold {question} once"),
+        (["{question} and {question}"], "must hold {question} once"),
+        (["{question}"], "holds no words before the question"),
+    ],
+)
+def test_a_file_of_affixes_that_holds_none_is_refused(tmp_path, lines, said):
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        drawn_affix(Affix(write_affixes(tmp_path, *lines), 0, "before"))
+
+
+def test_a_reworded_question_is_asked_and_people_are_still_known_by_the_plain_one(world):
+    plain = in_words(world)
+    reworded = replace(plain, reworded="paraphrased_question")
+    rows = load_split(plain.dataset, plain.split)
+    asked = task_rows(reworded, 0, 0)
+    assert [row.example.question for row in asked] == list(rows["paraphrased_question"])
+    assert [row.example.person for row in asked] == [row.example.person for row in task_rows(plain, 0, 0)]
+
+
+def test_a_task_without_a_question_has_no_other_words_for_it():
+    with pytest.raises(SettingsError, match="has no effect on a task that names no question"):
+        Task(dataset="x", split="y", answer="name", ask="name", reworded="paraphrased_question")

@@ -578,3 +578,26 @@ def test_the_model_in_memory_after_the_last_epoch_scores_as_its_saved_checkpoint
         for index in columns["avg_gt_loss"]:
             rows[index] = {metric: column[index] for metric, column in columns.items()}
         assert measures(rows) == pytest.approx(means, abs=1e-6)
+
+
+def test_an_optional_task_is_left_out_and_said_where_the_data_lacks_its_split(world_overrides, tmp_path, capsys):
+    settings = settings_for(world_overrides, tmp_path / "out")
+    settings.tasks["eval_forget_facerec_unseen"].split = "no_such_views"
+    settings.tasks["eval_forget_qa_paraphrased"].reworded = "no_such_column"
+    tasks = eval_engine.read_tasks(settings, 0, "all")
+    assert settings.tasks.keys() - tasks.keys() == {"eval_forget_facerec_unseen", "eval_forget_qa_paraphrased"}
+    said = capsys.readouterr().out
+    assert "eval_forget_facerec_unseen is left out" in said
+    assert "no column 'no_such_column'" in said
+
+
+def test_figures_without_the_end_leave_the_last_token_out(log_folder):
+    from pyarrow import parquet
+
+    log = json.loads((log_folder / "eval_forget_qa.json").read_text())
+    for row in parquet.read_table(log_folder / "eval_forget_qa.parquet").to_pylist():
+        if "truth" in row["roles"]:
+            index = str(row["row"])
+            losses, chosen = row["losses"][:-1], row["first_choice"][:-1]
+            assert log["avg_gt_loss_without_end"][index] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+            assert log["exact_memorization"][index] == pytest.approx(sum(chosen) / len(chosen))

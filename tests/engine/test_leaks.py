@@ -20,7 +20,7 @@ from engine.leaks import (
 from engine.result_table import Figure
 from engine.verdicts import LIKE, NOT_RESOLVED, UNLIKE, Judged, is_clearly_better, places, skipped_people, verdict
 
-MEASURES = ["exact_memorization_without_end", "rouge", "probability_without_end"]
+MEASURES = ["exact_memorization", "rouge", "probability_without_end"]
 WAYS = ["as trained", "paraphrased", "with a prefix"]
 
 
@@ -70,7 +70,7 @@ def test_a_measure_whose_gap_is_noise_is_off_and_named():
     golds = [np.array([0.2, 0.2, 0.2]), np.array([0.2, 0.9, 0.2])]  # ROUGE: gap .45, noise .7 * .866 = .61
     part = part_of(0.2, golds)
     assert part.off == ["rouge"]
-    assert part.measures == ["exact_memorization_without_end", "probability_without_end"]
+    assert part.measures == ["exact_memorization", "probability_without_end"]
     assert part.x.shape == (12, 3, 2)
 
 

@@ -21,7 +21,7 @@ def world(source, shape, people, *, shift=0.0, ways=(), size=NOISE):
     for way in ways:
         model[0, way] += shift * 0.6
     names = [f"person {number}" for number in range(people)]
-    measures = ["exact_memorization_without_end", "rouge", "probability_without_end"]
+    measures = ["exact_memorization", "rouge", "probability_without_end"]
     asked = ["as trained", "paraphrased", "with a prefix", "with a suffix"]
     return Scope("words", names, asked, measures, model, np.ones((people, 4, 3)), np.array(golds))
 

@@ -1,5 +1,6 @@
 """What a run leaves beside its results: whole or not there, with the key of what it did."""
 
+import json
 import os
 import subprocess
 import sys
@@ -200,3 +201,12 @@ def test_the_progress_of_a_launched_run_stands_in_the_file_that_its_environment_
 
 def test_a_run_that_has_not_begun_has_no_progress(tmp_path):
     assert reported_progress(tmp_path / "none") == 0.0
+
+
+def test_a_record_says_on_which_machine_it_was_made(tmp_path):
+    record.write_record(tmp_path / "meta.json", seconds=1.0)
+    made = json.loads((tmp_path / "meta.json").read_text())["machine"]
+    assert made["threads"] == torch.get_num_threads()
+    assert made["processes"] == 1
+    assert made["processor"] != ""
+    assert set(made["instructions"].split()) <= {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}

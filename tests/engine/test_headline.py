@@ -1,0 +1,106 @@
+"""Logs of several models -> the headline, with people, ways of asking and what was not measured."""
+
+import numpy as np
+import pytest
+
+from engine.headline import headline_figures
+from engine.measures import HEADLINE
+from engine.task_metrics import TaskMetrics
+from settings.results import Scoring
+
+PEOPLE = [f"person {number:02d}" for number in range(12) for _ in range(3)]
+MEASURES = ("exact_memorization", "rouge", "probability_without_end")
+SCORING = {
+    "words": Scoring(group="forget", multiple_choice=False, modality="text"),
+    "words_again": Scoring(group="way", multiple_choice=False, way_of="words", way="paraphrased"),
+    "words_before": Scoring(group="way", multiple_choice=False, way_of="words", way="with a prefix"),
+    "names": Scoring(group="forget", multiple_choice=True, modality="visual"),
+    "kept": Scoring(group="retain", multiple_choice=False),
+}
+
+
+def task(value, *, people=PEOPLE, without=()):
+    """A task whose rows all have one value, or one per row."""
+    rows = np.broadcast_to(np.asarray(value, dtype=float), len(PEOPLE)).copy()
+    return TaskMetrics({measure: None if measure in without else rows for measure in MEASURES}, rows, people)
+
+
+def model(value, **tasks):
+    """A model with the same value in every task but those that are given."""
+    return {name: tasks.get(name, task(value)) for name in SCORING}
+
+
+def headline(judged, *, base=1.0, golds=(0.19, 0.21), modality="both"):
+    before = None if base is None else model(base)
+    figures = headline_figures(judged, before, [model(gold) for gold in golds], SCORING, modality)
+    return {key: figure for (key, _), figure in figures.items()}
+
+
+def knowing(person):
+    """Values of rows at gold's .2, with one person at base's 1."""
+    return np.array([1.0 if name == person else 0.2 for name in PEOPLE])
+
+
+def test_a_person_who_was_skipped_is_named_although_the_mean_is_near_gold():
+    found = headline(model(0.2, words=task(knowing("person 07"))))
+    assert found["distance_people"].value == pytest.approx(1 / 24)  # one of twelve, in one of two scopes
+    assert found["worst_person"].why.startswith("person 07: words, as trained")
+    assert found["share_remembered"].why == "person 07"
+    assert found["skipped"].value == 1
+    assert found["verdict"].value == 0
+
+
+def test_memory_under_a_paraphrase_alone_is_seen():
+    found = headline(model(0.2, words_again=task(1.0)))
+    assert found["distance_people"].value == pytest.approx(0)
+    assert found["distance_worst_way"].value == pytest.approx(1)
+    assert found["distance_worst_way"].why == "words, paraphrased"
+    assert found["share_remembered"].value == 1
+
+
+def test_words_alone_are_judged_where_only_words_were_to_be_forgotten():
+    in_pictures = model(0.2, names=task(1.0))
+    assert headline(in_pictures, modality="both")["share_remembered"].value == 1
+    assert headline(in_pictures, modality="text")["share_remembered"].value == 0
+    assert headline(in_pictures, modality="visual")["share_remembered"].value == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"base": None}, "no base_result is given"),
+        ({"golds": (0.2,)}, "one gold only"),
+        ({"base": 0.2}, "lie less than 3 times"),
+    ],
+)
+def test_without_what_it_needs_there_is_no_figure_and_the_verdict_says_why(changes, why):
+    found = headline(model(0.2), **changes)
+    assert {found[measure.key].value for measure in HEADLINE} == {None}
+    assert why in found["verdict"].why
+
+
+def test_people_who_are_not_known_leave_no_headline():
+    found = headline(model(0.2, words=task(0.2, people=None)))
+    assert found["verdict"].why == "the people of words are not known"
+
+
+def test_a_measure_that_one_log_lacks_is_left_out():
+    short = task(0.2, without=("exact_memorization", "probability_without_end"))
+    found = headline(model(0.2, words=short, words_again=short, words_before=short))
+    assert found["share_forgotten"].value == 1  # by ROUGE in words, by all three in names
+
+
+def test_a_way_that_base_does_not_answer_is_named():
+    silent = model(1.0, words_again=task(0.2))
+    golds = [model(0.19), model(0.21)]
+    figures = headline_figures(model(0.2), silent, golds, SCORING, "both")
+    assert figures["distance_people", ""].why == "base does not answer: words, paraphrased"
+
+
+def test_a_task_is_a_way_of_another_or_none():
+    from settings.script import SettingsError
+
+    with pytest.raises(SettingsError, match="says way_of and way"):
+        Scoring(group="way", multiple_choice=False, way_of="words")
+    with pytest.raises(SettingsError, match="says way_of and way"):
+        Scoring(group="forget", multiple_choice=False, way_of="words", way="other")

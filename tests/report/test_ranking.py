@@ -1,0 +1,62 @@
+"""Places of methods: among those that forget the same, without those that collapsed or left somebody out."""
+
+import json
+
+import pytest
+
+from engine.result_table import Figure, ModelResult
+from report import ranking
+from report.ranking import add_places, measured_spreads
+
+
+def result(method, distance, *, flag=0.0, skipped=None, leak=0.5):
+    figures = {
+        ("distance_worst_way", ""): Figure(distance, distance - 0.02, distance + 0.02),
+        ("distance_held_out", ""): Figure(0.03),
+        ("worst_person", ""): Figure(leak, leak - 0.05),
+        ("flag", ""): Figure(flag, why="kept_taught 0.10" if flag else None),
+        ("skipped", ""): Figure(float(skipped is not None), why=skipped),
+    }
+    return ModelResult(method, 0, figures)
+
+
+@pytest.fixture
+def placed(tmp_path):
+    """Places of some methods, and why some have none; `modality`: method -> what it was made to forget."""
+
+    def place(*results, modality=()):
+        for method, forgotten in dict(modality).items():
+            folder = tmp_path / "models" / f"{method}_seed0"
+            folder.mkdir(parents=True)
+            (folder / "train_meta.json").write_text(json.dumps({"settings": {"modality": forgotten}}))
+        of_seed = {each.method: each for each in results}
+        add_places(of_seed, tmp_path, "no such benchmark")
+        return {name: each.figure("place") for name, each in of_seed.items()}
+
+    return place
+
+
+def test_methods_have_places_by_the_worst_way_and_anchors_have_none(placed):
+    found = placed(result("base", 1.0), result("npo", 0.2), result("idk", 0.6), result("ga", 0.21))
+    assert [found[name].value for name in ("base", "npo", "idk", "ga")] == [None, 1, 3, 1]
+
+
+def test_a_collapsed_model_and_one_that_left_somebody_out_have_no_place_and_say_why(placed):
+    found = placed(result("near", 0.1, flag=1.0), result("cheat", 0.1, skipped="Ann 1.00"), result("npo", 0.4))
+    assert (found["near"].value, found["near"].why) == (None, "kept_taught 0.10")
+    assert (found["cheat"].value, found["cheat"].why) == (None, "left out: Ann 1.00")
+    assert found["npo"].value == 1
+
+
+def test_methods_that_forget_something_else_are_not_compared(placed):
+    found = placed(result("words", 0.1), result("both", 0.9), modality=[("words", "text"), ("both", "both")])
+    assert [found[name].value for name in ("words", "both")] == [1, 1]
+
+
+def test_spreads_are_read_from_the_committed_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranking, "STABILITY", tmp_path)
+    lines = ["seed,precision,threads,model,measure,value", "0,fp32,1,npo,distance_worst_way,0.2"]
+    lines += ["1,fp32,1,npo,distance_worst_way,0.4", "0,fp32,1,npo,flag,0"]
+    (tmp_path / "demo.csv").write_text("\n".join(lines))
+    assert measured_spreads("demo") == {"npo": pytest.approx(0.141421, abs=1e-6)}  # |.4 - .2| / sqrt(2)
+    assert measured_spreads("other") == {}
