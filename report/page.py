@@ -15,7 +15,7 @@ from report.faces import attack_verdict, read_attack, read_verification
 from report.folder import START, FinishedStage, Plan, log_file, model_folder, model_name
 from report.plots import attack_plots, common_plots, render_plots, truth_ratio_plots, verification_plots
 from report.ranking import ANCHORS
-from report.tables import failure_texts, flag_text, gate_text, row_label
+from report.tables import failure_texts, flag_text, gate_text, row_label, verdict_text
 from settings.results import Benchmark, Scoring
 from settings.script import ROOT
 
@@ -155,7 +155,8 @@ def result_table(results: list[ModelResult], columns: list[Column]) -> dict[str,
     for result in results:
         cells = [{"text": row_label(result, results)}, *(render_cell(result, column) for column in columns)]
         lines.append({"kind": row_kind(result), "cells": cells})
-    notes = [f"{row_label(each, results)} {flag_text(each)}." for each in results if each.value("flag")]
+    notes = [f"{row_label(each, results)}: {verdict_text(each)}." for each in results if each.figure("verdict").why]
+    notes += [f"{row_label(each, results)} {flag_text(each)}." for each in results if each.value("flag")]
     for result in results:
         notes += [f"{row_label(result, results)} {failure}" for failure in failure_texts(result)]
     return {"columns": [first, *headings], "table": lines, "notes": notes}
@@ -167,7 +168,7 @@ def render_cell(result: ModelResult, column: Column) -> dict[str, Any]:
     reason = figure.why
     if figure.value is None and not reason:
         reason = result.figure("failed").why
-    has_bar = figure.value is not None and column.measure.key == "distance_to_gold"
+    has_bar = figure.value is not None and column.measure.key == "distance_people"
     return {
         "text": column.text(result),
         "value": "" if figure.value is None else repr(figure.value),

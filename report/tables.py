@@ -98,6 +98,13 @@ def flag_text(result: ModelResult) -> str:
     return f"{MEASURES['flag'].words[flag.value]}: {flag.why}"
 
 
+def verdict_text(result: ModelResult) -> str:
+    """The verdict on a model in words, with what it rests on."""
+    verdict = result.figure("verdict")
+    said = "no verdict" if verdict.value is None else MEASURES["verdict"].words[verdict.value]
+    return f"{said}: {verdict.why}"
+
+
 def row_notes(result: ModelResult) -> list[str]:
     """The base's gate, and what failed of a model, in words."""
     notes = [f"memorisation gate, seed {result.seed}: {gate_text(result)}"] if result.method == "base" else []
