@@ -20,7 +20,7 @@ from engine.leaks import (
 from engine.measures import HEADLINE
 from engine.result_table import Figure, Figures
 from engine.task_metrics import ModelMetrics, TaskMetrics
-from engine.verdicts import leak_text, skipped_people, verdict
+from engine.verdicts import leak_text, skipped_people, too_few_ways, verdict
 from settings.results import Scoring
 
 # all without the end-of-sequence token, whose loss alone can hide a name that is said rightly
@@ -133,7 +133,7 @@ def figures_of(parts: list[Excess]) -> Figures:
         "distance_worst_way": farthest._replace(why=way),
         "worst_person": Figure(leak.value, leak.low, None, f"{leak.person}: {leak.task}, {leak.way}, {leak.measure}"),
         "over_forgetting": over_forgetting(parts),
-        "share_forgotten": Figure(len(found.forgotten) / count),
+        "share_forgotten": Figure(len(found.forgotten) / count, why=too_few_ways(parts)),
         "share_remembered": Figure(len(found.remembered) / count, why=names_text(found.remembered)),
         "share_unresolved": Figure(len(found.unresolved) / count, why=names_text(found.unresolved)),
         "skipped": Figure(float(bool(skipped)), why=skipped_text(skipped)),

@@ -220,6 +220,7 @@ HEADLINE = [
         "Share of the people whose every leak is shown to be under .25",
         ".2f",
         {"": "forgotten"},
+        has_why=True,
     ),
     Measure(
         "share_remembered",

@@ -38,7 +38,7 @@ def verdict(parts: list[Excess], found: Shares, worst: list[Leak]) -> Figure:
         narrow, wide = (mean_figure(values, people, (-np.inf, np.inf), level) for level in (0.90, 0.95))
         said = f"{part.scope.task} {narrow.value:+.2f}"
         if narrow.low is None or narrow.high is None or wide.low is None or wide.high is None:
-            unknown.append(f"{said}: too few people for an interval")
+            unknown.append(f"{said} without an interval: under ten people, or all alike")
         elif narrow.low >= -MARGIN and narrow.high <= MARGIN:
             inside.append(said)
         elif wide.low > MARGIN or wide.high < -MARGIN:
@@ -49,10 +49,15 @@ def verdict(parts: list[Excess], found: Shares, worst: list[Leak]) -> Figure:
         return Figure(UNLIKE, why="; ".join(outside))
     if unknown:
         return Figure(NOT_RESOLVED, why="; ".join(unknown))
-    valid = sum(int(part.valid.sum()) for part in parts)
-    if valid < ENOUGH_WAYS:
-        return Figure(NOT_RESOLVED, why=f"one phrasing only: base answers {valid} ways of asking")
+    if few := too_few_ways(parts):
+        return Figure(NOT_RESOLVED, why=few)
     return Figure(LIKE, why="; ".join(inside))
+
+
+def too_few_ways(parts: list[Excess]) -> str | None:
+    """What to say where base answers under three ways of asking; None: it answers enough."""
+    valid = sum(int(part.valid.sum()) for part in parts)
+    return f"one phrasing only: base answers {valid} ways of asking" if valid < ENOUGH_WAYS else None
 
 
 def leak_text(leak: Leak) -> str:

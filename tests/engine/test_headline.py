@@ -79,6 +79,13 @@ def test_without_what_it_needs_there_is_no_figure_and_the_verdict_says_why(chang
     assert why in found["verdict"].why
 
 
+def test_forgotten_by_few_ways_is_said_to_be_one_phrasing():
+    silent = model(1.0, words_again=task(0.2), words_before=task(0.2))
+    figures = headline_figures(model(0.2), silent, [model(0.19), model(0.21)], SCORING, "text")
+    assert figures["share_forgotten", ""].why == "one phrasing only: base answers 1 ways of asking"
+    assert headline(model(0.2))["share_forgotten"].why is None
+
+
 def test_people_who_are_not_known_leave_no_headline():
     found = headline(model(0.2, words=task(0.2, people=None)))
     assert found["verdict"].why == "the people of words are not known"
