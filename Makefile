@@ -33,7 +33,8 @@ $(INSTALLED): req.txt req-test.txt constraints.txt pyproject.toml
 
 # the embedded world, made again when its generator changed
 # one that was made by hand (no mark beside it) stays as it is
-$(WORLD): $(filter-out mini_clear/make_base.py mini_clear/strangers.py,$(wildcard mini_clear/*.py)) | $(INSTALLED)
+$(WORLD): $(filter-out mini_clear/make_base.py mini_clear/strangers.py,$(wildcard mini_clear/*.py)) \
+		config/ways/affixes.txt | $(INSTALLED)
 	if test -e $@ || test ! -e data/mini_clear; then \
 		$(BIN)/python -m mini_clear --out data/mini_clear --overwrite && touch $@; fi
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.figures import figures_of_logs
-from engine.logs import EvalLog, check_same_rows, read_eval_log
+from engine.logs import EvalLog, check_different_models, check_same_rows, read_eval_log
 from engine.measures import MEASURES
 from engine.metrics import ASCII, rouge_tokenizer
 from engine.record import write_bytes_whole
@@ -86,6 +86,7 @@ def read_logs(settings: Aggregate) -> dict[str, EvalLog]:
     ckpt = logs["ckpt_result"]
     for log in logs.values():
         check_same_rows(ckpt, log)
+    check_different_models([log for name, log in logs.items() if name.startswith("retain_result")])
     written = Path(settings.save_file).resolve()
     if written in [Path(path).resolve() for path in paths.values()]:
         raise SettingsError(f"save_file={settings.save_file!r} is one of the logs: name another file")

@@ -333,15 +333,24 @@ def idk_answers(path: str) -> list[str]:
     return lines_of("idk answers", path)
 
 
-def drawn_affix(affix: Affix) -> str:
-    """The words around a question that the seed draws from the file, with QUESTION at the question's place.
+def affixes_of(file: str) -> list[str]:
+    """The lines of a file of words around a question, each with QUESTION at the question's place.
 
-    Raises SettingsError for a line without that place, and for a file without words at the place that is asked for.
+    Raises SettingsError for a line without that place.
     """
-    lines = lines_of("affix.file", affix.file)
+    lines = lines_of("affix.file", file)
     for line in lines:
         if line.count(QUESTION) != 1:
-            raise SettingsError(f"affix.file={affix.file!r}: {line!r} must hold {QUESTION} once")
+            raise SettingsError(f"affix.file={file!r}: {line!r} must hold {QUESTION} once")
+    return lines
+
+
+def drawn_affix(affix: Affix) -> str:
+    """The affix that the seed draws from the file.
+
+    Raises SettingsError for a file without words at the place that is asked for.
+    """
+    lines = affixes_of(affix.file)
     before = [line for line in lines if not line.startswith(QUESTION)]
     behind = [line for line in lines if line.startswith(QUESTION) and line != QUESTION]
     allowed = before if affix.place == "before" else behind

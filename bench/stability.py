@@ -9,7 +9,8 @@ bench/stability/<benchmark>.csv gets one line per run, model and measure; the re
 from there. The output has lines `name value`:
 
 - `<method>_distance_spread`: the standard deviation of the worst way's distance over all runs.
-- `reversed_share`: of all ordered pairs of methods that one run calls different, the share that another run reverses.
+- `pairs_called`: ordered pairs of methods, per seed, of which some run calls the first clearly better.
+- `reversed_share`: the share of these that any run reverses, with the ends of its interval over seeds.
 - `flags_turned`: models that one run calls collapsed and another run not even borderline.
 - `verdicts_turned`: models that one run calls like gold and another unlike gold.
 """
@@ -22,13 +23,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from engine.intervals import bootstrap_counts, percentile_interval
 from engine.kept import COLLAPSED, KEPT
 from engine.record import matrix_instructions, processor_name
-from engine.result_table import Figure
-from engine.verdicts import LIKE, UNLIKE, Judged, is_clearly_better
+from engine.result_table import Figure, ModelResult
+from engine.verdicts import LIKE, UNLIKE, is_clearly_better
+from report.ranking import ANCHORS, RANKED_BY, judged, why_unranked
 from settings.results import RunBenchmark
 from settings.script import ROOT, compose
 
@@ -39,6 +43,7 @@ MEASURED = (
     "distance_people",
     "distance_held_out",
     "distance_worst_way",
+    "distance_held_out_worst_way",
     "worst_person",
     "share_forgotten",
     "share_remembered",
@@ -79,37 +84,37 @@ def run_once(benchmark: str, seed: int, precision: str, threads: int) -> pd.Data
 
 
 def nearer_pairs(run: pd.DataFrame) -> set[tuple[str, str]]:
-    """Ordered pairs of methods of one run of which the first is clearly better, by the rule of the report's places."""
-    methods = methods_of(run)
-    rows = {method: judged(run[run.model == method].set_index("measure")) for method in methods}
-    return {pair for pair in itertools.permutations(methods, 2) if is_clearly_better(rows[pair[0]], rows[pair[1]])}
+    """Ordered pairs of methods of one run of which the first is clearly better, by the rule of the report's places.
+
+    The runs are to tell the spread, so that none is taken off.
+    """
+    results = [result_of(run[run.model == method], method) for method in methods_of(run)]
+    rows = {result.method: judged(result, 0.0) for result in results if why_unranked(result) is None}
+    return {pair for pair in itertools.permutations(rows, 2) if is_clearly_better(rows[pair[0]], rows[pair[1]])}
 
 
-def judged(of_method: pd.DataFrame) -> Judged:
-    """What a method's place is decided by, without a spread, which is what the runs are to tell."""
-    line = of_method.loc["distance_worst_way"]
-    low, high = (None if pd.isna(line[end]) else float(line[end]) for end in ("low", "high"))
-    worst = of_method.loc["worst_person"]
-    distance = Figure(float(line.value), low, high)
-    held_out = float(of_method.loc["distance_held_out", "value"])
-    return Judged(distance, held_out, float(worst.value), float(worst.value - worst.low), 0.0)
+def result_of(lines: pd.DataFrame, method: str) -> ModelResult:
+    """The figures of one method of one run."""
+    figures = {}
+    for line in lines.itertuples():
+        value, low, high = (None if pd.isna(number) else float(number) for number in (line.value, line.low, line.high))
+        figures[line.measure, ""] = Figure(value, low, high)
+    return ModelResult(method, None, figures)
 
 
 def methods_of(table: pd.DataFrame) -> list[str]:
     """The methods, without the models that they are compared with."""
-    return [model for model in table.model.unique() if model not in ("base", "gold", "start")]
+    return [model for model in table.model.unique() if model not in ANCHORS]
 
 
 def summary(table: pd.DataFrame) -> dict[str, float]:
     """Name -> value of what the runs agree on."""
     runs = [run for _, run in table.groupby(RUN)]
     lines: dict[str, float] = {"runs": len(runs)}
-    distances = table[table.measure == "distance_worst_way"]
+    distances = table[table.measure == RANKED_BY]
     for method in methods_of(table):
         lines[f"{method}_distance_spread"] = distances[distances.model == method].value.std()
-    called = [pair for run in runs for pair in nearer_pairs(run)]
-    turned = [pair for pair in called if pair[::-1] in called]
-    lines |= {"pairs_called": len(called), "reversed_share": len(turned) / len(called) if called else 0.0}
+    lines |= reversals(table)
     for measure, no, yes in (("flag", KEPT, COLLAPSED), ("verdict", UNLIKE, LIKE)):
         ends = table[table.measure == measure].groupby("model").value.agg(["min", "max"])
         turned_models = (ends["min"] == min(no, yes)) & (ends["max"] == max(no, yes))
@@ -117,21 +122,41 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
     return lines
 
 
+def reversals(table: pd.DataFrame) -> dict[str, float]:
+    """How many pairs of methods are called different, per seed, and the share of these that any run reverses.
+
+    The ends of its 95 % interval are over seeds, which are drawn anew with replacement.
+    """
+    called: dict[str, set[tuple[str, str]]] = {}
+    for (seed, *_), run in table.groupby(RUN):
+        called.setdefault(str(seed), set()).update(nearer_pairs(run))
+    anywhere = set().union(*called.values())
+    drawn = bootstrap_counts(list(called))
+    counts, turned, draws_of_counts, draws_of_turned = 0, 0, 0, 0
+    for seed, pairs in called.items():
+        reversed_pairs = [pair for pair in pairs if pair[::-1] in anywhere]
+        counts, turned = counts + len(pairs), turned + len(reversed_pairs)
+        draws_of_counts = draws_of_counts + drawn[seed] * len(pairs)
+        draws_of_turned = draws_of_turned + drawn[seed] * len(reversed_pairs)
+    if not counts:
+        return {"pairs_called": 0}
+    low, high = percentile_interval(draws_of_turned / np.maximum(draws_of_counts, 1))
+    share = {"reversed_share": turned / counts, "reversed_share_low": low, "reversed_share_high": high}
+    return {"pairs_called": counts, **share}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--benchmark", default="nlp_demo", help="a file of config/benchmark with one seed")
     parser.add_argument("--runs", type=int, default=len(SEEDS) * len(SETTINGS), help="how many of the 20 runs")
     given = parser.parse_args()
+    table = pd.concat([run_once(given.benchmark, *run) for run in planned_runs(given.runs)])
+    table = table.assign(processor=f"{processor_name()}, {matrix_instructions()}")
     file = ROOT / "bench" / "stability" / f"{given.benchmark}.csv"
     file.parent.mkdir(exist_ok=True)
-    tables = []
-    for run in planned_runs(given.runs):
-        tables.append(run_once(given.benchmark, *run))
-        table = pd.concat(tables).assign(processor=f"{processor_name()}, {matrix_instructions()}")
-        table[[*RUN, "model", "measure", "value", "low", "high", "processor"]].to_csv(
-            file, index=False, float_format="%.6g", lineterminator="\n"
-        )
-    for name, value in summary(pd.concat(tables)).items():
+    columns = [*RUN, "model", "measure", "value", "low", "high", "processor"]
+    table[columns].to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
+    for name, value in summary(table).items():
         print(f"{name} {value:.4g}")
 
 

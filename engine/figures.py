@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine import metrics
-from engine.headline import headline_figures
+from engine.headline import forget_tasks, headline_figures
 from engine.intervals import MIN_PEOPLE, Rows, bootstrap_t
 from engine.kept import KEPT_MEASURES, Part, kept_figures
 from engine.logs import EvalLog, TaskLog
@@ -47,6 +47,11 @@ class Compared:
     start: ModelMetrics | None  # before it was taught anybody; None: not given
     other_golds: Sequence[ModelMetrics]
     tasks: dict[str, Scoring]
+    modality: str | None  # what the model was made to forget: both, text or visual; None: not known
+
+    @property
+    def golds(self) -> list[ModelMetrics]:
+        return [self.gold, *self.other_golds]
 
     def names(self, *groups: str) -> list[str]:
         """The tasks of some groups."""
@@ -80,9 +85,10 @@ def figures_of_logs(
     model, gold, *others = (log_metrics(log, scoring, truth_ratio) for log in (ckpt, *golds))
     before, untaught = (log_metrics(log, scoring, truth_ratio) if log else None for log in (base, start))
     tasks = {name: scoring[name] for name in model}
-    compared = Compared(model, gold, before, untaught, others, tasks)
+    modality = ckpt.train_meta.get("settings", {}).get("modality")
+    compared = Compared(model, gold, before, untaught, others, tasks, modality)
     return {
-        **headline_of(compared, ckpt),
+        **headline_figures(compared.model, compared.base, compared.golds, compared.tasks, compared.modality),
         **distance_figures(compared),
         **kept_figures_of(compared),
         **utility_figures(compared),
@@ -95,13 +101,6 @@ def figures_of_logs(
         **run_figures(ckpt),
         ("golds", ""): Figure(len(golds)),
     }
-
-
-def headline_of(compared: Compared, log: EvalLog) -> Figures:
-    """What may be concluded of the model, whose `log` says what it was made to forget."""
-    golds = [compared.gold, *compared.other_golds]
-    modality = log.train_meta.get("settings", {}).get("modality")
-    return headline_figures(compared.model, compared.base, golds, compared.tasks, modality)
 
 
 def run_figures(log: EvalLog) -> Figures:
@@ -162,18 +161,24 @@ def utility_figures(compared: Compared) -> Figures:
 
 def kept_figures_of(compared: Compared) -> Figures:
     """What was kept of the people who were taught, and of the real world."""
-    taught = kept_parts(compared, compared.names("retain"), compared.start)
-    real = kept_parts(compared, compared.names("real"), None)
+    taught = kept_parts(compared, compared.names("retain"), compared.start, compared.golds)
+    if compared.base:  # what was not to be forgotten of the forgotten people counts as well; gold never knew it
+        judged = forget_tasks(compared.tasks, compared.modality)
+        others = [task for task in compared.names("forget") if task not in judged]
+        taught += kept_parts(compared, others, compared.start, [compared.base])
+    real = kept_parts(compared, compared.names("real"), None, compared.golds)
     return kept_figures(taught, real, None if compared.start else "no start_result is given")
 
 
-def kept_parts(compared: Compared, tasks: list[str], start: ModelMetrics | None) -> list[Part]:
-    """Each measure of what is kept, on each of `tasks` whose logs all hold it."""
+def kept_parts(
+    compared: Compared, tasks: list[str], start: ModelMetrics | None, knowing: Sequence[ModelMetrics]
+) -> list[Part]:
+    """Each measure of what is kept, on each of `tasks` whose logs all hold it; `knowing`: models that know it."""
     parts = []
     for task in tasks:
         people = compared.model[task].people
         for measure in KEPT_MEASURES:
-            of_golds = [each[task].of_rows[measure] for each in (compared.gold, *compared.other_golds)]
+            of_golds = [each[task].of_rows[measure] for each in knowing]
             of_model = compared.model[task].of_rows[measure]
             of_start = start[task].of_rows[measure] if start else None
             golds = [values for values in of_golds if values is not None]

@@ -12,6 +12,7 @@ from engine.leaks import (
     distance,
     excess,
     gold_distance,
+    gold_worst_way,
     leaks,
     over_forgetting,
     shares,
@@ -20,7 +21,7 @@ from engine.leaks import (
 from engine.measures import HEADLINE
 from engine.result_table import Figure, Figures
 from engine.task_metrics import ModelMetrics, TaskMetrics
-from engine.verdicts import leak_text, skipped_people, too_few_ways, verdict
+from engine.verdicts import ENOUGH_TO_COMPARE, leak_text, skipped_people, too_few_ways, verdict
 from settings.results import Scoring
 
 # all without the end-of-sequence token, whose loss alone can hide a name that is said rightly
@@ -47,12 +48,11 @@ def headline_figures(
     if missing or base is None:
         return without_headline(missing)
     tasks = forget_tasks(scoring, modality)
-    scopes = [scope_of(task, (model, base, *golds), scoring) for task in tasks]
-    parts = [excess(scope) for scope in scopes if scope.measures]
-    parts = [part for part in parts if part.measures]
-    if not parts:
-        return without_headline("base and gold lie less than 3 times the golds' own noise apart in every measure")
-    return figures_of(parts)
+    parts = [excess(scope_of(task, (model, base, *golds), scoring)) for task in tasks]
+    judged = [part for part in parts if part.measures]
+    if not judged:
+        return without_headline(notes_on(parts))
+    return figures_of(judged, notes_on(parts), not_judged(parts))
 
 
 def why_missing(
@@ -97,17 +97,31 @@ def scope_of(task: str, models: Sequence[ModelMetrics], scoring: Mapping[str, Sc
     for of_rows in logged:
         measures = [measure for measure in measures if of_rows.get(measure) is not None]
     people = sorted(set(models[0][task].known_people))
+    about = {name: people_of(name, models) for name in ways.values()}
     tables = []
     for model in models:
-        of_ways = [person_table(model[name], measures, people) for name in ways.values()]
+        of_ways = [person_table(model[name], measures, people, about[name]) for name in ways.values()]
         tables.append(np.stack(of_ways, axis=1))
     return Scope(task, people, list(ways), measures, tables[0], tables[1], np.array(tables[2:]))
 
 
-def person_table(task: TaskMetrics, measures: Sequence[str], people: Sequence[str]) -> np.ndarray:
-    """The mean of each measure over each person's rows, (P, K); NaN for a person without a row."""
+def people_of(task: str, models: Sequence[ModelMetrics]) -> list[str]:
+    """Whom the rows of a task are about, from whichever model's log says it; empty: none does."""
+    named = (model[task].people for model in models)
+    return next((people for people in named if people), [])
+
+
+def person_table(task: TaskMetrics, measures: Sequence[str], people: Sequence[str], about: Sequence[str]) -> np.ndarray:
+    """The mean of each measure over each person's rows, (P, K); NaN for a person without a row.
+
+    Args:
+        task: One model's rows.
+        measures: K keys.
+        people: P names.
+        about: Whom each row is about.
+    """
     table = np.full((len(people), len(measures)), np.nan)
-    who = np.asarray(task.people if task.people is not None else [], dtype=str)
+    who = np.asarray(about, dtype=str)
     for row, person in enumerate(people):
         theirs = who == person
         if theirs.any():
@@ -115,42 +129,62 @@ def person_table(task: TaskMetrics, measures: Sequence[str], people: Sequence[st
     return table
 
 
-def figures_of(parts: list[Excess]) -> Figures:
-    """The headline of a model from its excess in each scope."""
+def notes_on(parts: list[Excess]) -> str:
+    """What a headline does without, in words; empty: it has everything."""
+    notes = []
+    for part in parts:
+        task = part.scope.task
+        unlogged = [measure for measure in HEADLINE_MEASURES if measure not in part.scope.measures]
+        notes += [f"{task} is without {', '.join(unlogged)}, which a log lacks"] if unlogged else []
+        off = ", ".join(part.off)
+        notes += [f"{task} is without {off}: base lies under 3 times the golds' noise above gold"] if off else []
+        unanswered = [way for way, valid in zip(part.scope.ways, part.valid, strict=True) if not valid]
+        notes += [f"base does not answer {task} {', '.join(unanswered)}"] if unanswered and part.measures else []
+    return "; ".join(notes)
+
+
+def not_judged(parts: list[Excess]) -> str | None:
+    """The forget tasks of which nothing can be said; None: there is none."""
+    lost = [part.scope.task for part in parts if not part.measures]
+    return f"nothing can be said of {', '.join(lost)}" if lost else None
+
+
+def figures_of(parts: list[Excess], notes: str, unseen: str | None) -> Figures:
+    """The headline of a model.
+
+    Args:
+        parts: Its excess in each scope of which something can be said.
+        notes: What the headline does without; empty: nothing.
+        unseen: The forget tasks of which nothing can be said; None: there is none.
+    """
     found, worst = shares(parts), leaks(parts)
     farthest, way = worst_way(parts)
     leak = worst[0]
     count = len(worst)
     skipped = skipped_people(worst)
-    off = [f"{measure} of {part.scope.task}" for part in parts for measure in part.off]
-    unasked = [f"{part.scope.task}, {name}" for part in parts for name in invalid_ways(part)]
-    notes = [f"left out, since it resolves nothing: {', '.join(off)}"] if off else []
-    notes += [f"base does not answer: {', '.join(unasked)}"] if unasked else []
-    near = distance(parts)
+    can_skip = count >= ENOUGH_TO_COMPARE
     figures = {
-        "distance_people": near._replace(why="; ".join(notes) or None),
+        "distance_people": distance(parts)._replace(why=notes or None),
         "distance_held_out": Figure(gold_distance(parts)),
         "distance_worst_way": farthest._replace(why=way),
+        "distance_held_out_worst_way": Figure(gold_worst_way(parts)),
         "worst_person": Figure(leak.value, leak.low, None, f"{leak.person}: {leak.task}, {leak.way}, {leak.measure}"),
         "over_forgetting": over_forgetting(parts),
         "share_forgotten": Figure(len(found.forgotten) / count, why=too_few_ways(parts)),
         "share_remembered": Figure(len(found.remembered) / count, why=names_text(found.remembered)),
         "share_unresolved": Figure(len(found.unresolved) / count, why=names_text(found.unresolved)),
-        "skipped": Figure(float(bool(skipped)), why=skipped_text(skipped)),
-        "verdict": verdict(parts, found, worst),
+        "skipped": Figure(float(bool(skipped)) if can_skip else None, why=skipped_text(skipped, can_skip)),
+        "verdict": verdict(parts, found, worst, unseen),
     }
     return {(key, ""): figure for key, figure in figures.items()}
-
-
-def invalid_ways(part: Excess) -> list[str]:
-    """The ways of asking that base does not answer."""
-    return [way for way, valid in zip(part.scope.ways, part.valid, strict=True) if not valid]
 
 
 def names_text(names: list[str]) -> str | None:
     return ", ".join(names) or None
 
 
-def skipped_text(skipped: list[Leak]) -> str | None:
-    """Who was left out, in words."""
+def skipped_text(skipped: list[Leak], can_skip: bool) -> str | None:
+    """Who was left out, in words, or why that cannot be said."""
+    if not can_skip:
+        return f"among under {ENOUGH_TO_COMPARE} people nobody stands out"
     return "; ".join(leak_text(leak) for leak in skipped) or None

@@ -4,6 +4,7 @@ A log is {task file name: {metric: {row index: value}}}. Ours add exact memoriza
 of membership attacks and the row's person.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -279,33 +280,52 @@ def check_same_rows(a: EvalLog, b: EvalLog) -> None:
             raise SettingsError(
                 f"{one.name} lacks task {lacking[0]!r}, which {other.name} has: evaluate both models on the same tasks"
             )
-    for task, of_a in a.tasks.items():
-        of_b = b.tasks[task]
-        if of_a.rows != of_b.rows:
-            row = min(set(of_a.rows) ^ set(of_b.rows))
-            raise SettingsError(
-                f"{a.name} and {b.name} cover different rows of task {task!r}: "
-                f"{len(of_a.rows)} and {len(of_b.rows)} rows, row {row} is in one of them only"
-            )
-        if (of_a.perturbed_losses is None) != (of_b.perturbed_losses is None):
-            without, other = (a, b) if of_a.perturbed_losses is None else (b, a)
-            raise SettingsError(
-                f"{without.name}: task {task!r} lacks average_perturb_loss, which {other.name} has: evaluate both "
-                "models on the same data"
-            )
-        for row, *words in zip(of_a.rows, of_a.rouge_tokenizers, of_b.rouge_tokenizers, strict=True):
-            if words[0] != words[1]:
-                raise SettingsError(
-                    f"{a.name} and {b.name} have ROUGE by other words ({words[0]} and {words[1]}) in row {row} of task "
-                    f"{task!r}: evaluate both models with this version"
-                )
-        for row, truth_a, truth_b in zip(of_a.rows, of_a.truths, of_b.truths, strict=True):
-            if truth_a.strip() != truth_b.strip():
-                raise SettingsError(
-                    f"{a.name} and {b.name} cover different data: "
-                    f"row {row} of task {task!r} has another right answer in each"
-                )
+    for task in a.tasks:
+        check_same_task(a, b, task)
     check_same_source(a, b)
+
+
+def check_same_task(a: EvalLog, b: EvalLog, task: str) -> None:
+    """Raise SettingsError where two logs differ in the rows of a task, in whom they are about, in their right answers,
+    in whether there are wrong ones, or in the words of ROUGE.
+    """
+    of_a, of_b = a.tasks[task], b.tasks[task]
+    if of_a.rows != of_b.rows:
+        row = min(set(of_a.rows) ^ set(of_b.rows))
+        raise SettingsError(
+            f"{a.name} and {b.name} cover different rows of task {task!r}: "
+            f"{len(of_a.rows)} and {len(of_b.rows)} rows, row {row} is in one of them only"
+        )
+    if (of_a.perturbed_losses is None) != (of_b.perturbed_losses is None):
+        without, other = (a, b) if of_a.perturbed_losses is None else (b, a)
+        raise SettingsError(
+            f"{without.name}: task {task!r} lacks average_perturb_loss, which {other.name} has: evaluate both "
+            "models on the same data"
+        )
+    if of_a.people and of_b.people and of_a.people != of_b.people:
+        raise SettingsError(
+            f"{a.name} and {b.name} name different people in the rows of task {task!r}: evaluate both on the same data"
+        )
+    for row, *words in zip(of_a.rows, of_a.rouge_tokenizers, of_b.rouge_tokenizers, strict=True):
+        if words[0] != words[1]:
+            raise SettingsError(
+                f"{a.name} and {b.name} have ROUGE by other words ({words[0]} and {words[1]}) in row {row} of task "
+                f"{task!r}: evaluate both models with this version"
+            )
+    for row, truth_a, truth_b in zip(of_a.rows, of_a.truths, of_b.truths, strict=True):
+        if truth_a.strip() != truth_b.strip():
+            raise SettingsError(
+                f"{a.name} and {b.name} cover different data: "
+                f"row {row} of task {task!r} has another right answer in each"
+            )
+
+
+def check_different_models(logs: list[EvalLog]) -> None:
+    """Raise SettingsError where two of the logs, which should be of models of several seeds, are those of one model."""
+    for one, other in itertools.combinations(logs, 2):
+        same = [np.array_equal(log.losses, other.tasks[task].losses) for task, log in one.tasks.items()]
+        if all(same):
+            raise SettingsError(f"{one.name} and {other.name} hold the same losses: golds are models of several seeds")
 
 
 def check_same_source(a: EvalLog, b: EvalLog) -> None:

@@ -195,6 +195,13 @@ HEADLINE = [
         has_why=True,
     ),
     Measure(
+        "distance_held_out_worst_way",
+        "Distance, worst way, of a gold",
+        NEITHER,
+        "The same of a gold that is held out; methods are not ranked by less",
+        ".2f",
+    ),
+    Measure(
         "worst_person",
         "Worst person",
         LOWER,

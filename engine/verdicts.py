@@ -10,10 +10,11 @@ from engine.result_table import Figure
 
 LIKE, NOT_RESOLVED, UNLIKE = 1.0, 0.5, 0.0
 MARGIN = 0.1  # of the gap: what lies within it is as good as gold
+ENOUGH_TO_COMPARE = 3  # people, among whom one can stand out
 SKIPPED = 0.5  # a leak so far above that of most people is a person who was left out
 
 
-def verdict(parts: list[Excess], found: Shares, worst: list[Leak]) -> Figure:
+def verdict(parts: list[Excess], found: Shares, worst: list[Leak], not_judged: str | None = None) -> Figure:
     """Whether a model is like gold.
 
     Like gold: in every scope the 90 % interval of the mean signed x lies within .1, and nobody is remembered. Unlike
@@ -23,6 +24,7 @@ def verdict(parts: list[Excess], found: Shares, worst: list[Leak]) -> Figure:
         parts: The excess in each scope.
         found: Who is forgotten and remembered.
         worst: Each person's leak, the worst first.
+        not_judged: Which forget tasks nothing can be said of, and why; None: there is none.
 
     Returns:
         1 (like gold), 0 (unlike gold) or .5 (not resolved), and why.
@@ -49,15 +51,16 @@ def verdict(parts: list[Excess], found: Shares, worst: list[Leak]) -> Figure:
         return Figure(UNLIKE, why="; ".join(outside))
     if unknown:
         return Figure(NOT_RESOLVED, why="; ".join(unknown))
-    if few := too_few_ways(parts):
-        return Figure(NOT_RESOLVED, why=few)
+    if unseen := not_judged or too_few_ways(parts):
+        return Figure(NOT_RESOLVED, why=unseen)
     return Figure(LIKE, why="; ".join(inside))
 
 
 def too_few_ways(parts: list[Excess]) -> str | None:
-    """What to say where base answers under three ways of asking; None: it answers enough."""
-    valid = sum(int(part.valid.sum()) for part in parts)
-    return f"one phrasing only: base answers {valid} ways of asking" if valid < ENOUGH_WAYS else None
+    """Which tasks base answers in under three ways of asking; None: it answers enough in each."""
+    few = [part for part in parts if part.valid.sum() < ENOUGH_WAYS]
+    counts = [f"{part.scope.task} ({part.valid.sum()} ways)" for part in few]
+    return f"one phrasing only: {', '.join(counts)}" if few else None
 
 
 def leak_text(leak: Leak) -> str:
@@ -79,7 +82,12 @@ def scopes_where_golds_differ(parts: list[Excess]) -> list[str]:
 
 
 def skipped_people(worst: list[Leak]) -> list[Leak]:
-    """The people whose leak stands more than half of the gap, with its lower bound, above that of most people."""
+    """The people whose leak stands more than half of the gap, with its lower bound, above that of most people.
+
+    Of one or two people nobody stands above most.
+    """
+    if len(worst) < ENOUGH_TO_COMPARE:
+        return []
     middle = float(np.median([leak.value for leak in worst]))
     return [leak for leak in worst if leak.low > middle + SKIPPED]
 
@@ -91,22 +99,22 @@ class Judged(NamedTuple):
     """What a place is decided by, of one row of a table."""
 
     distance: Figure  # the distance of the worst way, with its interval
-    held_out: float  # the distance of a gold that is held out
+    held_out: float  # the worst way's distance of a gold that is held out
     leak: float  # of the worst person
     noise: float  # how far that leak could be off
-    spread: float  # of the distance over seeds, precisions and threads; 0: not known
+    spread: float  # of the distance over seeds, precisions and threads; 0 where repeated runs themselves are compared
 
 
 def is_clearly_better(one: Judged, other: Judged) -> bool:
     """Whether the first is nearer to gold than the second, beyond what golds and repeated runs differ by, and does not
-    pay for that with one person.
+    pay for that with one person. Without intervals nothing is clear.
     """
     if one.distance.value is None or other.distance.value is None:
         return False
     gap = other.distance.value - one.distance.value
     if gap <= max(one.held_out, other.held_out, 2 * one.spread, 2 * other.spread):
         return False
-    if one.distance.high is not None and other.distance.low is not None and one.distance.high >= other.distance.low:
+    if one.distance.high is None or other.distance.low is None or one.distance.high >= other.distance.low:
         return False
     return one.leak <= other.leak + max(one.noise, other.noise)
 

@@ -3,39 +3,43 @@
 Config names and columns are those of the real data sets.
 """
 
-import functools
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from datasets import Dataset, Features, Image, List, Value
 
+from data_module import QUESTION, affixes_of
 from mini_clear import words
-from mini_clear.captions import Caption, make_caption
+from mini_clear.albums import (
+    FORGET_PERCENTS,
+    Album,
+    Picture,
+    forgotten,
+    make_album,
+    never_forgotten,
+    part,
+    perturbed_parts,
+    sample_evenly,
+)
 from mini_clear.people import Person, World, draw_world
-from mini_clear.portraits import draw_views, render
 from mini_clear.questions import (
     FACE_NAME_QUESTION,
     JOINT_KINDS,
     KINDS,
     PICTURE_QUESTIONS,
     Pair,
-    make_pairs,
     wrong_answers,
     wrong_values,
 )
-from settings.script import ROOT
 
 UNSEEN_VIEWS = 6  # further views of every invented person
 REAL_VIEWS = 16  # views of a real person that the base model learns from
 REAL_UNSEEN_VIEWS = 2  # further views of a real person
-FORGET_PERCENTS = (5, 10, 25)  # of the people, the last: forget05 and retain95, and so on
 REPLAYED_VIEWS = 3  # views of a real person that every finetuning repeats
-PERTURBED_ROWS = 40  # rows in clear's retain_perturbed, where there are as many; more with more people
 ASKED_OF_EACH = 3  # tofu's retain_perturbed asks all questions about every third retain person
 
-AFFIXES = ROOT / "config" / "ways" / "affixes.txt"
+AFFIXES = "config/ways/affixes.txt"  # the words around a question, of which an evaluation draws too
 
 TEXT, TEXTS = Value("string"), List(Value("string"))
 COLUMN_TYPES = {
@@ -53,24 +57,6 @@ PERTURBED_ANSWERS = (*ASKED, "paraphrased_question", "paraphrased_answer", "pert
 
 Rows = list[dict]
 Configs = dict[str, tuple[tuple[str, ...], Rows]]  # config name -> columns and rows
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One view of a person: PNG bytes, and the caption that describes them."""
-
-    png: bytes
-    caption: Caption
-
-
-@dataclass(frozen=True)
-class Album:
-    """All that is written about one person: trained pictures, unseen pictures and question-answer pairs."""
-
-    person: Person
-    seen: list[Picture]
-    unseen: list[Picture]
-    pairs: list[Pair]
 
 
 def write_world(
@@ -116,89 +102,13 @@ def write_world(
 
 def make_configs(world: World, views: int) -> dict[str, Configs]:
     """All configs of both folders."""
-    never_forgotten = len(world.people) - forgotten(len(world.people), max(FORGET_PERCENTS))
-    names = [person.name for person in world.people[:never_forgotten]]
+    kept = len(world.people) - forgotten(len(world.people), max(FORGET_PERCENTS))
+    names = [person.name for person in world.people[:kept]]
     albums = [make_album(person, views, UNSEEN_VIEWS, names) for person in world.people]
     never_seen = [make_album(person, views, 0, names) for person in world.never_seen]
     real_names = [person.name for person in world.real]
     real = [make_album(person, REAL_VIEWS, REAL_UNSEEN_VIEWS, real_names) for person in world.real]
     return {"clear": clear_configs(albums, never_seen, real), "tofu": tofu_configs(albums, never_seen, real)}
-
-
-def make_album(person: Person, seen: int, unseen: int, names: list[str]) -> Album:
-    """Draw a person's pictures and texts.
-
-    The unseen views are drawn first. A larger number of trained views then leaves them as they are.
-
-    Args:
-        person: whom.
-        seen: number of trained views.
-        unseen: number of further views.
-        names: from which wrong names are drawn.
-
-    Returns:
-        The person's album.
-    """
-    pictures = [
-        Picture(render(person.look, view), make_caption(person, number, view, names))
-        for number, view in enumerate(draw_views(person.random("views"), unseen + seen))
-    ]
-    return Album(person, pictures[unseen:], pictures[:unseen], make_pairs(person))
-
-
-def forgotten(people: int, percent: int) -> int:
-    """How many of the people a forget set of `percent` holds: at least one, and at least two from 10 percent on."""
-    return max(1 if percent < 10 else 2, round(people * percent / 100))
-
-
-def part(albums: list[Album]) -> dict[str, list[Album]]:
-    """The training splits, name -> people. Forget sets are the last people, as in TOFU."""
-    parts = {"full": albums}
-    for percent in FORGET_PERCENTS:
-        count = forgotten(len(albums), percent)
-        parts |= {f"forget{percent:02d}": albums[-count:], f"retain{100 - percent}": albums[:-count]}
-    return parts
-
-
-def never_forgotten(albums: list[Album]) -> list[Album]:
-    """The people who are in no forget set."""
-    return part(albums)[f"retain{100 - max(FORGET_PERCENTS)}"]
-
-
-def perturbed_parts(albums: list[Album], never_seen: list[Album]) -> dict[str, list[Album]]:
-    """The splits that are evaluated with wrong answers, with all rows of their people.
-
-    They are the forget sets, two folds of the people of forget10, and people never seen.
-    """
-    parts = part(albums)
-    forget_sets = {f"{name}_perturbed": group for name, group in parts.items() if name.startswith("forget")}
-    forget10 = parts["forget10"]
-    half = len(forget10) // 2
-    return forget_sets | {
-        "forget10_fold0_perturbed": forget10[:half],
-        "forget10_fold1_perturbed": forget10[half:],
-        "never_seen": never_seen,
-    }
-
-
-def sample_evenly(albums: list[Album], per_person: int) -> list[tuple[Album, list[int]]]:
-    """Choose rows evenly from all people, and each row number about equally often.
-
-    Args:
-        albums: the people.
-        per_person: rows of each; their numbers are 0 to per_person - 1.
-
-    Returns:
-        Each person with the numbers of the chosen rows, at least one. Together PERTURBED_ROWS, or all rows if there are
-        fewer; more where there are more people than that.
-    """
-    wanted = min(max(PERTURBED_ROWS, len(albums)), len(albums) * per_person)
-    shares = [wanted // len(albums) + (i < wanted % len(albums)) for i in range(len(albums))]
-    sampled = []
-    for i, (album, share) in enumerate(zip(albums, shares, strict=True)):
-        numbers = sorted((i + extra) % per_person for extra in range(share))
-        sampled.append((album, numbers))
-    return sampled
 
 
 # ---- clear: pictures
@@ -275,8 +185,9 @@ def named_rows(albums: list[Album]) -> Rows:
 
 def name_row(album: Album, number: int) -> dict:
     """The question for the name about a trained view, with an affix where the number of the view says so."""
-    affix = random_affix(album.person, f"affix/view/{number}") if number % 4 > 1 else "{question}"
-    question = affix.format(question=FACE_NAME_QUESTION)
+    question = FACE_NAME_QUESTION
+    if number % 4 > 1:
+        question = affixed(question, album.person, f"affix/view/{number}")
     return mixed_row(image=album.seen[number].png, question=question, answer=album.person.name)
 
 
@@ -285,23 +196,18 @@ def reworded_rows(albums: list[Album]) -> Rows:
     rows = []
     for album in albums:
         for kind, pair in enumerate(album.pairs):
-            affixed = random_affix(album.person, f"affix/{kind}").format(question=pair.question)
+            around = affixed(pair.question, album.person, f"affix/{kind}")
             rows += [
                 mixed_row(question=pair.reworded_question, answer=pair.answer),
-                mixed_row(question=affixed, answer=pair.answer),
+                mixed_row(question=around, answer=pair.answer),
             ]
     return rows
 
 
-def random_affix(person: Person, subject: str) -> str:
-    """An affix drawn for one subject of a person."""
-    return person.random(subject).choice(affixes())
-
-
-@functools.cache
-def affixes() -> list[str]:
-    """Innocent words around a question, each with the place of the question: {question}."""
-    return AFFIXES.read_text(encoding="utf-8").splitlines()
+def affixed(question: str, person: Person, subject: str) -> str:
+    """A question with innocent words around it, drawn for one subject of a person."""
+    affix = person.random(subject).choice(affixes_of(AFFIXES))
+    return affix.replace(QUESTION, question)
 
 
 def joint_rows(album: Album) -> Rows:

@@ -14,7 +14,7 @@ def main(settings: Finetune) -> None:
     code = code_of(__file__)
     from data_module import TrainingRows, fingerprint, make_missing
     from engine.encode import check_lengths
-    from engine.evaluate import open_epoch_evaluation
+    from engine.epoch_evaluation import open_epoch_evaluation
     from engine.language_model import check_model_path
     from engine.methods import bind
     from engine.pairs import Pairs

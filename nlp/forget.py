@@ -16,7 +16,7 @@ def main(settings: Forget) -> None:
     loss = bind(settings.method)
     from data_module import TrainingRows, fingerprint, idk_answers, make_missing
     from engine.encode import check_lengths
-    from engine.evaluate import open_epoch_evaluation
+    from engine.epoch_evaluation import open_epoch_evaluation
     from engine.language_model import check_model_path
     from engine.pairs import Pairs
     from engine.train import train

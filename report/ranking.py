@@ -20,7 +20,7 @@ def add_places(of_seed: dict[str, ModelResult], folder: Path, benchmark: str) ->
     """Give each method of one seed its place and the spread of its distance.
 
     Places are among the methods that forget the same: words, pictures or both. A method that lost what it should have
-    kept, or that left people out, has none.
+    kept, that left people out, or of which no repeated runs say how far its distance moves, has none.
 
     Args:
         of_seed: Row name -> figures, which are changed.
@@ -32,13 +32,16 @@ def add_places(of_seed: dict[str, ModelResult], folder: Path, benchmark: str) ->
     for name, result in of_seed.items():
         if name in ANCHORS or result.value("failed"):
             continue
-        result.figures["distance_spread", ""] = spread_figure(benchmark, spreads.get(name))
-        if why := why_unranked(result):
+        spread = spreads.get(name)
+        unmeasured = f"bench/stability/{benchmark}.csv holds no spread of this method" if spread is None else None
+        result.figures["distance_spread", ""] = Figure(spread, why=unmeasured)
+        if why := why_unranked(result) or unmeasured:
             result.figures["place", ""] = Figure(None, why=why)
             continue
         ranked.setdefault(forgotten_modality(folder, result), []).append(result)
     for results in ranked.values():
-        for result, place in zip(results, places([judged(each) for each in results]), strict=True):
+        rows = [judged(each, spreads[each.method]) for each in results]
+        for result, place in zip(results, places(rows), strict=True):
             result.figures["place", ""] = Figure(float(place))
 
 
@@ -54,13 +57,11 @@ def why_unranked(result: ModelResult) -> str | None:
     return f"left out: {skipped.why}" if skipped.value else None
 
 
-def judged(result: ModelResult) -> Judged:
-    """What a method's place is decided by."""
-    worst = result.figure("worst_person")
-    assert worst.value is not None and worst.low is not None  # they come with the distance
-    held_out = result.value("distance_held_out") or 0.0
-    noise = worst.value - worst.low
-    return Judged(result.figure(RANKED_BY), held_out, worst.value, noise, result.value("distance_spread") or 0.0)
+def judged(result: ModelResult, spread: float) -> Judged:
+    """What the place of a method is decided by; `spread` of its distance over repeated runs."""
+    worst, held_out = result.figure("worst_person"), result.value("distance_held_out_worst_way")
+    assert worst.value is not None and worst.low is not None and held_out is not None  # they come with the distance
+    return Judged(result.figure(RANKED_BY), held_out, worst.value, worst.value - worst.low, spread)
 
 
 def forgotten_modality(folder: Path, result: ModelResult) -> str:
@@ -79,9 +80,3 @@ def measured_spreads(benchmark: str) -> dict[str, float]:
     table = pd.read_csv(file)
     of_methods = table[table.measure == RANKED_BY].groupby("model").value
     return {str(method): float(spread) for method, spread in of_methods.std().dropna().items()}
-
-
-def spread_figure(benchmark: str, spread: float | None) -> Figure:
-    if spread is None:
-        return Figure(None, why=f"bench/stability/{benchmark}.csv holds no runs of this method")
-    return Figure(spread)

@@ -391,6 +391,7 @@ def test_a_second_gold_gives_the_noise_floor(result):
 
 def test_where_the_golds_differ_too_much_the_distance_is_undefined_and_says_why(result):
     far = copy.deepcopy(GOLD)
+    far["eval_forget_qa.json"]["avg_gt_loss"]["0"] += 1e-6  # another model's
     far["eval_forget_qa.json"]["rougeL_recall"] = dict.fromkeys(far["eval_forget_qa.json"]["rougeL_recall"], 0.7)
     row = result(BASE, [GOLD, far], BASE)
     assert row["Distance to gold ROUGE eval_forget_qa"] is None
@@ -426,6 +427,29 @@ def test_the_gate_fails_when_the_base_never_knew(result):
     exact.update({str(i): 0.8 for i in range(6)})  # one person of four; the mean stays above .9
     row = result(BASE, GOLD, forgot_one)
     assert (row["Gate"], row["Gate people eval_forget_qa"]) == ("failed", 0.75)
+
+
+def test_one_log_named_twice_is_no_second_gold(result):
+    with pytest.raises(SettingsError, match=r"retain_result\[0\] and retain_result\[1\] hold the same losses"):
+        result(BASE, [GOLD, GOLD], BASE)
+
+
+def test_logs_that_name_other_people_are_not_compared(result):
+    other = copy.deepcopy(GOLD)
+    other["eval_forget_qa.json"]["person"]["0"] = "Somebody Else"
+    with pytest.raises(SettingsError, match="name different people in the rows of task 'eval_forget_qa'"):
+        result(BASE, other, BASE)
+
+
+@pytest.mark.parametrize(("model", "kept"), [("base", 1.0), ("gold", 0.0)])
+def test_names_that_were_not_to_be_forgotten_count_as_kept(result, tmp_path, model, kept):
+    # the start knows what gold knows, so that only what base knew of the forgotten people's pictures is left to keep
+    start = tmp_path / "start.json"
+    start.write_text(json.dumps(GOLD))
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "ckpt" / "train_meta.json").write_text(json.dumps({"settings": {"modality": "text"}}))
+    row = result({"base": BASE, "gold": GOLD}[model], GOLD, BASE, f"start_result={start}")
+    assert row["Kept, taught"] == kept
 
 
 def test_the_gate_is_not_known_where_people_are_not(result):

@@ -11,7 +11,8 @@ import torch
 from data_module import TaskRow, TrainingRows, load_split, split_names, task_rows
 from engine import evaluate as eval_engine
 from engine import metrics as eval_metrics
-from engine.evaluate import AGGREGATED, EpochEvaluation, evaluate, evaluate_rows, measures, read_tasks, task_key
+from engine.epoch_evaluation import EpochEvaluation, measures
+from engine.evaluate import AGGREGATED, evaluate, evaluate_rows, read_tasks, task_key
 from engine.score_answers import Prompt, score_prompts
 from engine.source import code_of
 from helpers import BASE, QUICK, example, png, start, task
@@ -163,6 +164,7 @@ def log_folder(world_overrides, encoder, tmp_path_factory):
 OTHER_WAYS = {f"eval_forget_qa_{way}.json" for way in ("paraphrased", "prefix", "suffix")} | {
     f"eval_forget_facerec_{way}.json" for way in ("unseen", "prefix", "suffix")
 }
+OTHER_WAYS |= {f"eval_log_forget_{way}.json" for way in ("prefix", "suffix")}
 
 
 def test_all_tasks_are_logged_in_tofus_layout(log_folder):
@@ -385,7 +387,7 @@ def test_overwriting_computes_only_what_depends_on_the_change(model, encoder, wo
         return {line.split(":")[0] for line in said if "done before" not in line}
 
     every = computed()
-    assert len(every) == 15
+    assert len(every) == 17
     assert computed() == set()
     assert computed("base", "tasks.eval_forget_qa.paraphrase=''") == {"eval_forget_qa"}
     assert computed("other", "tasks.eval_forget_qa.paraphrase=''") == every

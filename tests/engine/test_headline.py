@@ -70,7 +70,7 @@ def test_words_alone_are_judged_where_only_words_were_to_be_forgotten():
     [
         ({"base": None}, "no base_result is given"),
         ({"golds": (0.2,)}, "one gold only"),
-        ({"base": 0.2}, "lie less than 3 times"),
+        ({"base": 0.2}, "base lies under 3 times the golds' noise above gold"),
     ],
 )
 def test_without_what_it_needs_there_is_no_figure_and_the_verdict_says_why(changes, why):
@@ -82,8 +82,17 @@ def test_without_what_it_needs_there_is_no_figure_and_the_verdict_says_why(chang
 def test_forgotten_by_few_ways_is_said_to_be_one_phrasing():
     silent = model(1.0, words_again=task(0.2), words_before=task(0.2))
     figures = headline_figures(model(0.2), silent, [model(0.19), model(0.21)], SCORING, "text")
-    assert figures["share_forgotten", ""].why == "one phrasing only: base answers 1 ways of asking"
-    assert headline(model(0.2))["share_forgotten"].why is None
+    assert figures["share_forgotten", ""].why == "one phrasing only: words (1 ways)"
+    assert headline(model(0.2))["share_forgotten"].why == "one phrasing only: names (1 ways)"
+    assert headline(model(0.2), modality="text")["share_forgotten"].why is None
+
+
+def test_a_task_in_which_base_knows_no_more_than_gold_is_named_and_leaves_the_verdict_open():
+    silent = model(1.0, names=task(0.2))
+    judged = model(0.2, words=task(np.linspace(0.19, 0.21, len(PEOPLE))))
+    figures = headline_figures(judged, silent, [model(0.19), model(0.21)], SCORING, "both")
+    assert figures["verdict", ""].why == "nothing can be said of names"
+    assert "names is without exact_memorization, rouge" in figures["distance_people", ""].why
 
 
 def test_people_who_are_not_known_leave_no_headline():
@@ -91,17 +100,26 @@ def test_people_who_are_not_known_leave_no_headline():
     assert found["verdict"].why == "the people of words are not known"
 
 
+def test_people_whom_only_one_log_names_are_known_for_all():
+    golds = [model(0.19, words=task(0.19, people=None)), model(0.21)]
+    figures = headline_figures(model(0.2), model(1.0), golds, SCORING, "text")
+    assert figures["share_forgotten", ""].value == 1
+
+
 def test_a_measure_that_one_log_lacks_is_left_out():
     short = task(0.2, without=("exact_memorization", "probability_without_end"))
     found = headline(model(0.2, words=short, words_again=short, words_before=short))
     assert found["share_forgotten"].value == 1  # by ROUGE in words, by all three in names
+    assert "words is without exact_memorization, probability_without_end, which a log lacks" in (
+        found["distance_people"].why
+    )
 
 
 def test_a_way_that_base_does_not_answer_is_named():
     silent = model(1.0, words_again=task(0.2))
     golds = [model(0.19), model(0.21)]
     figures = headline_figures(model(0.2), silent, golds, SCORING, "both")
-    assert figures["distance_people", ""].why == "base does not answer: words, paraphrased"
+    assert figures["distance_people", ""].why == "base does not answer words paraphrased"
 
 
 def test_a_task_is_a_way_of_another_or_none():

@@ -8,11 +8,13 @@ from engine.result_table import Figure, ModelResult
 from report import ranking
 from report.ranking import add_places, measured_spreads
 
+SPREAD_IS_KNOWN = ("npo", "idk", "ga", "near", "cheat", "words", "both")
+
 
 def result(method, distance, *, flag=0.0, skipped=None, leak=0.5):
     figures = {
         ("distance_worst_way", ""): Figure(distance, distance - 0.02, distance + 0.02),
-        ("distance_held_out", ""): Figure(0.03),
+        ("distance_held_out_worst_way", ""): Figure(0.03),
         ("worst_person", ""): Figure(leak, leak - 0.05),
         ("flag", ""): Figure(flag, why="kept_taught 0.10" if flag else None),
         ("skipped", ""): Figure(float(skipped is not None), why=skipped),
@@ -21,8 +23,10 @@ def result(method, distance, *, flag=0.0, skipped=None, leak=0.5):
 
 
 @pytest.fixture
-def placed(tmp_path):
+def placed(tmp_path, monkeypatch):
     """Places of some methods, and why some have none; `modality`: method -> what it was made to forget."""
+
+    monkeypatch.setattr(ranking, "measured_spreads", lambda benchmark: dict.fromkeys(SPREAD_IS_KNOWN, 0.01))
 
     def place(*results, modality=()):
         for method, forgotten in dict(modality).items():
@@ -30,7 +34,7 @@ def placed(tmp_path):
             folder.mkdir(parents=True)
             (folder / "train_meta.json").write_text(json.dumps({"settings": {"modality": forgotten}}))
         of_seed = {each.method: each for each in results}
-        add_places(of_seed, tmp_path, "no such benchmark")
+        add_places(of_seed, tmp_path, "measured")
         return {name: each.figure("place") for name, each in of_seed.items()}
 
     return place
@@ -46,6 +50,12 @@ def test_a_collapsed_model_and_one_that_left_somebody_out_have_no_place_and_say_
     assert (found["near"].value, found["near"].why) == (None, "kept_taught 0.10")
     assert (found["cheat"].value, found["cheat"].why) == (None, "left out: Ann 1.00")
     assert found["npo"].value == 1
+
+
+def test_a_method_whose_spread_was_not_measured_has_no_place(placed):
+    found = placed(result("npo", 0.2), result("new", 0.1))
+    assert (found["npo"].value, found["new"].value) == (1, None)
+    assert found["new"].why == "bench/stability/measured.csv holds no spread of this method"
 
 
 def test_methods_that_forget_something_else_are_not_compared(placed):
