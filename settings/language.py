@@ -266,7 +266,7 @@ class Forget(Finetune):
 class Eval(EvalLimits):
     model_path: str = MISSING
     save_dir: str = MISSING
-    forget: str = MISSING  # whose people were forgotten: forget01, forget05, forget10
+    forget: str = MISSING  # whose people were forgotten, as the data calls them: forget10, forget25
     seed: int = MISSING  # draws the caption question of each row
     fold: str = MISSING  # all, validation or test (what validation leaves)
     affix_seed: int = 0  # draws the words around a question

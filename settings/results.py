@@ -31,7 +31,7 @@ class Scoring:
                 f"scoring: a holdout task, and no other, names its members; got group={self.group} "
                 f"members={self.members!r}"
             )
-        if not bool(self.way_of) == bool(self.way) == (self.group == "way"):
+        if len({bool(self.way_of), bool(self.way), self.group == "way"}) > 1:
             raise SettingsError(
                 f"scoring: a task of the group way, and no other, says way_of and way; got group={self.group} "
                 f"way_of={self.way_of!r} way={self.way!r}"
@@ -55,6 +55,10 @@ class Aggregate:
     def __post_init__(self) -> None:
         one_of("truth_ratio", self.truth_ratio, ("geometric", "arithmetic"))
         one_of("show", self.show, ("headline", "all"))
+        forget = [task for task, each in self.scoring.items() if each.group == "forget"]
+        for task, each in self.scoring.items():
+            if each.group == "way":
+                one_of(f"scoring.{task}.way_of", each.way_of, forget)
         if Path(self.save_file).suffix not in (".csv", ".json", ".parquet"):
             raise SettingsError(f"save_file={self.save_file!r} must end in .csv, .json or .parquet")
 

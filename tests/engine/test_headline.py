@@ -122,6 +122,14 @@ def test_a_way_that_base_does_not_answer_is_named():
     assert figures["distance_people", ""].why == "base does not answer words paraphrased"
 
 
+def test_a_way_of_no_forget_task_is_refused():
+    from settings.results import Aggregate
+    from settings.script import SettingsError, compose
+
+    with pytest.raises(SettingsError, match=r"scoring\.eval_forget_qa_prefix\.way_of='eval_log' is not known"):
+        compose("aggregate_eval_stat", Aggregate, ["scoring.eval_forget_qa_prefix.way_of=eval_log"])
+
+
 def test_a_task_is_a_way_of_another_or_none():
     from settings.script import SettingsError
 
