@@ -190,12 +190,12 @@ class TrainingRows:
     @functools.cached_property
     def answers(self) -> list[str]:
         """The answer of each row, read without its picture."""
-        return [self.cells.caption[i] or self.cells.answer[i] for i in self.indices]
+        return [self.cells.caption[i] or self.cells.answer[i] or "" for i in self.indices]  # no row lacks both
 
     def __getitem__(self, position: int) -> Example:
         index, cells = self.indices[position], self.cells
         caption = cells.caption[index]
-        question = draw(self.seed, index).choice(CAPTION_QUESTIONS) if caption else cells.question[index]
+        question = draw(self.seed, index).choice(CAPTION_QUESTIONS) if caption else cells.question[index] or ""
         image = self.rows[index][cells.columns["image"]] if cells.pictured[index] else None
         return Example(question, self.answers[position], image, index, cells.person[index], self.split)
 
