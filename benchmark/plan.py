@@ -47,6 +47,8 @@ def plan_stages(benchmark: Benchmark, folder: Path) -> list[Stage]:
             stages += plan_gold(benchmark, folder, gold_seed, is_attacked=gold_seed == seed)
         for row in benchmark.runs:
             stages += plan_run(benchmark, folder, row, seed)
+        for row in benchmark.models:
+            stages.append(plan_model(benchmark, folder, row, seed))
     return stages
 
 
@@ -117,6 +119,18 @@ def plan_run(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterato
     training = Stage("forget", model.name, with_overrides(planned, [*benchmark.common, *of_row]), model)
     yield from (training, evaluation_of(benchmark, training))
     yield from plan_attack(benchmark, folder, training, seed, of_row)
+
+
+def plan_model(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Stage:
+    """The evaluation of a model made elsewhere."""
+    name = f"{row}_seed{seed}"
+    path = model_path(benchmark, row, seed)
+    return plan_evaluation(benchmark, name, path, model_folder(folder, name) / "eval_results")
+
+
+def model_path(benchmark: Benchmark, row: str, seed: int) -> str:
+    """Where a model made elsewhere stands."""
+    return benchmark.models[row].replace("{seed}", str(seed))
 
 
 def plan_finetuning(benchmark: Benchmark, folder: Path, name: str, split: str, seed: int) -> Stage:

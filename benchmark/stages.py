@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from benchmark.plan import Stage, plan_stages
+from benchmark.plan import Stage, model_path, plan_stages
 from benchmark.progress import BenchmarkProgress
 from cv.division import read_division
 from data_module import make_missing
+from engine.language_model import check_model_path
 from engine.record import PROGRESS_FILE, RECORDS, TRAIN_RECORD, heard_by, read_json, reported_progress, run_facts
 from engine.source import code_of
 from settings.results import Benchmark
@@ -38,6 +39,7 @@ def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
         SettingsError: A stage has settings or data that cannot be used, or fails although nothing goes on without it.
     """
+    check_models(benchmark)
     stages = plan_stages(benchmark, folder)
     composed = [recipe_of(benchmark, stage).compose([*stage.overrides, "overwrite=true"]) for stage in stages]
     codes = {stage.kind: code_of(recipe_file(benchmark, stage)) for stage in stages}
@@ -58,6 +60,17 @@ def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
                 costs[stage.name] = run_or_fail(stage, benchmark, settings, folder, progress)
             progress.end(time.perf_counter() - started, skipped)
     return costs
+
+
+def check_models(benchmark: Benchmark) -> None:
+    """Raise SettingsError for a model made elsewhere that is not there, before anything is trained."""
+    for row in benchmark.models:
+        for seed in benchmark.seeds:
+            path, name = model_path(benchmark, row, seed), f"benchmark.models.{row}"
+            if benchmark.modality != "cv":
+                check_model_path(path, name)
+            elif not Path(path).is_dir():
+                raise SettingsError(f"{name}={path!r} is no folder")
 
 
 def recipe_of(benchmark: Benchmark, stage: Stage) -> Callable:

@@ -25,6 +25,7 @@ from torch import nn
 from data_module import TaskRow, fingerprint, load_split, split_names, task_rows
 from engine import metrics
 from engine.cells import lacking
+from engine.reading import reading_files
 from engine.record import (
     AGGREGATED,
     EVAL_RECORD,
@@ -276,7 +277,8 @@ def evaluate(
             record = {"key": keys[name], "rows": len(rows), "seconds": seconds, "tokens": result.token_count}
             write_task(places[name], name, result, record)
     if state.is_main_process:
-        write_results(folder, places, settings, {**facts, "model": fingerprint_of_model})
+        about = {"model": fingerprint_of_model, "reading": reading_files(settings.model_path)}
+        write_results(folder, places, settings, {**facts, **about})
         shutil.rmtree(kept, ignore_errors=True)
     state.wait_for_everyone()
 

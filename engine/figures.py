@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine import metrics
-from engine.headline import forget_tasks, headline_figures
+from engine.headline import OF_SHORT_ANSWERS, forget_tasks, headline_figures
 from engine.intervals import MIN_PEOPLE, Rows, bootstrap_t
 from engine.kept import KEPT_MEASURES, Part, kept_figures
 from engine.logs import EvalLog, TaskLog
 from engine.measures import MEASURES, MEMBERSHIP_ATTACKS, MEMORY, OF_A_TASK
+from engine.reading import hook_figure
 from engine.result_table import Figure, Figures
-from engine.task_metrics import ModelMetrics, TaskMetrics, log_metrics
+from engine.task_metrics import ModelMetrics, TaskMetrics, draws_of, log_metrics
 from settings.results import Scoring
 
 ATTACK_FPR = 0.01
@@ -89,6 +90,7 @@ def figures_of_logs(
     compared = Compared(model, gold, before, untaught, others, tasks, modality)
     return {
         **headline_figures(compared.model, compared.base, compared.golds, compared.tasks, compared.modality),
+        ("hook", ""): hook_figure(ckpt, base),
         **distance_figures(compared),
         **kept_figures_of(compared),
         **utility_figures(compared),
@@ -96,7 +98,7 @@ def figures_of_logs(
         **gate_figures(compared),
         **forget_quality_figures(compared),
         **membership_figures(ckpt, golds[0], scoring),
-        **task_figures(model),
+        **task_figures(model, tasks),
         **people_figures(compared),
         **run_figures(ckpt),
         ("golds", ""): Figure(len(golds)),
@@ -113,11 +115,13 @@ def run_figures(log: EvalLog) -> Figures:
     }
 
 
-def task_figures(model: ModelMetrics) -> Figures:
+def task_figures(model: ModelMetrics, scoring: Mapping[str, Scoring]) -> Figures:
     """The means of each task."""
     figures: Figures = {}
     for task, of_task in model.items():
         for measure in OF_A_TASK:
+            if measure.key == OF_SHORT_ANSWERS and not draws_of(scoring, task):
+                continue
             mean = of_task.mean(measure.key)
             why = "not in the log" if mean is None else None
             figures[measure.key, task] = Figure(mean, why=why)

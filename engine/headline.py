@@ -26,6 +26,8 @@ from settings.results import Scoring
 
 # all without the end-of-sequence token, whose loss alone can hide a name that is said rightly
 HEADLINE_MEASURES = ("exact_memorization", "rouge", "probability_without_end")
+# besides these, of tasks that scoring gives draws: a leak of a person, in no mean, which it would only make smaller
+OF_SHORT_ANSWERS = "hits_in_draws"
 
 
 def headline_figures(
@@ -93,7 +95,7 @@ def scope_of(task: str, models: Sequence[ModelMetrics], scoring: Mapping[str, Sc
     """
     ways = {AS_TRAINED: task} | {each.way: name for name, each in scoring.items() if each.way_of == task}
     logged = [model[name].of_rows for model in models for name in ways.values()]
-    measures = list(HEADLINE_MEASURES)
+    measures = [*HEADLINE_MEASURES, *([OF_SHORT_ANSWERS] if scoring[task].draws else [])]
     for of_rows in logged:
         measures = [measure for measure in measures if of_rows.get(measure) is not None]
     people = sorted(set(models[0][task].known_people))
@@ -102,7 +104,8 @@ def scope_of(task: str, models: Sequence[ModelMetrics], scoring: Mapping[str, Sc
     for model in models:
         of_ways = [person_table(model[name], measures, people, about[name]) for name in ways.values()]
         tables.append(np.stack(of_ways, axis=1))
-    return Scope(task, people, list(ways), measures, tables[0], tables[1], np.array(tables[2:]))
+    golds = np.array(tables[2:])
+    return Scope(task, people, list(ways), measures, tables[0], tables[1], golds, leaks_only=(OF_SHORT_ANSWERS,))
 
 
 def people_of(task: str, models: Sequence[ModelMetrics]) -> list[str]:

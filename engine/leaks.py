@@ -37,6 +37,7 @@ class Scope:
         model: Of the judged model, (P, W, K).
         base: Of the model before forgetting, (P, W, K).
         golds: Of G models that never met the people, (G, P, W, K); G is at least 2.
+        leaks_only: Keys of the measures that show a leak and count in no mean.
     """
 
     task: str
@@ -46,6 +47,7 @@ class Scope:
     model: np.ndarray
     base: np.ndarray
     golds: np.ndarray
+    leaks_only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Excess:
     noise: Noise
     valid: np.ndarray
     off: list[str]
+
+    @property
+    def in_means(self) -> list[bool]:
+        """Whether a measure counts in a mean, (K',)."""
+        return [measure not in self.scope.leaks_only for measure in self.measures]
 
     def bounds(self, cells: int) -> np.ndarray:
         """Lower bounds of x that hold for so many `cells` at once, (P, W, K')."""
@@ -92,7 +99,8 @@ def excess(scope: Scope) -> Excess:
         scope: The values.
 
     Returns:
-        The excess. A measure whose gap is under 3 times the golds' noise is left out of it.
+        The excess. A measure whose gap is under 3 times the golds' noise is left out of it. Where no measure is left
+        that counts in a mean, none is left at all.
 
     Raises:
         ValueError: there are fewer than two golds.
@@ -104,6 +112,7 @@ def excess(scope: Scope) -> Excess:
     shown = gap > 0
     spread = golds_noise(scope.golds[..., shown] / gap[shown]).of_measure
     shown[shown] = RESOLVED * spread <= 1
+    shown &= any(on and measure not in scope.leaks_only for measure, on in zip(scope.measures, shown, strict=True))
     measures = [measure for measure, on in zip(scope.measures, shown, strict=True) if on]
     off = [measure for measure in scope.measures if measure not in measures]
     unit = gap[shown]
@@ -230,7 +239,7 @@ def chance_of_memory(parts: list[Excess], person: str) -> float:
 
 
 def person_means(parts: list[Excess], values: list[np.ndarray], way: int = 0) -> tuple[np.ndarray, list[str]]:
-    """Mean over scopes and measures in one way, by person.
+    """Mean over scopes and the measures that count in means, in one way, by person.
 
     Args:
         parts: The excess in each scope.
@@ -242,7 +251,8 @@ def person_means(parts: list[Excess], values: list[np.ndarray], way: int = 0) ->
     """
     of_person: dict[str, list[float]] = {}
     for part, each in zip(parts, values, strict=True):
-        for person, value in zip(part.scope.people, each[:, way].mean(axis=1), strict=True):
+        of_people = each[:, way][:, part.in_means].mean(axis=1)
+        for person, value in zip(part.scope.people, of_people, strict=True):
             if not np.isnan(value):
                 of_person.setdefault(person, []).append(float(value))
     people = sorted(of_person)

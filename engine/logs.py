@@ -18,7 +18,14 @@ from engine.metrics import ASCII, ROUNDING
 from settings.script import SettingsError, nearest
 
 # what is read of the records beside a log, where they hold it
-RECORDED = {"seed": int, "seconds": int | float, "peak_memory_gb": int | float, "settings": dict, "data": dict | str}
+RECORDED = {
+    "seed": int,
+    "seconds": int | float,
+    "peak_memory_gb": int | float,
+    "settings": dict,
+    "data": dict | str,
+    "reading": dict,
+}
 A_LOSS = "a loss, a number of 0 or more"
 REQUIRED = ("avg_gt_loss", "rougeL_recall", "generated_text")
 
@@ -33,11 +40,13 @@ class TaskLog:
     perturbed_losses: list[list[float]] | None  # n lists of any length; None: the task has no wrong answers
     rouge: np.ndarray  # (n,), ROUGE-L recall as logged
     rouge_tokenizers: list[str]  # by which words; `ascii` where that is not logged, as other suites have it
+    prompts: list[str]
     generations: list[str]
     truths: list[str]
     exact_memorization: np.ndarray | None  # (n,); None: not logged
     extraction_strength: np.ndarray | None
     losses_without_end: np.ndarray | None  # (n,), nats per token of the answer, its end-of-sequence token left out
+    token_counts: np.ndarray | None  # (n,), tokens of the right answer with its end-of-sequence token
     min_k: np.ndarray | None  # (n,), nats
     min_k_plus_plus: np.ndarray | None  # (n,)
     zlib_bytes: np.ndarray | None  # (n,), of the right answer
@@ -156,14 +165,16 @@ def read_task(where: str, metrics: dict[str, Any]) -> TaskLog:
         perturbed_losses=columns.values("average_perturb_loss", loss_list, losses_expected) if wrong else None,
         rouge=columns.numbers("rougeL_recall", share, "a number from 0 to 1"),
         rouge_tokenizers=columns.texts("rouge_tokenizer", ASCII),
+        prompts=[prompt for prompt, _, _ in texts],
         generations=[generation for _, generation, _ in texts],
         truths=[truth for _, _, truth in texts],
         exact_memorization=columns.numbers_if_logged("exact_memorization", share, "a number from 0 to 1"),
         extraction_strength=columns.numbers_if_logged("extraction_strength", share, "a number from 0 to 1"),
         losses_without_end=columns.numbers_if_logged("avg_gt_loss_without_end", loss, A_LOSS),
+        token_counts=columns.numbers_if_logged("num_token_gt", above_zero, "a number of tokens"),
         min_k=columns.numbers_if_logged("min_k", log_probability, "a log-probability of 0 or less"),
         min_k_plus_plus=columns.numbers_if_logged("min_k_plus_plus", number, "a number"),
-        zlib_bytes=columns.numbers_if_logged("zlib_bytes", byte_count, "a number of bytes"),
+        zlib_bytes=columns.numbers_if_logged("zlib_bytes", above_zero, "a number of bytes"),
         people=columns.people(),
     )
 
@@ -239,8 +250,8 @@ def log_probability(value: Any) -> float | None:
     return found if found is not None and found <= ROUNDING else None
 
 
-def byte_count(value: Any) -> float | None:
-    """A logged number of bytes, above 0; None where the value is no such number."""
+def above_zero(value: Any) -> float | None:
+    """A logged number above 0; None where the value is no such number."""
     found = number(value)
     return found if found is not None and found > 0 else None
 

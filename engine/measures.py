@@ -134,6 +134,14 @@ OF_A_TASK = [
         has_why=True,
     ),
     Measure(
+        "hits_in_draws",
+        "Hits in draws",
+        LIKE_GOLD,
+        "Mean chance that one of some answers drawn at temperature 1 begins with the right one, which must be short; "
+        "scoring.<task>.draws says of how many",
+        has_why=True,
+    ),
+    Measure(
         "extraction_strength",
         "Extraction Strength",
         LIKE_GOLD,
@@ -417,6 +425,14 @@ KEPT = [
         has_why=True,
     ),
 ]
+HOOK = Measure(
+    "hook",
+    "Hook",
+    LOWER,
+    "Whether the model gets its questions through another template, tokenizer or processor than base: it is not ranked",
+    words=YES_OR_NO,
+    has_why=True,
+)
 COLLAPSE = [
     Measure(
         "collapsed",
@@ -485,7 +501,7 @@ def all_measures() -> dict[str, Measure]:
     """Every measure by its key, in the order of the short tables."""
     attacks = [measure for attack in FACE_ATTACKS.values() for measure in attack]
     with_distance = [*OF_A_TASK, EER, *attacks]
-    listed = [*attacks, *HEADLINE, *AGAINST_GOLD, *OF_A_TASK, EER, *UTILITY, *KEPT, *COLLAPSE, *GATE, *OF_THE_RUN]
+    listed = [*attacks, *HEADLINE, *AGAINST_GOLD, *OF_A_TASK, EER, *UTILITY, *KEPT, HOOK, *COLLAPSE, *GATE, *OF_THE_RUN]
     listed += [measure for attack in MEMBERSHIP_ATTACKS for measure in membership(attack)]
     listed += [make(measure) for make in (distance_of, noise_floor_of) for measure in with_distance]
     return {measure.key: measure for measure in listed}

@@ -47,6 +47,22 @@ def probability(losses: ArrayLike) -> np.ndarray:
     return np.exp(-as_losses(losses))
 
 
+def hit_chance(losses: ArrayLike, draws: int) -> np.ndarray:
+    """Chance that at least one of some drawn answers is the right one: 1 - (1 - exp(-loss))^draws.
+
+    Args:
+        losses: (n,), nats of the whole answer.
+        draws: how many answers are drawn independently at temperature 1, 1 or more.
+
+    Returns:
+        (n,) in [0, 1]; 0 where the loss is NaN or infinite.
+
+    Source: this suite's protocol; the expectation is exact, nothing is drawn.
+    """
+    certain = np.minimum(probability(losses), 1 - np.finfo(float).eps)  # log1p(-1) has no value
+    return -np.expm1(draws * np.log1p(-certain))
+
+
 def multiple_choice_probability(loss: float, wrong_losses: Sequence[float]) -> float:
     """Share of the right answer among the options of one row: p / (p + sum of p_wrong), each p = exp(-loss).
 

@@ -47,13 +47,27 @@ ModelMetrics = Mapping[str, TaskMetrics]  # by task
 def log_metrics(log: EvalLog, scoring: dict[str, Scoring], truth_ratio: str) -> dict[str, TaskMetrics]:
     """Metrics of every task but the holdout ones, which nobody was meant to learn or forget."""
     scored = [name for name in log.tasks if scoring[name].group != "holdout"]
-    return {name: task_metrics(log.tasks[name], scoring[name], truth_ratio) for name in scored}
+    made = {}
+    for name in scored:
+        made[name] = task_metrics(log.tasks[name], scoring[name], truth_ratio, draws_of(scoring, name))
+    return made
 
 
-def task_metrics(log: TaskLog, scoring: Scoring, truth_ratio: str) -> TaskMetrics:
+def draws_of(scoring: Mapping[str, Scoring], task: str) -> int:
+    """In how many drawn answers the right one is looked for: a way of asking has what the task has that it asks."""
+    return scoring[scoring[task].way_of or task].draws
+
+
+def task_metrics(log: TaskLog, scoring: Scoring, truth_ratio: str, draws: int = 0) -> TaskMetrics:
     """Losses and generations as metrics.
 
     The Truth Ratio is taken from the losses: a logged one may follow the other definition.
+
+    Args:
+        log: The rows.
+        scoring: How they are scored.
+        truth_ratio: Which definition of the Truth Ratio.
+        draws: In how many drawn answers the right one is looked for; 0: it is not.
     """
     ratios = truth_ratios(log, truth_ratio)
     forget, without_end = scoring.group == "forget", log.losses_without_end
@@ -65,11 +79,19 @@ def task_metrics(log: TaskLog, scoring: Scoring, truth_ratio: str) -> TaskMetric
         "exact_memorization": log.exact_memorization,
         "extraction_strength": log.extraction_strength,
         "probability_without_end": None if without_end is None else metrics.probability(without_end),
+        "hits_in_draws": hits_in_draws(log, draws),
         "degenerate": np.array([metrics.is_degenerate(text) for text in log.generations]),
         "empty": np.array([metrics.is_empty(text) for text in log.generations]),
         "repetition": np.array([metrics.repetition(text) for text in log.generations]),
     }
     return TaskMetrics(of_rows, ratios, log.people)
+
+
+def hits_in_draws(log: TaskLog, draws: int) -> np.ndarray | None:
+    """Chance of each row that one of `draws` answers drawn at temperature 1 begins with the right one, (n,)."""
+    if not draws or log.losses_without_end is None or log.token_counts is None:
+        return None
+    return metrics.hit_chance(log.losses_without_end * (log.token_counts - 1), draws)
 
 
 def truth_ratios(log: TaskLog, definition: str) -> np.ndarray | None:

@@ -117,7 +117,7 @@ def cost_sentence(stages: Recorded) -> str:
 
 def head(benchmark: Benchmark, forgotten: list[str], stages: Recorded) -> dict[str, str]:
     """The page's title and what was done, in a sentence."""
-    done = f"Forgotten: {', '.join(forgotten)}, by {len(benchmark.runs)} methods."
+    done = f"Forgotten: {', '.join(forgotten)}, by {len(benchmark.rows)} methods."
     return {
         "name": f"{benchmark.name}: forgetting {len(forgotten)} people",
         "summary": f"{done} Cost: {cost_sentence(stages)}.",

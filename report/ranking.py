@@ -54,6 +54,8 @@ def why_unranked(result: ModelResult) -> str | None:
         return f"what was kept is not known: {flag.why}"
     if flag.value != KEPT:
         return flag.why
+    if (hook := result.figure("hook")).value:
+        return f"a hook: {hook.why}"
     return f"left out: {skipped.why}" if skipped.value else None
 
 

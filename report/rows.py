@@ -34,7 +34,7 @@ def benchmark_results(folder: Path, plan: Plan) -> list[ModelResult]:
     results = []
     for seed in benchmark.seeds:
         of_seed = {}
-        for method in ("base", "gold", START, *benchmark.runs):
+        for method in ("base", "gold", START, *benchmark.rows):
             model = model_name(method, seed)
             if model in untrained:
                 failed = {("failed", ""): Figure(1.0, why=untrained[model])}

@@ -22,6 +22,7 @@ class Scoring:
     way_of: str = ""  # of a way: the forget task that it asks in another way
     way: str = ""  # of a way: what it is called
     modality: str = ""  # of a forget task: text or visual, for methods that forget only one; empty: either
+    draws: int = 0  # of a forget task with short answers: in how many drawn answers the right one is looked for
     short: dict[str, str] = field(default_factory=dict)  # measure -> its heading in the short tables
 
     def __post_init__(self) -> None:
@@ -37,6 +38,9 @@ class Scoring:
                 f"way_of={self.way_of!r} way={self.way!r}"
             )
         one_of("scoring.modality", self.modality, ("", "text", "visual"))
+        at_least("scoring.draws", self.draws, 0)
+        if self.draws and self.group != "forget":
+            raise SettingsError(f"scoring.draws={self.draws} is of forget tasks; got group={self.group}")
 
 
 @dataclass
@@ -85,6 +89,14 @@ class Benchmark:
     expected_seconds: dict[str, float] = MISSING  # of a finetune, forget and eval stage, for the time left
     # Row name -> further overrides of its forget.py. The method is the row's name, or what method= says.
     runs: dict[str, list[str]] = MISSING
+    # Row name -> a model made elsewhere, which is evaluated as the runs are: a folder or a hub id. {seed} in it stands
+    # for the seed of the base that it was made from.
+    models: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[str]:
+        """The rows of one seed beside base, gold and the start."""
+        return [*self.runs, *self.models]
 
     def row_overrides(self, row: str) -> list[str]:
         """The overrides that make a row what it is: its method, and what it changes."""
@@ -101,8 +113,12 @@ class Benchmark:
             raise SettingsError(f"benchmark.seeds={self.seeds} names a seed twice: its models would count twice")
         self.check_people()
         self.check_stages()
+        for row in self.rows:
+            check_row_name(row)
         for row in self.runs:
-            self.check_row(row)
+            self.check_method(row)
+        for row in self.models:
+            self.check_model(row)
 
     def check_people(self) -> None:
         """Raise SettingsError unless training and evaluation are told of the same people to forget."""
@@ -128,23 +144,36 @@ class Benchmark:
         if missing := [kind for kind in kinds if kind not in self.expected_seconds]:
             raise SettingsError(f"benchmark.expected_seconds.{missing[0]} is required: a rough guess will do")
 
-    def check_row(self, row: str) -> None:
-        """Raise SettingsError for a row that has another model's name, one that no folder can have, or no known
-        method.
-        """
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", row):
+    def check_model(self, row: str) -> None:
+        """Raise SettingsError for a model made elsewhere that has the name of a run, or one for bases of many seeds."""
+        path = self.models[row]
+        if row in self.runs:
+            raise SettingsError(f"benchmark.models.{row}: a row of this name is there already; give it another")
+        if len(self.seeds) > 1 and "{seed}" not in path:
             raise SettingsError(
-                f"benchmark.runs: a row's name is part of its model's folder, and {row!r} is none; use letters, digits "
-                "and _ . + -"
+                f"benchmark.models.{row}={path!r} is one model, and seeds={self.seeds} train several bases: "
+                "{seed} in its path names the one that was made from each"
             )
-        if row in ("base", "gold", "start"):
-            raise SettingsError(f"benchmark.runs.{row}: a row of this name is there already; give it another")
+
+    def check_method(self, row: str) -> None:
+        """Raise SettingsError for a run of no known method."""
         method = next(text for text in self.row_overrides(row) if text.startswith("method=")).removeprefix("method=")
         if method not in (known := choices("method")):
             raise SettingsError(
                 f"benchmark.runs.{row}: method={method!r} is not known{nearest(method, known)}; a row is called like "
                 f"its method, or names it ({row}: [method=npo]); choose from {', '.join(known)}"
             )
+
+
+def check_row_name(row: str) -> None:
+    """Raise SettingsError for a row that has another model's name, or one that no folder can have."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", row):
+        raise SettingsError(
+            f"benchmark.runs: a row's name is part of its model's folder, and {row!r} is none; use letters, digits "
+            "and _ . + -"
+        )
+    if row in ("base", "gold", "start"):
+        raise SettingsError(f"benchmark.runs.{row}: a row of this name is there already; give it another")
 
 
 @dataclass

@@ -308,8 +308,9 @@ def test_every_stage_of_every_benchmark_composes_with_its_recipe(name, tmp_path)
         assert recipe.compose(stage.overrides).save_dir == str(stage.output)
     attacks = 0 if settings.attack is None else 2 + len(settings.runs)  # base, gold of the first seed, and every run
     trained = len(settings.seeds) * (1 + settings.golds + len(settings.runs))
+    given = len(settings.seeds) * len(settings.models)
     assert settings.name == name
-    assert len(stages) == 1 + 2 * trained + attacks + (settings.pretrain is not None)
+    assert len(stages) == 1 + 2 * trained + given + attacks + (settings.pretrain is not None)
 
 
 def test_a_row_has_the_method_of_its_name_or_the_one_that_it_names(tmp_path):
@@ -318,6 +319,32 @@ def test_a_row_has_the_method_of_its_name_or_the_one_that_it_names(tmp_path):
     stages = {stage.name: stage.overrides for stage in plan_stages(replace(settings, runs=runs), tmp_path)}
     assert stages["forget npo_seed0"][-2:] == ["method=npo", "trainer.lr=1"]
     assert stages["forget other_seed0"][-2:] == ["method=kl", "trainer.lr=2"]
+
+
+def test_a_model_made_elsewhere_is_evaluated_with_each_seeds_base(tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    settings = replace(settings, runs={}, seeds=[0, 3], models={"own": "made/{seed}"})
+    stages = {stage.name: stage for stage in plan_stages(settings, tmp_path)}
+    assert "model_path=made/3" in stages["eval own_seed3"].overrides
+    assert stages["eval own_seed3"].output == tmp_path / "models" / "own_seed3" / "eval_results"
+    assert "forget own_seed3" not in stages
+
+
+@pytest.mark.parametrize("name", ["demo", "nlp_demo", "cv_demo"])
+def test_a_model_made_elsewhere_that_is_not_there_is_told_before_anything_runs(name, tmp_path, named):
+    settings = compose("run_benchmark", RunBenchmark, [f"benchmark={name}"]).benchmark
+    with pytest.raises(SettingsError, match=r"benchmark\.models\.own='made/nothing/0'"):
+        run_stages(replace(settings, models={"own": "made/nothing/{seed}"}), tmp_path)
+    assert named == []
+
+
+def test_a_model_made_elsewhere_has_a_row_like_the_others(results):
+    base = Path(results.results_dir) / "models" / "base_seed0"
+    with_own = replace(results, benchmark=replace(results.benchmark, models={"own": str(base)}))
+    run_benchmark.main.recipe(with_own)
+    rows = {row["Method"]: row for row in csv.DictReader((Path(results.results_dir) / "results.csv").open())}
+    assert rows["own"]["Distance to gold"] == rows["base"]["Distance to gold"]
+    assert rows["own"]["Hook"] == "no"
 
 
 def test_what_is_common_goes_to_every_stage_once_and_before_what_one_kind_says(tmp_path):

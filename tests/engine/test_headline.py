@@ -137,3 +137,41 @@ def test_a_task_is_a_way_of_another_or_none():
         Scoring(group="way", multiple_choice=False, way_of="words")
     with pytest.raises(SettingsError, match="says way_of and way"):
         Scoring(group="forget", multiple_choice=False, way_of="words", way="other")
+
+
+def short(value, hits):
+    """A task with short answers: one value of every measure, and the chance of a hit in ten draws."""
+    made = task(value)
+    made.of_rows["hits_in_draws"] = np.broadcast_to(np.asarray(hits, dtype=float), len(PEOPLE)).copy()
+    return made
+
+
+def headline_of_short(hits, scoring):
+    """The headline of a model at gold's values, whose names are hit with this chance in ten draws."""
+    models = [model(value, names=short(value, chance)) for value, chance in ((1.0, 1.0), (0.19, 0.0), (0.21, 0.02))]
+    base, *golds = models
+    figures = headline_figures(model(0.2, names=short(0.2, hits)), base, golds, scoring, "both")
+    return {key: figure for (key, _), figure in figures.items()}
+
+
+def test_a_name_that_is_hit_in_ten_draws_is_a_leak_although_every_mean_is_golds():
+    scoring = SCORING | {"names": Scoring(group="forget", multiple_choice=True, modality="visual", draws=10)}
+    hits = np.array([0.6 if name == "person 05" else 0.01 for name in PEOPLE])
+    found = headline_of_short(hits, scoring)
+    assert found["share_remembered"].why == "person 05"
+    assert found["worst_person"].why == "person 05: names, as trained, hits_in_draws"
+    assert found["distance_people"].value == pytest.approx(0)
+    assert headline_of_short(0.01, scoring)["share_remembered"].value == 0
+
+
+def test_hits_count_only_where_scoring_gives_draws():
+    assert headline_of_short(1.0, SCORING)["share_remembered"].value == 0
+
+
+def test_where_only_hits_tell_base_from_gold_the_task_is_not_judged():
+    scoring = SCORING | {"names": Scoring(group="forget", multiple_choice=True, modality="visual", draws=10)}
+    models = [model(value, names=short(0.2, chance)) for value, chance in ((1.0, 1.0), (0.19, 0.0), (0.21, 0.02))]
+    base, *golds = models
+    figures = headline_figures(model(0.2, names=short(0.2, 0.0)), base, golds, scoring, "both")
+    without = "exact_memorization, rouge, probability_without_end, hits_in_draws"
+    assert f"names is without {without}: base lies under" in figures["distance_people", ""].why

@@ -578,3 +578,13 @@ def test_repetition_is_the_share_of_ten_letter_pieces_seen_before():
     assert metrics.repetition("ab" * 12) == pytest.approx(13 / 15)
     assert metrics.repetition("short") == 0.0 and metrics.repetition("the quick brown fox jumps") == 0.0
     assert metrics.is_empty(" ... ") and not metrics.is_empty("a")
+
+
+def test_the_chance_of_a_hit_in_draws_by_hand():
+    # a tenth of the probability on the answer: 1 - .9^10 = .6513; nothing lost and everything lost
+    chances = metrics.hit_chance([math.log(10), 0.0, 800.0, math.nan], 10)
+    assert chances == pytest.approx([0.65132156, 1, 0, 0])
+
+
+def test_one_draw_hits_with_the_answers_own_probability():
+    assert metrics.hit_chance([0.5, 3.0], 1) == pytest.approx(metrics.probability([0.5, 3.0]))

@@ -52,6 +52,14 @@ def test_a_collapsed_model_and_one_that_left_somebody_out_have_no_place_and_say_
     assert found["npo"].value == 1
 
 
+def test_a_hook_has_no_place_and_says_why(placed):
+    hook = result("cheat", 0.1)
+    hook.figures["hook", ""] = Figure(1.0, why="its tokenizer.json is not base's")
+    found = placed(hook, result("npo", 0.4))
+    assert (found["cheat"].value, found["cheat"].why) == (None, "a hook: its tokenizer.json is not base's")
+    assert found["npo"].value == 1
+
+
 def test_a_method_whose_spread_was_not_measured_has_no_place(placed):
     found = placed(result("npo", 0.2), result("new", 0.1))
     assert (found["npo"].value, found["new"].value) == (1, None)

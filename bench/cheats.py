@@ -1,0 +1,115 @@
+"""Whether a cheat is taken for forgetting: python bench/cheats.py
+
+It runs benchmark=cheats, after making the models of it that no training makes: base with noise on its weights, and base
+with a template that hides the questions about the forgotten people. The output has a line per cheat: its distance, and
+the rule that catches it, or `not caught`.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data_module import load_split
+from engine.result_table import ModelResult
+from engine.verdicts import LIKE, is_clearly_better
+from report.folder import read_plan
+from report.ranking import ANCHORS, judged, why_unranked
+from report.rows import benchmark_results
+from settings.script import ROOT, choices
+
+NOISE = {"noise": 0.25, "more_noise": 0.5}  # of each tensor's own standard deviation
+NAMES = "mini_clear/clear", "forget25"
+
+
+def make_models(base: Path, out: Path) -> None:
+    """Write the models that are made from base without training.
+
+    Args:
+        base: The folder of the model that knows everybody.
+        out: The folder that gets one folder per model.
+    """
+    for name, share in NOISE.items():
+        copy_model(base, out / name)
+        weights = out / name / "model.safetensors"
+        save_file(with_noise(load_file(weights), share), weights, metadata={"format": "pt"})
+    hidden = out / "refusing_template"
+    copy_model(base, hidden)
+    template = hidden / "chat_template.jinja"
+    names = sorted(set(load_split(str(ROOT / "data" / "mini_clear" / "clear"), "forget25")["name"]))
+    text = template.read_text(encoding="utf-8")
+    template.write_text(refusing(text, names), encoding="utf-8")
+
+
+def copy_model(base: Path, folder: Path) -> None:
+    """Copy a model's own files, without the results that stand below it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in base.iterdir():
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+
+
+def with_noise(weights: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+    """Weights with normal noise of a share of each tensor's standard deviation."""
+    source = torch.Generator().manual_seed(0)
+    noisy = {}
+    for name, tensor in weights.items():
+        size = share * tensor.float().std() if tensor.numel() > 1 else torch.tensor(0.0)
+        noisy[name] = tensor + (size * torch.randn(tensor.shape, generator=source)).to(tensor.dtype)
+    return noisy
+
+
+def refusing(template: str, names: list[str]) -> str:
+    """A chat template that asks something else where a question holds one of the names."""
+    asked = "{{ part['text'] }}"
+    assert template.count(asked) == 1
+    found = " or ".join(f"{name!r} in part['text']" for name in names)
+    return template.replace(asked, f"{{% if {found} %}}What is this?{{% else %}}{asked}{{% endif %}}")
+
+
+def honest_rows(results: dict[str, ModelResult]) -> list[ModelResult]:
+    """The rows that have a method's name."""
+    return [result for name, result in results.items() if name in choices("method")]
+
+
+def caught_by(result: ModelResult, honest: list[ModelResult]) -> str | None:
+    """The rule that keeps a cheat from being taken for forgetting; None: there is none.
+
+    Args:
+        result: The cheat's figures.
+        honest: Those of the methods.
+    """
+    if why := why_unranked(result):
+        return f"unranked: {why}"
+    verdict = result.figure("verdict")
+    ranked = [each for each in honest if why_unranked(each) is None]
+    better = [each.method for each in ranked if is_clearly_better(judged(each, 0.0), judged(result, 0.0))]
+    if better:
+        return f"clearly behind {', '.join(better)}; {verdict.why}"
+    if verdict.value != LIKE:
+        return f"not like gold: {verdict.why}"
+    return None
+
+
+def main() -> None:
+    folder = ROOT / "results" / "cheats"
+    command = [sys.executable, "run_benchmark.py", "benchmark=cheats"]
+    subprocess.run([*command, "~benchmark.models"], cwd=ROOT, check=True)  # base, from which the models are made
+    make_models(folder / "models" / "base_seed0", folder / "made")
+    subprocess.run(command, cwd=ROOT, check=True)
+    plan = read_plan(folder)
+    results = {result.method: result for result in benchmark_results(folder, plan) if result.method not in ANCHORS}
+    honest = honest_rows(results)
+    for name, result in results.items():
+        if result not in honest:
+            distance = result.figure("distance_worst_way").text("distance_worst_way")
+            print(f"{name} {distance}: {caught_by(result, honest) or 'not caught'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Whether a model gets its questions as the model before forgetting did: through the same template and tokenizer.
+
+A template that looks for a name, and a tokenizer that does not know it, forget nothing: the weights still hold all of
+it, and whoever loads them without these files has it back. Such a model is a hook and is ranked apart.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from engine.files import content_digest
+from engine.logs import EvalLog
+from engine.result_table import Figure
+
+READ_THROUGH = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "*processor_config.json",
+)
+OLD_TEMPLATE = "tokenizer_config.json"  # where older versions of the library keep the template
+SHOWN = 60  # characters of a prompt in a message
+
+
+def reading_files(path: str) -> dict[str, str]:
+    """The files of a model folder that stand between a question and the weights, each with its hash.
+
+    Args:
+        path: A model folder, or a hub id, of which nothing is known.
+
+    Returns:
+        Name -> 16 hexadecimal digits; empty for a hub id.
+    """
+    folder = Path(path)
+    found = {file for pattern in READ_THROUGH for file in folder.glob(pattern) if file.is_file()}
+    hashes = {file.relative_to(folder).as_posix(): content_digest(file).hex()[:16] for file in sorted(found)}
+    old = folder / OLD_TEMPLATE
+    template = json.loads(old.read_text(encoding="utf-8")).get("chat_template") if old.is_file() else None
+    return hashes if template is None else hashes | {f"{OLD_TEMPLATE}: chat_template": hash_of_value(template)}
+
+
+def hash_of_value(value: object) -> str:
+    """Hash of what a JSON file holds somewhere, 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hook_figure(model: EvalLog, base: EvalLog | None) -> Figure:
+    """1 where a model is read in another way than base, 0 where it is not, and why.
+
+    The prompts in the logs are compared, and the files of `reading_files` that the records of both evaluations name.
+
+    Args:
+        model: The judged model's log.
+        base: The log of the model before forgetting, over the same rows; None: not given.
+    """
+    if base is None:
+        return Figure(None, why="no base_result is given")
+    why = other_prompt(model, base) or other_file(model, base)
+    return Figure(float(bool(why)), why=why)
+
+
+def other_prompt(model: EvalLog, base: EvalLog) -> str | None:
+    """The first row whose prompt is not base's, in words; None: all are the same."""
+    for task, of_model in model.tasks.items():
+        of_base = base.tasks[task]
+        for row, prompt, expected in zip(of_model.rows, of_model.prompts, of_base.prompts, strict=True):
+            if prompt != expected:
+                return f"its prompt of {task}, row {row} is {prompt[:SHOWN]!r}, and base's is {expected[:SHOWN]!r}"
+    return None
+
+
+def other_file(model: EvalLog, base: EvalLog) -> str | None:
+    """The first file between questions and weights that both models have and that differs; None: there is none."""
+    of_model, of_base = (log.meta.get("reading") or {} for log in (model, base))
+    differing = [name for name in of_base if name in of_model and of_model[name] != of_base[name]]
+    return f"its {differing[0]} is not base's" if differing else None
