@@ -199,6 +199,39 @@ class TrainingRows:
         image = self.rows[index][cells.columns["image"]] if cells.pictured[index] else None
         return Example(question, self.answers[position], image, index, cells.person[index], self.split)
 
+    def words(self, index: int) -> tuple[str | None, str | None, str | None]:
+        """Caption, question and answer of a row of the split."""
+        cells = self.cells
+        return cells.caption[index], cells.question[index], cells.answer[index]
+
+    def picture(self, index: int) -> str:
+        """Hash of the picture of a row of the split; empty where it has none. Raises SettingsError if it is missing."""
+        if not self.cells.pictured[index]:
+            return ""
+        image = self.rows[index][self.cells.columns["image"]]
+        try:
+            content = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        except OSError as error:
+            raise SettingsError(f"split {self.split}, row {index}: {image['path']!r}: {error.strerror}") from None
+        return hashlib.sha256(content).hexdigest()
+
+
+def check_apart(forget: TrainingRows, retain: TrainingRows) -> None:
+    """Raise SettingsError where a row to forget is a row to keep as well: the same words with the same picture."""
+    kept: dict[tuple, list[int]] = {}
+    for index in retain.indices:
+        kept.setdefault(retain.words(index), []).append(index)
+    both = []
+    for index in forget.indices:
+        alike = kept.get(forget.words(index), [])
+        if any(forget.picture(index) == retain.picture(other) for other in alike):
+            both.append(index)
+    if both:
+        raise SettingsError(
+            f"split={forget.split} and retain_split={retain.split} overlap: {len(both)} of {len(forget)} rows to "
+            f"forget are also to be kept, the first is row {both[0]}"
+        )
+
 
 def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_share: float = 0.0) -> list[TaskRow]:
     """The rows of an evaluation task in file order: of all people or of one fold of them.

@@ -16,12 +16,14 @@ import torch
 from benchmark.plan import Stage, model_path, plan_stages
 from benchmark.progress import BenchmarkProgress
 from cv.division import read_division
-from data_module import make_missing
+from data_module import make_missing, split_names
+from engine.evaluate import check_task
 from engine.language_model import check_model_path
 from engine.record import PROGRESS_FILE, RECORDS, TRAIN_RECORD, heard_by, read_json, reported_progress, run_facts
 from engine.source import code_of
+from settings.language import Data, Eval
 from settings.results import Benchmark
-from settings.script import ROOT, SettingsError
+from settings.script import ROOT, SettingsError, nearest
 
 POLL_SECONDS = 0.2  # how often a launched stage is asked how far it is
 
@@ -44,6 +46,7 @@ def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
     composed = [recipe_of(benchmark, stage).compose([*stage.overrides, "overwrite=true"]) for stage in stages]
     codes = {stage.kind: code_of(recipe_file(benchmark, stage)) for stage in stages}
     make_sources(benchmark, composed)
+    check_splits(stages, composed)
     progress = BenchmarkProgress([benchmark.expected_seconds[stage.kind] for stage in stages])
     costs: dict[str, dict[str, Any]] = {}
     with progress.bar:
@@ -89,6 +92,30 @@ def make_sources(benchmark: Benchmark, composed: list[Any]) -> None:
     if benchmark.modality == "cv":
         for data in {settings.data.split_file: settings.data for settings in composed}.values():
             read_division(data)
+
+
+def check_splits(stages: list[Stage], composed: list[Any]) -> None:
+    """Raise SettingsError for a split that is not in its data, before anything is trained.
+
+    Args:
+        stages: All stages.
+        composed: The settings of each. Those of faces name no splits of their data.
+    """
+    for stage, settings in zip(stages, composed, strict=True):
+        data = getattr(settings, "data", None)
+        for name in ("split", "retain_split"):
+            split = getattr(settings, name, None)
+            if split is None or not isinstance(data, Data):
+                continue
+            known = split_names(data.path)
+            if split not in known:
+                raise SettingsError(
+                    f"{stage.name}: {name}={split!r} is not in {data.path}{nearest(split, known)}; it has "
+                    f"{', '.join(known)}"
+                )
+        for name, task in settings.tasks.items() if isinstance(settings, Eval) else []:
+            if not task.optional:
+                check_task(name, task)
 
 
 # ---- what is finished

@@ -5,14 +5,19 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
-from settings.script import SettingsError, at_least, one_of
+from settings.script import SettingsError, at_least, check_seed, one_of
 from settings.training import FINETUNING, Method, Trainer
 
 # whom a network learns: everyone it meets, or all of them but those to be forgotten (gold)
 FINETUNE_SPLITS = ("full", "retain")
 LEAST_SHADOW_MODELS = 8
 # what a trainer may be told where many networks train in one stack
-STACKABLE = {"accumulation": (1,), "optimizer": ("adamw_torch", "sgd"), "report_to": ("none",)}
+STACKABLE = {
+    "accumulation": (1,),
+    "optimizer": ("adamw_torch", "sgd"),
+    "report_to": ("none",),
+    "deterministic": (False,),
+}
 
 
 @dataclass
@@ -92,7 +97,7 @@ class Pretrain:
     trainer: Trainer = MISSING
 
     def __post_init__(self) -> None:
-        at_least("seed", self.seed, 0)
+        check_seed("seed", self.seed)
         need_whole_training("trainer", self.trainer)
 
     def inputs(self) -> Inputs:
@@ -157,6 +162,7 @@ class AttackFaces:
     def __post_init__(self) -> None:
         for name in ("models", "targets"):
             need_pairs_of_models(name, getattr(self, name))
+        check_seed("seed", self.seed)
         at_least("together", self.together, 1)
         one_of("split", self.split, FINETUNE_SPLITS)
         if self.split == "retain" and self.method is not None:

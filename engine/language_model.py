@@ -27,6 +27,7 @@ ADAPTER = "adapter_config.json"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
 LanguageModel = Any  # a model of transformers, or one that peft wraps: what is asked of it is more than nn.Module's
 
+UNTRUSTED = "which is not run: read it, and model.trust_remote_code=true runs it"
 DOWN_PROJECTION = "down_projection"  # of method.activations.part, whatever a model calls it
 
 
@@ -63,13 +64,29 @@ def quiet_library() -> Iterator[None]:
 
 
 def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
-    """`auto_class.from_pretrained` for models and processors; raises SettingsError if there is nothing to load."""
+    """`auto_class.from_pretrained` for models and processors.
+
+    Raises SettingsError if there is nothing to load, or if it comes with code that `settings` do not trust.
+    """
     check_model_path(path)
     try:
-        return auto_class.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **options)
+        with quiet_library():
+            loaded = auto_class.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **options)
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "custom code" in why or "trust_remote_code" in why:
+            raise SettingsError(f"model_path={path!r} comes with code of its own, {UNTRUSTED}") from None
         raise SettingsError(f"model_path={path!r} could not be loaded: {why}") from None
+    check_code(path, loaded, settings)
+    return loaded
+
+
+def check_code(path: str, loaded: Any, settings: Model) -> None:
+    """Raise SettingsError for a tokenizer or processor that names code of its own, which the library passes over."""
+    parts = [loaded, getattr(loaded, "tokenizer", None)]
+    named = [part for part in parts if "auto_map" in (getattr(part, "init_kwargs", None) or {})]
+    if named and not settings.trust_remote_code:
+        raise SettingsError(f"model_path={path!r}: its tokenizer comes with code of its own, {UNTRUSTED}")
 
 
 def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> LanguageModel:

@@ -88,6 +88,10 @@ def splits_of(path: str) -> dict[str, Source | tuple[str, str]]:
     try:
         configs = datasets.get_dataset_config_names(path)
     except Exception as error:  # the hub client raises errors of many libraries
+        if "Dataset scripts" in str(error):
+            raise SettingsError(
+                f"data path {path!r} comes with code of its own, which is never run: save its rows as parquet or jsonl"
+            ) from None
         what = "holds no rows" if folder.is_dir() else "is no folder and could not be read from the hub"
         raise SettingsError(f"data path {path!r} {what} ({type(error).__name__}: {one_line(error)})") from None
     if len(configs) == 1 and (parts := parts_of(path, configs[0])) != [PLAIN]:

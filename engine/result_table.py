@@ -51,6 +51,8 @@ class ModelResult:
         return ((task, figure) for (key, task), figure in self.figures.items() if key == measure)
 
 
+FORMULA_BEGINS = ("=", "+", "-", "@", "\t")
+
 # ---- the long table
 
 COLUMNS = {
@@ -116,9 +118,20 @@ def wide_row(result: ModelResult) -> dict[str, Any]:
     return row | result.about
 
 
+def harmless(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula, and that ends no line by itself."""
+    if not isinstance(cell, str):
+        return cell
+    text = cell.replace("\r", " ")  # which the library does not quote
+    return f"'{text}" if text.startswith(FORMULA_BEGINS) else text
+
+
 def wide_csv(results: list[ModelResult]) -> str:
-    """A header and a line per model; what a model lacks stays empty."""
-    rows = [wide_row(result) for result in results]
+    """A header and a line per model; what a model lacks stays empty.
+
+    A text that a spreadsheet would take for a formula, and run, has an apostrophe before it.
+    """
+    rows = [{name: harmless(cell) for name, cell in wide_row(result).items()} for result in results]
     return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
 

@@ -1,8 +1,10 @@
 """The one training loop: a loss bound to its passes, run over pairs by the Hugging Face trainer on accelerate."""
 
+import contextlib
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from engine.record import (
     write_record,
     written_whole,
 )
-from settings.script import processes
+from settings.script import SettingsError, processes
 from settings.training import Method, Trainer
 
 VANISHING = 1e-5  # a first gradient below this norm is rounding
@@ -168,7 +170,7 @@ def train(
         trainer.remove_callback(transformers.PrinterCallback)
         started = time.perf_counter()
         judged = prepare(trainer, pairs, encoder, each_epoch, say)
-        trained = run(trainer, first_weights)
+        trained = run(trainer, first_weights, settings)
         seconds = time.perf_counter() - started - judged.seconds
     say_if_vanished(progress.first_gradient, bound.method.name, say)
     cost = cost_of(trainer, progress, judged, seconds)
@@ -179,12 +181,35 @@ def train(
     trainer.accelerator.wait_for_everyone()
 
 
-def run(trainer: LossTrainer, first_weights: dict[str, Tensor]) -> nn.Module:
+@contextlib.contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Let torch choose only kernels that give the same bits for the same input, where `wanted`.
+
+    Raises SettingsError where an operation has no such kernel.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA's matrix products need for it
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise SettingsError(f"trainer.deterministic=true: {str(error).splitlines()[0]}") from None
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def run(trainer: LossTrainer, first_weights: dict[str, Tensor], settings: Trainer) -> nn.Module:
     """Train, and subtract what was learned where the method says so; returns the trained model, unwrapped.
 
     `first_weights`: what `weights_to_subtract_from` gives. Raises SettingsError where the weights diverged.
     """
-    trainer.train()
+    with deterministic_kernels(settings.deterministic):
+        trainer.train()
     trained = trainer.accelerator.unwrap_model(trainer.model)
     if not all(torch.isfinite(weight).all() for weight in trained_weights(trained).values()):
         trainer.stop("the weights are not finite", "the last step's update")

@@ -14,7 +14,7 @@ def main(settings: Forget) -> None:
     from engine.methods import bind
 
     loss = bind(settings.method)
-    from data_module import TrainingRows, fingerprint, idk_answers, make_missing
+    from data_module import TrainingRows, check_apart, fingerprint, idk_answers, make_missing
     from engine.encode import check_lengths
     from engine.epoch_evaluation import open_epoch_evaluation
     from engine.language_model import check_model_path
@@ -26,6 +26,7 @@ def main(settings: Forget) -> None:
     check_model_path(settings.model_path)
     forget = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
     retain = TrainingRows(settings.data, settings.retain_split, settings.modality, settings.seed)
+    check_apart(forget, retain)
     idk = {False: idk_answers(settings.data.idk_questions), True: idk_answers(settings.data.idk_pictures)}
     draws = {"idk": idk, "seed": settings.seed, "other_answers": settings.method.other_answers}
     pairs = Pairs(loss.batches, forget, retain, **draws)

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError
 
 from engine.record import AGGREGATED, read_json
-from settings.results import Benchmark
+from settings.results import GOLD_SEEDS_APART, Benchmark
 from settings.script import SettingsError
 
 START = "start"  # the model before it was taught anybody, one for all seeds
@@ -43,7 +43,7 @@ class Plan(BaseModel):
 
 def gold_seeds(benchmark: Benchmark, seed: int) -> list[int]:
     """Seeds of the gold models that belong to a base of `seed`: its own first, then far ones that no base uses."""
-    return [seed + 1000 * number for number in range(benchmark.golds)]
+    return [seed + GOLD_SEEDS_APART * number for number in range(benchmark.golds)]
 
 
 def model_name(method: str, seed: int) -> str:

@@ -2,6 +2,7 @@
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from engine.measures import MEASURES
 from engine.result_table import Column, ModelResult
@@ -80,9 +81,9 @@ def terminal_table(texts: list[list[str]]) -> Table:
     """A table for the terminal; the first line is its heading."""
     table = Table()
     for number, heading in enumerate(texts[0]):
-        table.add_column(heading, justify="right" if number else "left")
+        table.add_column(Text(heading), justify="right" if number else "left")
     for line in texts[1:]:
-        table.add_row(*line)
+        table.add_row(*(Text(cell) for cell in line))  # as Text, no cell is read as markup
     return table
 
 

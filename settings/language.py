@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
-from settings.script import ROOT, SettingsError, at_least, one_of, share_of
+from settings.script import ROOT, SettingsError, at_least, check_seed, one_of, share_of
 from settings.training import FINETUNING, Activations, Method, Trainer
 
 
@@ -97,6 +97,9 @@ class Data:
     made_by: str = ""  # `python -m <made_by> --out <root>` makes the folders when they are missing
     made_at: str = ""  # the root it writes
     made_with: dict[str, int] = field(default_factory=dict)  # further options of that module: people: 100
+
+    def __post_init__(self) -> None:
+        at_least("data.rows_per_person", self.rows_per_person, 1)
 
     def makers(self) -> list[Maker]:
         return [Maker("data.made_by", self.made_by, self.made_at, self.made_with)] if self.made_by else []
@@ -213,7 +216,7 @@ class Finetune:
     def __post_init__(self) -> None:
         one_of("modality", self.modality, ("both", "text", "visual"))
         at_least("max_length", self.max_length, 0)
-        at_least("seed", self.seed, 0)
+        check_seed("seed", self.seed)
         if self.model.attention == "flash_attention_2" and self.trainer.precision == "fp32":
             raise SettingsError(
                 "model.attention=flash_attention_2 computes in half precision only: set "
@@ -277,6 +280,8 @@ class Eval(EvalLimits):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("fold", self.fold, ("all", "validation", "test"))
+        check_seed("seed", self.seed)
+        check_seed("affix_seed", self.affix_seed)
         need_half_weights(self.model)
 
     def inputs(self) -> Inputs:

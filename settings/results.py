@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from settings.script import SettingsError, at_least, choices, nearest, one_of
+from settings.script import SettingsError, at_least, check_seed, choices, nearest, one_of
 
+GOLD_SEEDS_APART = 1000  # the seeds of two golds of one base
 # whom a task is about; holdout: people that no model was trained on; way: a forget task asked in another way
 GROUPS = ("forget", "retain", "real", "holdout", "way")
 
@@ -111,6 +112,8 @@ class Benchmark:
             raise SettingsError("benchmark.seeds=[] names no seed; [0] is the usual one")
         if len(set(self.seeds)) < len(self.seeds):
             raise SettingsError(f"benchmark.seeds={self.seeds} names a seed twice: its models would count twice")
+        for seed in self.seeds:
+            check_seed("benchmark.seeds", seed + GOLD_SEEDS_APART * (self.golds - 1))
         self.check_people()
         self.check_stages()
         for row in self.rows:

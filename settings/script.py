@@ -22,6 +22,8 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_DIR = str(ROOT / "config")  # absolute: a relative one is resolved from the caller's file and fails on import
 
+SEEDS = 2**32  # how many there are
+
 Schema = TypeVar("Schema")
 
 
@@ -49,6 +51,13 @@ def at_least(name: str, value: float, minimum: float) -> None:
         raise SettingsError(f"{name}={value} must be a finite number")
     if value < minimum:
         raise SettingsError(f"{name}={value} must be at least {minimum}")
+
+
+def check_seed(name: str, value: int) -> None:
+    """Raise SettingsError unless `value` can seed every library that draws: 0 to 2^32 - 1."""
+    at_least(name, value, 0)
+    if value >= SEEDS:
+        raise SettingsError(f"{name}={value} must be below 2^32 ({SEEDS}): numpy takes no larger seed")
 
 
 def share_of(name: str, value: float) -> None:

@@ -111,6 +111,7 @@ class Trainer:
     bucket: int = 0  # examples of like length share a batch, drawn among so many batches; 0: batches are drawn blindly
     l1: float = 0.0  # weight of the sum of absolute weights; with LoRA of the merged update
     report_to: str = "none"  # none or wandb
+    deterministic: bool = False  # only kernels that give the same bits again; one that has none ends the run
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation"):

@@ -13,6 +13,7 @@ from data_module import (
     CAPTION_QUESTIONS,
     NAME_QUESTION,
     TrainingRows,
+    check_apart,
     drawn_affix,
     idk_answers,
     load_split,
@@ -23,8 +24,8 @@ from data_module import (
 from engine.encode import collate, collate_prompts
 from engine.pairs import EpochSampler, Pairs, PassCollator, answer_key
 from helpers import ROOT, SHARED, collated, example, pairs, png, task
-from settings.language import Affix, ChosenPeople, Columns, Data, People, Task
-from settings.script import SettingsError
+from settings.language import Affix, ChosenPeople, Columns, Data, Forget, People, Task
+from settings.script import SettingsError, compose
 from unlearn_losses import IGNORE
 
 FAMILIES = ["encoder", "qwen_encoder"]
@@ -591,3 +592,51 @@ def test_a_reworded_question_is_asked_and_people_are_still_known_by_the_plain_on
 def test_a_task_without_a_question_has_no_other_words_for_it():
     with pytest.raises(SettingsError, match="has no effect on a task that names no question"):
         Task(dataset="x", split="y", answer="name", ask="name", reworded="paraphrased_question")
+
+
+# ---- what is to be forgotten, and what is to be kept
+
+
+def rows_of(folder, split, rows, *, image=""):
+    """A split of questions, perhaps with pictures, as a training reads it."""
+    (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    columns = Columns(image=image, question="question", answer="answer")
+    about = {"holdout_split": "", "idk_questions": "", "idk_pictures": ""}
+    settings = Data(name="x", path=str(folder), text_path="", columns=columns, rows_per_person=1, **about)
+    return lambda: TrainingRows(settings, split, "both", seed=0)
+
+
+def asked(question, answer="a", **more):
+    return {"question": question, "answer": answer, **more}
+
+
+def test_rows_that_are_to_be_forgotten_and_kept_are_refused_and_counted(tmp_path):
+    forget = rows_of(tmp_path, "forget", [asked("x"), asked("both 1"), asked("both 2")])
+    retain = rows_of(tmp_path, "retain", [asked("both 2"), asked("y"), asked("both 1")])
+    line = error_of(lambda: check_apart(forget(), retain()))
+    assert "split=forget and retain_split=retain overlap: 2 of 3 rows" in line
+    assert "the first is row 1" in line
+
+
+def test_the_same_question_with_another_answer_is_no_overlap(tmp_path):
+    forget, retain = (rows_of(tmp_path, split, [asked("who?", split)]) for split in ("forget", "retain"))
+    check_apart(forget(), retain())
+
+
+def test_the_same_words_with_another_picture_are_no_overlap_and_with_a_copy_of_it_are(tmp_path):
+    for name, content in (("a", png("red")), ("copy_of_a", png("red")), ("b", png("blue"))):
+        (tmp_path / f"{name}.png").write_bytes(content["bytes"])
+    forget = rows_of(tmp_path, "forget", [asked("who?", image="a.png")], image="image")
+    other = rows_of(tmp_path, "other", [asked("who?", image="b.png")], image="image")
+    check_apart(forget(), other())
+    copied = rows_of(
+        tmp_path, "copied", [asked("who?", image="b.png"), asked("who?", image="copy_of_a.png")], image="image"
+    )
+    assert "1 of 1 rows" in error_of(lambda: check_apart(forget(), copied()))
+
+
+@pytest.mark.parametrize("track", ["mm", "nlp"])
+def test_the_worlds_splits_do_not_overlap(world, track):
+    settings = compose(f"{track}/forget", Forget, [f"data.path={world}/{'clear' if track == 'mm' else 'tofu'}"])
+    forget, retain = (TrainingRows(settings.data, name, "both", 0) for name in (settings.split, settings.retain_split))
+    check_apart(forget, retain)

@@ -330,6 +330,24 @@ def test_a_model_made_elsewhere_is_evaluated_with_each_seeds_base(tmp_path):
     assert "forget own_seed3" not in stages
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"forget_split": "forget25+toffee"},
+            r"forget retain_ft_seed0: split='forget25\+toffee' is not in .*did you mean",
+        ),
+        ({"base_split": "everybody"}, r"finetune base_seed0: split='everybody' is not in"),
+        ({"forget_split": "forget20", "forget_people": "forget20"}, "split='forget20_perturbed' is not in"),
+    ],
+)
+def test_a_split_that_is_not_there_is_told_before_anything_is_trained(changes, line, world_overrides, tmp_path, named):
+    settings = benchmark(world_overrides, tmp_path, runs={"retain_ft": []}, **changes)
+    with pytest.raises(SettingsError, match=line):
+        run_stages(settings.benchmark, tmp_path)
+    assert named == []
+
+
 @pytest.mark.parametrize("name", ["demo", "nlp_demo", "cv_demo"])
 def test_a_model_made_elsewhere_that_is_not_there_is_told_before_anything_runs(name, tmp_path, named):
     settings = compose("run_benchmark", RunBenchmark, [f"benchmark={name}"]).benchmark

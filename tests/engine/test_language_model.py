@@ -31,6 +31,7 @@ from engine.language_model import (
     end_at_layer,
     forward,
     freeze,
+    load,
     load_for_training,
     load_model,
     lora_targets,
@@ -458,3 +459,34 @@ def test_labels_outside_the_answer_are_ignored(encoder):
     labels = batch_of(encoder, *MIXED).labels
     assert (labels[2] != IGNORE).sum() == len(encoder.answer_tokens("No."))
     assert labels.dtype == torch.long
+
+
+@pytest.fixture
+def with_code(changed):
+    """A copy of the tiny model that comes with code of its own, which says so if it ever runs."""
+
+    def make(file, told):
+        folder = changed()
+        settings = json.loads((folder / file).read_text()) | told
+        (folder / file).write_text(json.dumps(settings))
+        for module in ("modeling_own", "configuration_own", "tokenization_own"):
+            (folder / f"{module}.py").write_text("raise SystemExit('the code of the model ran')")
+        return folder
+
+    return make
+
+
+def test_a_model_with_code_of_its_own_is_refused_in_those_words_and_the_code_does_not_run(with_code, capfd):
+    of_model = {"AutoConfig": "configuration_own.Own", "AutoModelForImageTextToText": "modeling_own.Own"}
+    folder = with_code("config.json", {"model_type": "own", "auto_map": of_model})
+    line = load_error(folder, capfd)
+    assert "comes with code of its own, which is not run" in line
+    assert "model.trust_remote_code=true" in line
+
+
+@pytest.mark.parametrize("auto_class", [AutoProcessor, AutoTokenizer])
+def test_a_tokenizer_with_code_of_its_own_is_refused_and_not_passed_over(auto_class, with_code):
+    own = {"auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}
+    folder = with_code("tokenizer_config.json", own)
+    with pytest.raises(SettingsError, match="its tokenizer comes with code of its own, which is not run"):
+        load(auto_class, str(folder), TINY)

@@ -320,3 +320,8 @@ def test_texts_that_speak_of_pictures_stay_texts(tmp_path):
         [{"question": "Which file?", "answer": "ann.png"}, {"question": "Who?", "answer": "Ann"}],
     )
     assert answers(tmp_path, "full") == ["ann.png", "Ann"]
+
+
+def test_a_folder_with_code_of_its_own_is_refused_in_those_words_and_the_code_does_not_run(tmp_path):
+    (tmp_path / f"{tmp_path.name}.py").write_text("raise SystemExit('the code of the dataset ran')")
+    assert "comes with code of its own, which is never run" in error_of(split_names, str(tmp_path))

@@ -22,7 +22,7 @@ from engine.frozen_start import Start, forward_passes
 from engine.language_model import end_at_layer, forward, freeze, l1_norm, load_for_training, save
 from engine.loss_trainer import LossTrainer, largest
 from engine.methods import bind
-from engine.train import train
+from engine.train import deterministic_kernels, train
 from helpers import (
     BASE,
     NPO,
@@ -76,6 +76,24 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(data, encode
         run(data, encoder, tmp_path / name, settings, seed=seed)
     one, two, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other"))
     assert one == two != other
+
+
+def test_deterministic_kernels_change_nothing_else_and_are_given_back(data, encoder, tmp_path):
+    plain, _ = run(data, encoder, tmp_path / "plain")
+    again, _ = run(data, encoder, tmp_path / "again", replace(TRAINER, deterministic=True))
+    assert largest_difference(plain, again) == 0
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_an_operation_without_a_deterministic_kernel_ends_the_run_in_one_line():
+    with pytest.raises(SettingsError, match=r"trainer\.deterministic=true: put_"), deterministic_kernels(True):
+        torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
+    torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))  # where nobody asked for it
+
+
+def test_another_error_under_deterministic_kernels_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="size of tensor"), deterministic_kernels(True):
+        torch.zeros(3) + torch.zeros(4)
 
 
 def test_npo_starts_at_the_reference(data, encoder, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from cv.pictures import read_pictures
 from data_module import Example, open_image
 from engine.measures import MEASURES
 from engine.record import write_json, write_text_whole
-from engine.result_table import Figure, ModelResult, column_name, short_columns
+from engine.result_table import Figure, ModelResult, column_name, short_columns, wide_csv
 from helpers import BASE, ROOT
 from report import cards
 from report.__main__ import write_report
@@ -218,6 +218,25 @@ def test_a_failed_run_says_why_in_the_table_and_on_the_page(folder):
     assert rows["broken"]["Failed"] == "yes"
     assert rows["broken"]["Failed why"] == "the loss is nan & more"
     assert "the loss is nan &amp; more" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx"])
+def test_a_text_that_a_spreadsheet_would_run_has_an_apostrophe_before_it(text):
+    result = ModelResult(text, 0, {("distance_people", ""): Figure(-0.5, why=text)})
+    row = next(csv.DictReader(io.StringIO(wide_csv([result]), newline="")))
+    assert row["Method"] == row["Distance (people) why"] == f"'{text}"
+    assert float(row["Distance (people)"]) == -0.5
+
+
+def test_a_return_in_a_text_ends_no_line_of_the_table():
+    rows = list(csv.DictReader(io.StringIO(wide_csv([ModelResult("a\rb", 0, {})]), newline="")))
+    assert [row["Method"] for row in rows] == ["a b"]
+
+
+def test_what_stands_in_brackets_is_no_markup_on_the_terminal():
+    stream = io.StringIO()
+    print_table([ModelResult("[red]npo[/red]", 0, {})], [], Console(file=stream, width=80))
+    assert "[red]npo[/red]" in stream.getvalue()
 
 
 def test_latex_and_markdown_signs_are_escaped():

@@ -251,6 +251,29 @@ def test_a_benchmark_that_cannot_run_is_refused_before_its_first_stage(own, line
         compose("run_benchmark", RunBenchmark, own)
 
 
+@pytest.mark.parametrize(
+    ("script", "own"),
+    [
+        ("nlp/finetune", "seed"),
+        ("mm/forget", "seed"),
+        ("mm/eval", "seed"),
+        ("nlp/eval", "affix_seed"),
+        ("cv/pretrain", "seed"),
+        ("cv/attack", "seed"),
+    ],
+)
+def test_a_seed_that_a_library_does_not_take_is_refused_in_every_script(script, own):
+    for seed, line in ((2**32, "must be below 2^32"), (-1, "must be at least 0")):
+        with pytest.raises(SettingsError, match=re.escape(f"{own}={seed} {line}")):
+            compose(script, SCRIPTS[script], [f"{own}={seed}"])
+    compose(script, SCRIPTS[script], [f"{own}={2**32 - 1}"])
+
+
+def test_the_seeds_of_a_benchmarks_golds_are_seeds_too():
+    with pytest.raises(SettingsError, match=r"benchmark\.seeds=4294967300 must be below 2\^32"):
+        compose("run_benchmark", RunBenchmark, ["benchmark.seeds=[4294966300]"])
+
+
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_setting_that_is_no_finite_number_is_refused(value):
     with pytest.raises(SettingsError, match=rf"trainer\.lr={value} must be a finite number"):
