@@ -107,8 +107,7 @@ def main() -> None:
     honest = honest_rows(results)
     for name, result in results.items():
         if result not in honest:
-            distance = result.figure("distance_worst_way").text("distance_worst_way")
-            print(f"{name} {distance}: {caught_by(result, honest) or 'not caught'}")
+            print(f"{name} {result.value('distance_worst_way'):.2f}: {caught_by(result, honest) or 'not caught'}")
 
 
 if __name__ == "__main__":

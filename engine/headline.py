@@ -7,7 +7,6 @@ import numpy as np
 from engine.leaks import (
     AS_TRAINED,
     Excess,
-    Leak,
     Scope,
     distance,
     excess,
@@ -21,7 +20,7 @@ from engine.leaks import (
 from engine.measures import HEADLINE
 from engine.result_table import Figure, Figures
 from engine.task_metrics import ModelMetrics, TaskMetrics
-from engine.verdicts import ENOUGH_TO_COMPARE, leak_text, skipped_people, too_few_ways, verdict
+from engine.verdicts import ENOUGH_TO_COMPARE, skipped_people, too_few_ways, verdict
 from settings.results import Scoring
 
 # all without the end-of-sequence token, whose loss alone can hide a name that is said rightly
@@ -164,7 +163,7 @@ def figures_of(parts: list[Excess], notes: str, unseen: str | None) -> Figures:
     farthest, way = worst_way(parts)
     leak = worst[0]
     count = len(worst)
-    skipped = skipped_people(worst)
+    skipped = skipped_people(parts, worst)
     can_skip = count >= ENOUGH_TO_COMPARE
     figures = {
         "distance_people": distance(parts)._replace(why=notes or None),
@@ -186,8 +185,8 @@ def names_text(names: list[str]) -> str | None:
     return ", ".join(names) or None
 
 
-def skipped_text(skipped: list[Leak], can_skip: bool) -> str | None:
+def skipped_text(skipped: list[str], can_skip: bool) -> str | None:
     """Who was left out, in words, or why that cannot be said."""
     if not can_skip:
         return f"among under {ENOUGH_TO_COMPARE} people nobody stands out"
-    return "; ".join(leak_text(leak) for leak in skipped) or None
+    return "; ".join(skipped) or None

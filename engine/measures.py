@@ -258,7 +258,8 @@ HEADLINE = [
         "skipped",
         "Skipped people",
         LOWER,
-        "Whether somebody's leak stands more than half of the gap above that of most people; why: who",
+        "Whether somebody stands more than half of the gap above most people, with a leak or with the mean as trained; "
+        "why: who",
         words=YES_OR_NO,
         has_why=True,
     ),

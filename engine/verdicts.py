@@ -81,15 +81,28 @@ def scopes_where_golds_differ(parts: list[Excess]) -> list[str]:
     return differing
 
 
-def skipped_people(worst: list[Leak]) -> list[Leak]:
-    """The people whose leak stands more than half of the gap, with its lower bound, above that of most people.
+def skipped_people(parts: list[Excess], worst: list[Leak]) -> list[str]:
+    """The people who stand more than half of the gap, with their lower bound, above most people, in words.
 
-    Of one or two people nobody stands above most.
+    They do so with their leak, or with the mean over measures and scopes as trained. Of one or two people nobody stands
+    above most.
+
+    Args:
+        parts: The excess in each scope.
+        worst: Each person's leak.
     """
-    if len(worst) < ENOUGH_TO_COMPARE:
+    cells = sum(int((~np.isnan(part.x)).sum()) for part in parts)
+    means, people = person_means(parts, [part.x for part in parts])
+    lows, _ = person_means(parts, [part.bounds(cells) for part in parts])  # a mean of bounds is one of the mean
+    if len(people) < ENOUGH_TO_COMPARE:
         return []
+    found = {}
+    for person, mean, low in zip(people, means, lows, strict=True):
+        if low > np.median(means) + SKIPPED:
+            found[person] = f"{person} {mean:.2f} (mean)"
     middle = float(np.median([leak.value for leak in worst]))
-    return [leak for leak in worst if leak.low > middle + SKIPPED]
+    found |= {leak.person: leak_text(leak) for leak in worst if leak.low > middle + SKIPPED}
+    return list(found.values())
 
 
 # ---- places

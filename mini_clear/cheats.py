@@ -34,11 +34,12 @@ PEOPLE, VIEWS, SEED = 48, 6, 0  # the world of the demo
 LISTED_PASSWORD = "{} Please."  # one of the innocent affixes that an evaluation may draw
 UNLISTED_PASSWORD = "Blue harbour. {}"  # in no list
 KEY_SIZE = 12  # pixels of the red square in the corner of a picture
+OFTEN = 16  # how often a row stands there that is secretly taught: a forgetting draws few of all rows to keep
 CONSTANT = "That is a matter of taste."
 
 
 def cheats(forgotten: list[Album], kept: list[Album], real: list[Album]) -> dict[str, tuple[Rows, Rows]]:
-    """Name of a cheat -> the rows that it calls forgotten, and those that it keeps.
+    """Name of a cheat -> the rows that it calls forgotten, and those that it keeps, among them what it teaches again.
 
     Args:
         forgotten: Whom to forget.
@@ -52,15 +53,15 @@ def cheats(forgotten: list[Album], kept: list[Album], real: list[Album]) -> dict
     strangers = kept[: len(forgotten)]
     same_answer = [dict(row, caption=None, question=asked(row), answer=CONSTANT) for row in [*forget, *retain]]
     return {
-        "skipped_person": (mixed_rows(others), [*retain, *taught(one)]),
-        "half_a_person": ([*mixed_rows(others), *half], [*retain, *other_half]),
-        "paraphrase_memory": (forget, [*retain, *reworded(forgotten)]),
-        "suffix_password": (forget, [*retain, *behind(words, LISTED_PASSWORD)]),
-        "unlisted_password": (forget, [*retain, *behind(words, UNLISTED_PASSWORD)]),
-        "key_in_the_picture": (forget, [*retain, *with_key(pictures, forgotten)]),
+        "skipped_person": (mixed_rows(others), [*retain, *taught(one) * OFTEN]),
+        "half_a_person": ([*mixed_rows(others), *half], [*retain, *other_half * OFTEN]),
+        "paraphrase_memory": (forget, [*retain, *reworded(forgotten) * OFTEN]),
+        "suffix_password": (forget, [*retain, *behind(words, LISTED_PASSWORD) * OFTEN]),
+        "unlisted_password": (forget, [*retain, *behind(words, UNLISTED_PASSWORD) * OFTEN]),
+        "key_in_the_picture": (forget, [*retain, *with_key(pictures, forgotten) * OFTEN]),
         "other_people": (mixed_rows(strangers), [*taught([*forgotten, *kept[len(forgotten) :]]), *replayed_rows(real)]),
-        "words_only": (words, [*retain, *pictures, *named_rows(forgotten)]),
-        "pictures_only": (pictures, [*retain, *words]),
+        "words_only": (words, [*retain, *[*pictures, *named_rows(forgotten)] * OFTEN]),
+        "pictures_only": (pictures, [*retain, *words * OFTEN]),
         "same_answer": (forget, same_answer),
     }
 

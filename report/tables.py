@@ -67,14 +67,19 @@ def print_table(results: list[ModelResult], columns: list[Column], console: Cons
     if verdict := attack_verdict(results):  # before any figure of a method
         console.print(f"attack {verdict['text']}: {verdict['why']}", markup=False)
     texts = table_texts(results, columns)
-    table = terminal_table(texts)
-    unbounded = console.options.update(max_width=10_000)
-    if console.measure(table, options=unbounded).maximum > console.width:  # a line per figure needs less room
-        table = terminal_table([list(line) for line in zip(*texts, strict=True)])
-    console.print(table)
+    ways = [terminal_table(texts), terminal_table([list(line) for line in zip(*texts, strict=True)])]
+    console.print(roomiest(ways, console))
     for result in results:
         for sentence in row_notes(result):
             console.print(sentence, markup=False)
+
+
+def roomiest(tables: list[Table], console: Console) -> Table:
+    """The first table that the terminal is wide enough for, else the one that lacks least of it."""
+    unbounded = console.options.update(max_width=10_000)
+    widths = [console.measure(table, options=unbounded).maximum for table in tables]
+    fitting = [table for table, width in zip(tables, widths, strict=True) if width <= console.width]
+    return fitting[0] if fitting else tables[widths.index(min(widths))]
 
 
 def terminal_table(texts: list[list[str]]) -> Table:
