@@ -22,8 +22,8 @@ from report.ranking import ANCHORS, judged, why_unranked
 from report.rows import benchmark_results
 from settings.script import ROOT, choices
 
-NOISE = {"noise": 0.25, "more_noise": 0.5}  # of each tensor's own standard deviation
-NAMES = "mini_clear/clear", "forget25"
+FORGOTTEN = str(ROOT / "data" / "mini_clear" / "clear"), "forget25"  # dataset and split
+NOISE = {"noise": 0.6, "more_noise": 0.9}  # of each tensor's own standard deviation
 
 
 def make_models(base: Path, out: Path) -> None:
@@ -40,7 +40,7 @@ def make_models(base: Path, out: Path) -> None:
     hidden = out / "refusing_template"
     copy_model(base, hidden)
     template = hidden / "chat_template.jinja"
-    names = sorted(set(load_split(str(ROOT / "data" / "mini_clear" / "clear"), "forget25")["name"]))
+    names = sorted(set(load_split(*FORGOTTEN)["name"]))
     text = template.read_text(encoding="utf-8")
     template.write_text(refusing(text, names), encoding="utf-8")
 
@@ -96,14 +96,24 @@ def caught_by(result: ModelResult, honest: list[ModelResult]) -> str | None:
     return None
 
 
-def main() -> None:
-    folder = ROOT / "results" / "cheats"
+def run() -> dict[str, ModelResult]:
+    """The figures of every row of benchmark=cheats but base, gold and the start; what was run before is not run again.
+
+    Models of the demo that were made by the same code are taken from its results.
+    """
+    folder, demo = ROOT / "results" / "cheats", ROOT / "results" / "demo"
+    if demo.is_dir() and not folder.exists():
+        shutil.copytree(demo, folder)
     command = [sys.executable, "run_benchmark.py", "benchmark=cheats"]
     subprocess.run([*command, "~benchmark.models"], cwd=ROOT, check=True)  # base, from which the models are made
     make_models(folder / "models" / "base_seed0", folder / "made")
     subprocess.run(command, cwd=ROOT, check=True)
-    plan = read_plan(folder)
-    results = {result.method: result for result in benchmark_results(folder, plan) if result.method not in ANCHORS}
+    results = benchmark_results(folder, read_plan(folder))
+    return {result.method: result for result in results if result.method not in ANCHORS}
+
+
+def main() -> None:
+    results = run()
     honest = honest_rows(results)
     for name, result in results.items():
         if result not in honest:

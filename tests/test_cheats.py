@@ -1,0 +1,47 @@
+"""Models that only look as if they had forgotten, and the rule that catches each. All are built and evaluated for real.
+
+Slow: a quarter of an hour on one core, less where `make demo` was run before.
+"""
+
+import importlib.util
+
+import pytest
+
+from helpers import ROOT
+from report.ranking import why_unranked
+
+pytestmark = pytest.mark.slow
+
+# cheat -> how the rule that catches it begins
+CAUGHT = {}
+HONEST = ("retain_ft", "grad_diff", "idk", "npo")
+
+
+@pytest.fixture(scope="module")
+def cheats():
+    spec = importlib.util.spec_from_file_location("cheats", ROOT / "bench" / "cheats.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def results(cheats):
+    return cheats.run()
+
+
+def test_there_are_at_least_ten_cheats(cheats, results):
+    assert len(results) - len(cheats.honest_rows(results)) >= 10
+    assert CAUGHT.keys() <= results.keys()
+
+
+@pytest.mark.parametrize("name", CAUGHT)
+def test_a_cheat_is_caught_by_its_rule(name, cheats, results):
+    rule = cheats.caught_by(results[name], cheats.honest_rows(results))
+    assert rule is not None
+    assert rule.startswith(CAUGHT[name])
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_method_is_not_taken_for_a_cheat(name, results):
+    assert why_unranked(results[name]) is None
