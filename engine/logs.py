@@ -26,6 +26,7 @@ RECORDED = {
     "data": dict | str,
     "reading": dict,
 }
+MODALITIES = ("both", "text", "visual")  # what a model was made to forget
 A_LOSS = "a loss, a number of 0 or more"
 REQUIRED = ("avg_gt_loss", "rougeL_recall", "generated_text")
 
@@ -106,8 +107,21 @@ def read_record(name: str, file: Path) -> dict[str, Any]:
         raise SettingsError(f"{name}: {str(file)!r} is no record of a run: it must map names to values")
     for field, kind in RECORDED.items():
         value = record.get(field)
-        if value is not None and not isinstance(value, kind):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
             raise SettingsError(f"{name}: {str(file)!r} is no record of a run: its {field} is {json.dumps(value)[:60]}")
+    modality = recorded(record, "settings", "modality")
+    if modality not in (None, *MODALITIES):
+        raise SettingsError(
+            f"{name}: {str(file)!r} is no record of a run: its settings.modality is {json.dumps(modality)[:60]}, not "
+            f"one of {', '.join(MODALITIES)}"
+        )
+    return record
+
+
+def recorded(record: Any, *names: str) -> Any:
+    """What a record says under a name, and a name below it; None where it says nothing, or is of another shape."""
+    for name in names:
+        record = record.get(name) if isinstance(record, dict) else None
     return record
 
 
@@ -351,18 +365,18 @@ def check_same_source(a: EvalLog, b: EvalLog) -> None:
     Raises:
         SettingsError: both record one of these, and it differs.
     """
-    seeds = [log.meta.get("settings", {}).get("seed") for log in (a, b)]
+    seeds = [recorded(log.meta, "settings", "seed") for log in (a, b)]
     if None not in seeds and seeds[0] != seeds[1]:
         raise SettingsError(
             f"{a.name} and {b.name} were evaluated with seeds {seeds[0]} and {seeds[1]}: "
             "their rows have different questions"
         )
     for name in ("max_new_tokens", "limit", "fold", "affix_seed"):
-        values = [log.meta.get("settings", {}).get(name) for log in (a, b)]
+        values = [recorded(log.meta, "settings", name) for log in (a, b)]
         if None not in values and values[0] != values[1]:
             raise SettingsError(f"{a.name} and {b.name} were evaluated with {name} {values[0]} and {values[1]}")
     for task in a.tasks:
-        prints = [log.meta.get("data", {}).get(task, {}).get("fingerprint") for log in (a, b)]
+        prints = [recorded(log.meta, "data", task, "fingerprint") for log in (a, b)]
         if None not in prints and prints[0] != prints[1]:
             raise SettingsError(
                 f"{a.name} and {b.name} were evaluated on different data for task {task!r}: "

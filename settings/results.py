@@ -58,6 +58,8 @@ class Aggregate:
     scoring: dict[str, Scoring] = MISSING  # by task name
 
     def __post_init__(self) -> None:
+        if not self.method_name.strip():
+            raise SettingsError(f"method_name={self.method_name!r} must name the method: it is the name of the row")
         one_of("truth_ratio", self.truth_ratio, ("geometric", "arithmetic"))
         one_of("show", self.show, ("headline", "all"))
         forget = [task for task, each in self.scoring.items() if each.group == "forget"]

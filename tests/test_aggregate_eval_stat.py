@@ -715,6 +715,9 @@ def test_a_loss_of_zero_that_rounding_made_negative_is_zero_and_no_probability_i
         ('{"seed": "three"}', 'its seed is "three"'),
         ('{"seconds": [1]}', r"its seconds is \[1\]"),
         ('{"settings": "npo"}', 'its settings is "npo"'),
+        ('{"seed": true}', "its seed is true"),
+        ('{"settings": {"modality": "pictures"}}', 'its settings.modality is "pictures", not one of both, text, visual'),
+        ('{"settings": {"modality": 5}}', "its settings.modality is 5"),
     ],
 )
 def test_a_record_beside_a_log_that_is_none_is_refused_in_one_line(text, line, result, tmp_path):
@@ -734,7 +737,14 @@ def test_logs_made_from_other_data_or_other_questions_are_refused(result, tmp_pa
         result(BASE, GOLD, BASE)
 
 
+def test_a_record_that_says_something_else_of_its_data_says_nothing_of_it(result, tmp_path):
+    write_records(tmp_path / "ckpt", eval_seed=0)
+    (tmp_path / "ckpt" / "eval_results" / "eval_meta.json").write_text('{"data": {"eval_log": 5}, "settings": {}}')
+    assert result(BASE, GOLD, BASE)["Hook"] == "no"
+
+
 BAD_SETTINGS = {
+    "method_name=''": "method_name='' must name the method",
     "retain_result=nowhere.json": "retain_result='nowhere.json': no such file",
     "ckpt_result=tests": "ckpt_result='tests': no such file",
     "base_result=nowhere.json": "base_result='nowhere.json': no such file; base_result=null leaves out",
