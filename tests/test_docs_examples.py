@@ -163,6 +163,23 @@ def test_a_section_of_a_page_does_what_it_says_as_a_user_types_it(page, title, w
     play(sections(page)[title], run_as_typed, capfd)
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link may name of a page, as GitHub makes it of the headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "cv/README.md", *PAGES])
+def test_a_link_to_one_of_the_pages_leads_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(((?:[\w./-]*your_(?:data|model)\.md)?)(?:#([\w-]+))?\)", text)
+    assert links
+    for name, anchor in links:
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.is_file()
+        assert not anchor or anchor in anchors(target)
+
+
 # ---- a model that is refused
 
 MINE = Path("models/mine")
