@@ -164,15 +164,14 @@ class ChatEncoder(ABC):
         return Encoded(prompt, self.encode_answer(example, prompt["input_ids"].shape[1]))
 
     def check_begin(self, example: Example, ids: Tensor) -> None:
-        """Raise SettingsError where template and tokenizer both write the begin token: another prompt than in
+        """Raise SettingsError where the begin token is written twice, by template and tokenizer: another prompt than in
         training.
         """
         begin = self.tokenizer.bos_token_id
         if begin is not None and len(ids) > 1 and ids[:2].tolist() == [begin, begin]:
             raise SettingsError(
-                f"split {example.split}, row {example.index}: the prompt begins with "
-                f"{self.tokenizer.bos_token!r} twice, "
-                "once by the chat template and once by the tokenizer"
+                f"split {example.split}, row {example.index}: the prompt begins with {self.tokenizer.bos_token!r} "
+                "twice; chat template and tokenizer together must write it once"
             )
 
     def encode_answer(self, example: Example, prompt_length: int) -> list[int]:

@@ -204,6 +204,8 @@ def read_tasks(settings: EvalLimits, seed: int, fold: str) -> dict[str, list[Tas
 
 def why_left_out(task: Task) -> str | None:
     """What the data lacks for an optional task; None: nothing."""
+    if not task.answer:
+        return "data.columns names no column of its answers"
     if task.split not in split_names(task.dataset):
         return f"{task.dataset} has no split {task.split!r}"
     columns = load_split(task.dataset, task.split).column_names

@@ -1,6 +1,7 @@
 """Language models, those that see too: load, freeze, LoRA, forward, save."""
 
 import contextlib
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial, reduce
@@ -102,6 +103,7 @@ def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> Langu
         raise SettingsError(f"model_path={path!r} is an adapter and no whole model; merge it into its base model first")
     check_whole(path, loaded)
     check_numbers(path, model)
+    check_forward(path, model)
     return model
 
 
@@ -128,6 +130,15 @@ def check_numbers(path: str, model: nn.Module) -> None:
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise SettingsError(f"model_path={path!r}: tensor {name!r} holds NaN or infinity; the model is broken")
+
+
+def check_forward(path: str, model: nn.Module) -> None:
+    """Raise SettingsError for a kind of model that cannot be asked for its logits at the answer's positions alone."""
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise SettingsError(
+            f"model_path={path!r}: {type(model).__name__} takes no logits_to_keep, by which answers are scored; this "
+            "kind of model is not supported"
+        )
 
 
 def positions_of(path: str, settings: Model, tokenizer: Any) -> int:

@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from io import BytesIO
@@ -74,6 +75,16 @@ def start(script, overrides, monkeypatch):
     except SystemExit as stop:
         return stop.code
     return 0
+
+
+def fresh_copy(folder):
+    """The repository's files in `folder`, as a clone of them would be; what git ignores is not among them."""
+    listed = ["git", "ls-files", "-co", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    for file in filter(None, files):
+        if (ROOT / file).is_file():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, folder / file)
 
 
 def same_tensors(one, two):

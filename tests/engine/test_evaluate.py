@@ -593,6 +593,17 @@ def test_an_optional_task_is_left_out_and_said_where_the_data_lacks_its_split(wo
     assert "no column 'no_such_column'" in said
 
 
+def test_optional_tasks_about_names_are_left_out_and_said_where_the_data_has_no_names(world_overrides, capsys):
+    needed = ["~tasks.eval_retain_facerec", "~tasks.eval_forget_facerec"]
+    overrides = [*world_overrides, *needed, "data.columns.person=''", "model_path=a/b", "forget=forget10"]
+    tasks = eval_engine.read_tasks(compose("mm/eval", Eval, overrides), 0, "all")
+    assert not any("facerec" in name for name in tasks)
+    said = capsys.readouterr().out.splitlines()
+    ending = " is left out: data.columns names no column of its answers"
+    without = [line.removesuffix(ending) for line in said if line.endswith(ending)]
+    assert without == [f"eval_forget_facerec_{way}" for way in ("unseen", "prefix", "suffix")]
+
+
 def test_figures_without_the_end_leave_the_last_token_out(log_folder):
     from pyarrow import parquet
 

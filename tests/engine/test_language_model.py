@@ -21,6 +21,8 @@ from transformers import (
     MixtralForCausalLM,
     PhiConfig,
     PhiForCausalLM,
+    TrOCRConfig,
+    TrOCRForCausalLM,
 )
 
 from engine.encode import collate
@@ -447,6 +449,13 @@ def test_a_tokenizer_that_knows_more_tokens_than_the_model_is_refused_before_wei
 
 def test_a_model_may_have_more_rows_than_its_tokenizer_has_tokens(changed):
     assert open_encoder(str(changed(vocab_size=100_000)), TINY)
+
+
+def test_a_kind_of_model_that_cannot_be_asked_for_the_answers_logits_alone_is_refused(tmp_path):
+    small = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16}
+    TrOCRForCausalLM(TrOCRConfig(vocab_size=32, **small)).save_pretrained(tmp_path)
+    with pytest.raises(SettingsError, match="TrOCRForCausalLM takes no logits_to_keep, by which answers are scored"):
+        load_model(AutoModelForCausalLM, str(tmp_path), replace(TINY, attention="eager"), "float32")
 
 
 @pytest.mark.parametrize("path", ["models/none", "/no/where", "a/b/c", "models/mm/x/y/z"])

@@ -5,7 +5,6 @@ mistake.
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from omegaconf import OmegaConf
 import mm.eval
 import mm.finetune
 import mm.forget
-from helpers import ACCELERATE, BASE, ENVIRONMENT, QUICK, ROOT, same_tensors, start
+from helpers import ACCELERATE, BASE, ENVIRONMENT, QUICK, ROOT, fresh_copy, same_tensors, start
 
 
 @pytest.fixture(scope="module")
@@ -267,13 +266,7 @@ def test_the_readmes_commands_run_in_their_order_in_a_fresh_copy(tmp_path):
     where a user would set it.
     """
     copy = tmp_path / "copy"
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.split("\n")
-    for file in filter(None, files):
-        if (ROOT / file).is_file():
-            (copy / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / file, copy / file)
+    fresh_copy(copy)
     trainers = list(copy.glob("config/trainer/*/tiny-*.yaml"))
     assert len(trainers) == 4
     for file in trainers:
