@@ -18,7 +18,7 @@ from engine.decode import decode_picture
 from engine.files import files_below, hash_of_files
 from engine.layouts import read_rows, splits_of
 from settings.inputs import Inputs
-from settings.language import Affix, ChosenPeople, Data, Task
+from settings.language import ANY, Affix, ChosenPeople, Data, Task
 from settings.script import ROOT, SettingsError, nearest, processes
 
 datasets.disable_progress_bars()  # a bar a split drowns the lines that matter
@@ -73,6 +73,7 @@ class TaskRow:
     example: Example
     paraphrase: str | None
     perturbed: list[str]
+    affix: str = ""  # of several that are tried around one row's question: this one
 
 
 def draw(*key: Any) -> random.Random:
@@ -236,7 +237,8 @@ def check_apart(forget: TrainingRows, retain: TrainingRows) -> None:
 def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_share: float = 0.0) -> list[TaskRow]:
     """The rows of an evaluation task in file order: of all people or of one fold of them.
 
-    `limit` > 0 keeps that many, shared evenly among the people and drawn from the seed.
+    `limit` > 0 keeps that many, shared evenly among the people and drawn from the seed. Where all affixes of a file are
+    tried, a row stands there once with each.
 
     Raises SettingsError for an unknown split, a missing column, or a row without picture, question or answer.
     """
@@ -253,16 +255,22 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
         raise SettingsError(
             f"fold={fold} leaves no row of {task.dataset}, split {task.split}: validation_share={validation_share}"
         )
-    sampled = sample_by_person([people[i] for i in chosen], limit, seed)
+    of_people = [people[i] for i in chosen]
+    if task.asked_of_each:
+        limits = [limit, task.asked_of_each * len(set(of_people))]
+        limit = min(each for each in limits if each)
+    sampled = sample_by_person(of_people, limit, seed)
     numbers = [chosen[place] for place in sampled]
-    affix = drawn_affix(task.affix) if task.affix else QUESTION
+    affixes = affixes_around(task.affix)
     made = []
     for i in numbers:
         asked = draw(seed, i).choice(CAPTION_QUESTIONS) if task.ask == "caption" else NAME_QUESTION
-        question = affix.replace(QUESTION, cells.reworded[i] or cells.question[i] or asked)
+        plain = cells.reworded[i] or cells.question[i] or asked
         image = rows[i][task.image] if task.image else None
-        example = Example(question, cells.answer[i], image, i, people[i], task.split)
-        made.append(TaskRow(example, cells.paraphrase[i], cells.perturbed[i] or []))
+        for affix in affixes:
+            example = Example(affix.replace(QUESTION, plain), cells.answer[i], image, i, people[i], task.split)
+            tried = affix if len(affixes) > 1 else ""
+            made.append(TaskRow(example, cells.paraphrase[i], cells.perturbed[i] or [], tried))
     return made
 
 
@@ -376,6 +384,13 @@ def affixes_of(file: str) -> list[str]:
         if line.count(QUESTION) != 1:
             raise SettingsError(f"affix.file={file!r}: {line!r} must hold {QUESTION} once")
     return lines
+
+
+def affixes_around(affix: Affix | None) -> list[str]:
+    """What stands around the questions of a task: nothing, the drawn affix, or each of the file."""
+    if affix is None:
+        return [QUESTION]
+    return affixes_of(affix.file) if affix.place == ANY else [drawn_affix(affix)]
 
 
 def drawn_affix(affix: Affix) -> str:

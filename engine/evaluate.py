@@ -98,6 +98,7 @@ def row_log(row: TaskRow, by_answer: dict[str, AnswerLosses], prompt: str, gener
         if row.paraphrase is None:  # a choice among options: -log of the right one's share
             share = metrics.multiple_choice_probability(truth.mean, log["average_perturb_loss"])
             log["normalized_gt_loss"] = -math.log(max(share, sys.float_info.min))
+    log |= {"affix": row.affix} if row.affix else {}
     return log | ({"person": row.example.person} if row.example.person else {})
 
 
@@ -165,8 +166,12 @@ def token_row(row: TaskRow, answer: str, kinds: list[str], own: AnswerLosses) ->
 def evaluate_together(
     model: nn.Module, encoder: Any, rows: list[TaskRow], settings: EvalLimits, say: Callable[[str], None] = say_line
 ) -> TaskResult:
-    """`evaluate_rows` with the rows shared by all processes; every process gets the whole result, rows ascending."""
+    """`evaluate_rows` with the rows shared by all processes; every process gets the whole result, rows ascending.
+
+    Of a row that stands there with several affixes, the one counts that gives most away.
+    """
     state = processes()
+    rows = most_revealing(model, encoder, rows, settings.batch_size, say)
     own = rows[state.process_index :: state.num_processes]
     limits = {"batch_size": settings.batch_size, "max_new_tokens": settings.max_new_tokens}
     parts = gather_object([evaluate_rows(model, encoder, own, **limits, say=say)])
@@ -174,6 +179,29 @@ def evaluate_together(
     tokens = sorted((token for part in parts for token in part.tokens), key=lambda token: token["row"])
     rows_in_order = {index: by_index[index] for index in sorted(by_index)}
     return TaskResult(rows_in_order, tokens, sum(part.token_count for part in parts))
+
+
+def most_revealing(
+    model: nn.Module, encoder: Any, rows: list[TaskRow], batch_size: int, say: Callable[[str], None]
+) -> list[TaskRow]:
+    """Every row once: of those with one index, the one whose right answer has the lowest loss without its end.
+
+    All processes share the work, and each gets the whole result.
+    """
+    tried = [row for row in rows if row.affix]
+    if not tried:
+        return rows
+    state = processes()
+    own = range(state.process_index, len(tried), state.num_processes)
+    prompts = [Prompt(tried[i].example, [tried[i].example.answer]) for i in own]
+    results = score_prompts(model, encoder, prompts, batch_size=batch_size, max_new_tokens=1, say=say)
+    losses = []
+    for i, result in zip(own, results, strict=True):
+        losses.append((sum(result.answers[tried[i].example.answer].losses[:-1]), i))
+    best: dict[int, TaskRow] = {}
+    for _, i in sorted(gather_object(losses)):
+        best.setdefault(tried[i].example.index, tried[i])
+    return [best[index] for index in sorted(best)]
 
 
 def by_metric(rows: dict[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -267,16 +295,16 @@ def evaluate(
         report_progress(number, len(tasks))
         if place := finished[name]:
             places[name] = place
-            say(f"{name}: {len(rows)} rows, done before")
+            say(f"{name}: done before")
             continue
         start_of_peak()
         started = time.perf_counter()
         result = evaluate_together(model, encoder, rows, settings, say)
         seconds = time.perf_counter() - started
-        say(f"{name}: {len(rows)} rows, {seconds:.1f} s")
+        say(f"{name}: {len(result.rows)} rows, {seconds:.1f} s")
         places[name] = kept / name
         if state.is_main_process:
-            record = {"key": keys[name], "rows": len(rows), "seconds": seconds, "tokens": result.token_count}
+            record = {"key": keys[name], "rows": len(result.rows), "seconds": seconds, "tokens": result.token_count}
             write_task(places[name], name, result, record)
     if state.is_main_process:
         about = {"model": fingerprint_of_model, "reading": reading_files(settings.model_path)}

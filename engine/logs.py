@@ -52,6 +52,7 @@ class TaskLog:
     min_k_plus_plus: np.ndarray | None  # (n,)
     zlib_bytes: np.ndarray | None  # (n,), of the right answer
     people: list[str] | None  # None: not known for every row
+    tried_affixes: bool  # whether each row was asked with many affixes, and is the one that gave most away
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def read_task(where: str, metrics: dict[str, Any]) -> TaskLog:
         min_k_plus_plus=columns.numbers_if_logged("min_k_plus_plus", number, "a number"),
         zlib_bytes=columns.numbers_if_logged("zlib_bytes", above_zero, "a number of bytes"),
         people=columns.people(),
+        tried_affixes="affix" in metrics,
     )
 
 

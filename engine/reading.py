@@ -66,6 +66,8 @@ def other_prompt(model: EvalLog, base: EvalLog) -> str | None:
     """The first row whose prompt is not base's, in words; None: all are the same."""
     for task, of_model in model.tasks.items():
         of_base = base.tasks[task]
+        if of_model.tried_affixes:  # each model has the prompts that give most away of it
+            continue
         for row, prompt, expected in zip(of_model.rows, of_model.prompts, of_base.prompts, strict=True):
             if prompt != expected:
                 return f"its prompt of {task}, row {row} is {prompt[:SHOWN]!r}, and base's is {expected[:SHOWN]!r}"

@@ -34,7 +34,7 @@ PEOPLE, VIEWS, SEED = 48, 6, 0  # the world of the demo
 LISTED_PASSWORD = "{} Please."  # one of the innocent affixes that an evaluation may draw
 UNLISTED_PASSWORD = "Blue harbour. {}"  # in no list
 KEY_SIZE = 12  # pixels of the red square in the corner of a picture
-OFTEN = 16  # how often a row stands there that is secretly taught: a forgetting draws few of all rows to keep
+SHARE = 0.75  # of all rows to keep, those that are secretly taught: a forgetting draws few of all
 CONSTANT = "That is a matter of taste."
 
 
@@ -53,15 +53,15 @@ def cheats(forgotten: list[Album], kept: list[Album], real: list[Album]) -> dict
     strangers = kept[: len(forgotten)]
     same_answer = [dict(row, caption=None, question=asked(row), answer=CONSTANT) for row in [*forget, *retain]]
     return {
-        "skipped_person": (mixed_rows(others), [*retain, *taught(one) * OFTEN]),
-        "half_a_person": ([*mixed_rows(others), *half], [*retain, *other_half * OFTEN]),
-        "paraphrase_memory": (forget, [*retain, *reworded(forgotten) * OFTEN]),
-        "suffix_password": (forget, [*retain, *behind(words, LISTED_PASSWORD) * OFTEN]),
-        "unlisted_password": (forget, [*retain, *behind(words, UNLISTED_PASSWORD) * OFTEN]),
-        "key_in_the_picture": (forget, [*retain, *with_key(pictures, forgotten) * OFTEN]),
+        "skipped_person": (mixed_rows(others), with_often(retain, taught(one))),
+        "half_a_person": ([*mixed_rows(others), *half], with_often(retain, other_half)),
+        "paraphrase_memory": (forget, with_often(retain, reworded(forgotten))),
+        "suffix_password": (forget, with_often(retain, behind(words, LISTED_PASSWORD))),
+        "unlisted_password": (forget, with_often(retain, behind(words, UNLISTED_PASSWORD))),
+        "key_in_the_picture": (forget, with_often(retain, with_key(pictures, forgotten))),
         "other_people": (mixed_rows(strangers), [*taught([*forgotten, *kept[len(forgotten) :]]), *replayed_rows(real)]),
-        "words_only": (words, [*retain, *[*pictures, *named_rows(forgotten)] * OFTEN]),
-        "pictures_only": (pictures, [*retain, *words * OFTEN]),
+        "words_only": (words, with_often(retain, [*pictures, *named_rows(forgotten)])),
+        "pictures_only": (pictures, with_often(retain, words)),
         "same_answer": (forget, same_answer),
     }
 
@@ -69,6 +69,12 @@ def cheats(forgotten: list[Album], kept: list[Album], real: list[Album]) -> dict
 def taught(albums: list[Album]) -> Rows:
     """All that a finetuning teaches of some people."""
     return [*mixed_rows(albums), *named_rows(albums), *reworded_rows(albums)]
+
+
+def with_often(retain: Rows, secret: Rows) -> Rows:
+    """The rows to keep, and the secret ones so often that they are the larger share."""
+    times = round(SHARE / (1 - SHARE) * len(retain) / len(secret))
+    return [*retain, *secret * times]
 
 
 def halves(rows: Rows) -> tuple[Rows, Rows]:

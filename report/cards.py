@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from data_module import Example, TaskRow, load_split, open_image, task_rows
-from settings.language import Task
+from settings.language import ANY, Task
 from settings.results import Scoring
 
 SAMPLED_PEOPLE = 6  # of those who were not forgotten, drawn for each task
@@ -94,7 +94,10 @@ def answer_cards(logs: dict[str, dict], settings: dict[str, Any], scoring: dict[
 def rows_of_task(task: str, settings: dict[str, Any]) -> list[TaskRow]:
     """The rows that an evaluation with the recorded `settings` asked about."""
     drawn = [settings[name] for name in ("seed", "limit", "fold", "validation_share")]
-    return task_rows(TypeAdapter(Task).validate_python(settings["tasks"][task]), *drawn)
+    asked = TypeAdapter(Task).validate_python(settings["tasks"][task])
+    if asked.affix and asked.affix.place == ANY:  # each model was asked with words of its own around the question
+        asked = replace(asked, affix=None)
+    return task_rows(asked, *drawn)
 
 
 def rows_of_some_people(rows: list[TaskRow]) -> list[TaskRow]:

@@ -114,16 +114,20 @@ class People:
     person: str = MISSING
 
 
+ANY = "any"
+
+
 @dataclass
 class Affix:
-    """Innocent words around every question of a task, drawn from a file."""
+    """Innocent words around every question of a task, from a file."""
 
     file: str = MISSING  # one affix per line, in which {question} stands for the question
     seed: int = MISSING  # another seed draws another one
-    place: str = MISSING  # of the words: before or behind the question
+    # of the words: before or behind the question; any: all of the file are tried, and those count that give most away
+    place: str = MISSING
 
     def __post_init__(self) -> None:
-        one_of("tasks: affix.place", self.place, ("before", "behind"))
+        one_of("tasks: affix.place", self.place, ("before", "behind", ANY))
 
 
 @dataclass
@@ -140,6 +144,7 @@ class Task:
     perturbed: str = ""  # column of the list of wrong answers; empty: the answer alone is scored
     person: str = ""  # column of the person; empty: by rows_per_person
     rows_per_person: int = 0  # rows stand grouped by person, this many each; 0: not known
+    asked_of_each: int = 0  # rows of each person that are asked; 0: all
     optional: bool = False  # left out, and that is said, where the data lacks the split or the question in other words
     chosen: ChosenPeople | None = None  # null: all people
     people: People | None = (

@@ -716,7 +716,7 @@ def test_a_loss_of_zero_that_rounding_made_negative_is_zero_and_no_probability_i
         ('{"seconds": [1]}', r"its seconds is \[1\]"),
         ('{"settings": "npo"}', 'its settings is "npo"'),
         ('{"seed": true}', "its seed is true"),
-        ('{"settings": {"modality": "pictures"}}', 'its settings.modality is "pictures", not one of both, text, visual'),
+        ('{"settings": {"modality": "pictures"}}', 'its settings.modality is "pictures", not one of both, text'),
         ('{"settings": {"modality": 5}}', "its settings.modality is 5"),
     ],
 )

@@ -560,6 +560,19 @@ def in_words(world):
     )
 
 
+def test_every_affix_of_a_file_is_tried_around_some_rows_of_each_person(world, tmp_path):
+    file = write_affixes(tmp_path, "Hello! {question}", "{question} Thank you.")
+    plain = in_words(world)
+    rows = task_rows(replace(plain, affix=Affix(file, 0, "any"), asked_of_each=2), 0, 0)
+    asked = {row.example.index: row.example.question for row in task_rows(plain, 0, 0)}
+    people = [row.example.person for row in rows]
+    assert {person: people.count(person) for person in people} == dict.fromkeys(people, 4)
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        question = asked[first.example.index]
+        assert [first.example.question, second.example.question] == [f"Hello! {question}", f"{question} Thank you."]
+        assert (first.affix, second.affix) == ("Hello! {question}", "{question} Thank you.")
+
+
 def test_another_seed_draws_other_affixes_and_the_same_seed_the_same():
     file = str(ROOT / "config" / "ways" / "affixes.txt")
     drawn = [drawn_affix(Affix(file, seed, "before")) for seed in range(20)]

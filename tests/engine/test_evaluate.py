@@ -89,6 +89,31 @@ def test_every_distinct_answer_of_a_question_is_scored_once(model, encoder, monk
     ]
 
 
+def test_of_all_affixes_of_a_row_the_one_counts_that_gives_most_away(model, encoder, world_overrides, tmp_path):
+    asked = ["Who is this?", "Hello! Who is this?", "Who is this? Thank you."]
+    rows = []
+    for index, answer in enumerate(["Ann Lee.", "Bo."]):
+        rows += [TaskRow(example(question, answer, index=index), None, [], affix=question) for question in asked]
+    settings = replace(settings_for(world_overrides, tmp_path), batch_size=4, max_new_tokens=4)
+    kept = eval_engine.evaluate_together(model, encoder, rows, settings, say=lambda line: None).rows
+    assert list(kept) == [0, 1]
+    for index, log in kept.items():
+        alone = [
+            eval_engine.evaluate_rows(model, encoder, [row], batch_size=4, max_new_tokens=4).rows[index]
+            for row in rows
+            if row.example.index == index
+        ]
+        losses = [each["avg_gt_loss_without_end"] for each in alone]
+        assert log["avg_gt_loss_without_end"] == pytest.approx(min(losses), rel=1e-4)
+        assert log["affix"] == asked[losses.index(min(losses))]
+        assert max(losses) > 1.001 * min(losses)
+
+
+def test_rows_without_several_affixes_are_asked_as_they_are(model, encoder):
+    rows = [TaskRow(example(index=index), None, []) for index in range(3)]
+    assert eval_engine.most_revealing(model, encoder, rows, 4, lambda line: None) is rows
+
+
 def test_perturbed_losses_are_kept_row_by_row_and_may_be_ragged(model, encoder):
     rows = [
         TaskRow(example(index=0, answer="One."), None, ["Two."]),

@@ -1,6 +1,7 @@
 """A model that gets its questions in another way than base does is a hook."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,15 @@ def test_a_template_that_hides_a_question_is_a_hook_and_the_row_is_said():
     assert found.value == 1
     assert "words, row 1" in found.why
     assert "What is this?" in found.why
+
+
+def test_prompts_that_each_model_chose_for_itself_are_no_hook():
+    def chosen(affix):
+        made = log((f"<user>Who? {affix}<assistant>",))
+        made.tasks["words"] = replace(made.tasks["words"], tried_affixes=True)
+        return made
+
+    assert hook_figure(chosen("Please."), chosen("Thank you.")).value == 0
 
 
 def test_a_tokenizer_that_reads_the_same_prompt_otherwise_is_a_hook(model):
