@@ -186,7 +186,7 @@ def log_folder(world_overrides, encoder, tmp_path_factory):
     return folder
 
 
-OTHER_WAYS = {f"eval_forget_qa_{way}.json" for way in ("paraphrased", "prefix", "suffix")} | {
+OTHER_WAYS = {f"eval_forget_qa_{way}.json" for way in ("paraphrased", "any_affix", "prefix", "suffix")} | {
     f"eval_forget_facerec_{way}.json" for way in ("unseen", "prefix", "suffix")
 }
 OTHER_WAYS |= {f"eval_log_forget_{way}.json" for way in ("prefix", "suffix")}
@@ -432,6 +432,7 @@ def test_a_tasks_key_follows_the_data_files(world_overrides, world, tmp_path):
         "eval_retain_qa",
         "eval_forget_qa",
         "eval_forget_qa_paraphrased",
+        "eval_forget_qa_any_affix",
         "eval_forget_qa_prefix",
         "eval_forget_qa_suffix",
         "eval_holdout_qa",
