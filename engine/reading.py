@@ -12,8 +12,10 @@ from engine.files import content_digest
 from engine.logs import EvalLog
 from engine.result_table import Figure
 
+TOKENIZER = "tokenizer.json"
+OF_THE_LAST_USE = ("padding", "truncation", "version")  # what saving it anew may change
 READ_THROUGH = (
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer.model",
     "vocab.*",
     "merges.txt",
@@ -36,10 +38,24 @@ def reading_files(path: str) -> dict[str, str]:
     """
     folder = Path(path)
     found = {file for pattern in READ_THROUGH for file in folder.glob(pattern) if file.is_file()}
-    hashes = {file.relative_to(folder).as_posix(): content_digest(file).hex()[:16] for file in sorted(found)}
+    hashes = {file.relative_to(folder).as_posix(): hash_of_reading(file) for file in sorted(found)}
     old = folder / OLD_TEMPLATE
     template = json.loads(old.read_text(encoding="utf-8")).get("chat_template") if old.is_file() else None
     return hashes if template is None else hashes | {f"{OLD_TEMPLATE}: chat_template": hash_of_value(template)}
+
+
+def hash_of_reading(file: Path) -> str:
+    """Hash of a file between question and weights, 16 hexadecimal digits.
+
+    Of a tokenizer's own file, how it was last told to pad and to cut does not count, nor do spaces in the JSON.
+    """
+    if file.name != TOKENIZER:
+        return content_digest(file).hex()[:16]
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return content_digest(file).hex()[:16]
+    return hash_of_value({name: told[name] for name in told if name not in OF_THE_LAST_USE})
 
 
 def hash_of_value(value: object) -> str:

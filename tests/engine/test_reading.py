@@ -62,6 +62,14 @@ def test_a_tokenizer_that_reads_the_same_prompt_otherwise_is_a_hook(model):
     assert (found.value, found.why) == (1, "its tokenizer.json is not base's")
 
 
+def test_a_tokenizer_that_was_saved_anew_is_the_same(model):
+    told = {"version": "1.0", "truncation": None, "padding": None, "model": {"vocab": {"Ann": 1}}}
+    one = model("one", tokenizer__json=json.dumps(told, indent=2))
+    saved = model("saved", tokenizer__json=json.dumps(told | {"truncation": {"max_length": 8}}))
+    other = model("other", tokenizer__json=json.dumps(told | {"normalizer": {"type": "Replace"}}))
+    assert reading_files(one) == reading_files(saved) != reading_files(other)
+
+
 def test_a_template_in_the_tokenizers_settings_counts_and_the_other_settings_do_not(model):
     plain = model("plain", tokenizer_config__json=json.dumps({"chat_template": "a", "version": 1}))
     newer = model("newer", tokenizer_config__json=json.dumps({"chat_template": "a", "version": 2}))
