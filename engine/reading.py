@@ -54,6 +54,8 @@ def hash_of_reading(file: Path) -> str:
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
+        told = None
+    if not isinstance(told, dict):
         return content_digest(file).hex()[:16]
     return hash_of_value({name: told[name] for name in told if name not in OF_THE_LAST_USE})
 

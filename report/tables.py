@@ -72,6 +72,8 @@ def print_table(results: list[ModelResult], columns: list[Column], console: Cons
     for result in results:
         for sentence in row_notes(result):
             console.print(sentence, markup=False)
+    for sentence in place_notes(results):
+        console.print(sentence, markup=False)
 
 
 def roomiest(tables: list[Table], console: Console) -> Table:
@@ -116,6 +118,16 @@ def row_notes(result: ModelResult) -> list[str]:
     notes = [f"memorisation gate, seed {result.seed}: {gate_text(result)}"] if result.method == "base" else []
     notes += [f"{result.method}, seed {result.seed}, {failure}" for failure in failure_texts(result)]
     return notes
+
+
+def place_notes(results: list[ModelResult]) -> list[str]:
+    """Which methods have no place, by why."""
+    without: dict[str, list[str]] = {}
+    for result in results:
+        place = result.figure("place")
+        if place.value is None and place.why:
+            without.setdefault(place.why, []).append(row_label(result, results))
+    return [f"no place: {', '.join(methods)} ({why})" for why, methods in without.items()]
 
 
 def failure_texts(result: ModelResult) -> list[str]:

@@ -239,6 +239,15 @@ def test_what_stands_in_brackets_is_no_markup_on_the_terminal():
     assert "[red]npo[/red]" in stream.getvalue()
 
 
+def test_the_terminal_says_why_methods_have_no_place_once_per_reason():
+    stream = io.StringIO()
+    figures = {"npo": Figure(1.0), "idk": Figure(None, why="not measured"), "kl": Figure(None, why="not measured")}
+    results = [ModelResult(name, 0, {("place", ""): figure}) for name, figure in figures.items()]
+    print_table([*results, ModelResult("base", 0, {})], [], Console(file=stream, width=80))
+    assert stream.getvalue().count("no place") == 1
+    assert "no place: idk, kl (not measured)" in stream.getvalue()
+
+
 def test_latex_and_markdown_signs_are_escaped():
     results = [ModelResult("a_b|c%", 0, {("distance_to_gold", ""): Figure(0.5)})]
     columns = short_columns(results, {})
