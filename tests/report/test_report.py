@@ -243,7 +243,7 @@ def test_the_terminal_says_why_methods_have_no_place_once_per_reason():
     stream = io.StringIO()
     figures = {"npo": Figure(1.0), "idk": Figure(None, why="not measured"), "kl": Figure(None, why="not measured")}
     results = [ModelResult(name, 0, {("place", ""): figure}) for name, figure in figures.items()]
-    print_table([*results, ModelResult("base", 0, {})], [], Console(file=stream, width=80))
+    print_table([*results, ModelResult("gold", 0, {})], [], Console(file=stream, width=80))
     assert stream.getvalue().count("no place") == 1
     assert "no place: idk, kl (not measured)" in stream.getvalue()
 
