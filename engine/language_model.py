@@ -66,9 +66,10 @@ def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
     """`auto_class.from_pretrained` for models and processors; raises SettingsError if there is nothing to load."""
     check_model_path(path)
     try:
-        return auto_class.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **options)
+        with quiet_library():
+            return auto_class.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **options)
     except Exception as error:  # what a damaged file raises depends on where it is damaged
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = " ".join((str(error) or type(error).__name__).split())[:300]
         raise SettingsError(f"model_path={path!r} could not be loaded: {why}") from None
 
 
@@ -78,9 +79,8 @@ def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> Langu
     Raises SettingsError unless its files hold each of its weights, in its shape, and nothing else, and all are numbers.
     """
     options = {"dtype": getattr(torch, dtype), "attn_implementation": settings.attention, "use_safetensors": True}
-    with quiet_library():
-        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told, and refused below
-        model, loaded = load(auto_class, path, settings, **options, **told)
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told, and refused below
+    model, loaded = load(auto_class, path, settings, **options, **told)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise SettingsError(f"model_path={path!r} is an adapter and no whole model; merge it into its base model first")
     check_whole(path, loaded)

@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import pyarrow
+import pyarrow.parquet
 import yaml
 from natsort import natsorted
 
@@ -131,6 +132,8 @@ def read_rows(path: str, split: str, source: Source | tuple[str, str], cache: Pa
         if files[0].suffix == ".jsonl":
             rows = datasets.concatenate_datasets([read_jsonl(file) for file in files])
         else:
+            if not any(pyarrow.parquet.read_metadata(file).num_rows for file in files):
+                raise SettingsError(f"{where} holds no row")
             rows = datasets.Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache))
     except SettingsError:
         raise
