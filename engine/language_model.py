@@ -33,6 +33,8 @@ DOWN_PROJECTION = "down_projection"  # of method.activations.part, whatever a mo
 def check_model_path(path: str, name: str = "model_path") -> None:
     """Raise SettingsError unless `path` is a folder with a whole model in safetensors, or can be a hub id."""
     folder = Path(path)
+    if folder.is_file():
+        raise SettingsError(f"{name}={path!r} is a file; give the folder that holds the model")
     if not folder.is_dir():
         if path.count("/") != 1 or path.startswith((".", "/", "models/")):
             raise SettingsError(f"{name}={path!r} does not exist; give a model folder or a hub id")

@@ -79,6 +79,8 @@ def splits_of(path: str) -> dict[str, Source | tuple[str, str]]:
         SettingsError: there is no such dataset.
     """
     folder = Path(path)
+    if not path or folder.is_file():
+        raise SettingsError(f"data path {path!r} is no folder; give the one that holds the splits")
     if folder.is_dir():
         local, card = local_splits(folder), has_card(folder)
         flat = any(file.suffix == ".jsonl" and file.stem != METADATA for file in visible(folder))

@@ -92,6 +92,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         at_least("trainer.lora.r", self.r, 1)
+        at_least("trainer.lora.alpha", self.alpha, 1)
         at_least("trainer.lora.dropout", self.dropout, 0)
         if self.dropout >= 1:
             raise SettingsError(f"trainer.lora.dropout={self.dropout} must be below 1")

@@ -126,6 +126,7 @@ def settings_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "neither true nor false", "overwrite=maybe")
     yield wrong(script, "a text for a list", "model.freeze=vision_tower")
     yield wrong(script, "an adapter without its scale", "trainer.lora={r: 8}")
+    yield wrong(script, "an adapter without effect", "trainer.lora={r: 8, alpha: 0, dropout: 0.0}")
     yield wrong(script, "a number for a mapping", "trainer.lora=8")
     yield wrong(script, "a reference to nothing", "split=${nothing.here}")
     yield wrong(script, "a setting that must be given", "split=???")
@@ -175,6 +176,8 @@ def row_inputs() -> Iterator[WrongInput]:
     script = "mm/finetune.py"
     question = broken.QUESTION
     yield wrong(script, "a dataset that is not there", "data.path=no/such/folder")
+    yield wrong(script, "a file for a dataset", "data.path=README.md")
+    yield wrong(script, "no path of a dataset", "data.path=''")
     yield wrong(script, "a split that is not there", "split=retain85+tofu")
     yield wrong(script, "a folder without rows", *ROWS, files=broken.empty_folder("rows"))
     yield wrong(script, "a torn parquet file", *ROWS, files=broken.torn_parquet)
@@ -209,6 +212,7 @@ def model_inputs() -> Iterator[WrongInput]:
     """Model folders that are not whole."""
     script = "mm/forget.py"
     yield wrong(script, "a model that is not there", "model_path=models/none")
+    yield wrong(script, "a file for a model", "model_path=README.md")
     yield wrong(script, "no path of a model", "model_path=''")
     yield wrong(script, "a folder that is no model", MODEL, files=broken.empty_folder("model"))
     pickled = broken.all_of(broken.model_without("model.safetensors"), broken.text_file("model/model.bin", "x"))
@@ -240,6 +244,8 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a mistyped hyperparameter", "+method.args.gama=1")
     yield wrong(script, "a word for a hyperparameter", "method.args.beta=high")
     yield wrong(script, "a hyperparameter that is null", "method.args.beta=null")
+    yield wrong(script, "a hyperparameter that would divide by zero", "method.args.beta=0")
+    yield wrong(script, "a weight that turns a term round", "method.args.retain_weight=-1")
     yield wrong(script, "a loss that is not there", "method.loss=nppo")
     yield wrong(script, "a method of face recognition", "method=twins")
     yield wrong(script, "a layer that is not there", "method=rmu", "method.activations.layer=40")
