@@ -171,7 +171,7 @@ def write_result(result: ModelResult, save_file: str) -> list[str]:
         for name, content in contents.items():
             write_bytes_whole(name, content)
     except OSError as error:
-        raise SettingsError(f"save_file={save_file!r} cannot be written: {error.strerror}") from None
+        raise SettingsError(f"save_file={save_file!r} cannot be written: {error.strerror}: {error.filename}") from None
     return [str(name) for name in contents]
 
 

@@ -371,7 +371,7 @@ def sample_by_person(people: list[str | None], limit: int, seed: int) -> list[in
 
 def idk_answers(path: str) -> list[str]:
     """The "I don't know" answers of a file, one a line, stripped."""
-    return lines_of("idk answers", path)
+    return lines_of("data.idk_questions or data.idk_pictures", path)
 
 
 def affixes_of(file: str) -> list[str]:
@@ -408,11 +408,20 @@ def drawn_affix(affix: Affix) -> str:
 
 
 def lines_of(setting: str, path: str) -> list[str]:
-    """The lines of a file that are not empty, stripped; a relative path begins at the root of the suite."""
+    """The lines of a file that are not empty, stripped; a relative path begins at the root of the suite.
+
+    Raises SettingsError where there is none.
+    """
     file = Path(path) if Path(path).is_absolute() else ROOT / path
     if not file.is_file():
         raise SettingsError(f"{setting}: {path!r} is no file")
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise SettingsError(f"{setting}: {path!r} is no text in UTF-8") from None
+    if not lines:
+        raise SettingsError(f"{setting}: {path!r} holds no line of text")
+    return lines
 
 
 def open_image(example: Example) -> Image.Image:

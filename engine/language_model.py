@@ -35,6 +35,8 @@ DOWN_PROJECTION = "down_projection"  # of method.activations.part, whatever a mo
 def check_model_path(path: str, name: str = "model_path") -> None:
     """Raise SettingsError unless `path` is a folder with a whole model in safetensors, or can be a hub id."""
     folder = Path(path)
+    if folder.is_file():
+        raise SettingsError(f"{name}={path!r} is a file; give the folder that holds the model")
     if not folder.is_dir():
         if path.count("/") != 1 or path.startswith((".", "/", "models/")):
             raise SettingsError(f"{name}={path!r} does not exist; give a model folder or a hub id")
@@ -74,7 +76,7 @@ def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
         with quiet_library():
             loaded = auto_class.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **options)
     except Exception as error:  # what a damaged file raises depends on where it is damaged
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = " ".join((str(error) or type(error).__name__).split())[:300]
         if "custom code" in why or "trust_remote_code" in why:
             raise SettingsError(f"model_path={path!r} comes with code of its own, {UNTRUSTED}") from None
         raise SettingsError(f"model_path={path!r} could not be loaded: {why}") from None
@@ -96,9 +98,8 @@ def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> Langu
     Raises SettingsError unless its files hold each of its weights, in its shape, and nothing else, and all are numbers.
     """
     options = {"dtype": getattr(torch, dtype), "attn_implementation": settings.attention, "use_safetensors": True}
-    with quiet_library():
-        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told, and refused below
-        model, loaded = load(auto_class, path, settings, **options, **told)
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told, and refused below
+    model, loaded = load(auto_class, path, settings, **options, **told)
     if getattr(model, "_hf_peft_config_loaded", False):
         raise SettingsError(f"model_path={path!r} is an adapter and no whole model; merge it into its base model first")
     check_whole(path, loaded)

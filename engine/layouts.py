@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import pyarrow
+import pyarrow.parquet
 import yaml
 from natsort import natsorted
 
@@ -78,6 +79,8 @@ def splits_of(path: str) -> dict[str, Source | tuple[str, str]]:
         SettingsError: there is no such dataset.
     """
     folder = Path(path)
+    if not path or folder.is_file():
+        raise SettingsError(f"data path {path!r} is no folder; give the one that holds the splits")
     if folder.is_dir():
         local, card = local_splits(folder), has_card(folder)
         flat = any(file.suffix == ".jsonl" and file.stem != METADATA for file in visible(folder))
@@ -135,6 +138,8 @@ def read_rows(path: str, split: str, source: Source | tuple[str, str], cache: Pa
         if files[0].suffix == ".jsonl":
             rows = datasets.concatenate_datasets([read_jsonl(file) for file in files])
         else:
+            if not any(pyarrow.parquet.read_metadata(file).num_rows for file in files):
+                raise SettingsError(f"{where} holds no row")
             rows = datasets.Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache))
     except SettingsError:
         raise

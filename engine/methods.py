@@ -18,6 +18,9 @@ PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "augmented")
 STATE = ("epoch", "multiplier", "target")  # keyword-only parameters that the engine fills in
 
 
+ABOVE_ZERO = ("beta", "temperature", "c")  # hyperparameters that divide, or without which a loss says nothing
+
+
 @dataclass(frozen=True)
 class BoundLoss:
     """A method's loss with its hyperparameters, and what it needs by the names of its parameters.
@@ -139,6 +142,10 @@ def check_hyperparameters(method: Method, loss: Callable) -> None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if kinds.get(name) in (float, int) and not (is_number and math.isfinite(value)):
             raise SettingsError(f"method.args.{name}={value!r} must be a number")
+        if name in ABOVE_ZERO and value <= 0:
+            raise SettingsError(f"method.args.{name}={value} must be above 0")
+        if name.endswith("_weight") and value < 0:
+            raise SettingsError(f"method.args.{name}={value} must be at least 0: the term would be turned round")
 
 
 def check_steps(method: Method, loss: Callable) -> None:

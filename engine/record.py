@@ -40,9 +40,13 @@ def check_save_dir(folder: str, overwrite: bool, record: str) -> None:
     path = Path(folder)
     if not path.name:
         raise SettingsError(f"save_dir={folder!r} must name a folder of its own")
-    if path.exists() and not overwrite:
+    try:
+        exists = path.exists()
+    except OSError as error:  # a name that is too long
+        raise SettingsError(f"save_dir={folder!r} cannot be made: {error.strerror}") from None
+    if exists and not overwrite:
         raise SettingsError(f"save_dir={folder!r} exists; overwrite=true replaces it")
-    if path.exists() and not (path / record).is_file():
+    if exists and not (path / record).is_file():
         raise SettingsError(
             f"save_dir={folder!r} holds something else than a former run ({record} is missing); remove it yourself"
         )

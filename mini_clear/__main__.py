@@ -1,17 +1,17 @@
 """`python -m mini_clear --out data/mini_clear` writes the embedded world."""
 
-import argparse
 import sys
 import time
 
 import datasets
 
 from mini_clear.dataset_folder import write_world
+from settings.script import Arguments
 
 
 def main() -> int:
     """Write the world that the command line asks for. Returns 0, or 1 after one line on stderr where that fails."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="python -m mini_clear", description="Write the embedded world as two dataset folders, clear and tofu."
     )
     parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")
@@ -19,12 +19,13 @@ def main() -> int:
     parser.add_argument("--views", type=int, default=6, help="trained pictures of each of them (default 6)")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other people (default 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
-    given, start = parser.parse_args(), time.monotonic()
+    start = time.monotonic()
     datasets.disable_progress_bars()
     try:
+        given = parser.parse_args()
         rows = write_world(given.out, given.people, given.views, given.seed, given.overwrite)
     except (ValueError, OSError) as error:
-        print(f"mini_clear: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     print(
         f"{given.out}: {given.people} people, {len(rows)} configs, {sum(rows.values())} rows "

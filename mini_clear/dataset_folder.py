@@ -76,6 +76,7 @@ def write_world(
 
     Raises:
         FileExistsError: `out` exists, and `overwrite` is false or the folder holds something else than a world.
+        NotADirectoryError: `out` is to stand below a file.
         ValueError: there are too few people or views.
     """
     out = Path(out).absolute()
@@ -87,6 +88,8 @@ def write_world(
         raise FileExistsError(f"{out} exists already; --overwrite makes it anew")
     if out.exists() and {path.name for path in out.iterdir()} != {"clear", "tofu"}:
         raise FileExistsError(f"{out} holds something else than the folders clear and tofu; remove it yourself")
+    if file := next((parent for parent in out.parents if parent.is_file()), None):
+        raise NotADirectoryError(f"{out} cannot be made: {file} is a file")
     folders = make_configs(draw_world(people, seed), views)
     aside = out.with_name(out.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)

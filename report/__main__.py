@@ -3,14 +3,13 @@
 results.parquet is the long table, one line per figure. results.csv, table.md, table.tex and report.html are its views.
 """
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.record import write_bytes_whole
 from report.folder import read_plan
 from settings.results import Aggregate
-from settings.script import check_installation, one_line_errors
+from settings.script import Arguments, check_installation, one_line_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,10 +50,10 @@ def write_report(folder: Path, console: "Console | None" = None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m report", description="Tables and a page of a finished benchmark.")
+    parser = Arguments(prog="python -m report", description="Tables and a page of a finished benchmark.")
     parser.add_argument("folder", type=Path, help="a benchmark's results, such as results/demo")
-    folder = parser.parse_args().folder
     with one_line_errors(Aggregate):
+        folder = parser.parse_args().folder
         check_installation()
         from rich.console import Console
 

@@ -1,5 +1,6 @@
 """Typed settings of the tracks that see and read: models, rows, tasks, finetuning, forgetting, evaluation."""
 
+import re
 from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
@@ -33,6 +34,11 @@ class Model:
     def __post_init__(self) -> None:
         one_of("model.weights", self.weights, ("float32", "bfloat16"))
         one_of("model.attention", self.attention, ("sdpa", "eager", "flash_attention_2"))
+        try:
+            re.compile(self.lora_targets)
+        except re.error as error:
+            said = f"model.lora_targets={self.lora_targets!r} is no regular expression: {error}"
+            raise SettingsError(said) from None
 
     def makers(self, path: str) -> list[Maker]:
         """What makes the model at `path`, if that is the base model and is made by a module."""

@@ -1,5 +1,6 @@
 """Typed settings that all tracks share, how a script reads its own, and the one-line errors a wrong value earns."""
 
+import argparse
 import contextlib
 import difflib
 import functools
@@ -11,10 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -147,9 +151,21 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in Path(CONFIG_DIR, group).glob("*.yaml"))
 
 
+# what OmegaConf says -> what it means
+PLAINER = {
+    r"field '\S+' is not Optional|Incompatible value 'None' for field of type '\S+'": "null is not allowed",
+    r"Invalid value assigned: \w+ is not a ListConfig, list or tuple\.": "it must be a list",
+    r"Cannot assign \w+ to Dict\[\S+ \S+\]|Invalid type assigned: \w+ is not a subclass of \w+\. value: .*": (
+        "it must be a mapping"
+    ),
+}
+
+
 def one_line(error: Exception) -> str:
     text = re.sub(r"\s+", " ", str(error).split("\n    full_key")[0]).strip()
-    return re.sub(r"field '\S+' is not Optional", "null is not allowed", text)
+    for pattern, plainer in PLAINER.items():
+        text = re.sub(pattern, plainer, text)
+    return text
 
 
 def hydra_line(error: Exception, schema: type) -> str:
@@ -157,13 +173,59 @@ def hydra_line(error: Exception, schema: type) -> str:
     text = str(error)
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return unknown_setting(unknown[1], schema)
-    if choice := re.search(r"Could not find '([^']+)'", text):
-        group, _, name = choice[1].rpartition("/")
-        known = choices(group)
+    choice = re.search(r"Could not (?:find|load) '([^']+)'", text)
+    group, _, name = choice[1].rpartition("/") if choice else ("", "", "")
+    if group and (known := choices(group)):
         return f"{group}={name!r} is not known{nearest(name, known)}; choose from {', '.join(known)}"
     if missing_group := re.search(r"Could not override '?([\w./-]+)'?\.?\s", text):
         return unknown_setting(missing_group[1], schema)
     return one_line(error)
+
+
+def check_overrides(texts: list[str], *, sweeps: bool = False) -> None:
+    """Raise SettingsError for what stands behind a command and is no setting.
+
+    Hydra's own words do not name it, and for some of it they are a traceback. `sweeps`: whether several values, of
+    which each has its run, may stand there.
+    """
+    parser = OverridesParser.create()
+    for text in texts:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            hint = "write name=value, and quote a value with spaces or signs: 'name=\"a value\"'"
+            raise SettingsError(f"{text!r} is no setting; {hint}") from None
+        name, value = override.key_or_group, override.value()
+        if not name:
+            raise SettingsError(f"{text!r} names no setting; write name=value")
+        if override.is_sweep_override() and not sweeps:
+            raise SettingsError(f"{text!r} gives several values; write name=[1,2] for a list, and -m for a run of each")
+        known = choices(name)
+        is_choice = isinstance(value, str | dict) or override.is_sweep_override() or override.is_delete()
+        if known and not is_choice:
+            raise SettingsError(f"{text!r} must name a file of config/{name}; choose from {', '.join(known)}")
+
+
+def check_command_line() -> None:
+    """Raise SettingsError where something stands behind the command that is no setting and none of hydra's options."""
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        typed, unknown = parser.parse_known_args()
+    except argparse.ArgumentError as error:
+        raise SettingsError(one_line(error)) from None
+    if unknown and unknown[0].startswith("-"):
+        raise SettingsError(f"{unknown[0]} is no option; a setting is written name=value, and --help lists the options")
+    if unknown:
+        raise SettingsError(f"{unknown[0]} stands behind an option and other settings; write options first")
+    check_overrides(typed.overrides, sweeps=typed.multirun)
+
+
+class Arguments(argparse.ArgumentParser):
+    """The options of a command that has no settings; a wrong one raises SettingsError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message}; --help lists what may stand behind {self.prog}")
 
 
 @contextlib.contextmanager
@@ -171,7 +233,7 @@ def one_line_errors(schema: type) -> Iterator[None]:
     """End the process with one line on stderr and exit code 1 when the user's settings or data are at fault."""
     try:
         yield
-    except (SettingsError, HydraException, OmegaConfBaseException) as error:
+    except (SettingsError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         # each process of a launch says its own: a row that cannot be read is met by one of them only
         print(
             f"error: {str(error) if isinstance(error, SettingsError) else hydra_line(error, schema)}", file=sys.stderr
@@ -197,6 +259,7 @@ def script(config_name: str, schema: type[Schema]) -> Callable:
             run = hydra.main(version_base=None, config_path=CONFIG_DIR, config_name=config_name)
             with one_line_errors(schema):
                 check_installation()
+                check_command_line()
                 run(one_line_errors(schema)(lambda cfg: recipe(read(cfg, schema))))()
 
         vars(main).update(recipe=recipe, compose=functools.partial(compose, config_name, schema))
@@ -210,6 +273,7 @@ def compose(config_name: str, schema: type[Schema], overrides: list[str]) -> Sch
 
     Raises SettingsError.
     """
+    check_overrides(overrides)
     GlobalHydra.instance().clear()  # a script that composes others' settings is itself inside hydra's
     with hydra.initialize_config_dir(CONFIG_DIR, version_base=None):
         try:

@@ -10,6 +10,8 @@ from omegaconf import MISSING, OmegaConf
 
 from settings.script import SettingsError, at_least, choices, cuda_is_there, one_of, share_of
 
+MOST = 1_000_000  # of epochs, rows of a batch, batches of a step: more is a slip of the finger
+
 
 @dataclass
 class Mask:
@@ -90,6 +92,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         at_least("trainer.lora.r", self.r, 1)
+        at_least("trainer.lora.alpha", self.alpha, 1)
         at_least("trainer.lora.dropout", self.dropout, 0)
         if self.dropout >= 1:
             raise SettingsError(f"trainer.lora.dropout={self.dropout} must be below 1")
@@ -116,6 +119,8 @@ class Trainer:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation"):
             at_least(f"trainer.{name}", getattr(self, name), 1)
+            if getattr(self, name) > MOST:
+                raise SettingsError(f"trainer.{name}={getattr(self, name)} must be at most {MOST}")
         for name in ("lr", "weight_decay", "warmup_ratio", "max_grad_norm", "bucket", "l1"):
             at_least(f"trainer.{name}", getattr(self, name), 0)
         if self.warmup_ratio >= 1:

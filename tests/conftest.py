@@ -7,10 +7,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # workers with several threads each would wait for one another
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -21,7 +19,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from helpers import BASE
+from helpers import BASE, write_faces
 from mini_clear.dataset_folder import write_world
 from mini_clear.text_base import write_text_base
 from mm.encoder import PictureEncoder
@@ -79,14 +77,7 @@ def world_overrides(world):
 def faces(tmp_path_factory):
     """A folder of twelve people with nine noisy pictures each, and one of three people for pretraining."""
     folder = tmp_path_factory.mktemp("faces")
-    source = np.random.default_rng(0)
-    for part, count in (("people", 12), ("pretraining", 3)):
-        for person in range(count):
-            face = source.integers(0, 256, (8, 8, 3))
-            (folder / part / f"{part} {person:02d}").mkdir(parents=True)
-            for number in range(9):
-                noisy = (face + source.normal(0, 25, face.shape)).clip(0, 255).astype("uint8")
-                Image.fromarray(noisy).resize((40, 36)).save(folder / part / f"{part} {person:02d}" / f"{number}.png")
+    write_faces(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -151,3 +152,15 @@ def copy_of_results(settings, folder):
     """A finished benchmark's settings with a copy of its results in `folder`, which a test may change."""
     shutil.copytree(settings.results_dir, folder)
     return replace(settings, results_dir=str(folder), benchmark=copy.deepcopy(settings.benchmark))
+
+
+def write_faces(folder):
+    """Twelve people with nine noisy pictures each, and three people for pretraining."""
+    source = np.random.default_rng(0)
+    for part, count in (("people", 12), ("pretraining", 3)):
+        for person in range(count):
+            face = source.integers(0, 256, (8, 8, 3))
+            (folder / part / f"{part} {person:02d}").mkdir(parents=True)
+            for number in range(9):
+                noisy = (face + source.normal(0, 25, face.shape)).clip(0, 255).astype("uint8")
+                Image.fromarray(noisy).resize((40, 36)).save(folder / part / f"{part} {person:02d}" / f"{number}.png")

@@ -225,11 +225,11 @@ def test_the_real_command_prints_exactly_one_line_of_its_own(tmp_path):
 PAGES_WITH_COMMANDS = ("README.md", "docs/commands.md", "cv/README.md")  # in the order in which their commands run
 
 IN_A_COPY = (
-    "accelerate launch mm/",
+    "accelerate launch -q mm/",
     "python mm/",
-    "accelerate launch nlp/",
-    "accelerate launch cv/",
-    "accelerate launch --num_processes 1 cv/",
+    "accelerate launch -q nlp/",
+    "accelerate launch -q cv/",
+    "accelerate launch -q --num_processes 1 cv/",
     "python aggregate",
     "python run_benchmark.py benchmark=cv_demo",
 )
