@@ -169,7 +169,7 @@ def plan_attack(benchmark: Benchmark, folder: Path, training: Stage, seed: int, 
 def stage_command(benchmark: Benchmark, stage: Stage) -> str:
     """The stage as one would type it to run it again."""
     recipe = f"{benchmark.modality}/{stage.kind}.py"
-    return shlex.join(["accelerate", "launch", recipe, *stage.overrides, "overwrite=true"])
+    return shlex.join(["accelerate", "launch", "-q", recipe, *stage.overrides, "overwrite=true"])
 
 
 def write_plan(benchmark: Benchmark, folder: Path, records: dict[str, dict[str, Any]], typed: list[str]) -> None:

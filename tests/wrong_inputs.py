@@ -117,6 +117,8 @@ def settings_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "zero epochs", "trainer.epochs=0")
     yield wrong(script, "a slip of the finger", "trainer.epochs=10000000000000000000000")
     yield wrong(script, "a negative seed", "seed=-1")
+    yield wrong(script, "a seed that numpy does not take", "seed=4294967296")
+    yield wrong(script, "people without rows", "data.rows_per_person=0")
     yield wrong(script, "null where a number is due", "seed=null")
     yield wrong(script, "a share above 1", "trainer.warmup_ratio=10")
     yield wrong(script, "an unknown precision", "trainer.precision=fp8")
@@ -204,6 +206,7 @@ def row_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a picture of too many pixels", *ROWS, files=broken.parquet_picture(broken.huge_png()))
     card = broken.all_of(broken.jsonl(question), broken.text_file("rows/README.md", "---\nconfigs: [\n---\n"))
     yield wrong(script, "a dataset card that is no YAML", *ROWS, files=card)
+    yield wrong(script, "a dataset with code of its own", *ROWS, files=broken.text_file("rows/rows.py", "x = 1"))
     twins = broken.all_of(broken.jsonl(question), broken.jsonl(question, name="rows/full/part.jsonl"))
     yield wrong(script, "a split that is there twice", *ROWS, files=twins)
 
@@ -226,6 +229,8 @@ def model_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a tensor of another shape", MODEL, files=cut)
     yield wrong(script, "a tensor that is NaN", MODEL, files=broken.changed_weights(broken.not_a_number))
     yield wrong(script, "a config.json that is no JSON", MODEL, files=broken.model_with("config.json", "{"))
+    code = '{"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.Own"}}'
+    yield wrong(script, "a model with code of its own", MODEL, files=broken.model_with("config.json", code))
     unknown = broken.model_with("config.json", '{"model_type": "lava"}')
     yield wrong(script, "a kind of model that nobody knows", MODEL, files=unknown)
     no_tokenizer = broken.model_without("tokenizer.json", "tokenizer_config.json")
@@ -241,6 +246,7 @@ def method_inputs() -> Iterator[WrongInput]:
     """What a forgetting is told."""
     script = "mm/forget.py"
     yield wrong(script, "an unknown method", "method=nppo")
+    yield wrong(script, "rows to forget that are also kept", "retain_split=full+tofu")
     yield wrong(script, "a mistyped hyperparameter", "+method.args.gama=1")
     yield wrong(script, "a word for a hyperparameter", "method.args.beta=high")
     yield wrong(script, "a hyperparameter that is null", "method.args.beta=null")
@@ -377,6 +383,8 @@ def log_inputs() -> Iterator[WrongInput]:
     truths = broken.logs(lambda log: log[forget]["generated_text"].update({"2": ["Who?", "Ann", "Bob"]}))
     yield wrong(script, "other answers than gold's", files=truths)
     unknown = broken.logs(lambda log: log.update({"eval_lgo.json": log.pop("eval_log.json")}))
+    yield wrong(script, "no name of the method", "method_name=''")
+    yield wrong(script, "draws of a task that is kept", "+scoring.eval_log.draws=3")
     yield wrong(script, "an unknown task", files=unknown)
     fewer = broken.logs(lambda log: log.pop("eval_log.json"))
     yield wrong(script, "a task less than gold", files=fewer)
@@ -398,6 +406,7 @@ def benchmark_inputs() -> Iterator[WrongInput]:
     script = "run_benchmark.py"
     yield wrong(script, "an unknown benchmark", "benchmark=demoo")
     yield wrong(script, "a seed twice", "benchmark.seeds=[0,0]")
+    yield wrong(script, "a seed that numpy does not take", "benchmark.seeds=[4294967296]")
     yield wrong(script, "no gold", "benchmark.golds=0")
     yield wrong(script, "a row with the name of another model", "+benchmark.runs.base=[]")
     own = broken.text_file("own/benchmark/mine.yaml", "defaults: [demo, _self_]\nruns: {../x: [method=npo]}\n")
