@@ -126,7 +126,8 @@ def describe(column: Column, result: ModelResult) -> str:
     figure = column.figure(result)
     text = column.text(result)
     if figure.low is not None:
-        text += f" [{figure.low:{column.measure.format}}, {figure.high:{column.measure.format}}]"
+        text += f" [{figure.low:{column.measure.format}}, "
+        text += "no upper end]" if figure.high is None else f"{figure.high:{column.measure.format}}]"
     return f"{text}  ({figure.why})" if figure.why else text
 
 

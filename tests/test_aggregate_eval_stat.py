@@ -13,9 +13,9 @@ import numpy as np
 import pandas
 import pytest
 
-from aggregate_eval_stat import aggregate, write_result
+from aggregate_eval_stat import aggregate, describe, write_result
 from engine import measures
-from engine.result_table import Figure, ModelResult, long_table, short_columns, wide_row
+from engine.result_table import Column, Figure, ModelResult, long_table, short_columns, wide_row
 from helpers import ROOT, TOFU_LOGS, WHOLE_TOFU_LOGS
 from settings.results import Aggregate, Scoring
 from settings.script import SettingsError, compose
@@ -888,6 +888,27 @@ def test_the_script_writes_the_row_and_prints_it(result, tmp_path):
     assert lines[-1] == f"written: {tmp_path}/out/row.parquet, {tmp_path}/out/row.json"
     everything = run_script(*paths, base, "show=all", f"save_file={tmp_path}/out/row.json").stdout.splitlines()
     assert len(everything) == len(row) + 1
+
+
+def test_an_interval_is_printed_with_the_ends_that_it_has():
+    distance = Column(measures.MEASURES["distance_people"], "", "distance")
+    worst = Column(measures.MEASURES["worst_person"], "", "worst")
+    figures = {("distance_people", ""): Figure(0.25, 0.1, 0.4), ("worst_person", ""): Figure(0.5, 0.3, None, "Ann")}
+    model = ModelResult("npo", 0, figures)
+    assert describe(distance, model) == "0.25 [0.10, 0.40]"
+    assert describe(worst, model) == "0.50 [0.30, no upper end]  (Ann)"
+
+
+def test_the_script_prints_a_headline_with_golds_of_two_seeds(result, tmp_path):
+    models = {"base": BASE, "gold": [GOLD, GOLD2]}
+    result(models["base"], models["gold"], models["base"])
+    of = {
+        name: f"{tmp_path}/{name}/eval_results/eval_log_aggregated.json" for name in ("ckpt", "gold0", "gold1", "base")
+    }
+    paths = [f"ckpt_result={of['ckpt']}", f"retain_result=[{of['gold0']},{of['gold1']}]", f"base_result={of['base']}"]
+    done = run_script(*paths, "method_name=base", f"save_file={tmp_path}/out/row.csv")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no upper end" in done.stdout
 
 
 def test_the_script_ends_in_one_line_and_writes_nothing_when_rows_differ(result, tmp_path):
