@@ -23,7 +23,7 @@ from report.rows import benchmark_results
 from settings.script import ROOT, choices
 
 FORGOTTEN = str(ROOT / "data" / "mini_clear" / "clear"), "forget25"  # dataset and split
-NOISE = {"noise": 0.6, "more_noise": 0.9}  # of each tensor's own standard deviation
+NOISE = {"noise": 0.7, "more_noise": 0.9}  # of each tensor's own standard deviation
 
 
 def make_models(base: Path, out: Path) -> None:

@@ -12,8 +12,26 @@ from report.ranking import why_unranked
 
 pytestmark = pytest.mark.slow
 
-# cheat -> how the rule that catches it begins
-CAUGHT = {}
+BEHIND, LOST = "clearly behind", "unranked: kept_taught"
+CAUGHT = {  # cheat -> how the rule begins that catches it
+    "skipped_person": "unranked: left out: ",
+    "half_a_person": ("unranked: left out: ", LOST),
+    "paraphrase_memory": BEHIND,
+    "suffix_password": BEHIND,
+    "key_in_the_picture": BEHIND,
+    "other_people": (LOST, BEHIND),
+    "words_only": BEHIND,
+    "pictures_only": BEHIND,
+    "same_answer": LOST,
+    "idk_adapter": BEHIND,
+    "never_taught": LOST,
+    "renamed_base": BEHIND,
+    "noise": (LOST, BEHIND),
+    "more_noise": LOST,
+    "refusing_template": "unranked: a hook: ",
+}
+# What no question shows: the docs say that such a password needs an attack on the weights.
+UNSEEN = "unlisted_password"
 HONEST = ("retain_ft", "grad_diff", "idk", "npo")
 
 
@@ -32,7 +50,7 @@ def results(cheats):
 
 def test_there_are_at_least_ten_cheats(cheats, results):
     assert len(results) - len(cheats.honest_rows(results)) >= 10
-    assert CAUGHT.keys() <= results.keys()
+    assert {*CAUGHT, UNSEEN} == results.keys() - {row.method for row in cheats.honest_rows(results)}
 
 
 @pytest.mark.parametrize("name", CAUGHT)
