@@ -22,9 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.peak_memory import Peak, free_memory, resident_gb
+from engine.adapters import add_lora
 from engine.encode import Encoded, collate
 from engine.frozen_start import FrozenStart, forward_passes
-from engine.adapters import add_lora
 from engine.language_model import forward
 from engine.pairs import Batch
 from settings.training import Lora

@@ -38,8 +38,8 @@ def lora_targets(model: LanguageModel, targets: str) -> list[str]:
     for name in names:
         if tied and model.get_submodule(name) is head:
             raise SettingsError(
-                f"model.lora_targets={targets!r} matches {name!r}, whose weight is the embedding too: merged into both, "
-                "an adapter of one would be another model than the one that was trained; leave it out"
+                f"model.lora_targets={targets!r} matches {name!r}, whose weight is the embedding too: merged into both, an "
+                "adapter of one would be another model than the one that was trained; leave it out"
             )
     return names
 
@@ -80,6 +80,6 @@ def add_lora(model: LanguageModel, lora: Lora, targets: str, seed: int) -> PeftM
     except (ValueError, TypeError, NotImplementedError) as error:
         why = str(error).splitlines()[0]
         raise SettingsError(
-            f"LoRA on {type(model).__name__}: {why}; trainer.lora=null trains its own weights, model.lora_targets names "
-            "other layers"
+            f"LoRA on {type(model).__name__}: {why}; trainer.lora=null trains its own weights, model.lora_targets "
+            "names other layers"
         ) from None

@@ -131,7 +131,9 @@ def wide_csv(results: list[ModelResult]) -> str:
 
     A text that a spreadsheet would take for a formula, and run, has an apostrophe before it.
     """
-    rows = [{name: harmless(cell) for name, cell in wide_row(result).items()} for result in results]
+    rows = []
+    for result in results:
+        rows.append({name: harmless(cell) for name, cell in wide_row(result).items()})
     return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
 

@@ -1,6 +1,7 @@
 """Families of models, each tiny and randomly initialised: the real class of the model and of its processor.
 
-docs/models.md lists them (tests/test_models_page.py), tests/mm/test_mm_families.py and tests/nlp/test_nlp_families.py try them.
+docs/models.md lists them (tests/test_models_page.py). tests/mm/test_mm_families.py and
+tests/nlp/test_nlp_families.py try them.
 """
 
 from collections.abc import Callable
@@ -283,14 +284,14 @@ def mllama():
 
 
 SEEING = [
-    Family("LLaVA-1.5", llava, "</s>", "llava-1.5-7b"),
+    Family("LLaVA-1.5", llava, "</s>", "llava-1.5-7b", note="its template writes no end: the tokenizer's"),
     Family("LLaVA-Next", llava_next, "</s>", "llava-next-7b"),
     Family("LLaVA-OneVision", onevision, "<|im_end|>", "llava-onevision-0.5b"),
     Family("Qwen2-VL", qwen2_vl, "<|im_end|>", "qwen2-vl-2b"),
     Family("Qwen2.5-VL", qwen2_5_vl, "<|im_end|>", "qwen2.5-vl-3b"),
     Family("Qwen3-VL", qwen3_vl, "<|im_end|>", "qwen3-vl-2b"),
     Family("InternVL", internvl, "<|im_end|>", "internvl3-1b"),
-    Family("SmolVLM", smolvlm, "<end_of_utterance>", "smolvlm-256m"),
+    Family("SmolVLM", smolvlm, "<end_of_utterance>", "smolvlm-256m", note="its processor needs `num2words`"),
     Family("Idefics3", idefics3, "<end_of_utterance>", "idefics3-8b"),
     Family("Gemma-3", gemma3_vl, "<end_of_turn>", "gemma-3-4b"),
     Family("Pixtral", pixtral, "</s>"),
@@ -301,8 +302,8 @@ SEEING = [
         "<eos>",
         settings={"tags": {"question": "", "answer": ""}, "answer_values": {"token_type_ids": 1}},
         modality="visual",
-        note="reads no question without a picture: `modality=visual`; answers must be marked: "
-        "`model.answer_values={token_type_ids: 1}`, else the causality check refuses it; no template: `model.tags`",
+        note="has no chat template and takes `model.tags`; reads no question without a picture: `modality=visual`; its "
+        "answers are marked (`model.answer_values={token_type_ids: 1}`), else the causality check refuses it",
     ),
     Family(
         "Mllama",
@@ -421,20 +422,22 @@ def bloom():
 
 
 TAGS = {"tags": {"question": "Question: ", "answer": "\nAnswer: "}}
+THOUGHTLESS = "trains and answers with its thinking off"
+NO_TEMPLATE = "has no chat template and takes `model.tags`"
 EXPERTS = "LoRA leaves its experts out, which is said; rmu trains `method.activations.part=mlp.experts`"
 READING = [
     Family("Llama", llama, "<|eot_id|>", "llama-3.2-1b"),
     Family("Mistral", mistral, "</s>", "mistral-7b"),
     Family("Qwen2.5", qwen2_5, "<|im_end|>", "qwen2.5-1.5b"),
-    Family("Qwen3", qwen3, "<|im_end|>", "qwen3-1.7b"),
-    Family("Gemma-2", gemma2, "<end_of_turn>", "gemma-2-2b"),
+    Family("Qwen3", qwen3, "<|im_end|>", "qwen3-1.7b", note=THOUGHTLESS),
+    Family("Gemma-2", gemma2, "<end_of_turn>", "gemma-2-2b", note="has no sdpa: `model.attention=auto` is eager"),
     Family("Gemma-3 (words)", gemma3, "<end_of_turn>", "gemma-3-1b"),
     Family("Phi-3", phi3, "<|end|>", "phi-3-mini"),
-    Family("SmolLM3", smollm3, "<|im_end|>", "smollm3-3b"),
-    Family("GPT-2", gpt2, "<|endoftext|>", "gpt2"),
+    Family("SmolLM3", smollm3, "<|im_end|>", "smollm3-3b", note=f"{THOUGHTLESS}; its template's date is fixed"),
+    Family("GPT-2", gpt2, "<|endoftext|>", "gpt2", note=NO_TEMPLATE),
     Family("OLMo2", olmo2, "<|endoftext|>", "olmo2-1b"),
-    Family("GPT-NeoX", gpt_neox, "<|endoftext|>", settings=TAGS),
-    Family("OPT", opt, "</s>", settings=TAGS),
+    Family("GPT-NeoX", gpt_neox, "<|endoftext|>", settings=TAGS, note=NO_TEMPLATE),
+    Family("OPT", opt, "</s>", settings=TAGS, note=NO_TEMPLATE),
     Family("Mixtral", mixtral, "</s>", rmu_part="mlp.experts", note=EXPERTS),
     Family("Qwen2-MoE", qwen2_moe, "<|im_end|>", rmu_part="mlp.experts", note=EXPERTS),
     Family(
@@ -443,9 +446,9 @@ READING = [
         "<|endoftext|>",
         settings=TAGS,
         lora=False,
-        note="peft has no LoRA for its mixers, which is said: `trainer.lora=null`",
+        note=f"{NO_TEMPLATE}; peft has no LoRA for its mixers: `trainer.lora=null`; is scored answer by answer",
     ),
-    Family("Bloom", bloom, "</s>", settings=TAGS),
+    Family("Bloom", bloom, "</s>", settings=TAGS, note=f"{NO_TEMPLATE}; has no sdpa; is scored answer by answer"),
 ]
 
 
@@ -457,3 +460,20 @@ def loud(model):
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.15)
     return model.eval()
+
+
+# ---- the page
+
+
+def table(families: list[Family]) -> str:
+    """The table of docs/models.md; `python tests/families.py` prints both."""
+    lines = ["| family | file in `config/model` | an answer ends with | what is different |", "|---|---|---|---|"]
+    for family in families:
+        file = f"`{family.file}`" if family.file else ""
+        end = family.end.replace("|", r"\|")  # a bar would end the cell
+        lines.append(f"| {family.name} | {file} | `{end}` | {family.note} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table(SEEING), table(READING), sep="\n\n")

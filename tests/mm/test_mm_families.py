@@ -169,7 +169,7 @@ def test_a_processor_whose_batch_is_not_its_rows_joined_is_refused_by_the_checks
 def test_a_template_without_the_picture_is_refused(encoder):
     processor = copy.deepcopy(encoder.processor)
     processor.chat_template = processor.chat_template.replace("<image>", "")
-    with pytest.raises(SettingsError, match="LlavaProcessor cannot read a prompt with a picture: .*0 <image> tok"):
+    with pytest.raises(SettingsError, match=r"LlavaProcessor cannot read a prompt with a picture: .*0 <image> tok"):
         PictureEncoder(processor)
 
 
