@@ -38,8 +38,8 @@ def lora_targets(model: LanguageModel, targets: str) -> list[str]:
     for name in names:
         if tied and model.get_submodule(name) is head:
             raise SettingsError(
-                f"model.lora_targets={targets!r} matches {name!r}, whose weight is the embedding too: merged into both, an "
-                "adapter of one would be another model than the one that was trained; leave it out"
+                f"model.lora_targets={targets!r} matches {name!r}, whose weight is the embedding too: an adapter of "
+                "one, merged into both, would be another model than the one that was trained; leave it out"
             )
     return names
 

@@ -41,12 +41,13 @@ class OneDay(datetime.datetime):
 @contextlib.contextmanager
 def one_day() -> Iterator[None]:
     """Templates that call `strftime_now` get the same date every day; the library lets nobody else answer them."""
-    clock = chat_template_utils.datetime  # type: ignore[attr-defined]
-    chat_template_utils.datetime = OneDay  # type: ignore[attr-defined]
+    names = vars(chat_template_utils)
+    clock = names["datetime"]
+    names["datetime"] = OneDay
     try:
         yield
     finally:
-        chat_template_utils.datetime = clock  # type: ignore[attr-defined]
+        names["datetime"] = clock
 
 
 class TooLong(SettingsError):

@@ -97,7 +97,7 @@ def test_a_tensor_that_goes_by_tokens_twice_is_refused():
         tokens = made["input_ids"].shape[1]
         return made | {"square": torch.ones(len(lengths), tokens, tokens)}
 
-    with pytest.raises(SettingsError, match="P: its 'square' has shape .* only one dimension may go by tokens"):
+    with pytest.raises(SettingsError, match=r"P: its 'square' has shape .* only one dimension may go by tokens"):
         layout_of(processor(squares), {}, "P")
 
 
