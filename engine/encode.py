@@ -1,7 +1,7 @@
 """Examples -> encoded examples -> batches. One encoder base holds every guard on tokenizers and templates.
 
 Shapes: B examples, L input positions, T answer positions. The inputs of a batch are `input_ids` and `attention_mask`
-(B, L) and whatever else the processor made, see engine.layout.
+(B, L) and whatever else the processor made, see engine.processor_tensors.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from transformers.utils import chat_template_utils
 
 from data_module import Example, TaskRow
 from engine.language_model import quiet_library
-from engine.layout import Layout, join_rows
 from engine.pairs import Batch
+from engine.processor_tensors import Layout, join_rows
 from settings.language import Tags
 from settings.script import SettingsError
 from unlearn_losses import IGNORE

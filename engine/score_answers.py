@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from data_module import Example
 from engine.encode import collate_prompts
 from engine.language_model import LanguageModel, forward
-from engine.layout import Layout
+from engine.processor_tensors import Layout
 from unlearn_losses import IGNORE
 
 

@@ -10,7 +10,7 @@ from data_module import Example
 from engine.encode import ChatEncoder
 from engine.frozen_start import Start
 from engine.language_model import load, load_model, positions_of, start_of
-from engine.layout import Layout
+from engine.processor_tensors import Layout
 from settings.language import Finetune, Model
 from settings.script import SettingsError
 

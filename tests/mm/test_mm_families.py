@@ -105,7 +105,7 @@ def test_it_is_finetuned_forgets_by_three_methods_and_is_evaluated(opened, world
     settings = opened.settings
     model = [f"model.{name}={getattr(settings, name)}" for name in ("path", "freeze", "lora_targets", "attention")]
     if settings.tags:
-        model += ["model.tags={question: '', answer: ''}", "model.answer_values={token_type_ids: 1}"]
+        model += ["++model.tags={question: '', answer: ''}", "++model.answer_values={token_type_ids: 1}"]
     common = [*model, *world_overrides]
     splits = {"finetune": ["split=forget10+tofu"], "forget": ["split=forget10+tofu", "retain_split=retain90+tofu"]}
     for script, overrides, folder in runs_of(opened, tmp_path):

@@ -95,7 +95,7 @@ def test_it_is_finetuned_forgets_by_three_methods_and_is_evaluated(opened, world
     settings = opened.settings
     model = [f"model.{name}={getattr(settings, name)}" for name in ("path", "freeze", "lora_targets", "attention")]
     if settings.tags:
-        model += ["model.tags={question: 'Question: ', answer: 'Answer: '}"]
+        model += ["++model.tags={question: 'Question: ', answer: 'Answer: '}"]
     common = [f"data.text_path={world}/tofu", "data.made_by=''", "model.made_by=''", *model]
     splits = {"finetune": ["split=forget10"], "forget": ["split=forget10", "retain_split=retain90"]}
     for script, overrides, folder in runs_of(opened, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.layout import LONG, SHORT, Layout, check_joined, join_rows, layout_of
+from engine.processor_tensors import LONG, SHORT, Layout, check_joined, join_rows, layout_of
 from settings.script import SettingsError
 
 
