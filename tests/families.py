@@ -29,8 +29,9 @@ class Family:
     """One family of models.
 
     `make` gives model and processor (or tokenizer). `end`: the token that ends an answer in its template. `file`: its
-    file in config/model; empty: none names it. `settings`: of a model file, where none names it. `lora`, `rmu`: what
-    a user has to set for them; None: they are refused. `note`: for docs/models.md.
+    file in config/model; empty: none names it. `settings`: of a model file, where none names it. `modality`: what it is
+    trained on. `lora`: whether peft has an adapter for it. `rmu_part`: what `rmu` trains; None: it is refused. `note`:
+    for docs/models.md.
     """
 
     name: str
@@ -446,7 +447,9 @@ READING = [
         "<|endoftext|>",
         settings=TAGS,
         lora=False,
-        note=f"{NO_TEMPLATE}; peft has no LoRA for its mixers: `trainer.lora=null`; is scored answer by answer",
+        rmu_part=None,
+        note=f"{NO_TEMPLATE}; peft has no LoRA for its mixers: `trainer.lora=null`; the scoring check refuses `rmu`; "
+        "is scored answer by answer",
     ),
     Family("Bloom", bloom, "</s>", settings=TAGS, note=f"{NO_TEMPLATE}; has no sdpa; is scored answer by answer"),
 ]

@@ -126,13 +126,13 @@ def check_saved(opened, examples, folder):
 
 
 def runs_of(opened, folder):
-    """What a family is put through: (script, overrides, the folder that it makes)."""
+    """What a family is put through: (script, overrides, the folder that it makes, exit code)."""
     lora = "trainer.lora={r: 2, alpha: 4, dropout: 0.0}" if opened.family.lora else "trainer.lora=null"
-    part = opened.family.rmu_part
-    rmu = ["method=rmu", "method.activations={layer: 1, trained: [0, 1], part: " + f"{part}" + "}"]
+    part = opened.family.rmu_part or "null"
+    rmu = ["method=rmu", "method.activations={layer: 1, trained: [0, 1], part: " + part + "}"]
     return [
-        ("finetune", ["trainer.lora=null"], folder / "finetune"),
-        ("forget", ["method=npo", lora], folder / "npo"),
-        ("forget", ["method=kl", "trainer.lora=null"], folder / "kl"),
-        ("forget", [*rmu, "trainer.lora=null", "method.args.alpha=1"], folder / "rmu"),
+        ("finetune", ["trainer.lora=null"], folder / "finetune", 0),
+        ("forget", ["method=npo", lora], folder / "npo", 0),
+        ("forget", ["method=kl", "trainer.lora=null"], folder / "kl", 0),
+        ("forget", [*rmu, "trainer.lora=null", "method.args.alpha=1"], folder / "rmu", int(not opened.family.rmu_part)),
     ]

@@ -108,11 +108,11 @@ def test_it_is_finetuned_forgets_by_three_methods_and_is_evaluated(opened, world
         model += ["++model.tags={question: '', answer: ''}", "++model.answer_values={token_type_ids: 1}"]
     common = [*model, *world_overrides]
     splits = {"finetune": ["split=forget10+tofu"], "forget": ["split=forget10+tofu", "retain_split=retain90+tofu"]}
-    for script, overrides, folder in runs_of(opened, tmp_path):
+    for script, overrides, folder, code in runs_of(opened, tmp_path):
         module = {"finetune": mm.finetune, "forget": mm.forget}[script]
         modality = f"modality={opened.family.modality}"
         train = [*common, *FAST, *overrides, *splits[script], modality, f"save_dir={folder}"]
-        assert start(module, [f"model_path={settings.path}", *train], monkeypatch) == 0
+        assert start(module, [f"model_path={settings.path}", *train], monkeypatch) == code
     if opened.family.modality == "both":
         evaluation = [*common, f"save_dir={tmp_path}/eval", "limit=2", "max_new_tokens=2"]
         assert start(mm.eval, [f"model_path={tmp_path}/npo", *evaluation], monkeypatch) == 0

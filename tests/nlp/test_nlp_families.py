@@ -98,10 +98,10 @@ def test_it_is_finetuned_forgets_by_three_methods_and_is_evaluated(opened, world
         model += ["++model.tags={question: 'Question: ', answer: 'Answer: '}"]
     common = [f"data.text_path={world}/tofu", "data.made_by=''", "model.made_by=''", *model]
     splits = {"finetune": ["split=forget10"], "forget": ["split=forget10", "retain_split=retain90"]}
-    for script, overrides, folder in runs_of(opened, tmp_path):
+    for script, overrides, folder, code in runs_of(opened, tmp_path):
         module = {"finetune": nlp.finetune, "forget": nlp.forget}[script]
         train = [*common, *FAST, *overrides, *splits[script], f"save_dir={folder}"]
-        assert start(module, [f"model_path={settings.path}", *train], monkeypatch) == 0
+        assert start(module, [f"model_path={settings.path}", *train], monkeypatch) == code
     evaluation = [*common, "forget=forget10", f"save_dir={tmp_path}/eval", "limit=2", "max_new_tokens=2"]
     assert start(nlp.eval, [f"model_path={tmp_path}/npo", *evaluation], monkeypatch) == 0
 
