@@ -35,7 +35,7 @@ class RandomRows:
     """
 
     def __init__(self):
-        self.tokenizer, self.pad = argparse.Namespace(eos_token_id=END), PAD
+        self.tokenizer, self.pad, self.end = argparse.Namespace(eos_token_id=END), PAD, END
 
     def encode(self, example: Example) -> Encoded:
         source = torch.Generator().manual_seed(int(example.question))

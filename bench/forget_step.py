@@ -22,9 +22,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.peak_memory import Peak, free_memory, resident_gb
+from engine.adapters import add_lora
 from engine.encode import Encoded, collate
 from engine.frozen_start import FrozenStart, forward_passes
-from engine.language_model import add_lora, forward
+from engine.language_model import forward
 from engine.pairs import Batch
 from settings.training import Lora
 from unlearn_losses import IGNORE, Scored, kl, npo, sequence_logprob

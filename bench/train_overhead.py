@@ -20,9 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_module import Example
+from engine.adapters import add_lora
 from engine.encode import Encoded, collate
 from engine.frozen_start import Start
-from engine.language_model import add_lora, forward
+from engine.language_model import forward
 from engine.methods import bind
 from engine.pairs import Batch, EpochSampler, Pairs, PassCollator
 from engine.record import TRAIN_RECORD, read_json

@@ -1,26 +1,53 @@
 """Examples -> encoded examples -> batches. One encoder base holds every guard on tokenizers and templates.
 
 Shapes: B examples, L input positions, T answer positions. The inputs of a batch are `input_ids` and `attention_mask`
-(B, L) and whatever else the processor made; pictures are concatenated along dimension 0.
+(B, L) and whatever else the processor made, see engine.processor_tensors.
 """
 
+import contextlib
 import copy
+import datetime
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jinja2
 import torch
 from torch import Tensor
+from transformers.utils import chat_template_utils
 
 from data_module import Example, TaskRow
+from engine.language_model import quiet_library
 from engine.pairs import Batch
+from engine.processor_tensors import Layout, join_rows
+from settings.language import Tags
 from settings.script import SettingsError
 from unlearn_losses import IGNORE
 
-# For templates that tell the date: with the real one a model would be asked something else tomorrow.
-TODAY = "26 Jul 2024"
+# What templates ask besides the turns, each told only to a template that names it. A model that thinks before it
+# answers is trained and scored without its thoughts.
+TOLD = {"date_string": "26 Jul 2024", "enable_thinking": False}
+
+
+class OneDay(datetime.datetime):
+    """For templates that ask the clock: with the real date a model would be asked something else tomorrow."""
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> "OneDay":
+        return cls(2024, 7, 26, tzinfo=tz)
+
+
+@contextlib.contextmanager
+def one_day() -> Iterator[None]:
+    """Templates that call `strftime_now` get the same date every day; the library lets nobody else answer them."""
+    names = vars(chat_template_utils)
+    clock = names["datetime"]
+    names["datetime"] = OneDay
+    try:
+        yield
+    finally:
+        names["datetime"] = clock
 
 
 class TooLong(SettingsError):
@@ -31,11 +58,12 @@ class TooLong(SettingsError):
 class Encoded:
     """An example in the model's terms.
 
-    `prompt`: what the processor made of the question, a batch of one. `answer`: its tokens, end-of-sequence last.
+    `prompt`: what the processor made of the question, a batch of one. `answer`: its tokens, the end of its turn last.
     """
 
     prompt: dict[str, Tensor]
     answer: list[int]
+    layout: Layout = field(default_factory=Layout)  # of what the processor made
 
     @property
     def length(self) -> int:
@@ -55,17 +83,29 @@ class ChatEncoder(ABC):
     sees = False  # takes pictures
     one_length = False  # whether every row takes as many positions as any other
 
-    def __init__(self, processor: Any, *, max_length: int = 0, truncate: bool = False, positions: int = 0):
+    def __init__(
+        self,
+        processor: Any,
+        tags: Tags | None = None,
+        *,
+        max_length: int = 0,
+        truncate: bool = False,
+        positions: int = 0,
+        answer_values: dict[str, int] | None = None,
+    ):
         """
         Args:
             processor: the model's processor or tokenizer.
+            tags: what stands before question and answer; None: the chat template says it.
             max_length: tokens of question and answer; 0: what tokenizer and model have room for.
             truncate: cut the end of an answer that does not fit. Without it such an example is an error. A prompt is
                 never cut.
             positions: the tokens that the model has room for; 0: not known.
+            answer_values: what per-token tensors of the processor hold over an answer, see `Model.answer_values`.
 
         Raises:
-            SettingsError: `max_length` is more than there is room for, or the chat template cannot be used.
+            SettingsError: `max_length` is more than there is room for, there is neither template nor tags, or the
+                chat template or the processor cannot be used.
         """
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
@@ -74,6 +114,9 @@ class ChatEncoder(ABC):
             raise SettingsError(f"max_length={max_length} is more than the {self.most} tokens that the model takes")
         self.max_length, self.truncate = max_length or self.most, truncate
         self.pad = padding_for(self.tokenizer)
+        self.tags = tags
+        self.opening, self.space, self.end = self.frame_of_answers()
+        self.layout = self.find_layout(answer_values or {})
         self.forget_kept()
 
     def forget_kept(self) -> None:
@@ -99,6 +142,10 @@ class ChatEncoder(ABC):
     def prompt_inputs(self, example: Example) -> dict[str, Tensor]:
         """What the processor makes of the prompt, a batch of one."""
 
+    @abstractmethod
+    def find_layout(self, answer_values: dict[str, int]) -> Layout:
+        """The layout of what the processor makes. Raises SettingsError."""
+
     # ---- what they share
 
     def chat_text(self, *turns: dict[str, Any]) -> str:
@@ -106,10 +153,15 @@ class ChatEncoder(ABC):
 
         Raises SettingsError for a template that fails.
         """
-        date = {"date_string": TODAY} if "date_string" in str(self.processor.chat_template) else {}
-        asks = {"add_generation_prompt": len(turns) == 1, "tokenize": False}
+        return self.rendered([*turns], opens=len(turns) == 1)
+
+    def rendered(self, turns: list[dict[str, Any]], opens: bool) -> str:
+        """The turns in the chat template; `opens`: with what opens the model's answer. Raises SettingsError."""
+        template = str(self.processor.chat_template)
+        told = {name: value for name, value in TOLD.items() if name in template}
         try:
-            return self.processor.apply_chat_template([*turns], **asks, **date)
+            with one_day(), quiet_library():  # it warns of what a template sets itself
+                return self.processor.apply_chat_template(turns, add_generation_prompt=opens, tokenize=False, **told)
         except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
             raise SettingsError(f"{self.template_name} fails ({error}); {self.without_template}") from None
 
@@ -120,12 +172,34 @@ class ChatEncoder(ABC):
     @property
     def without_template(self) -> str:
         """What a user can do about a template that is of no use."""
-        return "it cannot be used"
+        return "model.tags replaces it"
 
-    def check_template(self) -> None:
-        """Check that the template keeps question and answer, and that the answer follows what opens it.
+    def frame_of_answers(self) -> tuple[str, str, int]:
+        """What stands around an answer: the text that opens it, the white space before it, and the token behind it.
 
-        Raises SettingsError.
+        White space that template or tag puts before an answer belongs to the answer, as a tokenizer that reads both at
+        once has it. The token behind an answer is the first special one that the template writes there; where it
+        writes none, and behind tags, it is the tokenizer's end-of-sequence. Raises SettingsError.
+        """
+        end = self.tokenizer.eos_token_id
+        if self.tags:
+            opening = self.tags.answer.rstrip()
+            return opening, self.tags.answer[len(opening) :], end
+        if not self.processor.chat_template:
+            raise SettingsError(
+                f"model.tags is required: {self.tokenizer.name_or_path} has no chat template, "
+                "so name what stands before question and answer"
+            )
+        space, behind = self.check_template()
+        tail = self.token_ids(behind.strip())
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
+        return self.opening_of_template(), space, tail[0] if tail and tail[0] in special else end
+
+    def check_template(self) -> tuple[str, str]:
+        """The white space before an answer and the text behind it, as the template writes them.
+
+        Raises SettingsError for a template that does not keep question and answer, or whose answer does not follow
+        what opens it.
         """
         question, answer = "the question", "the answer"
         asked = self.chat_text(self.turn("user", question))
@@ -134,18 +208,42 @@ class ChatEncoder(ABC):
             raise SettingsError(f"{self.template_name} drops the question; {self.without_template}")
         if answer not in whole:
             raise SettingsError(f"{self.template_name} drops the answer; {self.without_template}")
-        opening = asked.rstrip()
-        if not whole.startswith(opening) or not whole[len(opening) :].lstrip().startswith(answer):
+        opening = asked if whole.startswith(asked) else asked.rstrip()
+        space, _, behind = whole[len(opening) :].partition(answer)
+        if not whole.startswith(opening) or space.strip():
             raise SettingsError(
                 f"{self.template_name} opens an answer otherwise than it writes one; {self.without_template}"
             )
+        return space if opening == asked else "", behind
+
+    def opening_of_template(self) -> str:
+        """The text that opens an answer: what the template adds behind a question when it is told to open one, or the
+        whole prompt where it adds nothing.
+        """
+        turn = self.turn("user", "the question")
+        closed, asked = self.rendered([turn], opens=False), self.rendered([turn], opens=True)
+        return asked.removeprefix(closed) or asked
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text without what the tokenizer puts around one."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def prompt_text(self, example: Example) -> str:
-        """The question in the chat template, with what opens the answer."""
-        return self.chat_text(self.turn("user", example.question, int(example.image is not None)))
+        """The question in the chat template or between the tags, with what opens the answer."""
+        return self.question_text(example.question, int(example.image is not None))
+
+    def question_text(self, question: str, pictures: int = 0) -> str:
+        """A question about so many pictures, as `prompt_text` writes it."""
+        if self.tags:
+            return f"{self.tags.question}{question}{self.opening}"
+        return self.chat_text(self.turn("user", question, pictures))
 
     def answer_tokens(self, answer: str) -> list[int]:
-        return [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+        """The tokens of an answer and its end, as they stand behind what opens it."""
+        before, whole = self.token_ids(self.opening), self.token_ids(f"{self.opening}{self.space}{answer}")
+        apart = whole[: len(before)] != before  # a tokenizer that joins both at their border
+        tokens = self.token_ids(f"{self.space}{answer}") if apart else whole[len(before) :]
+        return [*tokens, self.end]
 
     def encode(self, example: Example) -> Encoded:
         """Tokens and picture of one example.
@@ -161,7 +259,7 @@ class ChatEncoder(ABC):
             self.cache_bytes_left -= sum(value.nbytes for value in prompt.values())
             if self.cache_bytes_left > 0:
                 self.kept_prompts[example.prompt_key] = prompt
-        return Encoded(prompt, self.encode_answer(example, prompt["input_ids"].shape[1]))
+        return Encoded(prompt, self.encode_answer(example, prompt["input_ids"].shape[1]), self.layout)
 
     def check_begin(self, example: Example, ids: Tensor) -> None:
         """Raise SettingsError where the begin token is written twice, by template and tokenizer: another prompt than in
@@ -257,7 +355,7 @@ def collate(encoded: list[Encoded], pad: int) -> Batch:
     one.
     """
     sequences = [torch.cat([e.prompt["input_ids"][0], torch.tensor(e.answer[:-1], dtype=torch.long)]) for e in encoded]
-    inputs = {**pad_rows(sequences, pad, left=False), **processor_extras(encoded, sequences, left=False)}
+    inputs = joined(encoded, sequences, pad, left=False)
     longest = max(len(e.answer) for e in encoded)
     labels = torch.full((len(encoded), longest), IGNORE)
     positions = torch.zeros((len(encoded), longest), dtype=torch.long)
@@ -271,7 +369,14 @@ def collate(encoded: list[Encoded], pad: int) -> Batch:
 def collate_prompts(encoded: list[Encoded], pad: int) -> dict[str, Tensor]:
     """Prompts alone, padded on the left, ready to generate from."""
     sequences = [e.prompt["input_ids"][0] for e in encoded]
-    return {**pad_rows(sequences, pad, left=True), **processor_extras(encoded, sequences, left=True)}
+    return joined(encoded, sequences, pad, left=True)
+
+
+def joined(encoded: list[Encoded], sequences: list[Tensor], pad: int, left: bool) -> dict[str, Tensor]:
+    """The token ids `sequences` of the rows as a batch, with their mask and what else the processor made."""
+    prompts = [e.prompt for e in encoded]
+    others = join_rows(prompts, [*map(len, sequences)], encoded[0].layout, left)
+    return {**pad_rows(sequences, pad, left), **others}
 
 
 def pad_rows(rows: list[Tensor], pad: int, left: bool) -> dict[str, Tensor]:
@@ -283,18 +388,3 @@ def pad_rows(rows: list[Tensor], pad: int, left: bool) -> dict[str, Tensor]:
         place = slice(width - len(row), width) if left else slice(0, len(row))
         ids[i, place], mask[i, place] = row, 1
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def processor_extras(encoded: list[Encoded], sequences: list[Tensor], left: bool) -> dict[str, Tensor]:
-    """What the processor made besides token ids: per-token rows padded like the ids, pictures concatenated whatever
-    their patch counts.
-    """
-    extras = {}
-    for name in {name: None for e in encoded for name in e.prompt if name != "input_ids"}:
-        values = [e.prompt[name] for e in encoded if name in e.prompt]
-        if values[0].shape == next(e for e in encoded if name in e.prompt).prompt["input_ids"].shape:
-            rows = [torch.cat([v[0], v.new_zeros(len(s) - v.shape[1])]) for v, s in zip(values, sequences, strict=True)]
-            extras[name] = pad_rows(rows, 0, left)["input_ids"]
-        else:
-            extras[name] = torch.cat(values)
-    return extras

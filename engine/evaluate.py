@@ -22,9 +22,10 @@ from accelerate.utils import gather_object
 from pyarrow import parquet
 from torch import nn
 
-from data_module import TaskRow, fingerprint, load_split, split_names, task_rows
+from data_module import Example, TaskRow, fingerprint, load_split, split_names, task_rows
 from engine import metrics
 from engine.cells import lacking
+from engine.language_model import forward
 from engine.reading import reading_files
 from engine.record import (
     AGGREGATED,
@@ -40,6 +41,7 @@ from engine.record import (
 )
 from engine.score_answers import AnswerLosses, Prompt, score_prompts
 from engine.source import Code, code_of
+from engine.start_checks import check_start
 from settings.inputs import Inputs
 from settings.language import Eval, EvalLimits, Task
 from settings.script import SettingsError, nearest, processes
@@ -291,6 +293,8 @@ def evaluate(
     places: dict[str, Path] = {}
     state.wait_for_everyone()  # nothing is written before everyone has looked
     model.eval()
+    for example in first_rows(tasks):  # words and pictures are never of one batch
+        check_start(model, encoder, [example], forward, say)
     for number, (name, rows) in enumerate(tasks.items()):
         report_progress(number, len(tasks))
         if place := finished[name]:
@@ -311,6 +315,15 @@ def evaluate(
         write_results(folder, places, settings, {**facts, **about})
         shutil.rmtree(kept, ignore_errors=True)
     state.wait_for_everyone()
+
+
+def first_rows(tasks: dict[str, list[TaskRow]]) -> list[Example]:
+    """A row in words and one with a picture, each where the tasks have one."""
+    found: dict[bool, Example] = {}
+    for rows in tasks.values():
+        for row in rows:
+            found.setdefault(row.example.image is not None, row.example)
+    return list(found.values())
 
 
 def task_key(name: str, settings: Eval, code: Code, device: str) -> str:

@@ -23,12 +23,16 @@ Forward = Callable[[nn.Module, Batch], Scored]
 class Start:
     """A model ready to train, and what only its kind knows of it.
 
-    `forward` makes Scored of the (wrapped) model and a batch; `save` writes the trained model to a folder.
+    `forward` makes Scored of the (wrapped) model and a batch; `save` writes the trained model to a folder. `check` and
+    `check_silent` are called with (model, encoder, examples, forward, say) before the first step, the second only where
+    dropout is switched off; None: there is nothing to check.
     """
 
     model: nn.Module
     forward: Forward
     save: Callable[[Any, Path], None]
+    check: Callable[..., None] | None = None
+    check_silent: Callable[..., None] | None = None
 
 
 def forward_passes(model: nn.Module, batches: list[Batch], forward: Forward) -> dict[str, Scored]:
@@ -43,11 +47,13 @@ def silence_dropout(model: nn.Module) -> None:
     """Switch off the model's own dropout; an adapter's stays.
 
     The start is computed without dropout. Compared with it, the noise of dropout would drown what is to be learned.
+    Some families call dropout as a function, or leave out whole layers, at a rate that a module holds as a number.
     """
     for name, module in model.named_modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-        elif isinstance(module, nn.Dropout) and "lora_dropout" not in name:
+        for rate, value in list(vars(module).items()):
+            if "drop" in rate and isinstance(value, float):
+                setattr(module, rate, 0.0)
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
             module.p = 0.0
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import re
 from collections.abc import Iterator, Mapping
 from functools import partial, reduce
 from pathlib import Path
@@ -10,25 +9,29 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
 
+from engine.adapters import LINEAR, LanguageModel, add_lora
 from engine.frozen_start import Start
 from engine.pairs import Batch
+from engine.record import say_line
+from engine.start_checks import check_silent, check_start
 from settings.language import Finetune, Model
 from settings.script import SettingsError, one_of
-from settings.training import Activations, Lora
+from settings.training import Activations
 from unlearn_losses import Scored
 
 transformers.utils.logging.disable_progress_bar()
 
 ADAPTER = "adapter_config.json"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
-LanguageModel = Any  # a model of transformers, or one that peft wraps: what is asked of it is more than nn.Module's
 
 UNTRUSTED = "which is not run: read it, and model.trust_remote_code=true runs it"
+NO_SDPA = "scaled_dot_product_attention"  # what the library's line names where a model has none
 DOWN_PROJECTION = "down_projection"  # of method.activations.part, whatever a model calls it
 
 
@@ -95,11 +98,23 @@ def check_code(path: str, loaded: Any, settings: Model) -> None:
 def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> LanguageModel:
     """The model of a folder or hub id, its weights in `dtype`.
 
-    Raises SettingsError unless its files hold each of its weights, in its shape, and nothing else, and all are numbers.
+    `model.attention=auto` is sdpa, or eager where the model has no sdpa, which is said. Raises SettingsError unless its
+    files hold each of its weights, in its shape, and nothing else, and all are numbers.
     """
-    options = {"dtype": getattr(torch, dtype), "attn_implementation": settings.attention, "use_safetensors": True}
-    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told, and refused below
-    model, loaded = load(auto_class, path, settings, **options, **told)
+    options = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told, and refused below
+    attention = "sdpa" if settings.attention == "auto" else settings.attention
+    try:
+        model, loaded = load(auto_class, path, settings, attn_implementation=attention, **options)
+    except SettingsError as error:
+        if NO_SDPA not in str(error):
+            raise
+        if settings.attention != "auto":
+            raise SettingsError(
+                f"model.attention=sdpa: the model at {path!r} has no such attention; set auto or eager"
+            ) from None
+        model, loaded = load(auto_class, path, settings, attn_implementation="eager", **options)
+        say_line(f"{type(model).__name__} has no sdpa: model.attention=auto is eager")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise SettingsError(f"model_path={path!r} is an adapter and no whole model; merge it into its base model first")
     check_whole(path, loaded)
@@ -164,7 +179,7 @@ def start_of(auto_class: Any, settings: Finetune, processor: Any) -> Start:
     `processor` is saved beside its weights. Raises SettingsError.
     """
     model = load_for_training(auto_class, settings)
-    return Start(model, forward, partial(save, processor))
+    return Start(model, forward, partial(save, processor), check_start, check_silent)
 
 
 def load_for_training(auto_class: Any, settings: Finetune) -> LanguageModel:
@@ -240,14 +255,26 @@ def parts_of(layer: nn.Module, config: Any) -> dict[str, nn.Module]:
     """A decoder layer's modules with weights by their names in it, and its down-projection.
 
     The down-projection is the linear layer that leads from the `intermediate_size` features of the MLP back to the
-    `hidden_size` of the model. Where none does, or several do, the layer has no part of that name.
+    `hidden_size` of the model; where the configuration has no such size, from more features than those. Where none
+    does, or several do, the layer has no part of that name.
     """
     weighty = {name for name, module in layer.named_modules() if next(module.parameters(), None) is not None}
     parts = {name: module for name, module in layer.named_modules() if name in weighty and module is not layer}
-    widths = (getattr(config, "intermediate_size", None), config.hidden_size)
-    linear = [module for module in parts.values() if isinstance(module, nn.Linear)]
-    down = [module for module in linear if (module.in_features, module.out_features) == widths]
+    middle, width = getattr(config, "intermediate_size", None), config.hidden_size
+    down = []
+    for module in parts.values():
+        if isinstance(module, LINEAR):
+            features, made = widths_of(module)
+            if made == width and (features == middle if middle else features > width):
+                down.append(module)
     return {DOWN_PROJECTION: down[0], **parts} if len(down) == 1 else parts
+
+
+def widths_of(linear: nn.Module) -> tuple[int, int]:
+    """Features that a linear layer takes and makes. GPT-2's keep their weights transposed."""
+    assert isinstance(linear.weight, Tensor)
+    rows, columns = linear.weight.shape
+    return (rows, columns) if isinstance(linear, Conv1D) else (columns, rows)
 
 
 def place_of(model: nn.Module, part: nn.Module) -> tuple[nn.Module, str]:
@@ -266,37 +293,6 @@ def restore_layers(model: LanguageModel) -> LanguageModel:
     for parent, name, part in start.__dict__.pop("removed_parts", []):
         setattr(parent, name, part.to(device))
     return model
-
-
-def lora_targets(model: LanguageModel, targets: str) -> list[str]:
-    """Names of the linear layers that get an adapter.
-
-    `targets` is `language_model`, which means those of the decoder, or a regular expression on names. The output head,
-    the projector and the vision tower are no part of the decoder. A frozen layer gets no adapter. Raises SettingsError
-    if nothing matches.
-    """
-    linear = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.weight.requires_grad
-    ]
-    if targets == "language_model":
-        decoder = model.get_decoder()
-        prefix = next(name for name, module in model.named_modules() if module is decoder)
-        head = model.get_output_embeddings()
-        names = [name for name in linear if name.startswith(f"{prefix}.") and model.get_submodule(name) is not head]
-    else:
-        names = [name for name in linear if re.search(targets, name)]
-    if not names:
-        raise SettingsError(f"model.lora_targets={targets!r} matches no linear layer of {type(model).__name__}")
-    return names
-
-
-def add_lora(model: LanguageModel, lora: Lora, targets: str, seed: int) -> PeftModel:
-    """Wrap the model with a fresh adapter (seeded); the model's own weights stay as they are."""
-    torch.manual_seed(seed)
-    names = lora_targets(model, targets)
-    return get_peft_model(
-        model, LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
-    )
 
 
 def forward(model: nn.Module, batch: Batch) -> Scored:

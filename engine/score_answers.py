@@ -3,10 +3,8 @@
 Shapes: R prompts of a batch, L their padded length, S answer tokens behind each, V vocabulary. The prompts' keys and
 values are kept; all answers to a
 prompt follow it as one sequence of S tokens, kept apart by the attention mask and each counted from the prompt's end,
-so that nothing is copied
-for them; then they are cropped off and the generation goes on from the same keys and values. Models whose cache cannot
-be shared are run
-answer by answer.
+so that nothing is copied for them; then they are cropped off and the generation goes on from the same keys and values.
+Models whose cache cannot be shared are run answer by answer.
 """
 
 import inspect
@@ -23,6 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from data_module import Example
 from engine.encode import collate_prompts
 from engine.language_model import LanguageModel, forward
+from engine.processor_tensors import Layout
 from unlearn_losses import IGNORE
 
 
@@ -97,7 +96,7 @@ def score_prompts(
         if found is None and shared and not why:
             say(
                 f"{type(model).__name__}: {len(batch)} prompts are scored answer by answer: "
-                "they reach past the window of its attention"
+                "they reach past the window of its attention, or it keeps more than their tokens"
             )
         if found is None:
             found = run_plain(model, encoder, batch, **limits)
@@ -137,8 +136,12 @@ class SharedPrompts:
     `tokens_left` is how many tokens may follow before a sliding window would forget the first (None: any number).
     """
 
-    def __init__(self, model: LanguageModel, batch: dict[str, Tensor]):
+    def __init__(self, model: LanguageModel, batch: dict[str, Tensor], layout: Layout):
+        """`batch`: of `collate_prompts`; `layout`: of its tensors."""
         self.model, self.mask = model, batch["attention_mask"]
+        # what one more token adds to each per-token tensor, with the dimension that counts tokens
+        slices = {name: layout.answer_slice(name, batch[name]) for name in layout.token_dims if name in batch}
+        self.slices = {name: (value, layout.token_dims[name]) for name, value in slices.items()}
         positions = prompt_positions(model, batch)
         output = model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
         self.cache, self.first = output.past_key_values, output.logits[:, -1]
@@ -148,9 +151,13 @@ class SharedPrompts:
 
     @property
     def tokens_left(self) -> int | None:
-        """0 where the cache is of a kind that cannot be shared."""
+        """0 where the cache is of a kind that cannot be shared, or where it holds in a layer what is no token of the
+        prompt, as layers that look at a picture do.
+        """
         layers: list[Any] = self.cache.layers if type(self.cache) is DynamicCache else [None]
         if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+            return 0
+        if any(layer.get_seq_length() != self.mask.shape[1] for layer in layers):
             return 0
         windows = [layer.sliding_window for layer in layers if layer.is_sliding]
         return max(0, min(windows) - 1 - self.mask.shape[1]) if windows else None
@@ -193,12 +200,20 @@ class SharedPrompts:
         dtype = self.model.get_input_embeddings().weight.dtype
         hidden = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
         positions = self.next[:, None] + place
-        return self.model(
-            input_ids=ids, attention_mask=hidden, position_ids=positions, past_key_values=self.cache, use_cache=True
-        ).logits
+        inputs = {"input_ids": ids, "attention_mask": hidden, "position_ids": positions, **self.tensors_over(width)}
+        return self.model(**inputs, past_key_values=self.cache, use_cache=True).logits
 
-    def generate(self, max_new_tokens: int, end: int) -> list[list[int]]:
-        """Continue each prompt greedily up to `end`, which is left out; uses the cache up.
+    def tensors_over(self, width: int) -> dict[str, Tensor]:
+        """The per-token tensors of the processor over the next `width` tokens."""
+        tensors = {}
+        for name, (value, dim) in self.slices.items():
+            shape = [-1] * value.ndim
+            shape[dim] = width
+            tensors[name] = value.expand(shape)
+        return tensors
+
+    def generate(self, max_new_tokens: int, ends: set[int]) -> list[list[int]]:
+        """Continue each prompt greedily up to one of `ends`, which is left out; uses the cache up.
 
         Rows that have ended are dropped once they are half.
         """
@@ -209,7 +224,7 @@ class SharedPrompts:
             chosen = logits.argmax(-1)
             going = []
             for row, (i, token) in enumerate(zip(alive, chosen.tolist(), strict=True)):
-                if i is not None and token != end:
+                if i is not None and token not in ends:
                     texts[i].append(token)
                     going.append(row)
             if not going or step == max_new_tokens - 1:
@@ -217,12 +232,14 @@ class SharedPrompts:
             if 2 * len(going) <= len(alive):
                 kept = torch.tensor(going, device=mask.device)
                 self.cache.batch_select_indices(kept)
+                self.slices = {name: (value[kept], dim) for name, (value, dim) in self.slices.items()}
                 alive = [alive[row] for row in going]
                 chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
             else:
                 alive = [i if row in going else None for row, i in enumerate(alive)]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             inputs = {"input_ids": chosen[:, None], "attention_mask": mask, "position_ids": positions[:, None]}
+            inputs |= self.tensors_over(1)
             logits = self.model(**inputs, past_key_values=self.cache, use_cache=True).logits[:, -1]
             positions = positions + 1
         return texts
@@ -247,19 +264,21 @@ def run_shared(
 ) -> list[PromptResult] | None:
     """One pass over the prompts for all their answers and generations; None where the cache does not allow it."""
     device = next(model.parameters()).device
-    inputs = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], encoder.pad)
+    encoded = [encoder.encode(prompt.example) for prompt in prompts]
+    inputs = collate_prompts(encoded, encoder.pad)
     lengths = inputs["attention_mask"].sum(1).tolist()
     answers = [encode_answers(encoder, *each) for each in zip(prompts, lengths, strict=True)]
     rounds = in_rounds(answers, max(1, batch_size // len(prompts)))  # so many answers follow each prompt in one pass
     with torch.no_grad():
-        shared = SharedPrompts(model, {name: value.to(device) for name, value in inputs.items()})
+        on_device = {name: value.to(device) for name, value in inputs.items()}
+        shared = SharedPrompts(model, on_device, encoded[0].layout)
         if shared.tokens_left is not None and shared.tokens_left < max(max_new_tokens, longest_suffix(rounds)):
             return None
         losses: list[list[AnswerLosses]] = [[] for _ in prompts]
         for groups in rounds:
             for own, more in zip(losses, shared.answer_losses(groups), strict=True):
                 own += more
-        texts = shared.generate(max_new_tokens, encoder.tokenizer.eos_token_id)
+        texts = shared.generate(max_new_tokens, ends_of(model, encoder))
     by_answer = [dict(zip(prompt.answers, own, strict=True)) for prompt, own in zip(prompts, losses, strict=True)]
     return [prompt_result(encoder, *each) for each in zip(lengths, by_answer, texts, strict=True)]
 
@@ -319,20 +338,32 @@ def run_plain(
             tokens = labels[labels != IGNORE].tolist()
             losses[i][answer] = answer_losses(logits[: len(tokens)], tokens)
     questions = collate_prompts([encoder.encode(prompt.example) for prompt in prompts], encoder.pad)
-    texts = generate_plain(model, questions, max_new_tokens, pad=encoder.pad, end=encoder.tokenizer.eos_token_id)
+    texts = generate_plain(model, questions, max_new_tokens, pad=encoder.pad, ends=ends_of(model, encoder))
     lengths = questions["attention_mask"].sum(1).tolist()
     return [prompt_result(encoder, *each) for each in zip(lengths, losses, texts, strict=True)]
 
 
 def generate_plain(
-    model: LanguageModel, inputs: dict[str, Tensor], max_new_tokens: int, *, pad: int, end: int
+    model: LanguageModel, inputs: dict[str, Tensor], max_new_tokens: int, *, pad: int, ends: set[int]
 ) -> list[list[int]]:
     """The library's own greedy generation, without the penalties that a checkpoint's generation settings may hold."""
-    plain = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, eos_token_id=end)
+    options = {"pad_token_id": pad, "eos_token_id": sorted(ends)}
+    plain = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, **options)
     device = next(model.parameters()).device
     tokens = model.generate(**{name: value.to(device) for name, value in inputs.items()}, generation_config=plain)
     texts = tokens[:, inputs["input_ids"].shape[1] :].tolist()
-    return [text[: text.index(end)] if end in text else text for text in texts]
+    return [list(itertools.takewhile(lambda token: token not in ends, text)) for text in texts]
+
+
+def ends_of(model: LanguageModel, encoder: Any) -> set[int]:
+    """The tokens at which a generation stops.
+
+    They are the end of a turn as the template writes it, the tokenizer's end-of-sequence, and every one that the
+    model's generation configuration names.
+    """
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    every = [*(named if isinstance(named, list) else [named]), encoder.end, encoder.tokenizer.eos_token_id]
+    return {token for token in every if token is not None}
 
 
 def prompt_result(encoder: Any, prompt_length: int, answers: dict[str, AnswerLosses], text: list[int]) -> PromptResult:

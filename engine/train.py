@@ -28,6 +28,7 @@ from engine.record import (
     write_record,
     written_whole,
 )
+from engine.start_checks import rows_to_check
 from settings.script import SettingsError, processes
 from settings.training import Method, Trainer
 
@@ -168,6 +169,7 @@ def train(
         arguments = training_arguments(settings, seed, scratch)
         trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
         trainer.remove_callback(transformers.PrinterCallback)
+        check_before_training(trainer, start, pairs, encoder, say)
         started = time.perf_counter()
         judged = prepare(trainer, pairs, encoder, each_epoch, say)
         trained = run(trainer, first_weights, settings)
@@ -244,6 +246,19 @@ def say_if_vanished(first_gradient: float | None, method: str, say: Callable[[st
             f"the first step's gradient vanished (norm {first_gradient:.1e}): where it starts {method} "
             "has no direction, what moved is rounding"
         )
+
+
+def check_before_training(
+    trainer: LossTrainer, start: Start, pairs: Any, encoder: Any, say: Callable[[str], None]
+) -> None:
+    """Run the checks of `start` on two rows. Raises SettingsError."""
+    if start.check is None or start.check_silent is None:
+        return
+    rows = rows_to_check(pairs)
+    with trainer.accelerator.autocast():
+        start.check(trainer.model, encoder, rows, start.forward, say)
+        if trainer.bound.frozen or trainer.bound.cached:
+            start.check_silent(trainer.model, encoder, rows, start.forward, say)
 
 
 def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say: Callable[[str], None]) -> EachEpoch:

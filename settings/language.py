@@ -24,16 +24,18 @@ class Model:
     path: str = MISSING  # hub id or folder of the base model
     freeze: list[str] = MISSING  # parts (by name) that never train, e.g. vision_tower
     lora_targets: str = MISSING  # "language_model": its linear layers; else a regular expression on module names
-    attention: str = MISSING  # sdpa, eager, flash_attention_2
+    attention: str = MISSING  # auto (sdpa, or eager where the model has no sdpa), sdpa, eager, flash_attention_2
     # dtype of weights that do not train: float32, or bfloat16, which rounds away small updates of a merged adapter
     weights: str = MISSING
     trust_remote_code: bool = False
-    tags: Tags | None = None  # null: the tokenizer's chat template
+    tags: Tags | None = None  # null: the tokenizer's or processor's chat template
+    # what stands over an answer in a per-token tensor of the processor; others go on as the prompt ends
+    answer_values: dict[str, int] = field(default_factory=dict)
     made_by: str = ""  # `python -m <made_by> --out <path>` makes the model when its folder is missing
 
     def __post_init__(self) -> None:
         one_of("model.weights", self.weights, ("float32", "bfloat16"))
-        one_of("model.attention", self.attention, ("sdpa", "eager", "flash_attention_2"))
+        one_of("model.attention", self.attention, ("auto", "sdpa", "eager", "flash_attention_2"))
         try:
             re.compile(self.lora_targets)
         except re.error as error:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 import mm.encoder
 from data_module import TaskRow
 from engine.encode import check_answers, check_lengths
-from helpers import BASE, MODEL, example
+from helpers import BASE, MODEL, example, png
 from mm.encoder import PictureEncoder
 from nlp.encoder import TextEncoder
 from settings.language import Tags
@@ -267,10 +267,17 @@ def test_an_evaluation_checks_the_lengths_of_words_where_the_model_sees(encoder)
         check_answers(encoder, {"eval_qa": [row]})
 
 
-def test_tags_of_a_model_that_sees_are_refused_because_they_would_have_no_effect():
-    model = replace(MODEL, tags=TAGS)
-    with pytest.raises(SettingsError, match=r"model\.tags: a vision-language model is asked by its processor's"):
-        mm.encoder.open_encoder(str(BASE), model)
+def test_tags_replace_the_template_of_a_model_that_sees_behind_its_pictures_placeholder(encoder):
+    tagged = mm.encoder.open_encoder(str(BASE), replace(MODEL, tags=TAGS))
+    seen, read = example("Who?", "Ann.", image=png("red")), example("Who?", "Ann.")
+    assert tagged.prompt_text(seen) == "<image>Question: Who?\nAnswer:"
+    assert tagged.prompt_text(read) == "Question: Who?\nAnswer:"
+    assert encoder.tokenizer.decode(tagged.encode(seen).answer) == " Ann.</s>"
+
+
+def test_a_model_that_sees_without_template_and_tags_names_the_setting(encoder):
+    with pytest.raises(SettingsError, match=r"model\.tags is required"):
+        PictureEncoder(processor_with(encoder, None))
 
 
 def test_the_encoder_of_an_evaluation_cuts_nothing(encoder):

@@ -25,10 +25,10 @@ from transformers import (
     TrOCRForCausalLM,
 )
 
+from engine.adapters import add_lora, lora_targets
 from engine.encode import collate
 from engine.frozen_start import FrozenStart
 from engine.language_model import (
-    add_lora,
     check_model_path,
     end_at_layer,
     forward,
@@ -36,7 +36,6 @@ from engine.language_model import (
     load,
     load_for_training,
     load_model,
-    lora_targets,
     packs,
     restore_layers,
     save,
@@ -185,6 +184,7 @@ DOWN_PROJECTIONS = {
     "llava": ["model.language_model.layers.{}.mlp.down_proj.weight"],
     "qwen": ["model.language_model.layers.{}.mlp.down_proj.weight"],
     "phi": ["model.layers.{}.mlp.fc2.weight", "model.layers.{}.mlp.fc2.bias"],
+    "gpt2": ["transformer.h.{}.mlp.c_proj.weight", "transformer.h.{}.mlp.c_proj.bias"],
 }
 
 
@@ -218,7 +218,7 @@ def test_a_decoder_that_calls_its_layers_otherwise_ends_at_one_and_is_whole_agai
     [
         ("phi", "mlp.fc3", "down_projection, self_attn, .*, mlp.fc1, mlp.fc2, input_layernorm$"),
         ("phi", "", "down_projection, self_attn, .*"),
-        ("gpt2", "down_projection", "ln_1, attn, .*, mlp.c_fc, mlp.c_proj$"),  # its configuration has no such size
+        ("gpt2", "mlp.c_down", "down_projection, ln_1, attn, .*, mlp.c_fc, mlp.c_proj$"),
         ("mixtral", "down_projection", "self_attn, .*, mlp.experts, "),  # its experts share one tensor
     ],
 )
