@@ -25,10 +25,11 @@ from cv.division import Division, met_by
 from cv.face_settings import AttackFaces
 from cv.network import FaceNetwork, end_at, forward_of, stack_networks, with_new_classes
 from cv.pictures import FaceEncoder, FacePairs, training_rows
+from engine.folders import written_whole
 from engine.frozen_start import Forward, forward_passes
 from engine.methods import BoundLoss, bind
 from engine.pairs import Batch, EpochSampler, PassCollator
-from engine.record import read_json, work_key, write_record, written_whole
+from engine.record import read_json, work_key, write_record
 from engine.source import code_of
 from settings.inputs import Inputs
 from settings.script import SettingsError, processes
