@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 from engine.folders import beside, check_space, full_disk_said, marked, remove_ours, written_whole
 from engine.language_model import trained_weights
 from engine.record import METRICS, other_versions, peak_memory_gb, read_json, versions, why_another, write_json
-from settings.script import SettingsError, Stopped, processes
+from settings.script import GOES_ON, SettingsError, Stopped, processes
 from settings.training import Interval, Trainer, read_interval
 
 PROGRESS = "progress.json"
@@ -40,6 +40,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MADE_OF = ("key", "settings", "inputs", "code")  # what a run's record says of what it was made of
 # bytes that an optimizer keeps for each trained weight
 KEPT = {"adamw_torch": 8, "sgd": 0, "adamw_bnb_8bit": 3, "paged_adamw_8bit": 3}
+
+
+class Diverged(SettingsError):
+    """A training whose loss or weights are no longer finite: to go on would be to diverge again."""
 
 
 class Checkpoints(TrainerCallback):
@@ -108,11 +112,13 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.told:
             line = f"{self.told.name}: saved step {state.global_step} of {state.max_steps} in {str(self.folder)!r}; "
-            raise Stopped(f"{line}the same command goes on from there", 128 + self.told)
+            raise Stopped(f"{line}{GOES_ON}", 128 + self.told)
 
     @contextlib.contextmanager
     def signals_heard(self) -> Iterator[None]:
-        """Have SIGTERM and SIGINT save and stop after the step that is being taken; a second one ends the run at once.
+        """Have SIGTERM and SIGINT save and stop after the step that is being taken; a second SIGINT stops at once.
+
+        A launcher may send SIGTERM besides the SIGINT of a terminal, so that a second SIGTERM says nothing new.
 
         Signals reach the main thread only; where a run is in another, or saves nothing, they do what they always do.
         """
@@ -129,11 +135,12 @@ class Checkpoints(TrainerCallback):
                 signal.signal(number, handler)
 
     def hear(self, number: int, frame: FrameType | None) -> None:
-        self.told = signal.Signals(number)
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        if processes().is_main_process:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+        if self.told is None and processes().is_main_process:
             # not print, which may be in the middle of a line
-            os.write(2, f"{self.told.name}: saving after this step; once more ends the run at once\n".encode())
+            os.write(2, f"{signal.Signals(number).name}: saving after this step (Ctrl+C once more: at once)\n".encode())
+        self.told = self.told or signal.Signals(number)
 
     # ---- writing
 
@@ -165,8 +172,8 @@ class Checkpoints(TrainerCallback):
                 "parts": {name: part.state() for name, part in self.parts.items()},
             }
             marked(self.folder)
-            then = f"the last checkpoint stays ({self.last_said()}): make room, and the same command goes on"
-            with full_disk_said(self.folder, then), written_whole(self.folder / f"step_{step}") as aside:
+            then = self.what_stays()
+            with written_whole(self.folder / f"step_{step}", then) as aside:
                 save_file(weights, aside / WEIGHTS)
                 save_file(tensors, aside / OPTIMIZER)
                 trainer.state.log_history = []  # ours stands in the parts
@@ -178,9 +185,11 @@ class Checkpoints(TrainerCallback):
         trainer.accelerator.wait_for_everyone()
         self.saved, self.steps = time.monotonic(), 0
 
-    def last_said(self) -> str:
+    def what_stays(self) -> str:
+        """What to say where the disk is full."""
         last = last_checkpoint(self.folder)
-        return last.name.replace("_", " ") if last else "there is none yet"
+        stays = f"the last checkpoint stays ({last.name.replace('_', ' ')}): " if last else ""
+        return f"{stays}make room, and the same command goes on"
 
     def finish(self) -> None:
         """Remove what is no longer needed: the trained model is whole."""
@@ -193,8 +202,7 @@ class Checkpoints(TrainerCallback):
         try:
             yield
         except BaseException as error:
-            diverged = isinstance(error, SettingsError) and "disk is full" not in str(error)
-            if processes().is_main_process and (diverged or last_checkpoint(self.folder) is None):
+            if processes().is_main_process and (isinstance(error, Diverged) or last_checkpoint(self.folder) is None):
                 remove_ours(self.folder)
             raise
 

@@ -112,10 +112,10 @@ def remove_ours(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
+def written_whole(folder: Path, if_full: str = "make room, and the same command goes on") -> Iterator[Path]:
     """A folder to write into that becomes `folder` only when everything is there; a torn one never carries its name.
 
-    Raises SettingsError where another's folder stands in the way, or the disk is full.
+    Raises SettingsError where another's folder stands in the way, or the disk is full; `if_full`: what it then says.
     """
     folder = folder.resolve()
     aside, former = beside(folder, "partial"), beside(folder, "former")
@@ -123,7 +123,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
     remove_ours(former)
     marked(aside)
     try:
-        with full_disk_said(folder):
+        with full_disk_said(folder, if_full):
             yield aside
     except BaseException:
         remove_ours(aside)

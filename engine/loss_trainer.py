@@ -22,7 +22,6 @@ from engine.language_model import l1_norm, packs, trained_weights
 from engine.methods import BoundLoss, bind
 from engine.pairs import Batch, EpochSampler, PassCollator, answer_key
 from engine.record import read_json
-from settings.script import SettingsError
 from settings.training import Mask, Method, Trainer
 from unlearn_losses import Scored, multiplier_step, nll, sequence_logprob
 
@@ -172,7 +171,7 @@ class LossTrainer(transformers.Trainer):
     def stop(self, what: str, term: str) -> NoReturn:
         """End a run that diverged, with one line on method, step and term."""
         where = f"method {self.bound.method.name}, step {self.state.global_step}: {what}; {term}"
-        raise SettingsError(f"{where}. Nothing was written; a lower trainer.lr or weight may hold it")
+        raise checkpoints.Diverged(f"{where}. Nothing was written; a lower trainer.lr or weight may hold it")
 
     def keep_start_logprobs(self, pairs: Any, encoder: Any) -> None:
         """Score, once and as the start does, every answer whose log-probability under p0 the loss will ask for.

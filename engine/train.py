@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from engine.checkpoints import Checkpoints, Metrics, check_room
-from engine.folders import full_disk_said, written_whole
+from engine.folders import written_whole
 from engine.frozen_start import Start, silence_dropout
 from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
@@ -230,8 +230,7 @@ def train(
             say_if_vanished(progress.first_gradient, bound.method.name, say)
             cost = cost_of(trainer, progress, judged, checkpoints)
             if trainer.is_world_process_zero():
-                with full_disk_said(Path(save_dir), f"{checkpoints.last_said()} stays: make room, and run it again"):
-                    write(start, trained, Path(save_dir), {"seed": seed, **record, **cost}, checkpoints)
+                write(start, trained, Path(save_dir), {"seed": seed, **record, **cost}, checkpoints)
             trainer.accelerator.wait_for_everyone()
             checkpoints.finish()
 
@@ -262,7 +261,7 @@ def add_tracker(trainer: LossTrainer, settings: Trainer, save_dir: Path) -> None
 
 def write(start: Start, trained: nn.Module, folder: Path, facts: dict[str, Any], checkpoints: Checkpoints) -> None:
     """Write the trained model, its record and its curve to `folder`, whole or not at all."""
-    with written_whole(folder) as aside:
+    with written_whole(folder, checkpoints.what_stays()) as aside:
         start.save(trained, aside)
         checkpoints.parts["metrics"].write(aside / METRICS)
         write_record(aside / TRAIN_RECORD, **facts, fingerprint=model_fingerprint(str(aside)))

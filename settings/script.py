@@ -34,6 +34,9 @@ class SettingsError(ValueError):
     """The user's mistake in one line: which field, which value, what is allowed."""
 
 
+GOES_ON = "the same command goes on from there"  # how the last line of a run ends that saved and stopped
+
+
 class Stopped(KeyboardInterrupt):
     """A run that was told to stop: what to say of it, and the exit code."""
 

@@ -1,5 +1,5 @@
-"""A training that is killed goes on from its last checkpoint and ends with the same bytes; what is no checkpoint of this
-run is never taken for one.
+"""A training that is killed goes on from its last checkpoint and ends with the same bytes; what is no checkpoint of
+this run is never taken for one.
 """
 
 import json
@@ -106,9 +106,10 @@ def without_cost(record):
     return {name: value for name, value in record.items() if name not in cost}
 
 
-@pytest.mark.parametrize(("mechanism", "step"), [*((name, 4) for name in METHODS), ("frozen copy", 2), ("mask", 3)])
-def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(mechanism, step, data, encoder, tmp_path, at_step):
+@pytest.mark.parametrize("killed", [*((name, 4) for name in METHODS), ("frozen copy", 2), ("mask", 3)], ids=str)
+def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(killed, data, encoder, tmp_path, at_step):
     """Six steps in two epochs: killed in the second epoch, in the first, and between them."""
+    mechanism, step = killed
     method = METHODS[mechanism]
     plain, record = run(data, encoder, tmp_path / "plain", method=method)
     again, record_again = killed_and_resumed(data, encoder, tmp_path / "again", at_step, step=step, method=method)
@@ -304,8 +305,9 @@ def test_a_signal_after_the_last_step_lets_the_run_finish(data, encoder, tmp_pat
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("every", "saved"), [("2steps", [2, 4]), ("1epoch", [3]), ("1h", []), ("never", [])])
-def test_checkpoints_are_written_as_often_as_said(every, saved, data, encoder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("often", [("2steps", [2, 4]), ("1epoch", [3]), ("1h", []), ("never", [])], ids=str)
+def test_checkpoints_are_written_as_often_as_said(often, data, encoder, tmp_path, monkeypatch):
+    every, saved = often
     steps = []
     real = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self: (steps.append(self.trainer.state.global_step), real(self)))
