@@ -255,12 +255,17 @@ def model_fingerprint(path: str) -> str:
     """Hash of what makes a model folder this model, or the hub id.
 
     It counts every file in the folder itself, whatever the format of its weights, and the further chat templates; the
-    record of its training, its curve and its card do not count, nor do the results that stand in folders below.
+    record of its training, its curve, its card and locks do not count, nor do the results in folders below.
     """
     folder = Path(path)
     kept = [*folder.glob("*"), *(folder / "additional_chat_templates").glob("*")]
-    files = sorted(file for file in kept if file.is_file() and file.name not in NO_PART_OF_A_MODEL)
+    files = sorted(file for file in kept if file.is_file() and is_part_of_a_model(file))
     return hash_of_files(folder, files) if files else f"hub:{path}"
+
+
+def is_part_of_a_model(file: Path) -> bool:
+    """Whether a file in a model's folder makes the model; a lock is that of an evaluation into a folder below."""
+    return file.name not in NO_PART_OF_A_MODEL and file.suffix != ".lock"
 
 
 # ---- how far it is

@@ -136,7 +136,7 @@ def test_libraries_of_another_version_are_named(monkeypatch):
 def test_the_curve_and_the_marks_are_no_part_of_a_model(tmp_path):
     (tmp_path / "model.safetensors").write_text("x")
     before = record.model_fingerprint(str(tmp_path))
-    for name in ("metrics.jsonl", "train_meta.json", MARK):
+    for name in ("metrics.jsonl", "train_meta.json", "eval_results.lock", MARK):
         (tmp_path / name).write_text("y")
     assert record.model_fingerprint(str(tmp_path)) == before
     (tmp_path / "config.json").write_text("y")
