@@ -299,8 +299,8 @@ def weights_hash(models: list[FaceNetwork]) -> str:
 def save_stack(stack: FaceNetwork, folder: Path, facts: dict[str, Any]) -> None:
     """Write the networks of a stack with its record to a folder that is whole or not there."""
     with written_whole(folder) as aside:
-        write_record(aside / STACK_RECORD, **facts)
         save_file({name: value.contiguous() for name, value in stack.cpu().state_dict().items()}, aside / STACK_WEIGHTS)
+        write_record(aside / STACK_RECORD, **facts)
 
 
 def load_stack(like: list[FaceNetwork], folder: Path) -> FaceNetwork:

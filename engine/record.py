@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from engine.files import content_digest, hash_of_files
+from engine.files import content_digest, files_below, hash_of_files
 from engine.folders import MARK
 from engine.source import Code
 from settings.inputs import Inputs
@@ -187,12 +187,43 @@ def other_versions(record: dict[str, Any]) -> str:
 
 
 def write_record(file: Path, *, seconds: float, **facts: Any) -> None:
-    """Write what was run: the facts, its seconds, its peak memory in GB, the machine and the libraries' versions.
+    """Write what was run: the facts, its seconds, its peak memory in GB, the machine, the libraries' versions, and a
+    fingerprint of every file that stands beside the record.
 
-    The peak is that since `start_of_peak`, unless `facts` say another `peak_memory_gb`.
+    The peak is that since `start_of_peak`, unless `facts` say another `peak_memory_gb`. All other files must be there.
     """
     cost = {"seconds": seconds, "machine": machine(), "versions": versions()}
-    write_json(file, {"peak_memory_gb": peak_memory_gb(), **facts, **cost})
+    write_json(file, {"peak_memory_gb": peak_memory_gb(), **facts, **cost, "files": digests_beside(file)})
+
+
+def digests_beside(record: Path) -> dict[str, str]:
+    """Fingerprint of each file in a record's folder and below it, by its name there; not of the record itself."""
+    files = [file for file in files_below(record.parent) if file != record and file.name != MARK]
+    return {file.relative_to(record.parent).as_posix(): file_fingerprint(str(file)) for file in files}
+
+
+def what_no_longer_matches(record: Path) -> list[str]:
+    """What is no longer as a record says: its own key, the files beside it, and the model of an evaluation.
+
+    Args:
+        record: A record's file.
+    """
+    facts = read_json(record)
+    folder = record.parent
+    if not isinstance(facts, dict) or not {"files", "key", "settings", "inputs", "code"} <= facts.keys():
+        return [f"{record}: it names no fingerprints (an earlier version of the suite wrote it)"]
+    made = {**{name: facts[name] for name in ("inputs", "code")}, "settings": decisive_settings(facts["settings"])}
+    lines = [] if key_of(made) == facts["key"] else [f"{record}: its settings or its key were changed"]
+    for name, digest in facts["files"].items():
+        if not (folder / name).is_file():
+            lines.append(f"{folder / name}: the file is gone")
+        elif file_fingerprint(str(folder / name)) != digest:
+            lines.append(f"{folder / name}: the file was changed")
+    model = folder.parent
+    of_model = record.name == EVAL_RECORD and (model / TRAIN_RECORD).is_file() and "model" in facts
+    if of_model and model_fingerprint(str(model)) != facts["model"]:
+        lines.append(f"{record}: it is of another model than {model} holds")
+    return lines
 
 
 def machine() -> dict[str, str | int]:

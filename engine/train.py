@@ -25,7 +25,6 @@ from engine.pairs import PassCollator
 from engine.record import (
     METRICS,
     TRAIN_RECORD,
-    model_fingerprint,
     peak_memory_gb,
     report_progress,
     say_line,
@@ -264,7 +263,7 @@ def write(start: Start, trained: nn.Module, folder: Path, facts: dict[str, Any],
     with written_whole(folder, checkpoints.what_stays()) as aside:
         start.save(trained, aside)
         checkpoints.parts["metrics"].write(aside / METRICS)
-        write_record(aside / TRAIN_RECORD, **facts, fingerprint=model_fingerprint(str(aside)))
+        write_record(aside / TRAIN_RECORD, **facts)
 
 
 @contextlib.contextmanager
