@@ -20,6 +20,7 @@ from benchmark.progress import BenchmarkProgress
 from cv.division import read_division
 from data_module import make_missing, split_names
 from engine.evaluate import check_task
+from engine.folders import MARK, beside, remove_ours
 from engine.language_model import check_model_path
 from engine.record import (
     PROGRESS_FILE,
@@ -36,7 +37,7 @@ from engine.record import (
 from engine.source import code_of
 from settings.language import Data, Eval
 from settings.results import Benchmark
-from settings.runs import end_with_parent
+from settings.runs import end_with_parent, lock_folder, locks_given_back
 from settings.script import GOES_ON, ROOT, SettingsError, Stopped, nearest
 
 MOST_SAID = 4  # stages that an error names, and reasons of each
@@ -83,6 +84,7 @@ def run_stages(benchmark: Benchmark, folder: Path, *, overwrite: bool = False) -
             if failed:  # there is no model to evaluate or to attack
                 costs[stage.name] = failure(failed, 0.0)
             elif skipped:
+                remove_leftovers(stage.output)
                 costs[stage.name] = cost_of(stage)
             else:
                 costs[stage.name] = run_or_fail(stage, benchmark, settings, folder, progress)
@@ -164,6 +166,16 @@ def is_finished(stage: Stage, key: str) -> bool:
     """Whether the stage's output is there and was made of the same."""
     record = read_record(stage)
     return record is not None and record.get("key") == key
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove what stands beside a finished output because its run was killed in its last moment."""
+    left = [beside(output, ending) for ending in ("checkpoints", "tasks", "partial", "former")]
+    with locks_given_back():
+        lock_folder(output.resolve(), "save_dir")
+        for folder in left:
+            if (folder / MARK).is_file():
+                remove_ours(folder)
 
 
 def check_finished(stages: list[Stage], composed: list[Any], facts: list[dict[str, Any]]) -> None:

@@ -360,13 +360,14 @@ def load_optimizer(optimizer: Any, folder: Path) -> None:
         for name, value in load_file(folder / OPTIMIZER).items():
             number, _, key = name.partition(".")
             state[int(number)][key] = parted_like(value, weights[int(number)])
-        groups = [{name: as_given(name, value) for name, value in group.items()} for group in facts["groups"]]
+        groups = [as_given(group) for group in facts["groups"]]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def as_given(name: str, value: Any) -> Any:
-    """A setting of an optimizer read from JSON, where pairs like betas have become lists."""
-    return tuple(value) if isinstance(value, list) and name != "params" else value
+def as_given(group: dict[str, Any]) -> dict[str, Any]:
+    """A group of an optimizer read from JSON, where pairs like betas have become lists."""
+    pairs = {name: tuple(value) for name, value in group.items() if isinstance(value, list) and name != "params"}
+    return group | pairs
 
 
 # ---- draws

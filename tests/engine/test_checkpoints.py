@@ -5,6 +5,8 @@ this run is never taken for one.
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +24,7 @@ from engine.loss_trainer import LossTrainer
 from engine.methods import bind
 from engine.record import read_json
 from engine.train import train
-from helpers import NPO, TRAINER, Few, pairs, training_settings
+from helpers import NPO, ROOT, TRAINER, Few, pairs, training_settings
 from settings.script import SettingsError, Stopped
 from settings.training import Lora, Mask, Method, Multiplier, TaskVector, read_interval
 
@@ -102,7 +104,7 @@ def killed_and_resumed(data, encoder, folder, at_step, *, step, **options):
 
 
 def without_cost(record):
-    cost = ("seconds", "peak_memory_gb", "tokens_per_second", "epoch_eval_seconds")
+    cost = ("seconds", "peak_memory_gb", "tokens_per_second", "epoch_eval_seconds", "files")  # the curve has seconds
     return {name: value for name, value in record.items() if name not in cost}
 
 
@@ -395,3 +397,63 @@ def test_a_tensor_of_which_a_process_has_a_part_is_saved_whole_and_parted_again(
         assert checkpoints.parted_like(torch.tensor(3.0), sharded).ndim == 0  # as the count of an optimizer's steps
     finally:
         torch.distributed.destroy_process_group()
+
+
+# ---- several processes
+
+TWO = """
+import sys
+sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/engine"]
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import AutoProcessor
+
+import test_checkpoints
+from engine.loss_trainer import LossTrainer
+from helpers import BASE
+from mm.encoder import PictureEncoder
+from settings.language import Columns, Data
+from settings.script import processes
+from settings.training import Lora
+
+folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
+assert processes().num_processes == 2
+columns = Columns(image="image", caption="caption", question="question", answer="answer", person="name")
+data = Data("mini", {world!r} + "/clear", {world!r} + "/tofu", columns, 10, "never_seen", "", "")
+made = LossTrainer.__init__
+
+
+def killed(self, *args, **options):
+    made(self, *args, **options)
+    self.add_callback(test_checkpoints.KillAfter(kill_at, test_checkpoints.die))
+
+
+LossTrainer.__init__ = killed
+encoder = PictureEncoder(AutoProcessor.from_pretrained(BASE))
+settings = replace(test_checkpoints.EACH_STEP, batch_size=1, lora=Lora(r=4, alpha=8, dropout=0.5))
+said = []
+test_checkpoints.run(data, encoder, folder, settings, test_checkpoints.METHODS["multiplier"], say=said.append)
+assert (kill_at == 99) or any("going on from step 4" in line for line in said)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_same_bytes_too(world, tmp_path):
+    """The multiplier and the dropout of an adapter: each process has draws of its own."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO.format(root=str(ROOT), world=str(world)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    def run_two(name, kill_at):
+        return subprocess.run([*launch, str(tmp_path / name), str(kill_at)], cwd=ROOT, env=environment).returncode
+
+    assert run_two("plain", 99) == 0
+    assert run_two("again", 4) != 0
+    assert last_checkpoint(tmp_path / "again.checkpoints").name == "step_4"
+    assert run_two("again", 100) == 0
+    plain, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "again"))
+    assert again == plain
+    records = [without_cost(read_json(tmp_path / name / "train_meta.json")) for name in ("plain", "again")]
+    assert records[0] == records[1]

@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["trainer.epochs=2", "trainer.batch_size=8", "trainer.save_every=1step"]
 COSTS = {"train_seconds", "eval_seconds", "peak_memory_gb", "tokens_per_second"}
 RECORDS = {"train_meta.json", "eval_meta.json", "benchmark.json"}  # they hold times, memory and versions
+# what a kill after the end may leave, and the next run of the same folder removes
+BESIDE = (".lock", ".checkpoints", ".tasks", ".former")
 VIEWS = {"report.html", "results.csv", "table.md", "table.tex", "results.parquet"}  # of the table, with its costs
 
 
@@ -50,7 +52,8 @@ class Command:
 
 def commands(folder: Path, world: Path, base: Path) -> list[Command]:
     """The commands in the order in which each needs what the ones before have left."""
-    data = [f"data.path={world}/clear", f"data.text_path={world}/tofu", "data.made_by=''"]
+    names = "data.splits.nlp={full: full, retain: retain90, forget: forget10}"
+    data = [f"data.text_path={world}/tofu", "data.made_by=''", names, "data.forget=forget10"]
     model = [f"model.path={base}", "model.made_by=''"]
     common = [*data, *model]
     finetuned, forgot, asked = folder / "finetuned", folder / "forgot", folder / "asked"
@@ -63,10 +66,14 @@ def commands(folder: Path, world: Path, base: Path) -> list[Command]:
         "forget": [*QUICK, "trainer.lr=1e-4"],
         "eval": [text for text in limits if not text.startswith("forget=")],
     }
-    whole = [f"benchmark.{name}=[{','.join(listed)}]" for name, listed in stages.items()]
+    whole = []
+    for name, listed in stages.items():
+        quoted = ",".join(f'"{text}"' for text in listed)
+        whole.append(f"benchmark.{name}=[{quoted}]")
     whole += ["benchmark=nlp_demo", "benchmark.golds=1", "benchmark.base_split=full", "benchmark.gold_split=retain90"]
     whole += ["benchmark.forget_split=forget10", "benchmark.forget_people=forget10"]
-    whole += ["~benchmark.runs", "+benchmark.runs={grad_ascent: []}", f"results_dir={folder / 'whole'}"]
+    whole += [f"~benchmark.runs.{row}" for row in ("retain_ft", "grad_diff", "idk", "npo")]
+    whole += [f"results_dir={folder / 'whole'}"]
     return [
         Command("finetune", ["nlp/finetune.py", *common, *start, *QUICK, "split=full"], finetuned),
         Command(
@@ -100,7 +107,8 @@ def leftovers(folder: Path) -> dict[str, str]:
     """A hash of each file that a command left; of the table the figures without costs, of a curve without times."""
     found = {}
     for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        if file.name in RECORDS | VIEWS or "logs" in file.relative_to(folder).parts:
+        parts = file.relative_to(folder).parts
+        if file.name in RECORDS | VIEWS or "logs" in parts or any(part.endswith(BESIDE) for part in parts):
             continue
         content = file.read_bytes()
         if file.name == "metrics.jsonl":
@@ -154,7 +162,7 @@ def compare(command: Command) -> None:
         if found.get(name) != command.wanted.get(name):
             command.different.append(name)
     beside = [path.name for path in command.output.parent.glob(f"{command.output.name}.*")]
-    command.different += [name for name in beside if not name.endswith((".lock", ".checkpoints"))]
+    command.different += [name for name in beside if not name.endswith(BESIDE)]
 
 
 def run(kills: int, seed: int, folder: Path, say: Callable[[str], None] = print) -> list[Command]:
@@ -174,14 +182,9 @@ def run(kills: int, seed: int, folder: Path, say: Callable[[str], None] = print)
         finish(command, log)
         command.seconds = time.monotonic() - started
         command.wanted = leftovers(command.output)
-        if command.name != "finetune":  # the others begin with it
-            empty(command)
-        else:
-            command.output.rename(folder / "reference")
+        empty(command)
         share = kills // len(made) + (number < kills % len(made))
         torment(command, share, log, draws)
-        if not command.is_done and command.name == "finetune":
-            (folder / "reference").rename(command.output)
         say(
             f"{command.name}: {command.seconds:.0f} s uninterrupted, killed {command.kills} times, finished "
             f"{command.finished} times, {len(command.different)} differences, {len(command.failed)} failures"
@@ -199,9 +202,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         made = run(typed.kills, typed.seed, Path(folder))
     bad = [command.name for command in made if command.different or command.failed]
-    print(
-        f"{sum(command.kills for command in made)} kills; {'all alike' if not bad else 'NOT ALIKE: ' + ', '.join(bad)}"
-    )
+    verdict = f"NOT ALIKE: {', '.join(bad)}" if bad else "all alike"
+    print(f"{sum(command.kills for command in made)} kills; {verdict}")
     sys.exit(1 if bad else 0)
 
 

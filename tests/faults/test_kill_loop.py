@@ -1,5 +1,7 @@
 """Ten kills at random moments leave what an uninterrupted run leaves, and the loop would see it if they did not."""
 
+import json
+
 import pytest
 
 from faults import kill_loop
@@ -38,13 +40,8 @@ def test_a_missing_file_and_a_folder_left_beside_would_be_noticed(tmp_path):
 
 def test_times_in_a_curve_do_not_count_and_losses_do(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    texts = (
-        '{"step": 1, "loss": 2.0, "seconds": 1}',
-        '{"step": 1, "loss": 2.0, "seconds": 9}',
-        '{"step": 1, "loss": 3.0}',
-    )
     hashes = []
-    for text in texts:
-        file.write_text(text + "\n")
+    for loss, seconds in ((2.0, 1.0), (2.0, 9.0), (3.0, 1.0)):
+        file.write_text(json.dumps({"step": 1, "loss": loss, "seconds": seconds}) + "\n")
         hashes.append(leftovers(tmp_path)["metrics.jsonl"])
     assert hashes[0] == hashes[1] != hashes[2]
