@@ -1,11 +1,13 @@
 """A benchmark file -> base, gold, every method, their evaluations and a report: python run_benchmark.py benchmark=demo
 
 Stages that are finished with the same settings and inputs are skipped: an interrupted run goes on where it stopped.
+Finished stages that would be made anew are named, and replaced only with overwrite=true.
 """
 
 from pathlib import Path
 
 from settings.results import RunBenchmark
+from settings.runs import lock_folder
 from settings.script import script
 
 
@@ -20,11 +22,12 @@ def main(settings: RunBenchmark) -> None:
     from report.__main__ import write_report
 
     folder = Path(settings.results_dir)
+    lock_folder(folder.resolve(), "results_dir")
     benchmark = settings.benchmark
     typed = [f"benchmark={benchmark.name}"]
     if HydraConfig.initialized():
         typed = list(HydraConfig.get().overrides.task)
-    records = run_stages(benchmark, folder)
+    records = run_stages(benchmark, folder, overwrite=settings.overwrite)
     write_plan(benchmark, folder, records, typed)
 
     console = Console(width=140)

@@ -4,10 +4,12 @@ import contextlib
 import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +20,45 @@ from benchmark.progress import BenchmarkProgress
 from cv.division import read_division
 from data_module import make_missing, split_names
 from engine.evaluate import check_task
+from engine.folders import MARK, beside, remove_ours
 from engine.language_model import check_model_path
-from engine.record import PROGRESS_FILE, RECORDS, TRAIN_RECORD, heard_by, read_json, reported_progress, run_facts
+from engine.record import (
+    PROGRESS_FILE,
+    RECORDS,
+    TRAIN_RECORD,
+    heard_by,
+    other_versions,
+    read_json,
+    reported_progress,
+    run_facts,
+    say_line,
+    why_another,
+)
 from engine.source import code_of
 from settings.language import Data, Eval
 from settings.results import Benchmark
-from settings.script import ROOT, SettingsError, nearest
+from settings.runs import end_with_parent, lock_folder, locks_given_back
+from settings.script import GOES_ON, ROOT, SettingsError, Stopped, nearest
 
+MOST_SAID = 4  # stages that an error names, and reasons of each
 POLL_SECONDS = 0.2  # how often a launched stage is asked how far it is
 
 
-def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
+def run_stages(benchmark: Benchmark, folder: Path, *, overwrite: bool = False) -> dict[str, dict[str, Any]]:
     """Run the stages that are not finished.
 
     Args:
         benchmark: The settings.
         folder: The benchmark's results.
+        overwrite: Whether a finished stage may be replaced that was made of something else.
 
     Returns:
         Name of a stage -> its cost (seconds, peak_memory_gb), or why it failed.
 
     Raises:
-        SettingsError: A stage has settings or data that cannot be used, or fails although nothing goes on without it.
+        SettingsError: A stage has settings or data that cannot be used, or fails although nothing goes on without it,
+            or finished stages would be replaced without `overwrite`.
+        Stopped: A signal told this process, or a stage, to stop.
     """
     check_models(benchmark)
     stages = plan_stages(benchmark, folder)
@@ -47,17 +66,25 @@ def run_stages(benchmark: Benchmark, folder: Path) -> dict[str, dict[str, Any]]:
     codes = {stage.kind: code_of(recipe_file(benchmark, stage)) for stage in stages}
     make_sources(benchmark, composed)
     check_splits(stages, composed)
+    facts_now = [run_facts(settings, codes[stage.kind]) for stage, settings in zip(stages, composed, strict=True)]
+    if not overwrite:
+        check_finished(stages, composed, facts_now)
+    say_other_versions(stages, facts_now)
     progress = BenchmarkProgress([benchmark.expected_seconds[stage.kind] for stage in stages])
     costs: dict[str, dict[str, Any]] = {}
-    with progress.bar:
+    with progress.bar, ended_by_sigterm():
         for number, (stage, settings) in enumerate(zip(stages, composed, strict=True)):
             progress.begin(number, stage.name)
             started = time.perf_counter()
             failed = costs.get(f"forget {stage.model}", {}).get("failed")
-            skipped = bool(failed) or is_finished(stage, run_facts(settings, codes[stage.kind])["key"])
+            facts = run_facts(settings, codes[stage.kind])  # now, because it reads what the stages before have made
+            skipped = bool(failed) or is_finished(stage, facts["key"])
+            if not skipped and not overwrite:
+                check_finished([stage], [settings], [facts])
             if failed:  # there is no model to evaluate or to attack
                 costs[stage.name] = failure(failed, 0.0)
             elif skipped:
+                remove_leftovers(stage.output)
                 costs[stage.name] = cost_of(stage)
             else:
                 costs[stage.name] = run_or_fail(stage, benchmark, settings, folder, progress)
@@ -126,11 +153,71 @@ def record_of(stage: Stage) -> Path:
     return stage.output / RECORDS.get(stage.kind, TRAIN_RECORD)
 
 
+def read_record(stage: Stage) -> dict[str, Any] | None:
+    """What a stage's recipe said of what it did; None: its output is not there."""
+    file = record_of(stage)
+    if not file.is_file():
+        return None
+    record = read_json(file)
+    return record if isinstance(record, dict) else {}
+
+
 def is_finished(stage: Stage, key: str) -> bool:
     """Whether the stage's output is there and was made of the same."""
-    file = record_of(stage)
-    record = read_json(file) if file.is_file() else None
-    return isinstance(record, dict) and record.get("key") == key
+    record = read_record(stage)
+    return record is not None and record.get("key") == key
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove what stands beside a finished output because its run was killed in its last moment."""
+    left = [beside(output, ending) for ending in ("checkpoints", "tasks", "partial", "former")]
+    with locks_given_back():
+        lock_folder(output.resolve(), "save_dir")
+        for folder in left:
+            if (folder / MARK).is_file():
+                remove_ours(folder)
+
+
+def check_finished(stages: list[Stage], composed: list[Any], facts: list[dict[str, Any]]) -> None:
+    """Raise SettingsError where finished stages would be made anew, with what differs.
+
+    Args:
+        stages: In the order they run.
+        composed: The settings of each.
+        facts: What the record of each would say if it ran now.
+    """
+    planned = {stage.output.resolve(): stage.name for stage in stages}
+    anew: dict[str, list[str]] = {}  # name of a stage -> why it is made anew
+    for stage, settings, now in zip(stages, composed, facts, strict=True):
+        record = read_record(stage)
+        if record is None:
+            continue
+        models = [Path(path).resolve() for path in settings.inputs().models]
+        above = [planned[path] for path in models if planned.get(path) in anew]
+        if above:
+            anew[stage.name] = [f"{above[0]} is"]
+        elif all(path.exists() or path not in planned for path in models):  # else it is seen when that one is there
+            why = why_another(record, now)
+            anew |= {stage.name: why} if why else {}
+    if not anew:
+        return
+    named = [f"{name} ({', '.join(why[:MOST_SAID])})" for name, why in anew.items()]
+    more = f" and {len(named) - MOST_SAID} more" if len(named) > MOST_SAID else ""
+    raise SettingsError(
+        f"{len(anew)} finished {'stage' if len(anew) == 1 else 'stages'} would be made anew: "
+        f"{'; '.join(named[:MOST_SAID])}{more}. overwrite=true replaces what is there; results_dir=<another> keeps it"
+    )
+
+
+def say_other_versions(stages: list[Stage], facts: list[dict[str, Any]]) -> None:
+    """Say which finished stages are kept although libraries have other versions now."""
+    kept: dict[str, int] = {}
+    for stage, now in zip(stages, facts, strict=True):
+        record = read_record(stage)
+        if record and record.get("key") == now["key"] and (changed := other_versions(record)):
+            kept[changed] = kept.get(changed, 0) + 1
+    for changed, count in kept.items():
+        say_line(f"{count} finished stages were made with other libraries ({changed}) and are kept")
 
 
 def cost_of(stage: Stage) -> dict[str, Any]:
@@ -202,12 +289,69 @@ def launch_stage(stage: Stage, command: list[str], log: Path, show: Callable[[fl
     # accelerate takes one core else, and rounding follows the number of cores
     environment = {"OMP_NUM_THREADS": str(torch.get_num_threads())} | os.environ | {PROGRESS_FILE: str(reported)}
     stream = log.open("w", encoding="utf-8")
-    with stream, subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment) as process:
-        while process.poll() is None:
-            time.sleep(POLL_SECONDS)
-            show(reported_progress(reported))
+    options = {"stdout": stream, "stderr": subprocess.STDOUT, "env": environment}
+    # a group of its own, which a terminal's signals do not reach: they come to this process, which ends the group
+    options |= {"start_new_session": True, "preexec_fn": end_with_parent}
+    with stream, subprocess.Popen(command, **options) as process:
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                show(reported_progress(reported))
+        except BaseException:
+            end_group(process)
+            raise
     reported.unlink(missing_ok=True)
     if process.returncode:
-        errors = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("error: ")]
+        lines = log.read_text(encoding="utf-8").splitlines()
+        if stopped := [line for line in lines if line.endswith(GOES_ON)]:
+            raise Stopped(f"{stage.name} was told to stop; {stopped[-1]}", 143)
+        errors = [line for line in lines if line.startswith("error: ")]
         why = f": {errors[-1].removeprefix('error: ')}" if errors else ""
         raise SettingsError(f"{stage.name} failed with exit code {process.returncode}{why}; its log: {log}")
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """Tell the processes of a launched stage to stop, and wait until they have saved; a second Ctrl+C ends them."""
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        while lives(process.pid):
+            process.poll()  # else the launcher would stay as one that nobody has asked for its end
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
+def lives(group: int) -> bool:
+    """Whether a process of a group still runs; one that only waits to be asked for its end does not."""
+    if not Path("/proc/self/stat").is_file():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, 0)
+            return True
+        return False
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, _, own_group = file.read_text().rpartition(")")[2].split()[:3]
+            if int(own_group) == group and state not in "ZX":
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end the benchmark as Ctrl+C does, so that a launched stage is told and its record stays whole."""
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a launched stage may take its time to save
+        raise Stopped("SIGTERM: what was finished stays; the same command goes on", 128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -14,9 +14,10 @@ from settings.script import processes, script
 @script("cv/attack", AttackFaces)
 def main(settings: AttackFaces) -> None:
     from engine import record
+    from engine.folders import check_save_dir, written_whole
     from engine.source import code_of
 
-    record.check_save_dir(settings.save_dir, settings.overwrite, record.ATTACK_RECORD)
+    check_save_dir(settings.save_dir, settings.overwrite, record.ATTACK_RECORD, settings.inputs())
     code = code_of(__file__)
     from cv.attack_scoring import attack, check_rounds, summary
     from cv.division import check_strangers, read_division
@@ -40,7 +41,7 @@ def main(settings: AttackFaces) -> None:
     similarities = compare_models(settings, division, pretrained)
     figures = attack(similarities, division, settings.models, settings.targets)
     if processes().is_main_process:
-        with record.written_whole(Path(settings.save_dir)) as aside:
+        with written_whole(Path(settings.save_dir)) as aside:
             similarities.write(aside)
             record.write_json(aside / record.ATTACK_FIGURES, figures)
             record.write_record(aside / record.ATTACK_RECORD, seconds=time.perf_counter() - started, **facts)

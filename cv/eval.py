@@ -12,9 +12,10 @@ from settings.script import processes, script
 @script("cv/eval", EvalFaces)
 def main(settings: EvalFaces) -> None:
     from engine import record
+    from engine.folders import check_save_dir, written_whole
     from engine.source import code_of
 
-    record.check_save_dir(settings.save_dir, settings.overwrite, record.EVAL_RECORD)
+    check_save_dir(settings.save_dir, settings.overwrite, record.EVAL_RECORD, settings.inputs())
     code = code_of(__file__)
     from cv.compare import TASKS, compare, row_logs, verification_figures, write_logs
     from cv.division import met_by, read_division
@@ -36,7 +37,7 @@ def main(settings: EvalFaces) -> None:
     logs = row_logs(compared, met, settings.model.logit_scale)
     groups = verification_figures(compared, met)
     if processes().is_main_process:
-        with record.written_whole(Path(settings.save_dir)) as aside:
+        with written_whole(Path(settings.save_dir)) as aside:
             write_logs(aside, logs, groups)
             record.write_record(aside / record.EVAL_RECORD, seconds=time.perf_counter() - started, **facts)
     for group, figures in groups.items():

@@ -7,10 +7,11 @@ from settings.training import FINETUNING
 
 @script("cv/finetune", FinetuneFaces)
 def main(settings: FinetuneFaces) -> None:
-    from engine.record import TRAIN_RECORD, check_save_dir, run_facts, say_line
+    from engine.folders import check_save_dir
+    from engine.record import TRAIN_RECORD, run_facts, say_line
     from engine.source import code_of
 
-    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD, settings.inputs())
     code = code_of(__file__)
     from cv.division import check_strangers, met_by, read_division
     from cv.network import load_network, start_of, with_new_classes

@@ -25,10 +25,11 @@ from cv.division import Division, met_by
 from cv.face_settings import AttackFaces
 from cv.network import FaceNetwork, end_at, forward_of, stack_networks, with_new_classes
 from cv.pictures import FaceEncoder, FacePairs, training_rows
+from engine.folders import written_whole
 from engine.frozen_start import Forward, forward_passes
 from engine.methods import BoundLoss, bind
 from engine.pairs import Batch, EpochSampler, PassCollator
-from engine.record import read_json, work_key, write_record, written_whole
+from engine.record import read_json, work_key, write_record
 from engine.source import code_of
 from settings.inputs import Inputs
 from settings.script import SettingsError, processes
@@ -298,8 +299,8 @@ def weights_hash(models: list[FaceNetwork]) -> str:
 def save_stack(stack: FaceNetwork, folder: Path, facts: dict[str, Any]) -> None:
     """Write the networks of a stack with its record to a folder that is whole or not there."""
     with written_whole(folder) as aside:
-        write_record(aside / STACK_RECORD, **facts)
         save_file({name: value.contiguous() for name, value in stack.cpu().state_dict().items()}, aside / STACK_WEIGHTS)
+        write_record(aside / STACK_RECORD, **facts)
 
 
 def load_stack(like: list[FaceNetwork], folder: Path) -> FaceNetwork:

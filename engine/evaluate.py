@@ -25,6 +25,7 @@ from torch import nn
 from data_module import Example, TaskRow, fingerprint, load_split, split_names, task_rows
 from engine import metrics
 from engine.cells import lacking
+from engine.folders import beside, check_ours, marked, remove_ours, written_whole
 from engine.language_model import forward
 from engine.reading import reading_files
 from engine.record import (
@@ -37,7 +38,6 @@ from engine.record import (
     work_key,
     write_json,
     write_record,
-    written_whole,
 )
 from engine.score_answers import AnswerLosses, Prompt, score_prompts
 from engine.source import Code, code_of
@@ -284,7 +284,8 @@ def evaluate(
     """
     state = processes()
     folder = Path(settings.save_dir).resolve()
-    kept = folder.with_name(f"{folder.name}.tasks")
+    kept = beside(folder, "tasks")
+    check_ours(kept)
     fingerprint_of_model = model_fingerprint(settings.model_path)
     device = next(model.parameters()).device.type
     code = code_of(__file__, inspect.getfile(type(encoder)))
@@ -308,12 +309,13 @@ def evaluate(
         say(f"{name}: {len(result.rows)} rows, {seconds:.1f} s")
         places[name] = kept / name
         if state.is_main_process:
+            marked(kept)
             record = {"key": keys[name], "rows": len(result.rows), "seconds": seconds, "tokens": result.token_count}
             write_task(places[name], name, result, record)
     if state.is_main_process:
         about = {"model": fingerprint_of_model, "reading": reading_files(settings.model_path)}
         write_results(folder, places, settings, {**facts, **about})
-        shutil.rmtree(kept, ignore_errors=True)
+        remove_ours(kept)
     state.wait_for_everyone()
 
 

@@ -5,6 +5,7 @@ change before it and after it.
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -15,11 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from data_module import Example
+from engine import checkpoints
 from engine.frozen_start import FrozenStart, Start, forward_passes
 from engine.language_model import l1_norm, packs, trained_weights
 from engine.methods import BoundLoss, bind
 from engine.pairs import Batch, EpochSampler, PassCollator, answer_key
-from settings.script import SettingsError
+from engine.record import read_json
 from settings.training import Mask, Method, Trainer
 from unlearn_losses import Scored, multiplier_step, nll, sequence_logprob
 
@@ -39,6 +41,7 @@ class LossTrainer(transformers.Trainer):
         self.l1 = settings.l1 + bound.method.l1
         self.bucket = settings.bucket
         self.start_logprobs: dict[int, float] = {}  # by answer_key
+        self.checkpoints: checkpoints.Checkpoints | None = None
         self.epoch = 0  # of the step being taken
         self.multiplier = bound.method.multiplier.start if bound.method.multiplier else 0.0
         self.constraints: list[Tensor] = []  # retain NLL of each pass since the last optimizer step
@@ -134,10 +137,41 @@ class LossTrainer(transformers.Trainer):
             passes[f"ref_{name}_logprob"] = torch.tensor(values, device=batch.labels.device)
         return passes
 
+    # ---- checkpoints, in place of the library's own
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        assert self.checkpoints is not None  # else nobody asks for one
+        self.checkpoints.save()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        checkpoints.load_weights(checkpoints.unwrapped(self), Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            assert self.lr_scheduler is not None  # the library has made it
+            checkpoints.load_optimizer(self.optimizer, Path(checkpoint))
+            self.lr_scheduler.load_state_dict(read_json(Path(checkpoint) / checkpoints.PROGRESS)["scheduler"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            of_processes = read_json(Path(checkpoint) / checkpoints.PROGRESS)["processes"]
+            checkpoints.load_draws(of_processes[self.args.process_index]["draws"])
+
+    def own_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this process besides weights and optimizer."""
+        open_constraints = [each.item() for each in self.constraints]
+        counts = {"tokens": float(self.tokens), "places": float(self.places)}
+        return {"multiplier": self.multiplier, "constraints": open_constraints, **counts}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Take back what `own_state` gave."""
+        self.multiplier, self.tokens, self.places = state["multiplier"], state["tokens"], state["places"]
+        self.constraints = [torch.tensor(each, device=self.args.device) for each in state["constraints"]]
+
     def stop(self, what: str, term: str) -> NoReturn:
         """End a run that diverged, with one line on method, step and term."""
         where = f"method {self.bound.method.name}, step {self.state.global_step}: {what}; {term}"
-        raise SettingsError(f"{where}. Nothing was written; a lower trainer.lr or weight may hold it")
+        raise checkpoints.Diverged(f"{where}. Nothing was written; a lower trainer.lr or weight may hold it")
 
     def keep_start_logprobs(self, pairs: Any, encoder: Any) -> None:
         """Score, once and as the start does, every answer whose log-probability under p0 the loss will ask for.

@@ -1,4 +1,4 @@
-"""What a run leaves beside its results: whole folders and files, the key of what it did, cost, versions, progress."""
+"""What a run leaves beside its results: whole files, the key of what it did, cost, versions, progress."""
 
 import contextlib
 import functools
@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import resource
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -17,7 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from engine.files import content_digest, hash_of_files
+from engine.files import content_digest, files_below, hash_of_files
+from engine.folders import MARK
 from engine.source import Code
 from settings.inputs import Inputs
 from settings.script import SettingsError, processes
@@ -27,51 +27,14 @@ RECORDS = {"eval": EVAL_RECORD, "attack": ATTACK_RECORD}  # by kind of run; all 
 AGGREGATED = "eval_log_aggregated.json"  # all tasks of an evaluation in one file
 VERIFICATION = "verification.json"  # accuracy, equal error rate and score distributions of face recognition
 ATTACK_FIGURES = "attack.json"  # what membership attacks tell of the forgotten and of the kept people
+METRICS = "metrics.jsonl"  # a line for every step of a training
 # settings that say where, and decide no result; a model's folder is an input, known by what it holds
 PLACES = ("save_dir", "model_path", "shadows_dir", "overwrite")
+# settings of a training that decide no result, by the names of the settings that hold them
+OF_TRAINERS = {"trainer": ("save_every", "report_to"), "finetune": ("save_every", "report_to")}
+NO_PART_OF_A_MODEL = (TRAIN_RECORD, METRICS, MARK, "README.md")
 PROGRESS_FILE = "UNLEARNING_PROGRESS_FILE"  # environment variable: where a launched run says how far it is
 listener: ContextVar[Callable[[float], None] | None] = ContextVar("listener", default=None)
-
-
-def check_save_dir(folder: str, overwrite: bool, record: str) -> None:
-    """Raise SettingsError unless `folder` can be written: not there yet, or with `overwrite` a former run's, known by
-    its `record` file.
-    """
-    path = Path(folder)
-    if not path.name:
-        raise SettingsError(f"save_dir={folder!r} must name a folder of its own")
-    try:
-        exists = path.exists()
-    except OSError as error:  # a name that is too long
-        raise SettingsError(f"save_dir={folder!r} cannot be made: {error.strerror}") from None
-    if exists and not overwrite:
-        raise SettingsError(f"save_dir={folder!r} exists; overwrite=true replaces it")
-    if exists and not (path / record).is_file():
-        raise SettingsError(
-            f"save_dir={folder!r} holds something else than a former run ({record} is missing); remove it yourself"
-        )
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise SettingsError(f"save_dir={folder!r} cannot be made: {above} is a file")
-
-
-@contextlib.contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `folder` only when everything is there; a torn one never carries its name."""
-    folder = folder.resolve()  # what a link points to is replaced, not the link
-    aside, former = (folder.with_name(f"{folder.name}.{state}") for state in ("partial", "former"))
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    shutil.rmtree(former, ignore_errors=True)
-    if folder.exists():  # renamed before it is removed: an interruption never leaves half of it under its name
-        folder.rename(former)
-    aside.rename(folder)
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def write_bytes_whole(file: Path, content: bytes) -> None:
@@ -131,6 +94,30 @@ def peak_memory_gb() -> float:
 # ---- what was done
 
 
+def made_of(settings: dict[str, Any], inputs: Inputs, code: Code) -> dict[str, Any]:
+    """What a piece of work depends on: decisive settings, fingerprints of what it reads and of the code that it runs.
+
+    The versions of the libraries are no part of it; a record names them.
+
+    Raises:
+        SettingsError: an input is a file that cannot be read.
+    """
+    return {
+        "settings": decisive_settings(settings),
+        "inputs": fingerprints(inputs),
+        "code": code.fingerprint(inputs.losses),
+    }
+
+
+def decisive_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide a result: no places, and nothing that only says how a training is watched."""
+    decisive = {name: value for name, value in settings.items() if name not in PLACES}
+    for name, watching in OF_TRAINERS.items():
+        if isinstance(trainer := decisive.get(name), dict):
+            decisive[name] = {key: value for key, value in trainer.items() if key not in watching}
+    return decisive
+
+
 def work_key(settings: dict[str, Any], inputs: Inputs, code: Code) -> str:
     """What a finished piece of work depends on, as a hash: whatever has the same key need not be done again.
 
@@ -140,18 +127,17 @@ def work_key(settings: dict[str, Any], inputs: Inputs, code: Code) -> str:
         code: what it runs.
 
     Returns:
-        16 hexadecimal digits. The versions of the libraries are part of them.
+        16 hexadecimal digits.
 
     Raises:
         SettingsError: an input is a file that cannot be read.
     """
-    depends = {
-        "settings": {name: value for name, value in settings.items() if name not in PLACES},
-        "inputs": fingerprints(inputs),
-        "code": code.fingerprint(inputs.losses),
-        "versions": versions(),
-    }
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+    return key_of(made_of(settings, inputs, code))
+
+
+def key_of(parts: dict[str, Any]) -> str:
+    """The hash of what `made_of` gives."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run_facts(settings: Any, code: Code) -> dict[str, Any]:
@@ -162,16 +148,82 @@ def run_facts(settings: Any, code: Code) -> dict[str, Any]:
         code: the recipe's, read when it began.
     """
     written = asdict(settings)
-    return {"settings": written, "key": work_key(written, settings.inputs(), code)}
+    parts = made_of(written, settings.inputs(), code)
+    return {"settings": written, "key": key_of(parts), "inputs": parts["inputs"], "code": parts["code"]}
+
+
+def why_another(record: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """In what a run that left `record` differs from one of these `run_facts`, one text for each difference."""
+    if record.get("key") == facts.get("key"):
+        return []
+    if not {"settings", "inputs", "code"} <= record.keys():
+        return ["its record does not say what it was made of"]
+    written = json.loads(json.dumps(facts["settings"], default=str))  # as the record has them
+    before, now = flat(decisive_settings(record["settings"])), flat(decisive_settings(written))
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    why = [f"{name}: {before.get(name)!r} -> {now.get(name)!r}" for name in names]
+    for kind in ("data", "models", "files"):
+        if record["inputs"].get(kind) != facts["inputs"][kind]:
+            why.append({"data": "the data", "models": "the model it begins with", "files": "a file it reads"}[kind])
+    if record["code"] != facts["code"]:
+        why.append("the code")
+    return why or ["its record was changed"]
+
+
+def flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{above}{name}.") if isinstance(value, dict) and value else {f"{above}{name}": value}
+    return found
+
+
+def other_versions(record: dict[str, Any]) -> str:
+    """The libraries of another version than `record` names, as in `torch 2.13 -> 2.14`; empty: none."""
+    before = record.get("versions", {})
+    return ", ".join(
+        f"{name} {before[name]} -> {now}" for name, now in versions().items() if before.get(name, now) != now
+    )
 
 
 def write_record(file: Path, *, seconds: float, **facts: Any) -> None:
-    """Write what was run: the facts, its seconds, its peak memory in GB, the machine and the libraries' versions.
+    """Write what was run: the facts, its seconds, its peak memory in GB, the machine, the libraries' versions, and a
+    fingerprint of every file that stands beside the record.
 
-    The peak is that since `start_of_peak`, unless `facts` say another `peak_memory_gb`.
+    The peak is that since `start_of_peak`, unless `facts` say another `peak_memory_gb`. All other files must be there.
     """
     cost = {"seconds": seconds, "machine": machine(), "versions": versions()}
-    write_json(file, {"peak_memory_gb": peak_memory_gb(), **facts, **cost})
+    write_json(file, {"peak_memory_gb": peak_memory_gb(), **facts, **cost, "files": digests_beside(file)})
+
+
+def digests_beside(record: Path) -> dict[str, str]:
+    """Fingerprint of each file in a record's folder and below it, by its name there; not of the record itself."""
+    files = [file for file in files_below(record.parent) if file != record and file.name != MARK]
+    return {file.relative_to(record.parent).as_posix(): file_fingerprint(str(file)) for file in files}
+
+
+def what_no_longer_matches(record: Path) -> list[str]:
+    """What is no longer as a record says: its own key, the files beside it, and the model of an evaluation.
+
+    Args:
+        record: A record's file.
+    """
+    facts = read_json(record)
+    folder = record.parent
+    if not isinstance(facts, dict) or not {"files", "key", "settings", "inputs", "code"} <= facts.keys():
+        return [f"{record}: it names no fingerprints (an earlier version of the suite wrote it)"]
+    made = {**{name: facts[name] for name in ("inputs", "code")}, "settings": decisive_settings(facts["settings"])}
+    lines = [] if key_of(made) == facts["key"] else [f"{record}: its settings or its key were changed"]
+    for name, digest in facts["files"].items():
+        if not (folder / name).is_file():
+            lines.append(f"{folder / name}: the file is gone")
+        elif file_fingerprint(str(folder / name)) != digest:
+            lines.append(f"{folder / name}: the file was changed")
+    model = folder.parent
+    of_model = record.name == EVAL_RECORD and (model / TRAIN_RECORD).is_file() and "model" in facts
+    if of_model and model_fingerprint(str(model)) != facts["model"]:
+        lines.append(f"{record}: it is of another model than {model} holds")
+    return lines
 
 
 def machine() -> dict[str, str | int]:
@@ -234,12 +286,17 @@ def model_fingerprint(path: str) -> str:
     """Hash of what makes a model folder this model, or the hub id.
 
     It counts every file in the folder itself, whatever the format of its weights, and the further chat templates; the
-    record of its training and its card do not count, nor do the results that stand in folders below.
+    record of its training, its curve, its card and locks do not count, nor do the results in folders below.
     """
     folder = Path(path)
     kept = [*folder.glob("*"), *(folder / "additional_chat_templates").glob("*")]
-    files = sorted(file for file in kept if file.is_file() and file.name not in (TRAIN_RECORD, "README.md"))
+    files = sorted(file for file in kept if file.is_file() and is_part_of_a_model(file))
     return hash_of_files(folder, files) if files else f"hub:{path}"
+
+
+def is_part_of_a_model(file: Path) -> bool:
+    """Whether a file in a model's folder makes the model; a lock is that of an evaluation into a folder below."""
+    return file.name not in NO_PART_OF_A_MODEL and file.suffix != ".lock"
 
 
 # ---- how far it is

@@ -126,14 +126,17 @@ def harmless(cell: Any) -> Any:
     return f"'{text}" if text.startswith(FORMULA_BEGINS) else text
 
 
+def harmless_row(result: ModelResult) -> dict[str, Any]:
+    """A model's row whose cells no spreadsheet takes for a formula."""
+    return {name: harmless(cell) for name, cell in wide_row(result).items()}
+
+
 def wide_csv(results: list[ModelResult]) -> str:
     """A header and a line per model; what a model lacks stays empty.
 
     A text that a spreadsheet would take for a formula, and run, has an apostrophe before it.
     """
-    rows = []
-    for result in results:
-        rows.append({name: harmless(cell) for name, cell in wide_row(result).items()})
+    rows = [harmless_row(result) for result in results]
     return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
 

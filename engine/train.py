@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,24 +15,27 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
+from engine.checkpoints import Checkpoints, Metrics, check_room
+from engine.folders import written_whole
 from engine.frozen_start import Start, silence_dropout
 from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
 from engine.methods import BoundLoss
 from engine.pairs import PassCollator
 from engine.record import (
+    METRICS,
     TRAIN_RECORD,
     peak_memory_gb,
     report_progress,
     say_line,
     start_of_peak,
     write_record,
-    written_whole,
 )
 from engine.start_checks import rows_to_check
 from settings.script import SettingsError, processes
 from settings.training import Method, Trainer
 
+SECONDS_BETWEEN_LINES = 30.0  # of progress, elsewhere than on a terminal
 VANISHING = 1e-5  # a first gradient below this norm is rounding
 
 
@@ -61,14 +65,26 @@ class EachEpoch(TrainerCallback):
         figures = ", ".join(f"{task} {means['Exact Memorization']:.2f}" for task, means in self.results[-1].items())
         self.say(f"  exact memorization on the validation fold: {figures}")
 
+    def state(self) -> dict[str, Any]:
+        return {"results": self.results, "seconds": self.seconds}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        self.results, self.seconds = state["results"], state["seconds"]
+
 
 class TrainProgress(TrainerCallback):
-    """A line per epoch, in plain text, how far each step is, and its loss for the curve."""
+    """A line per epoch, in plain text, how far each step is, and its loss for the curve.
+
+    Where nobody sits at a terminal, a line every 30 seconds says what a bar would show.
+    """
 
     def __init__(self, say: Callable[[str], None]):
         self.say, self.started = say, time.perf_counter()
         self.losses: list[tuple[int, float]] = []  # (step, loss)
         self.first_gradient: float | None = None
+        self.trainer: LossTrainer | None = None
+        self.begun: tuple[int, float, float] | None = None  # step, moment and tokens before this attempt's second step
+        self.said = self.started  # when the last line was said
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
@@ -78,6 +94,36 @@ class TrainProgress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         report_progress(state.global_step, state.max_steps)
+        now = time.perf_counter()
+        if self.begun is None:  # the first step takes longer than the others
+            self.begun = (state.global_step, now, self.tokens())
+        elif now - self.said >= SECONDS_BETWEEN_LINES and not sys.stdout.isatty():
+            self.said = now
+            self.say(self.line(state.global_step, state.max_steps, now))
+
+    def tokens(self) -> float:
+        """Those of this process so far; 0 where there are none."""
+        return float(self.trainer.tokens) if self.trainer else 0.0
+
+    def line(self, step: int, steps: int, now: float) -> str:
+        """How far it is, how fast, and how long it will take."""
+        assert self.begun is not None
+        first, moment, tokens = self.begun
+        seconds = now - moment
+        loss = f", loss {self.losses[-1][1]:.4f}" if self.losses else ""
+        counted = self.tokens() - tokens
+        rate = f", {counted / seconds:.0f} tokens a second" if counted else ""
+        left = seconds / (step - first) * (steps - step)
+        return f"step {step}/{steps}{loss}{rate}, about {left // 60:.0f} min {left % 60:.0f} s left"
+
+    def state(self) -> dict[str, Any]:
+        seconds = time.perf_counter() - self.started
+        return {"losses": self.losses, "first_gradient": self.first_gradient, "seconds": seconds}
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        self.losses = [(step, loss) for step, loss in state["losses"]]
+        self.first_gradient = state["first_gradient"]
+        self.started -= state["seconds"]
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         last = f", loss {self.losses[-1][1]:.4f}" if self.losses else ""
@@ -106,7 +152,7 @@ def training_arguments(trainer: Trainer, seed: int, scratch: str) -> TrainingArg
         seed=seed,
         remove_unused_columns=False,
         save_strategy="no",
-        report_to=trainer.report_to,
+        report_to="wandb" if trainer.report_to == "wandb" else "none",
         logging_steps=1,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
@@ -154,11 +200,15 @@ def train(
             which epoch was best. Both go to the record. None: nobody judges.
         say: takes a line of progress.
 
+    The same call goes on from the last checkpoint where an earlier one was interrupted.
+
     Raises:
-        SettingsError: the training diverged.
+        SettingsError: the training diverged, or the disk has no room.
+        Stopped: a signal ended it, after a checkpoint.
     """
     start_of_peak()
     transformers.set_seed(seed)
+    check_room(start.model, save_dir, settings)
     progress = TrainProgress(say)
     if bound.frozen or bound.cached:
         silence_dropout(start.model)
@@ -167,20 +217,55 @@ def train(
         collator = PassCollator(encoder, bound.trained, bound.frozen, by_length=processes().num_processes == 1)
         options = {"train_dataset": pairs, "data_collator": collator, "callbacks": [progress]}
         arguments = training_arguments(settings, seed, scratch)
+        arguments.run_name = Path(save_dir).name
         trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
         trainer.remove_callback(transformers.PrinterCallback)
+        progress.trainer = trainer
         check_before_training(trainer, start, pairs, encoder, say)
-        started = time.perf_counter()
+        checkpoints = Checkpoints(trainer, save_dir, settings, record, say)
         judged = prepare(trainer, pairs, encoder, each_epoch, say)
-        trained = run(trainer, first_weights, settings)
-        seconds = time.perf_counter() - started - judged.seconds
-    say_if_vanished(progress.first_gradient, bound.method.name, say)
-    cost = cost_of(trainer, progress, judged, seconds)
-    if trainer.is_world_process_zero():
-        with written_whole(Path(save_dir)) as aside:
-            start.save(trained, aside)
-            write_record(aside / TRAIN_RECORD, **{"seed": seed, **record, **cost})
-    trainer.accelerator.wait_for_everyone()
+        with checkpoints.kept_only_with_use(), checkpoints.signals_heard():
+            last = follow(trainer, checkpoints, {"progress": progress, "judged": judged})
+            add_tracker(trainer, settings, Path(save_dir))
+            trained = run(trainer, first_weights, settings, last)
+            say_if_vanished(progress.first_gradient, bound.method.name, say)
+            cost = cost_of(trainer, progress, judged, checkpoints)
+            if trainer.is_world_process_zero():
+                write(start, trained, Path(save_dir), {"seed": seed, **record, **cost}, checkpoints)
+            trainer.accelerator.wait_for_everyone()
+            checkpoints.finish()
+
+
+def follow(trainer: LossTrainer, checkpoints: Checkpoints, parts: dict[str, Any]) -> str | None:
+    """Have the training watched, and its parts put where the last checkpoint left them; returns that checkpoint."""
+    metrics = Metrics(checkpoints)
+    checkpoints.parts = {**parts, "metrics": metrics}
+    trainer.checkpoints = checkpoints
+    trainer.add_callback(metrics)
+    trainer.add_callback(checkpoints)
+    last = checkpoints.find()
+    if last:
+        checkpoints.go_on(last)
+    metrics.begin()
+    return str(last) if last else None
+
+
+def add_tracker(trainer: LossTrainer, settings: Trainer, save_dir: Path) -> None:
+    """Send every step's figures to tensorboard where the settings say so, under the name of the folder."""
+    if settings.report_to != "tensorboard" or not trainer.is_world_process_zero():
+        return
+    from torch.utils.tensorboard import SummaryWriter  # here, because it is there only where it was asked for
+    from transformers.integrations import TensorBoardCallback
+
+    trainer.add_callback(TensorBoardCallback(SummaryWriter(str(save_dir.parent / "tensorboard" / save_dir.name))))
+
+
+def write(start: Start, trained: nn.Module, folder: Path, facts: dict[str, Any], checkpoints: Checkpoints) -> None:
+    """Write the trained model, its record and its curve to `folder`, whole or not at all."""
+    with written_whole(folder, checkpoints.what_stays()) as aside:
+        start.save(trained, aside)
+        checkpoints.parts["metrics"].write(aside / METRICS)
+        write_record(aside / TRAIN_RECORD, **facts)
 
 
 @contextlib.contextmanager
@@ -205,13 +290,16 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def run(trainer: LossTrainer, first_weights: dict[str, Tensor], settings: Trainer) -> nn.Module:
+def run(
+    trainer: LossTrainer, first_weights: dict[str, Tensor], settings: Trainer, last: str | None = None
+) -> nn.Module:
     """Train, and subtract what was learned where the method says so; returns the trained model, unwrapped.
 
-    `first_weights`: what `weights_to_subtract_from` gives. Raises SettingsError where the weights diverged.
+    `first_weights`: what `weights_to_subtract_from` gives. `last`: the checkpoint to go on from.
+    Raises SettingsError where the weights diverged.
     """
     with deterministic_kernels(settings.deterministic):
-        trainer.train()
+        trainer.train(resume_from_checkpoint=last)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     if not all(torch.isfinite(weight).all() for weight in trained_weights(trained).values()):
         trainer.stop("the weights are not finite", "the last step's update")
@@ -220,9 +308,15 @@ def run(trainer: LossTrainer, first_weights: dict[str, Tensor], settings: Traine
     return trained
 
 
-def cost_of(trainer: LossTrainer, progress: TrainProgress, judged: EachEpoch, seconds: float) -> dict[str, Any]:
-    """What the record says of a finished training: its cost, the loss of every step, how its epochs were judged."""
-    cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.state.global_step, "peak_memory_gb": peak_memory_gb()}
+def cost_of(
+    trainer: LossTrainer, progress: TrainProgress, judged: EachEpoch, checkpoints: Checkpoints
+) -> dict[str, Any]:
+    """What the record says of a finished training: its cost in all attempts, the loss of every step, how its epochs
+    were judged.
+    """
+    seconds = checkpoints.seconds - judged.seconds
+    cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.state.global_step}
+    cost["peak_memory_gb"] = max(checkpoints.peak, peak_memory_gb())
     cost |= {"loss": progress.losses, **token_counts(trainer, seconds, progress.say)}
     if trainer.bound.method.multiplier:
         cost["multiplier"] = trainer.multiplier

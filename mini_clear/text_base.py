@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlamaForCausalLM
 
-from engine.record import written_whole
+from engine.folders import written_whole
 from mini_clear.make_base import FOLDER
 
 CHAT_TEMPLATE = (

@@ -6,10 +6,11 @@ from settings.script import script
 
 @script("mm/forget", Forget)
 def main(settings: Forget) -> None:
-    from engine.record import TRAIN_RECORD, check_save_dir, run_facts, say_line
+    from engine.folders import check_save_dir
+    from engine.record import TRAIN_RECORD, run_facts, say_line
     from engine.source import code_of
 
-    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD)
+    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD, settings.inputs())
     code = code_of(__file__)
     from engine.methods import bind
 

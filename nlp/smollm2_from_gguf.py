@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from engine.record import written_whole
+from engine.folders import written_whole
 
 
 def packed_file() -> Path:

@@ -1,8 +1,11 @@
 """A finished benchmark's folder -> tables and report.html: python -m report results/demo
 
+python -m report --verify results/demo says what no longer is as the records of models, logs and rows have it.
+
 results.parquet is the long table, one line per figure. results.csv, table.md, table.tex and report.html are its views.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,12 +52,28 @@ def write_report(folder: Path, console: "Console | None" = None) -> None:
         print_table(results, columns, console)
 
 
+def say_verified(folder: Path) -> int:
+    """Print what no longer matches its record; returns the exit code."""
+    from report.verify import verify
+
+    count, lines = verify(folder)
+    for line in lines:
+        print(line)
+    print(f"{count} records: {'what no longer matches stands above' if lines else 'everything matches'}")
+    return 1 if lines else 0
+
+
 def main() -> None:
     parser = Arguments(prog="python -m report", description="Tables and a page of a finished benchmark.")
     parser.add_argument("folder", type=Path, help="a benchmark's results, such as results/demo")
+    help_ = "say what no longer is as the records have it; write nothing"
+    parser.add_argument("--verify", action="store_true", help=help_)
     with one_line_errors(Aggregate):
-        folder = parser.parse_args().folder
+        typed = parser.parse_args()
+        folder = typed.folder
         check_installation()
+        if typed.verify:
+            sys.exit(say_verified(folder))
         from rich.console import Console
 
         write_report(folder, Console(width=140))

@@ -185,3 +185,4 @@ def check_row_name(row: str) -> None:
 class RunBenchmark:
     benchmark: Benchmark = MISSING
     results_dir: str = MISSING
+    overwrite: bool = False  # whether finished stages may be replaced that were made of something else

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import errno
 import functools
 import importlib.util
 import math
@@ -23,6 +24,8 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from settings.runs import end_with_launcher, is_first_process, locks_given_back
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG_DIR = str(ROOT / "config")  # absolute: a relative one is resolved from the caller's file and fails on import
 
@@ -33,6 +36,17 @@ Schema = TypeVar("Schema")
 
 class SettingsError(ValueError):
     """The user's mistake in one line: which field, which value, what is allowed."""
+
+
+GOES_ON = "the same command goes on from there"  # how the last line of a run ends that saved and stopped
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was told to stop: what to say of it, and the exit code."""
+
+    def __init__(self, line: str, code: int):
+        super().__init__(line)
+        self.code = code
 
 
 def one_of(name: str, value: Any, allowed: tuple | list) -> None:
@@ -239,9 +253,19 @@ def one_line_errors(schema: type) -> Iterator[None]:
             f"error: {str(error) if isinstance(error, SettingsError) else hydra_line(error, schema)}", file=sys.stderr
         )
         sys.exit(1)
+    except Stopped as stop:
+        if is_first_process():
+            print(stop, file=sys.stderr)
+        sys.exit(stop.code)
     except KeyboardInterrupt:
         print("interrupted; what was finished stays", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        named = f" ({error.filename})" if error.filename else ""
+        print(f"error: the disk is full{named}; make room, and the same command goes on", file=sys.stderr)
+        sys.exit(1)
 
 
 def script(config_name: str, schema: type[Schema]) -> Callable:
@@ -254,15 +278,21 @@ def script(config_name: str, schema: type[Schema]) -> Callable:
 
     def decorate(recipe: Callable[[Schema], None]) -> Callable[[], None]:
         @functools.wraps(recipe)
+        def alone(settings: Schema) -> None:
+            with locks_given_back():
+                recipe(settings)
+
+        @functools.wraps(recipe)
         def main() -> None:
+            end_with_launcher()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # else hydra prints its own many lines and exits by itself
             run = hydra.main(version_base=None, config_path=CONFIG_DIR, config_name=config_name)
             with one_line_errors(schema):
                 check_installation()
                 check_command_line()
-                run(one_line_errors(schema)(lambda cfg: recipe(read(cfg, schema))))()
+                run(one_line_errors(schema)(lambda cfg: alone(read(cfg, schema))))()
 
-        vars(main).update(recipe=recipe, compose=functools.partial(compose, config_name, schema))
+        vars(main).update(recipe=alone, compose=functools.partial(compose, config_name, schema))
         return main
 
     return decorate

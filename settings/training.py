@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +99,28 @@ class Lora:
             raise SettingsError(f"trainer.lora.dropout={self.dropout} must be below 1")
 
 
+@dataclass(frozen=True)
+class Interval:
+    """How often a checkpoint is written."""
+
+    count: int
+    unit: str  # seconds, steps, epochs; never
+
+
+def read_interval(text: str) -> Interval:
+    """The interval that `trainer.save_every` names. Raises SettingsError."""
+    if text == "never":
+        return Interval(0, "never")
+    found = re.fullmatch(r"([0-9]*[1-9][0-9]*)(s|min|h|steps?|epochs?)", text)
+    if not found:
+        raise SettingsError(f"trainer.save_every={text!r} must be like 30s, 10min, 2h, 200steps, 1epoch or never")
+    count, unit = int(found[1]), found[2]
+    seconds = {"s": 1, "min": 60, "h": 3600}
+    if unit in seconds:
+        return Interval(count * seconds[unit], "seconds")
+    return Interval(count, f"{unit.removesuffix('s')}s")
+
+
 @dataclass
 class Trainer:
     epochs: int = MISSING
@@ -113,7 +136,8 @@ class Trainer:
     lora: Lora | None = MISSING  # null: every weight that is not frozen trains
     bucket: int = 0  # examples of like length share a batch, drawn among so many batches; 0: batches are drawn blindly
     l1: float = 0.0  # weight of the sum of absolute weights; with LoRA of the merged update
-    report_to: str = "none"  # none or wandb
+    report_to: str = "none"  # none, tensorboard or wandb
+    save_every: str = "10min"  # how often a checkpoint is written: 30s, 10min, 200steps, 1epoch, never
     deterministic: bool = False  # only kernels that give the same bits again; one that has none ends the run
 
     def __post_init__(self) -> None:
@@ -128,9 +152,11 @@ class Trainer:
         one_of("trainer.precision", self.precision, ("bf16", "fp32"))
         one_of("trainer.schedule", self.schedule, ("linear", "cosine", "constant", "constant_with_warmup"))
         one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"))
-        one_of("trainer.report_to", self.report_to, ("none", "wandb"))
-        needed = {"wandb": self.report_to == "wandb", "bitsandbytes": "8bit" in self.optimizer}
-        files = {"wandb": "req-track.txt", "bitsandbytes": "req-gpu.txt"}
+        one_of("trainer.report_to", self.report_to, ("none", "tensorboard", "wandb"))
+        read_interval(self.save_every)
+        needed = {name: self.report_to == name for name in ("tensorboard", "wandb")}
+        needed |= {"bitsandbytes": "8bit" in self.optimizer}
+        files = {"tensorboard": "req-track.txt", "wandb": "req-track.txt", "bitsandbytes": "req-gpu.txt"}
         for package, wanted in needed.items():
             if wanted and importlib.util.find_spec(package) is None:
                 raise SettingsError(f"trainer: {package} is not installed (pip install -r {files[package]})")

@@ -102,6 +102,10 @@ class Few:
     def __len__(self):
         return self.count
 
+    @property
+    def leading(self):
+        return SimpleNamespace(lengths=self.made.leading.lengths[: self.count])
+
     def __getitem__(self, key):
         epoch, row = divmod(key, self.count)
         return self.made[epoch * len(self.made) + row]

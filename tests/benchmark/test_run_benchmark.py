@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,11 +21,13 @@ from benchmark import stages as benchmark_stages
 from benchmark.plan import Stage, plan_stages
 from benchmark.progress import BenchmarkProgress
 from benchmark.stages import launch_stage, run_stages
+from engine import record as record_module
 from engine.source import code_of
-from helpers import copy_of_results
+from helpers import ENVIRONMENT, copy_of_results
 from report.folder import gold_seeds
+from settings import runs
 from settings.results import RunBenchmark
-from settings.script import ROOT, SettingsError, compose
+from settings.script import ROOT, SettingsError, Stopped, compose
 
 
 def benchmark(world_overrides, folder, **changes):
@@ -104,7 +109,7 @@ def test_a_changed_method_runs_again_and_nothing_else_does(results, monkeypatch)
     original = benchmark_stages.run_stage
     monkeypatch.setattr(benchmark_stages, "run_stage", note_names(ran, original))
     results.benchmark.runs["grad_ascent"] = ["trainer.lr=2e-4"]
-    run_stages(results.benchmark, Path(results.results_dir))
+    run_stages(results.benchmark, Path(results.results_dir), overwrite=True)
     assert ran == ["forget grad_ascent_seed0", "eval grad_ascent_seed0"]
 
 
@@ -113,7 +118,7 @@ def test_a_change_of_a_recipes_code_runs_its_stages_again(results, named, monkey
         return code_of(file, __file__) if file.stem == "eval" else code_of(file)
 
     monkeypatch.setattr(benchmark_stages, "code_of", changed_evaluation)
-    run_stages(results.benchmark, Path(results.results_dir))
+    run_stages(results.benchmark, Path(results.results_dir), overwrite=True)
     assert named == ["eval start", "eval base_seed0", "eval gold_seed0", "eval grad_ascent_seed0"]
 
 
@@ -121,15 +126,84 @@ def test_an_output_that_something_else_was_written_over_is_made_again(results, n
     file = Path(results.results_dir, "models", "gold_seed0", "train_meta.json")
     record = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**record, "key": "another"}), encoding="utf-8")
-    run_stages(results.benchmark, Path(results.results_dir))
+    run_stages(results.benchmark, Path(results.results_dir), overwrite=True)
     assert named == ["finetune gold_seed0"]
 
 
 def test_a_changed_base_is_another_input_of_what_is_made_of_it(results, named):
     file = Path(results.results_dir, "models", "base_seed0", "generation_config.json")
     file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    run_stages(results.benchmark, Path(results.results_dir))
+    run_stages(results.benchmark, Path(results.results_dir), overwrite=True)
     assert named == ["eval base_seed0", "forget grad_ascent_seed0"]
+
+
+# ---- finished work is replaced on request only
+
+
+def test_a_changed_setting_names_what_would_be_made_anew_and_replaces_nothing(results, named):
+    results.benchmark.runs["grad_ascent"] = ["trainer.lr=2e-4"]
+    line = (
+        r"^2 finished stages would be made anew: forget grad_ascent_seed0 \(trainer\.lr: 0\.0001 -> 0\.0002\); "
+        r"eval grad_ascent_seed0 \(forget grad_ascent_seed0 is\)\. overwrite=true replaces what is there; "
+    )
+    with pytest.raises(SettingsError, match=line):
+        run_stages(results.benchmark, Path(results.results_dir))
+    assert named == []
+
+
+def test_a_change_of_the_code_replaces_nothing_unasked(results, named, monkeypatch):
+    def changed_evaluation(file):
+        return code_of(file, __file__) if file.stem == "eval" else code_of(file)
+
+    monkeypatch.setattr(benchmark_stages, "code_of", changed_evaluation)
+    with pytest.raises(SettingsError, match=r"^4 finished stages .* eval start \(the code\); eval base_seed0"):
+        run_stages(results.benchmark, Path(results.results_dir))
+    assert named == []
+
+
+def test_a_changed_base_is_named_by_those_that_begin_with_it(results, named):
+    file = Path(results.results_dir, "models", "base_seed0", "generation_config.json")
+    file.write_text(file.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"forget grad_ascent_seed0 \(the model it begins with\)"):
+        run_stages(results.benchmark, Path(results.results_dir))
+
+
+def test_a_row_more_replaces_nothing_and_runs(results, named, monkeypatch):
+    monkeypatch.setattr(benchmark_stages, "cost_of", lambda stage: {"seconds": 0.0, "peak_memory_gb": 0.0})
+    results.benchmark.runs["idk"] = []
+    run_stages(results.benchmark, Path(results.results_dir))
+    assert named == ["forget idk_seed0", "eval idk_seed0"]
+
+
+def test_a_stage_that_is_missing_is_made_and_what_was_made_of_it_stays(results, monkeypatch):
+    """The same base comes out again, so that nothing that was made of the former one is made anew."""
+    ran = []
+    original = benchmark_stages.run_stage
+    monkeypatch.setattr(benchmark_stages, "run_stage", note_names(ran, original))
+    folder = Path(results.results_dir)
+    (folder / "models" / "base_seed0" / "eval_results").rename(folder / "kept")
+    shutil.rmtree(folder / "models" / "base_seed0")
+    run_stages(results.benchmark, folder)
+    assert ran == ["finetune base_seed0", "eval base_seed0"]
+
+
+def test_other_libraries_are_said_and_replace_nothing(results, named, monkeypatch, capsys):
+    real = record_module.versions()
+    monkeypatch.setattr(record_module, "versions", lambda: {**real, "torch": "99"})
+    run_stages(results.benchmark, Path(results.results_dir))
+    assert named == []
+    said = capsys.readouterr().out
+    assert "7 finished stages were made with other libraries (torch" in said
+    assert "-> 99) and are kept" in said
+
+
+def test_two_benchmarks_in_one_folder_are_refused(results, monkeypatch):
+    def held(*_):
+        raise BlockingIOError
+
+    monkeypatch.setattr(runs, "open_locked", held)
+    with pytest.raises(SettingsError, match=r"results_dir=.* is being written by another run"):
+        run_benchmark.main.recipe(results)
 
 
 def test_an_interrupted_stage_runs_again_and_the_finished_ones_do_not(world_overrides, tmp_path, monkeypatch):
@@ -222,6 +296,76 @@ def test_a_launched_stage_moves_the_progress(tmp_path, monkeypatch):
     seen = []
     launch_stage(LAUNCHED, [sys.executable, "-c", REPORTS], tmp_path / "a.log", seen.append)
     assert [fraction for fraction in dict.fromkeys(seen) if fraction] == [0.25, 0.75]
+
+
+WAITS = """
+import os, signal, subprocess, sys, time
+if len(sys.argv) == 1:
+    child = subprocess.Popen([sys.executable, sys.argv[0], "training"])
+    sys.exit(child.wait())
+from settings import runs
+runs.is_launcher = lambda words: True
+runs.end_with_launcher()
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+print("trains", flush=True)
+while not told:
+    time.sleep(0.05)
+time.sleep(1)
+print("SIGTERM: saved step 1 of 2 in 'x'; the same command goes on from there", flush=True)
+"""
+
+
+def test_a_signal_reaches_the_training_and_is_waited_for(tmp_path, monkeypatch):
+    """A launcher that ends at once leaves its training behind; the stage ends when that has saved."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "waits.py").write_text(WAITS)
+    log = tmp_path / "a.log"
+
+    def interrupt(fraction):
+        if log.is_file() and "trains" in log.read_text():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch_stage(LAUNCHED, [sys.executable, str(tmp_path / "waits.py")], log, interrupt)
+    assert log.read_text().splitlines()[-1].startswith("SIGTERM: saved step 1 of 2")
+
+
+def test_a_training_that_was_told_to_stop_has_not_failed(tmp_path, monkeypatch):
+    code = "import sys; print('SIGTERM: saved step 1 of 2; the same command goes on from there'); sys.exit(1)"
+    with pytest.raises(Stopped, match="finetune base was told to stop; SIGTERM: saved step 1 of 2"):
+        launch_stage(LAUNCHED, [sys.executable, "-c", code], tmp_path / "a.log", lambda fraction: None)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
+def test_a_benchmark_that_is_killed_takes_its_stage_along(tmp_path):
+    (tmp_path / "waits.py").write_text(WAITS)
+    log = tmp_path / "a.log"
+    code = (
+        "import sys; from pathlib import Path; from benchmark.plan import Stage; from benchmark.stages import *\n"
+        f"stage = Stage('finetune', 'base', [], Path('out'))\n"
+        f"launch_stage(stage, [sys.executable, {str(tmp_path / 'waits.py')!r}], Path({str(log)!r}), lambda _: None)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT) as process:
+        wait_for(lambda: log.is_file() and "trains" in log.read_text())
+        process.kill()
+    wait_for(lambda: "SIGTERM: saved step 1 of 2" in log.read_text())
+
+
+def test_sigterm_ends_a_benchmark_as_ctrl_c_does():
+    former = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGTERM: what was finished stays"), benchmark_stages.ended_by_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) == former
+
+
+def wait_for(what, seconds=60):
+    """Wait until `what()` holds."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
 
 
 def test_a_launched_stage_leaves_its_log_and_nothing_else(tmp_path, monkeypatch):

@@ -269,7 +269,7 @@ MISTAKES = {
     "too few shadow models": (cv.attack, ["models=8"], r"targets=16 leaves -8 shadow models"),
     "an optimizer that many networks cannot share": (
         cv.attack,
-        ["models=10", "targets=2", "+trainer.report_to=wandb"],
+        ["models=10", "targets=2", "trainer.report_to=wandb"],
         r"(trainer.report_to=wandb must be none where many models train together|wandb is not installed)",
     ),
     "a method that is more than a loss": (

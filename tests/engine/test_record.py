@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from engine import record
+from engine.folders import MARK
 from engine.record import (
     PROGRESS_FILE,
-    check_save_dir,
     heard_by,
     peak_memory_gb,
     read_json,
@@ -22,53 +22,11 @@ from engine.record import (
     work_key,
     write_record,
     write_text_whole,
-    written_whole,
 )
 from engine.source import code_of
 from helpers import ENVIRONMENT, ROOT
 from settings.inputs import Inputs
 from settings.script import SettingsError
-
-
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), written_whole(tmp_path / "out") as aside:
-        (aside / "half").write_text("x")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with written_whole(tmp_path / "out") as aside:
-        (aside / "all").write_text("x")
-    assert [p.name for p in tmp_path.rglob("*")] == ["out", "all"]
-
-
-def test_an_existing_save_dir_names_overwrite(tmp_path):
-    with pytest.raises(SettingsError, match=r"save_dir='.*' exists; overwrite=true replaces it"):
-        check_save_dir(str(tmp_path), False, "train_meta.json")
-    with pytest.raises(SettingsError, match="holds something else"):
-        check_save_dir(str(tmp_path), True, "train_meta.json")
-    (tmp_path / "train_meta.json").write_text("{}")
-    check_save_dir(str(tmp_path), True, "train_meta.json")
-
-
-@pytest.mark.parametrize("folder", ["", ".", "/"])
-def test_a_save_dir_without_a_name_is_refused(folder):
-    with pytest.raises(SettingsError, match="must name a folder of its own"):
-        check_save_dir(folder, True, "train_meta.json")
-
-
-def test_a_save_dir_below_a_file_is_refused(tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(SettingsError, match="file is a file"):
-        check_save_dir(str(tmp_path / "file" / "out"), False, "train_meta.json")
-
-
-def test_a_former_folder_is_replaced_also_behind_a_link(tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "old").write_text("x")
-    (tmp_path / "out").symlink_to(tmp_path / "disk")
-    with written_whole(tmp_path / "out") as aside:
-        (aside / "new").write_text("x")
-    assert [file.name for file in (tmp_path / "disk").iterdir()] == ["new"] and (tmp_path / "out").is_symlink()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["disk", "out"]
 
 
 def test_a_file_is_replaced_in_one_go(tmp_path):
@@ -133,10 +91,56 @@ def test_a_key_changes_with_the_code(inputs):
     assert work_key(SETTINGS, inputs, code_of(ROOT / "nlp" / "eval.py")) != work_key(SETTINGS, inputs, CODE)
 
 
-def test_a_key_changes_with_the_libraries(inputs, monkeypatch):
+def test_a_key_does_not_change_with_the_libraries(inputs, monkeypatch):
     before = work_key(SETTINGS, inputs, CODE)
     monkeypatch.setattr(record, "versions", lambda: {"torch": "another"})
-    assert work_key(SETTINGS, inputs, CODE) != before
+    assert work_key(SETTINGS, inputs, CODE) == before
+
+
+@pytest.mark.parametrize("watching", [{"save_every": "1step"}, {"report_to": "wandb"}], ids=str)
+def test_a_key_does_not_change_with_how_a_training_is_watched(watching, inputs):
+    changed = {**SETTINGS, "trainer": {**SETTINGS["trainer"], **watching}}
+    assert work_key(changed, inputs, CODE) == work_key(SETTINGS, inputs, CODE)
+
+
+MADE = {"key": "a", "settings": SETTINGS, "inputs": {"data": ["d"], "models": ["m"], "files": ["f"]}, "code": "c"}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"settings": {**SETTINGS, "trainer": {"lr": 2e-3}}}, ["trainer.lr: 0.001 -> 0.002"]),
+        ({"settings": {**SETTINGS, "trainer": {"lr": 1e-3, "l1": 0.5}}}, ["trainer.l1: None -> 0.5"]),
+        ({"settings": {**SETTINGS, "save_dir": "elsewhere"}, "code": "d"}, ["the code"]),
+        ({"inputs": {**MADE["inputs"], "data": ["e"]}}, ["the data"]),
+        ({"inputs": {**MADE["inputs"], "models": ["n"]}}, ["the model it begins with"]),
+        ({"inputs": {**MADE["inputs"], "files": ["g"]}}, ["a file it reads"]),
+    ],
+    ids=str,
+)
+def test_what_differs_from_a_record_is_said(change, why):
+    assert record.why_another(MADE, {**MADE, "key": "b", **change}) == why
+
+
+def test_the_same_key_differs_in_nothing_and_a_record_of_another_making_in_all():
+    assert record.why_another(MADE, MADE) == []
+    assert record.why_another({"key": "a"}, {**MADE, "key": "b"}) == ["its record does not say what it was made of"]
+
+
+def test_libraries_of_another_version_are_named(monkeypatch):
+    monkeypatch.setattr(record, "versions", lambda: {"torch": "2", "peft": "1"})
+    assert record.other_versions({"versions": {"torch": "1", "peft": "1"}}) == "torch 1 -> 2"
+    assert record.other_versions({}) == ""
+
+
+def test_the_curve_and_the_marks_are_no_part_of_a_model(tmp_path):
+    (tmp_path / "model.safetensors").write_text("x")
+    before = record.model_fingerprint(str(tmp_path))
+    for name in ("metrics.jsonl", "train_meta.json", "eval_results.lock", MARK):
+        (tmp_path / name).write_text("y")
+    assert record.model_fingerprint(str(tmp_path)) == before
+    (tmp_path / "config.json").write_text("y")
+    assert record.model_fingerprint(str(tmp_path)) != before
 
 
 def test_a_file_that_is_missing_is_named(inputs):

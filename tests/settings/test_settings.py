@@ -93,7 +93,7 @@ def test_a_trainer_states_all_its_values_or_is_one_step_from_a_preset_that_does(
         assert before[0] in choices("trainer")
         lines, further = own_lines(before[0])
         assert further == []
-    optional = {"l1", "report_to"}
+    optional = {"l1"}
     assert set(lines) == {item.name for item in fields(Trainer)} - optional
 
 

@@ -1,0 +1,129 @@
+"""A run among others: the lock on the folder that it writes, and the launcher that it ends with. No torch."""
+
+import contextlib
+import ctypes
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)  # of file systems that have none
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that this process holds."""
+
+    number: int  # of the open file
+    made: list[Path]  # the folders that were made for it, innermost first
+
+
+held: dict[Path, Lock] = {}  # by the lock's file
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of a launch's processes, known before any library is loaded."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def lock_folder(folder: Path, setting: str) -> None:
+    """Take the lock on `folder`, a file beside it; a process that is dead holds none.
+
+    Of several processes of one launch the first takes it. Who has it already keeps it.
+
+    Raises:
+        SettingsError: another run has it, or nothing can be written there. `setting` is what named the folder.
+    """
+    from settings.script import SettingsError  # here, because script uses this module
+
+    file = folder.with_name(f"{folder.name}.lock")
+    if fcntl is None or not is_first_process() or file in held:
+        return
+    made = [parent for parent in file.parents if not parent.exists()]
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        number = open_locked(file)
+    except BlockingIOError:
+        raise SettingsError(
+            f"{setting}={str(folder)!r} is being written by another run ({holder(file)}); wait for it, or name another "
+            "folder"
+        ) from None
+    except OSError as error:
+        raise SettingsError(f"{setting}={str(folder)!r} cannot be written: {error.strerror}") from None
+    held[file] = Lock(number, made)
+
+
+def open_locked(file: Path) -> int:
+    """Open a lock's file and take the lock. Raises BlockingIOError where another process has it."""
+    while True:
+        number = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(number)
+                raise
+            print(f"{file.parent} has no locks: see to it yourself that no two runs write one folder", file=sys.stderr)
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(number).st_ino == file.stat().st_ino:  # else the former holder removed it meanwhile
+                os.ftruncate(number, 0)
+                os.write(number, f"process {os.getpid()}\n".encode())
+                return number
+        os.close(number)
+
+
+def holder(file: Path) -> str:
+    """Who has the lock, as its file says."""
+    with contextlib.suppress(OSError):
+        return file.read_text(encoding="utf-8").strip() or "it just began"
+    return "it just began"
+
+
+@contextlib.contextmanager
+def locks_given_back() -> Iterator[None]:
+    """Give back at the end the locks that were taken meanwhile; an empty folder that was made for one goes too."""
+    before = set(held)
+    try:
+        yield
+    finally:
+        for file in [file for file in held if file not in before]:
+            lock = held.pop(file)
+            file.unlink(missing_ok=True)
+            os.close(lock.number)
+            with contextlib.suppress(OSError):  # what is not empty stays
+                for folder in lock.made:
+                    folder.rmdir()
+
+
+def end_with_parent() -> None:
+    """Ask Linux to send SIGTERM to this process when its parent ends, however that ends."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_with_launcher() -> None:
+    """The same where the parent is `accelerate launch` or torchrun, which would leave the training behind.
+
+    A shell is no such parent: what `nohup` started goes on when the shell ends.
+    """
+    parent = os.getppid()
+    with contextlib.suppress(OSError):  # no /proc, or a parent that is gone
+        words = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        if is_launcher(words):
+            end_with_parent()
+            if os.getppid() != parent:  # it ended in between
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def is_launcher(words: list[str]) -> bool:
+    """Whether a command line is that of `accelerate launch` or torchrun."""
+    names = [word.rsplit("/", 1)[-1] for word in words]
+    modules = {"accelerate.commands.launch", "torch.distributed.run", "torchrun"}
+    return bool(modules & set(names)) or ("accelerate" in names and "launch" in names)

@@ -1,0 +1,150 @@
+"""A run among others: one per folder, and it ends with its launcher."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from helpers import ENVIRONMENT, ROOT
+from settings import runs
+from settings.runs import is_launcher, lock_folder, locks_given_back
+from settings.script import SettingsError
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from settings.runs import lock_folder
+lock_folder(Path(sys.argv[1]), "save_dir")
+print("has it", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """Another process that has the lock on `tmp_path / "deep" / "out"`."""
+    command = [sys.executable, "-c", HOLDS, str(tmp_path / "deep" / "out")]
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "has it\n"
+        yield process
+        process.kill()
+
+
+def test_two_runs_in_one_folder_are_refused_and_the_other_is_named(other_run, tmp_path):
+    with pytest.raises(SettingsError, match=rf"is being written by another run \(process {other_run.pid}\); wait"):
+        lock_folder(tmp_path / "deep" / "out", "save_dir")
+
+
+def test_a_dead_run_has_no_lock(other_run, tmp_path):
+    other_run.kill()
+    other_run.wait()
+    with locks_given_back():
+        lock_folder(tmp_path / "deep" / "out", "save_dir")
+        assert (tmp_path / "deep" / "out.lock").read_text() == f"process {os.getpid()}\n"
+
+
+def test_runs_in_two_folders_do_not_meet(other_run, tmp_path):
+    with locks_given_back():
+        lock_folder(tmp_path / "deep" / "another", "save_dir")
+
+
+def test_nothing_is_left_of_a_lock_nor_of_the_folders_made_for_it(tmp_path):
+    with locks_given_back():
+        lock_folder(tmp_path / "a" / "b" / "out", "save_dir")
+        assert (tmp_path / "a" / "b" / "out.lock").is_file()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_has_something_in_it_stays(tmp_path):
+    with locks_given_back():
+        lock_folder(tmp_path / "a" / "out", "save_dir")
+        (tmp_path / "a" / "out").mkdir()
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["out"]
+
+
+def test_who_has_a_lock_keeps_it_until_the_outer_run_ends(tmp_path):
+    with locks_given_back():
+        lock_folder(tmp_path / "out", "save_dir")
+        with locks_given_back():
+            lock_folder(tmp_path / "out", "save_dir")
+        assert (tmp_path / "out.lock").is_file()
+
+
+def test_of_several_processes_the_first_takes_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    lock_folder(tmp_path / "out", "save_dir")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("/venv/bin/python /venv/bin/accelerate launch mm/finetune.py", True),
+        ("python -m accelerate.commands.launch -q mm/finetune.py", True),
+        ("python /venv/bin/torchrun --nproc_per_node 2 x.py", True),
+        ("python -m torch.distributed.run x.py", True),
+        ("bash", False),
+        ("make demo", False),
+        ("python launch_all.py accelerated", False),
+    ],
+)
+def test_only_a_launcher_is_one(line, answer):
+    assert is_launcher(line.split()) is answer
+
+
+WAITS = """
+import subprocess, sys, time
+from settings import runs
+if len(sys.argv) > 1:
+    runs.is_launcher = lambda words: sys.argv[1] == "launcher"
+    runs.end_with_launcher()
+    print("asked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
+@pytest.mark.parametrize(("kind", "ends"), [("launcher", True), ("shell", False)])
+def test_a_run_ends_with_its_launcher_and_not_with_a_shell(kind, ends, tmp_path):
+    parent = (
+        "import subprocess, sys\n"
+        "streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.DEVNULL, 'text': True}\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {WAITS!r}, {kind!r}], **streams)\n"
+        "child.stdout.readline()\n"
+        "print(child.pid, flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", parent], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    child = int(done.stdout)
+    try:
+        for _ in range(100):
+            if not runs_still(child):
+                break
+            time.sleep(0.05 if ends else 0.01)
+        assert runs_still(child) is not ends
+    finally:
+        if runs_still(child):
+            os.kill(child, signal.SIGKILL)
+
+
+def runs_still(process):
+    """Whether a process is there and not only waiting to be asked for its end."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):
+    def none(*_):
+        raise OSError(runs.NO_LOCKS[0], "No locks available")
+
+    monkeypatch.setattr(runs.fcntl, "flock", none)
+    with locks_given_back():
+        lock_folder(tmp_path / "out", "save_dir")
+    assert "has no locks" in capsys.readouterr().err
