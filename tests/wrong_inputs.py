@@ -651,7 +651,7 @@ def without_details(said: str) -> str:
     """What torch's launcher says, without the lines of its traceback, times and numbers of processes."""
     head, _, tail = said.partition("Traceback (most recent call last):")
     kept = f"{head}Traceback (most recent call last):\n  ...\n{tail[tail.index('torch.distributed.elastic') :]}"
-    kept = re.sub(r"([WE])\d{4} \S+ \d+ (torch/\S+?):\d+\]", r"\1... \2]", kept)
+    kept = re.sub(r"([WE])\d{4} \S+ \d+ \S*?(torch/\S+?):\d+\]", r"\1... \2]", kept)
     kept = re.sub(r"(time +: ).*", r"\1...", kept)
     kept = re.sub(r"(host +: ).*", r"\1...", kept)
     return re.sub(r"(pid:?|process|PID) \d+", r"\1 ...", kept).replace(sys.executable, "python")
