@@ -76,6 +76,10 @@ class Checkpoints(TrainerCallback):
 
     # ---- when
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # of several processes that go on within an epoch, the library does not tell the sampler which one it is
+        self.trainer.sampler.set_epoch(int((state.epoch or 0) + 1e-6))
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.steps += 1
         if state.epoch != int(state.epoch):  # else the end of the epoch comes first, with its figures

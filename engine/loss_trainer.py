@@ -54,7 +54,8 @@ class LossTrainer(transformers.Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         lengths = self.train_dataset.leading.lengths if self.bucket else ()
         size = self.args.per_device_train_batch_size
-        return EpochSampler(len(self.train_dataset), self.draw_seed, lengths, size, self.bucket)
+        self.sampler = EpochSampler(len(self.train_dataset), self.draw_seed, lengths, size, self.bucket)
+        return self.sampler
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         # the library would round a share up, and a run of one step would have no step but the one at rate 0

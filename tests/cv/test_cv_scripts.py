@@ -65,7 +65,7 @@ def classes_in(folder):
 
 
 def test_training_writes_weights_configuration_and_record_and_no_pickle(networks):
-    files = {"config.json", "model.safetensors", "train_meta.json"}
+    files = {"config.json", "model.safetensors", "metrics.jsonl", "train_meta.json"}
     for name in ("pretrained", "base", "gold"):
         assert {file.name for file in (networks / name).iterdir()} - {"eval_results"} == files
 

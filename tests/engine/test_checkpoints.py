@@ -434,7 +434,8 @@ encoder = PictureEncoder(AutoProcessor.from_pretrained(BASE))
 settings = replace(test_checkpoints.EACH_STEP, batch_size=1, lora=Lora(r=4, alpha=8, dropout=0.5))
 said = []
 test_checkpoints.run(data, encoder, folder, settings, test_checkpoints.METHODS["multiplier"], say=said.append)
-assert (kill_at == 99) or any("going on from step 4" in line for line in said)
+if processes().is_main_process and kill_at == 100:
+    assert any("going on from step 4" in line for line in said)
 """
 
 
