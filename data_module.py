@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import random
 import subprocess
 import sys
@@ -249,17 +250,15 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
     if task.chosen and task.rows_per_person:
         about = rows_about(task.chosen, task.dataset, task.split, task.question, task.rows_per_person)
         kept = [i for i in kept if about[i]]
+    if task.asked_of_each:  # before folds and limits part the rows, so that all of them ask the same ones
+        kept = some_of_each(kept, people, task.asked_of_each, seed)
     in_fold = rows_of_fold([people[i] for i in kept], fold, validation_share, seed)
     chosen = [kept[place] for place in in_fold]
     if not chosen:
         raise SettingsError(
             f"fold={fold} leaves no row of {task.dataset}, split {task.split}: validation_share={validation_share}"
         )
-    of_people = [people[i] for i in chosen]
-    if task.asked_of_each:
-        limits = [limit, task.asked_of_each * len(set(of_people))]
-        limit = min(each for each in limits if each)
-    sampled = sample_by_person(of_people, limit, seed)
+    sampled = sample_by_person([people[i] for i in chosen], limit, seed)
     numbers = [chosen[place] for place in sampled]
     affixes = affixes_around(task.affix)
     made = []
@@ -349,6 +348,15 @@ def persons_of_rows(task: Task, rows: datasets.Dataset, cells: TaskCells) -> lis
         named_by_most = name and 2 * hits[name] >= len(group)
         people += [name if named_by_most else f"person {start // task.rows_per_person} of {task.split}"] * len(group)
     return people
+
+
+def some_of_each(rows: list[int], people: list[str | None], count: int, seed: int) -> list[int]:
+    """Of the row numbers at most `count` of each person, drawn for each by name; ascending."""
+    of_each: dict[str | None, list[int]] = {}
+    for i in rows:
+        of_each.setdefault(people[i], []).append(i)
+    drawn = [draw(seed, "asked", person).sample(own, min(count, len(own))) for person, own in of_each.items()]
+    return sorted(itertools.chain.from_iterable(drawn))
 
 
 def sample_by_person(people: list[str | None], limit: int, seed: int) -> list[int]:

@@ -104,7 +104,7 @@ def run() -> dict[str, ModelResult]:
     folder, demo = ROOT / "results" / "cheats", ROOT / "results" / "demo"
     if demo.is_dir() and not folder.exists():
         shutil.copytree(demo, folder)
-    command = [sys.executable, "run_benchmark.py", "benchmark=cheats"]
+    command = [sys.executable, "run_benchmark.py", "benchmark=cheats", "overwrite=true"]
     subprocess.run([*command, "~benchmark.models"], cwd=ROOT, check=True)  # base, from which the models are made
     make_models(folder / "models" / "base_seed0", folder / "made")
     subprocess.run(command, cwd=ROOT, check=True)

@@ -71,7 +71,14 @@ def run_once(benchmark: str, seed: int, precision: str, threads: int) -> pd.Data
     for stage in ("finetune", "forget"):
         told = json.dumps([*getattr(settings, stage), f"trainer.precision={precision}"])  # quoted, as Hydra wants it
         changes.append(f"benchmark.{stage}={told}")
-    command = [sys.executable, "run_benchmark.py", f"benchmark={benchmark}", f"results_dir={folder}", *changes]
+    command = [
+        sys.executable,
+        "run_benchmark.py",
+        f"benchmark={benchmark}",
+        f"results_dir={folder}",
+        "overwrite=true",
+        *changes,
+    ]
     # waiting threads that sleep change no digit, and let other programs run
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,8 @@ def lora_targets(model: LanguageModel, targets: str) -> list[str]:
         names = [name for name in linear if re.search(targets, name)]
     if not names:
         raise SettingsError(f"model.lora_targets={targets!r} matches no linear layer of {type(model).__name__}")
-    tied = head is not None and head.weight is model.get_input_embeddings().weight
+    own = getattr(head, "weight", None)  # a model that ends at a layer has no head with weights
+    tied = own is not None and own is model.get_input_embeddings().weight
     for name in names:
         if tied and model.get_submodule(name) is head:
             raise SettingsError(

@@ -223,7 +223,7 @@ def test_photographs_that_are_not_there_are_said_in_one_line(tmp_path):
 
 def test_a_failed_attack_is_said_and_no_former_figures_stand_in_its_row(results, monkeypatch, capsys):
     runs = {"scrub": ["trainer.lr=1e9"], "twins": []}
-    settings = replace(results, benchmark=replace(results.benchmark, runs=runs))
+    settings = replace(results, overwrite=True, benchmark=replace(results.benchmark, runs=runs))
     real = benchmark_stages.run_stage
 
     def run(stage, *rest):  # the forgetting goes well, its attack does not

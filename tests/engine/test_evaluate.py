@@ -412,7 +412,7 @@ def test_overwriting_computes_only_what_depends_on_the_change(model, encoder, wo
         return {line.split(":")[0] for line in said if "done before" not in line}
 
     every = computed()
-    assert len(every) == 17
+    assert len(every) == 18
     assert computed() == set()
     assert computed("base", "tasks.eval_forget_qa.paraphrase=''") == {"eval_forget_qa"}
     assert computed("other", "tasks.eval_forget_qa.paraphrase=''") == every

@@ -393,10 +393,10 @@ def test_the_commands_on_the_page_give_the_settings_that_ran():
     benchmark: Benchmark = compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark
     for stage in plan_stages(benchmark, Path("results/demo")):
         typed = shlex.split(stage_command(benchmark, stage))
-        assert typed[:3] == ["accelerate", "launch", f"mm/{stage.kind}.py"]
-        assert (ROOT / typed[2]).is_file()
+        assert typed[:4] == ["accelerate", "launch", "-q", f"mm/{stage.kind}.py"]
+        assert (ROOT / typed[3]).is_file()
         recipe = recipe_of(benchmark, stage)
-        assert recipe.compose(typed[3:]) == recipe.compose([*stage.overrides, "overwrite=true"])
+        assert recipe.compose(typed[4:]) == recipe.compose([*stage.overrides, "overwrite=true"])
 
 
 # ---- in a browser
