@@ -1,4 +1,4 @@
-# demo: the main job on the embedded world; test, test-all, lint.
+# demo: the main job on the embedded world; test, test-all, test-long, lint.
 # Each makes .venv when it is not there or its requirements changed.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ WORLD := data/mini_clear.made
 # processes that share the tests, each with one thread of torch
 WORKERS := $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test test-all lint install clean model-smollm2
+.PHONY: demo test test-all test-long lint install clean model-smollm2
 
 demo: $(INSTALLED) $(WORLD)
 	$(BIN)/python run_benchmark.py benchmark=demo
@@ -16,7 +16,11 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-all: test
-	$(BIN)/python -m pytest -q -m slow -n $(WORKERS) --dist load
+	$(BIN)/python -m pytest -q -m "slow and not long" -n $(WORKERS) --dist load
+
+# every cheat built, every block of the pages through the shell, kills at random moments: about an hour
+test-long: $(INSTALLED) $(WORLD)
+	$(BIN)/python -m pytest -q -m long
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

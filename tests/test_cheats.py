@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT
 from report.ranking import why_unranked
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 BEHIND, LOST = "clearly behind", "unranked: kept_taught"
 CAUGHT = {  # cheat -> how the rule begins that catches it

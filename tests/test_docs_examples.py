@@ -154,6 +154,7 @@ def test_a_section_of_a_page_does_what_it_says(page, title, clone, capfd):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @each_section
 def test_a_section_of_a_page_does_what_it_says_as_a_user_types_it(page, title, world, tmp_path, monkeypatch, *, capfd):
     fresh_copy(tmp_path / "copy")

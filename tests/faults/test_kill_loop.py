@@ -9,6 +9,7 @@ from faults.kill_loop import Command, compare, leftovers
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     made = kill_loop.run(10, 0, tmp_path)
     assert [command.name for command in made if command.different or command.failed] == []
