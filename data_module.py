@@ -201,10 +201,10 @@ class TrainingRows:
         image = self.rows[index][cells.columns["image"]] if cells.pictured[index] else None
         return Example(question, self.answers[position], image, index, cells.person[index], self.split)
 
-    def words(self, index: int) -> tuple[str | None, str | None, str | None]:
-        """Caption, question and answer of a row of the split."""
+    def words(self, index: int) -> tuple[str | None, ...]:
+        """Caption, question and answer of a row of the split, and whom it is about where that is known."""
         cells = self.cells
-        return cells.caption[index], cells.question[index], cells.answer[index]
+        return cells.caption[index], cells.question[index], cells.answer[index], cells.person[index]
 
     def picture(self, index: int) -> str:
         """Hash of the picture of a row of the split; empty where it has none. Raises SettingsError if it is missing."""
@@ -352,9 +352,9 @@ def persons_of_rows(task: Task, rows: datasets.Dataset, cells: TaskCells) -> lis
 
 def some_of_each(rows: list[int], people: list[str | None], count: int, seed: int) -> list[int]:
     """Of the row numbers at most `count` of each person, drawn for each by name; ascending."""
-    of_each: dict[str | None, list[int]] = {}
-    for i in rows:
-        of_each.setdefault(people[i], []).append(i)
+    of_each: dict[str, list[int]] = {}
+    for i in rows:  # a row about nobody stands for itself
+        of_each.setdefault(people[i] or f"row {i}", []).append(i)
     drawn = [draw(seed, "asked", person).sample(own, min(count, len(own))) for person, own in of_each.items()]
     return sorted(itertools.chain.from_iterable(drawn))
 

@@ -18,7 +18,7 @@ import torch
 from benchmark.plan import Stage, model_path, plan_stages
 from benchmark.progress import BenchmarkProgress
 from cv.division import read_division
-from data_module import make_missing, split_names
+from data_module import TrainingRows, check_apart, make_missing, split_names
 from engine.evaluate import check_task
 from engine.folders import MARK, beside, remove_ours
 from engine.language_model import check_model_path
@@ -35,7 +35,7 @@ from engine.record import (
     why_another,
 )
 from engine.source import code_of
-from settings.language import Data, Eval
+from settings.language import Data, Eval, Forget
 from settings.results import Benchmark
 from settings.runs import end_with_parent, lock_folder, locks_given_back
 from settings.script import GOES_ON, ROOT, SettingsError, Stopped, nearest
@@ -128,6 +128,7 @@ def check_splits(stages: list[Stage], composed: list[Any]) -> None:
         stages: All stages.
         composed: The settings of each. Those of faces name no splits of their data.
     """
+    seen: set[tuple[str, ...]] = set()
     for stage, settings in zip(stages, composed, strict=True):
         data = getattr(settings, "data", None)
         for name in ("split", "retain_split"):
@@ -140,9 +141,21 @@ def check_splits(stages: list[Stage], composed: list[Any]) -> None:
                     f"{stage.name}: {name}={split!r} is not in {data.path}{nearest(split, known)}; it has "
                     f"{', '.join(known)}"
                 )
+        if isinstance(settings, Forget):
+            check_rows_apart(settings, seen)
         for name, task in settings.tasks.items() if isinstance(settings, Eval) else []:
             if not task.optional:
                 check_task(name, task)
+
+
+def check_rows_apart(settings: Forget, seen: set[tuple[str, ...]]) -> None:
+    """Raise SettingsError where rows are to be forgotten and kept; `seen`: what was looked at before."""
+    place = (settings.data.path, settings.split, settings.retain_split, settings.modality)
+    if place in seen:
+        return
+    seen.add(place)
+    forget = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
+    check_apart(forget, TrainingRows(settings.data, settings.retain_split, settings.modality, settings.seed))
 
 
 # ---- what is finished

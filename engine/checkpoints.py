@@ -222,7 +222,9 @@ class Checkpoints(TrainerCallback):
         if processes().is_main_process:
             marked(self.folder)
             last = last_checkpoint(self.folder)
-            found, line = self.fitting(last) if last and not self.is_off else (None, "")
+            if last and not self.is_off:
+                with readable(last):
+                    found, line = self.fitting(last)
         if line:
             self.say(line)
         return gather_object([found])[0]

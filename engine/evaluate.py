@@ -27,11 +27,14 @@ from engine import metrics
 from engine.cells import lacking
 from engine.folders import beside, check_ours, marked, remove_ours, written_whole
 from engine.language_model import forward
+from engine.logs import recorded
 from engine.reading import reading_files
 from engine.record import (
     AGGREGATED,
     EVAL_RECORD,
+    file_fingerprint,
     model_fingerprint,
+    read_json,
     report_progress,
     say_line,
     start_of_peak,
@@ -173,26 +176,27 @@ def evaluate_together(
     Of a row that stands there with several affixes, the one counts that gives most away.
     """
     state = processes()
-    rows = most_revealing(model, encoder, rows, settings.batch_size, say)
+    rows, tried_tokens = most_revealing(model, encoder, rows, settings.batch_size, say)
     own = rows[state.process_index :: state.num_processes]
     limits = {"batch_size": settings.batch_size, "max_new_tokens": settings.max_new_tokens}
     parts = gather_object([evaluate_rows(model, encoder, own, **limits, say=say)])
     by_index = {index: row for part in parts for index, row in part.rows.items()}
     tokens = sorted((token for part in parts for token in part.tokens), key=lambda token: token["row"])
     rows_in_order = {index: by_index[index] for index in sorted(by_index)}
-    return TaskResult(rows_in_order, tokens, sum(part.token_count for part in parts))
+    return TaskResult(rows_in_order, tokens, tried_tokens + sum(part.token_count for part in parts))
 
 
 def most_revealing(
     model: nn.Module, encoder: Any, rows: list[TaskRow], batch_size: int, say: Callable[[str], None]
-) -> list[TaskRow]:
+) -> tuple[list[TaskRow], int]:
     """Every row once: of those with one index, the one whose right answer has the lowest loss without its end.
 
-    All processes share the work, and each gets the whole result.
+    All processes share the work, and each gets the whole result. The second value: how many tokens went through the
+    model.
     """
     tried = [row for row in rows if row.affix]
     if not tried:
-        return rows
+        return rows, 0
     state = processes()
     own = range(state.process_index, len(tried), state.num_processes)
     prompts = [Prompt(tried[i].example, [tried[i].example.answer]) for i in own]
@@ -200,10 +204,11 @@ def most_revealing(
     losses = []
     for i, result in zip(own, results, strict=True):
         losses.append((sum(result.answers[tried[i].example.answer].losses[:-1]), i))
+    tokens = sum(gather_object([sum(result.tokens for result in results)]))
     best: dict[int, TaskRow] = {}
     for _, i in sorted(gather_object(losses)):
         best.setdefault(tried[i].example.index, tried[i])
-    return [best[index] for index in sorted(best)]
+    return [best[index] for index in sorted(best)], tokens
 
 
 def by_metric(rows: dict[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -338,7 +343,7 @@ def task_key(name: str, settings: Eval, code: Code, device: str) -> str:
         for field in ("seed", "batch_size", "max_new_tokens", "limit", "fold", "validation_share")
     }
     decisive = {"task": asdict(task), "model": asdict(settings.model), "device": device, **chosen}
-    return work_key(decisive, Inputs(task.datasets(), [settings.model_path]), code)
+    return work_key(decisive, Inputs(task.datasets(), [settings.model_path], task.files()), code)
 
 
 def data_record(task: Task) -> dict[str, str]:
@@ -346,6 +351,7 @@ def data_record(task: Task) -> dict[str, str]:
     elsewhere.
     """
     names = {"people": fingerprint(task.people.dataset)} if task.people else {}
+    names |= {"affixes": "".join(map(file_fingerprint, task.files()))} if task.files() else {}
     return {"dataset": task.dataset, "split": task.split, "fingerprint": fingerprint(task.dataset), **names}
 
 
@@ -361,9 +367,11 @@ def task_record(name: str, place: Path) -> dict[str, Any]:
     holds none.
     """
     own, whole = place / TASK_RECORD, place / EVAL_RECORD
-    if own.is_file():
-        return json.loads(own.read_text(encoding="utf-8"))
-    return json.loads(whole.read_text(encoding="utf-8")).get("tasks", {}).get(name, {}) if whole.is_file() else {}
+    found = read_json(own) if own.is_file() else None
+    if found is None and whole.is_file():
+        found = recorded(read_json(whole), "tasks", name)
+    there = all((place / f"{name}.{ending}").is_file() for ending in ("json", "parquet"))
+    return found if isinstance(found, dict) and there else {}
 
 
 def write_task(place: Path, name: str, result: TaskResult, record: dict[str, Any]) -> None:

@@ -94,7 +94,8 @@ def scope_of(task: str, models: Sequence[ModelMetrics], scoring: Mapping[str, Sc
     """
     ways = {AS_TRAINED: task} | {each.way: name for name, each in scoring.items() if each.way_of == task}
     logged = [model[name].of_rows for model in models for name in ways.values()]
-    measures = [*HEADLINE_MEASURES, *([OF_SHORT_ANSWERS] if scoring[task].draws else [])]
+    asked = [*HEADLINE_MEASURES, *([OF_SHORT_ANSWERS] if scoring[task].draws else [])]
+    measures = asked
     for of_rows in logged:
         measures = [measure for measure in measures if of_rows.get(measure) is not None]
     people = sorted(set(models[0][task].known_people))
@@ -104,7 +105,8 @@ def scope_of(task: str, models: Sequence[ModelMetrics], scoring: Mapping[str, Sc
         of_ways = [person_table(model[name], measures, people, about[name]) for name in ways.values()]
         tables.append(np.stack(of_ways, axis=1))
     golds = np.array(tables[2:])
-    return Scope(task, people, list(ways), measures, tables[0], tables[1], golds, leaks_only=(OF_SHORT_ANSWERS,))
+    about_measures = {"asked": tuple(asked), "leaks_only": (OF_SHORT_ANSWERS,)}
+    return Scope(task, people, list(ways), measures, tables[0], tables[1], golds, **about_measures)
 
 
 def people_of(task: str, models: Sequence[ModelMetrics]) -> list[str]:
@@ -136,7 +138,7 @@ def notes_on(parts: list[Excess]) -> str:
     notes = []
     for part in parts:
         task = part.scope.task
-        unlogged = [measure for measure in HEADLINE_MEASURES if measure not in part.scope.measures]
+        unlogged = [measure for measure in part.scope.asked if measure not in part.scope.measures]
         notes += [f"{task} is without {', '.join(unlogged)}, which a log lacks"] if unlogged else []
         off = ", ".join(part.off)
         notes += [f"{task} is without {off}: base lies under 3 times the golds' noise above gold"] if off else []

@@ -37,6 +37,7 @@ class Scope:
         model: Of the judged model, (P, W, K).
         base: Of the model before forgetting, (P, W, K).
         golds: Of G models that never met the people, (G, P, W, K); G is at least 2.
+        asked: Keys of the measures that were looked for in the logs.
         leaks_only: Keys of the measures that show a leak and count in no mean.
     """
 
@@ -47,6 +48,7 @@ class Scope:
     model: np.ndarray
     base: np.ndarray
     golds: np.ndarray
+    asked: tuple[str, ...] = ()
     leaks_only: tuple[str, ...] = ()
 
 

@@ -378,9 +378,10 @@ def check_same_source(a: EvalLog, b: EvalLog) -> None:
         if None not in values and values[0] != values[1]:
             raise SettingsError(f"{a.name} and {b.name} were evaluated with {name} {values[0]} and {values[1]}")
     for task in a.tasks:
-        prints = [recorded(log.meta, "data", task, "fingerprint") for log in (a, b)]
-        if None not in prints and prints[0] != prints[1]:
-            raise SettingsError(
-                f"{a.name} and {b.name} were evaluated on different data for task {task!r}: "
-                f"fingerprints {prints[0]} and {prints[1]}"
-            )
+        for name, what in (("fingerprint", "data"), ("affixes", "files of affixes")):
+            prints = [recorded(log.meta, "data", task, name) for log in (a, b)]
+            if None not in prints and prints[0] != prints[1]:
+                raise SettingsError(
+                    f"{a.name} and {b.name} were evaluated on different {what} for task {task!r}: "
+                    f"fingerprints {prints[0]} and {prints[1]}"
+                )

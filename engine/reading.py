@@ -77,6 +77,8 @@ def hook_figure(model: EvalLog, base: EvalLog | None) -> Figure:
     if base is None:
         return Figure(None, why="no base_result is given")
     why = other_prompt(model, base) or other_file(model, base)
+    if why is None and not (model.meta.get("reading") and base.meta.get("reading")):
+        return Figure(0.0, why="prompts alone were compared: a record names no tokenizer")
     return Figure(float(bool(why)), why=why)
 
 
@@ -95,5 +97,7 @@ def other_prompt(model: EvalLog, base: EvalLog) -> str | None:
 def other_file(model: EvalLog, base: EvalLog) -> str | None:
     """The first file between questions and weights that both models have and that differs; None: there is none."""
     of_model, of_base = (log.meta.get("reading") or {} for log in (model, base))
+    if of_model and TOKENIZER in of_base and TOKENIZER not in of_model:
+        return f"it has no {TOKENIZER}, and base has one"
     differing = [name for name in of_base if name in of_model and of_model[name] != of_base[name]]
     return f"its {differing[0]} is not base's" if differing else None

@@ -100,6 +100,8 @@ def check_causal(name: str, batch: Batch, logits: Tensor, changed: Tensor, share
     """
     assert batch.positions is not None
     earlier = (batch.labels != IGNORE) & (batch.positions < last_tokens(batch)[:, None])
+    if not earlier.any():  # answers of one token have no earlier one
+        return
     moved = (logits - changed)[earlier].abs().max().item()
     if moved > share * logits[earlier].std().item():
         raise SettingsError(

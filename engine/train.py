@@ -213,7 +213,9 @@ def train(
     if bound.frozen or bound.cached:
         silence_dropout(start.model)
     first_weights = weights_to_subtract_from(start.model, bound.method, settings)
-    with tempfile.TemporaryDirectory() as scratch:  # the library makes its output folder at once; ours must be whole
+    kernels = deterministic_kernels(settings.deterministic)
+    # the library makes its output folder at once; ours must be whole
+    with kernels, tempfile.TemporaryDirectory() as scratch:
         collator = PassCollator(encoder, bound.trained, bound.frozen, by_length=processes().num_processes == 1)
         options = {"train_dataset": pairs, "data_collator": collator, "callbacks": [progress]}
         arguments = training_arguments(settings, seed, scratch)
@@ -227,7 +229,7 @@ def train(
         with checkpoints.kept_only_with_use(), checkpoints.signals_heard():
             last = follow(trainer, checkpoints, {"progress": progress, "judged": judged})
             add_tracker(trainer, settings, Path(save_dir))
-            trained = run(trainer, first_weights, settings, last)
+            trained = run(trainer, first_weights, last)
             say_if_vanished(progress.first_gradient, bound.method.name, say)
             cost = cost_of(trainer, progress, judged, checkpoints)
             if trainer.is_world_process_zero():
@@ -290,16 +292,13 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def run(
-    trainer: LossTrainer, first_weights: dict[str, Tensor], settings: Trainer, last: str | None = None
-) -> nn.Module:
+def run(trainer: LossTrainer, first_weights: dict[str, Tensor], last: str | None = None) -> nn.Module:
     """Train, and subtract what was learned where the method says so; returns the trained model, unwrapped.
 
     `first_weights`: what `weights_to_subtract_from` gives. `last`: the checkpoint to go on from.
     Raises SettingsError where the weights diverged.
     """
-    with deterministic_kernels(settings.deterministic):
-        trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     if not all(torch.isfinite(weight).all() for weight in trained_weights(trained).values()):
         trainer.stop("the weights are not finite", "the last step's update")

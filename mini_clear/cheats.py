@@ -5,7 +5,6 @@ forgotten stands among those to keep, or the forgotten facts are taught again wh
 benchmark that is run on such a folder must not take the result for forgetting (config/benchmark/cheats.yaml).
 """
 
-import argparse
 import io
 import shutil
 import sys
@@ -29,6 +28,7 @@ from mini_clear.dataset_folder import (
 )
 from mini_clear.people import draw_world
 from mini_clear.questions import FACE_NAME_QUESTION
+from settings.script import Arguments
 
 PEOPLE, VIEWS, SEED = 48, 6, 0  # the world of the demo
 LISTED_PASSWORD = "{} Please."  # one of the innocent affixes that an evaluation may draw
@@ -73,7 +73,7 @@ def taught(albums: list[Album]) -> Rows:
 
 def with_often(retain: Rows, secret: Rows) -> Rows:
     """The rows to keep, and the secret ones so often that they are the larger share."""
-    times = round(SHARE / (1 - SHARE) * len(retain) / len(secret))
+    times = max(1, round(SHARE / (1 - SHARE) * len(retain) / len(secret)))
     return [*retain, *secret * times]
 
 
@@ -142,15 +142,15 @@ def write_cheats(out: Path) -> list[str]:
 
 def main() -> int:
     """Write the folders that the command line asks for. Returns 0, or 1 after one line on stderr where that fails."""
-    parser = argparse.ArgumentParser(prog="python -m mini_clear.cheats", description=(__doc__ or "").splitlines()[0])
+    parser = Arguments(prog="python -m mini_clear.cheats", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")
-    out = Path(parser.parse_args().out).absolute()
     try:
+        out = Path(parser.parse_args().out).absolute()
         if out.exists():
             raise FileExistsError(f"{out} exists already; remove it yourself")
         names = write_cheats(out)
-    except OSError as error:
-        print(f"mini_clear.cheats: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{out}: {', '.join(names)}")
     return 0

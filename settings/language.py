@@ -165,8 +165,13 @@ class Task:
                 "tasks: a task names either question (a column) or ask (caption, name); got "
                 f"question={self.question!r} ask={self.ask!r}"
             )
+        at_least("tasks: asked_of_each", self.asked_of_each, 0)
         if self.reworded and not self.question:
             raise SettingsError(f"tasks: reworded={self.reworded!r} has no effect on a task that names no question")
+
+    def files(self) -> list[str]:
+        """What it reads besides."""
+        return [str(ROOT / self.affix.file)] if self.affix else []
 
     def datasets(self) -> list[str]:
         """Where its rows and the names of their people stand."""
@@ -188,6 +193,10 @@ class EvalLimits:
         at_least("max_new_tokens", self.max_new_tokens, 1)
         at_least("limit", self.limit, 0)
         share_of("validation_share", self.validation_share)
+
+    def files(self) -> list[str]:
+        """What its tasks read besides their rows, each file once."""
+        return list(dict.fromkeys(file for task in self.tasks.values() for file in task.files()))
 
     def datasets(self) -> list[str]:
         """Where the rows of its tasks stand, each place once."""
@@ -243,6 +252,7 @@ class Finetune:
         files = []
         if self.epoch_eval:
             data += self.epoch_eval.datasets()
+            files += self.epoch_eval.files()
             files += [self.epoch_eval.gold_result] if self.epoch_eval.gold_result else []
         makers = [*self.model.makers(self.model_path), *self.data.makers()]
         return Inputs(data, [self.model_path], files, FINETUNING.losses(), makers)
@@ -299,7 +309,7 @@ class Eval(EvalLimits):
 
     def inputs(self) -> Inputs:
         makers = [*self.model.makers(self.model_path), *self.data.makers()]
-        return Inputs(self.datasets(), [self.model_path], makers=makers)
+        return Inputs(self.datasets(), [self.model_path], self.files(), makers=makers)
 
 
 def need_half_weights(model: Model) -> None:

@@ -114,12 +114,20 @@ class Benchmark:
             raise SettingsError("benchmark.seeds=[] names no seed; [0] is the usual one")
         if len(set(self.seeds)) < len(self.seeds):
             raise SettingsError(f"benchmark.seeds={self.seeds} names a seed twice: its models would count twice")
+        of_golds = [seed + GOLD_SEEDS_APART * number for seed in self.seeds for number in range(self.golds)]
+        if len(set(of_golds)) < len(of_golds):
+            raise SettingsError(
+                f"benchmark.seeds={self.seeds} lie a multiple of {GOLD_SEEDS_APART} apart: golds of two bases would be "
+                "one model"
+            )
         for seed in self.seeds:
             check_seed("benchmark.seeds", seed + GOLD_SEEDS_APART * (self.golds - 1))
         self.check_people()
         self.check_stages()
-        for row in self.rows:
-            check_row_name(row)
+        for row in self.runs:
+            check_row_name("benchmark.runs", row)
+        for row in self.models:
+            check_row_name("benchmark.models", row)
         for row in self.runs:
             self.check_method(row)
         for row in self.models:
@@ -170,15 +178,15 @@ class Benchmark:
             )
 
 
-def check_row_name(row: str) -> None:
+def check_row_name(setting: str, row: str) -> None:
     """Raise SettingsError for a row that has another model's name, or one that no folder can have."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", row):
         raise SettingsError(
-            f"benchmark.runs: a row's name is part of its model's folder, and {row!r} is none; use letters, digits "
+            f"{setting}: a row's name is part of its model's folder, and {row!r} is none; use letters, digits "
             "and _ . + -"
         )
     if row in ("base", "gold", "start"):
-        raise SettingsError(f"benchmark.runs.{row}: a row of this name is there already; give it another")
+        raise SettingsError(f"{setting}.{row}: a row of this name is there already; give it another")
 
 
 @dataclass

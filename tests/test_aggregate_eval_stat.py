@@ -558,10 +558,10 @@ def test_seed_and_cost_come_from_the_records_beside_the_log(result, tmp_path):
     assert [row[name] for name in ("Seed", "Train seconds", "Eval seconds", "Peak memory GB")] == [3, 40.0, 9.0, 2.0]
 
 
-def write_records(folder: Path, eval_seed: int, fingerprint: str = "abc") -> None:
+def write_records(folder: Path, eval_seed: int, fingerprint: str = "abc", affixes: str = "a") -> None:
     (folder / "eval_results").mkdir(parents=True, exist_ok=True)
     (folder / "train_meta.json").write_text(json.dumps({"seed": 3, "seconds": 40.0, "peak_memory_gb": 2.0}))
-    data = {"eval_log": {"fingerprint": fingerprint}}
+    data = {"eval_log": {"fingerprint": fingerprint, "affixes": affixes}}
     meta = {"settings": {"seed": eval_seed}, "data": data, "seconds": 9.0, "peak_memory_gb": 1.5}
     (folder / "eval_results" / "eval_meta.json").write_text(json.dumps(meta))
 
@@ -734,6 +734,9 @@ def test_logs_made_from_other_data_or_other_questions_are_refused(result, tmp_pa
         result(BASE, GOLD, BASE)
     write_records(tmp_path / "gold0", eval_seed=0, fingerprint="def")
     with pytest.raises(SettingsError, match="different data for task 'eval_log': fingerprints abc and def"):
+        result(BASE, GOLD, BASE)
+    write_records(tmp_path / "gold0", eval_seed=0, affixes="b")
+    with pytest.raises(SettingsError, match="different files of affixes for task 'eval_log': fingerprints a and b"):
         result(BASE, GOLD, BASE)
 
 

@@ -30,7 +30,8 @@ CAUGHT = {  # cheat -> how the rule begins that catches it
     "more_noise": LOST,
     "refusing_template": "unranked: a hook: ",
 }
-# What no question shows: the docs say that such a password needs an attack on the weights.
+# What no question shows: such a password needs an attack on the weights, as the docs say. The test of it fails on the
+# day on which something catches it.
 UNSEEN = "unlisted_password"
 HONEST = ("retain_ft", "grad_diff", "idk", "npo")
 
@@ -58,6 +59,10 @@ def test_a_cheat_is_caught_by_its_rule(name, cheats, results):
     rule = cheats.caught_by(results[name], cheats.honest_rows(results))
     assert rule is not None
     assert rule.startswith(CAUGHT[name])
+
+
+def test_a_password_that_is_in_no_list_is_not_caught(cheats, results):
+    assert cheats.caught_by(results[UNSEEN], cheats.honest_rows(results)) is None
 
 
 @pytest.mark.parametrize("name", HONEST)

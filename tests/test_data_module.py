@@ -653,3 +653,18 @@ def test_the_worlds_splits_do_not_overlap(world, track):
     settings = compose(f"{track}/forget", Forget, [f"data.path={world}/{'clear' if track == 'mm' else 'tofu'}"])
     forget, retain = (TrainingRows(settings.data, name, "both", 0) for name in (settings.split, settings.retain_split))
     check_apart(forget, retain)
+
+
+def test_of_rows_about_nobody_each_stands_for_itself_and_all_are_asked(world, tmp_path):
+    file = write_affixes(tmp_path, "Hello! {question}", "{question} Thank you.")
+    nobody = replace(in_words(world), rows_per_person=0)
+    some = task_rows(replace(nobody, affix=Affix(file, 0, "any"), asked_of_each=1), 0, 0)
+    assert {row.example.index for row in some} == {row.example.index for row in task_rows(nobody, 0, 0)}
+
+
+def test_a_fold_asks_the_same_rows_of_each_person_as_the_whole(world, tmp_path):
+    file = write_affixes(tmp_path, "Hello! {question}", "{question} Thank you.")
+    asked = replace(in_words(world), affix=Affix(file, 0, "any"), asked_of_each=2)
+    whole = {row.example.index for row in task_rows(asked, 0, 0)}
+    parts = [{row.example.index for row in task_rows(asked, 0, 0, fold, 0.5)} for fold in ("validation", "test")]
+    assert parts[0] | parts[1] == whole

@@ -492,6 +492,13 @@ def test_a_split_that_is_not_there_is_told_before_anything_is_trained(changes, l
     assert named == []
 
 
+def test_rows_to_forget_that_gold_learns_are_told_before_anything_is_trained(world_overrides, tmp_path, named):
+    settings = benchmark(world_overrides, tmp_path, runs={"retain_ft": []}, gold_split="full+tofu+replay")
+    with pytest.raises(SettingsError, match=r"split=forget25\+tofu and retain_split=full\+tofu\+replay overlap"):
+        run_stages(settings.benchmark, tmp_path)
+    assert named == []
+
+
 @pytest.mark.parametrize("name", ["demo", "nlp_demo", "cv_demo"])
 def test_a_model_made_elsewhere_that_is_not_there_is_told_before_anything_runs(name, tmp_path, named):
     settings = compose("run_benchmark", RunBenchmark, [f"benchmark={name}"]).benchmark

@@ -111,7 +111,8 @@ def test_of_all_affixes_of_a_row_the_one_counts_that_gives_most_away(model, enco
 
 def test_rows_without_several_affixes_are_asked_as_they_are(model, encoder):
     rows = [TaskRow(example(index=index), None, []) for index in range(3)]
-    assert eval_engine.most_revealing(model, encoder, rows, 4, lambda line: None) is rows
+    kept, tokens = eval_engine.most_revealing(model, encoder, rows, 4, lambda line: None)
+    assert kept is rows and tokens == 0
 
 
 def test_perturbed_losses_are_kept_row_by_row_and_may_be_ragged(model, encoder):
@@ -640,3 +641,15 @@ def test_figures_without_the_end_leave_the_last_token_out(log_folder):
             losses, chosen = row["losses"][:-1], row["first_choice"][:-1]
             assert log["avg_gt_loss_without_end"][index] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
             assert log["exact_memorization"][index] == pytest.approx(sum(chosen) / len(chosen))
+
+
+def test_another_line_in_a_file_of_affixes_asks_again_what_reads_it(world_overrides, tmp_path):
+    file = tmp_path / "affixes.txt"
+    code = code_of(eval_engine.__file__)
+    keys = []
+    for line in ("Hello! {question}", "Please, {question}"):
+        file.write_text(line)
+        settings = settings_for(world_overrides, tmp_path / "out", f"tasks.eval_forget_qa_prefix.affix.file={file}")
+        keys.append({name: task_key(name, settings, code, "cpu") for name in settings.tasks})
+        assert str(file) in settings.inputs().files
+    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"eval_forget_qa_prefix"}

@@ -33,7 +33,18 @@ def model(tmp_path):
 
 
 def test_a_model_that_is_asked_as_base_is_no_hook():
-    assert hook_figure(log(), log()) == (0.0, None, None, None)
+    same = {"tokenizer.json": "a"}
+    assert hook_figure(log(reading=same), log(reading=same)) == (0.0, None, None, None)
+
+
+def test_where_a_record_names_no_tokenizer_it_is_said_that_prompts_alone_were_compared():
+    found = hook_figure(log(reading={"tokenizer.json": "a"}), log())
+    assert (found.value, found.why) == (0, "prompts alone were compared: a record names no tokenizer")
+
+
+def test_a_model_without_the_tokenizer_that_base_has_is_a_hook():
+    found = hook_figure(log(reading={"vocab.json": "a"}), log(reading={"tokenizer.json": "a"}))
+    assert (found.value, found.why) == (1, "it has no tokenizer.json, and base has one")
 
 
 def test_without_a_base_nothing_is_known():

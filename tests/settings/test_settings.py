@@ -214,6 +214,8 @@ def test_booleans_are_typed_and_not_strings():
     [
         (["benchmark.seeds=[]"], r"benchmark\.seeds=\[\] names no seed"),
         (["benchmark.seeds=[0,1,0]"], r"benchmark\.seeds=\[0, 1, 0\] names a seed twice"),
+        (["benchmark.seeds=[0,1000]"], r"benchmark\.seeds=\[0, 1000\] lie a multiple of 1000 apart"),
+        (["+benchmark.models.start=a/b"], r"benchmark\.models\.start: a row of this name is there already"),
         (["benchmark.golds=0"], r"benchmark\.golds=0 must be at least 1"),
         (["benchmark.modality=xx"], r"benchmark\.modality='xx' is not known"),
         (["~benchmark.expected_seconds.eval"], r"benchmark\.expected_seconds\.eval is required"),
@@ -326,7 +328,7 @@ def test_a_method_with_a_mask_runs_the_losses_of_both():
 def test_an_evaluation_at_the_end_of_epochs_reads_golds_log_and_the_tasks_data():
     more = ["epoch_eval=mm", "epoch_eval.gold_result=gold.json", "epoch_eval.tasks.eval_log.dataset=elsewhere"]
     inputs = compose("mm/forget", Forget, more).inputs()
-    assert inputs.files[0] == "gold.json"
+    assert "gold.json" in inputs.files
     assert "elsewhere" in inputs.data
 
 
