@@ -105,8 +105,9 @@ def scope_of(task: str, models: Sequence[ModelMetrics], scoring: Mapping[str, Sc
         of_ways = [person_table(model[name], measures, people, about[name]) for name in ways.values()]
         tables.append(np.stack(of_ways, axis=1))
     golds = np.array(tables[2:])
-    about_measures = {"asked": tuple(asked), "leaks_only": (OF_SHORT_ANSWERS,)}
-    return Scope(task, people, list(ways), measures, tables[0], tables[1], golds, **about_measures)
+    leak_ways = tuple(way for way, name in ways.items() if scoring[name].leaks_only)
+    counted = {"asked": tuple(asked), "leaks_only": (OF_SHORT_ANSWERS,), "leak_ways": leak_ways}
+    return Scope(task, people, list(ways), measures, tables[0], tables[1], golds, **counted)
 
 
 def people_of(task: str, models: Sequence[ModelMetrics]) -> list[str]:
@@ -142,7 +143,9 @@ def notes_on(parts: list[Excess]) -> str:
         notes += [f"{task} is without {', '.join(unlogged)}, which a log lacks"] if unlogged else []
         off = ", ".join(part.off)
         notes += [f"{task} is without {off}: base lies under 3 times the golds' noise above gold"] if off else []
-        unanswered = [way for way, valid in zip(part.scope.ways, part.valid, strict=True) if not valid]
+        able = [way not in part.scope.leak_ways for way in part.scope.ways]
+        answered = zip(part.scope.ways, part.valid, able, strict=True)
+        unanswered = [way for way, valid, can_be in answered if can_be and not valid]
         notes += [f"base does not answer {task} {', '.join(unanswered)}"] if unanswered and part.measures else []
     return "; ".join(notes)
 

@@ -39,6 +39,7 @@ class Scope:
         golds: Of G models that never met the people, (G, P, W, K); G is at least 2.
         asked: Keys of the measures that were looked for in the logs.
         leaks_only: Keys of the measures that show a leak and count in no mean.
+        leak_ways: Names of the ways that show a leak, and by which nobody is called forgotten.
     """
 
     task: str
@@ -50,6 +51,7 @@ class Scope:
     golds: np.ndarray
     asked: tuple[str, ...] = ()
     leaks_only: tuple[str, ...] = ()
+    leak_ways: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Excess:
         measures: Keys of the K' measures that resolve anything.
         x: (P, W, K'), signed; NaN where a person has no row.
         noise: How far x of a model that is one more gold would be from 0.
-        valid: Whether base answers a way, (W,).
+        valid: Whether base answers a way, and the way can show forgetting, (W,).
         off: Keys of the measures that resolve nothing.
     """
 
@@ -121,7 +123,8 @@ def excess(scope: Scope) -> Excess:
     x = (scope.model - gold)[..., shown] / unit
     of_base = (scope.base - gold)[..., shown] / unit
     noise = golds_noise(scope.golds[..., shown] / unit)
-    return Excess(scope, measures, x, noise, valid_ways(of_base, measures), off)
+    valid = valid_ways(of_base, measures) & ~np.isin(scope.ways, scope.leak_ways)
+    return Excess(scope, measures, x, noise, valid, off)
 
 
 def valid_ways(of_base: np.ndarray, measures: list[str]) -> np.ndarray:

@@ -22,6 +22,7 @@ class Scoring:
     members: str = ""  # of a holdout task: the forget task whose rows a membership attack tells from its own
     way_of: str = ""  # of a way: the forget task that it asks in another way
     way: str = ""  # of a way: what it is called
+    leaks_only: bool = False  # of a way: it shows who is remembered; nobody is called forgotten, or not, by it
     modality: str = ""  # of a forget task: text or visual, for methods that forget only one; empty: either
     draws: int = 0  # of a forget task with short answers: in how many drawn answers the right one is looked for
     short: dict[str, str] = field(default_factory=dict)  # measure -> its heading in the short tables
@@ -39,6 +40,8 @@ class Scoring:
                 f"way_of={self.way_of!r} way={self.way!r}"
             )
         one_of("scoring.modality", self.modality, ("", "text", "visual"))
+        if self.leaks_only and self.group != "way":
+            raise SettingsError(f"scoring.leaks_only=true is of ways; got group={self.group}")
         at_least("scoring.draws", self.draws, 0)
         if self.draws and self.group != "forget":
             raise SettingsError(f"scoring.draws={self.draws} is of forget tasks; got group={self.group}")

@@ -1,5 +1,7 @@
 """Logs of several models -> the headline, with people, ways of asking and what was not measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -175,3 +177,18 @@ def test_where_only_hits_tell_base_from_gold_the_task_is_not_judged():
     figures = headline_figures(model(0.2, names=short(0.2, 0.0)), base, golds, scoring, "both")
     without = "exact_memorization, rouge, probability_without_end, hits_in_draws"
     assert f"names is without {without}: base lies under" in figures["distance_people", ""].why
+
+
+def test_a_way_for_leaks_alone_shows_memory_and_stands_in_nobodys_way_to_be_forgotten():
+    plain = SCORING | {"words_tried": Scoring(group="way", multiple_choice=False, way_of="words", way="with any affix")}
+    leaks_alone = plain | {"words_tried": replace(plain["words_tried"], leaks_only=True)}
+
+    def found(tried, scoring):
+        models = [{**model(value), "words_tried": task(value)} for value in (1.0, 0.19, 0.21)]
+        judged = {**model(0.2), "words_tried": task(tried)}
+        figures = headline_figures(judged, models[0], models[1:], scoring, "text")
+        return figures["share_forgotten", ""].value, figures["share_remembered", ""].value
+
+    assert found(1.0, leaks_alone) == found(1.0, plain) == (0, 1)
+    assert found(0.2 + 0.8 * 0.24, plain)[0] == 0  # .24 of the gap cannot be told from .25
+    assert found(0.2 + 0.8 * 0.24, leaks_alone) == (1, 0)
