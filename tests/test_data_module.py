@@ -666,5 +666,7 @@ def test_a_fold_asks_the_same_rows_of_each_person_as_the_whole(world, tmp_path):
     file = write_affixes(tmp_path, "Hello! {question}", "{question} Thank you.")
     asked = replace(in_words(world), affix=Affix(file, 0, "any"), asked_of_each=2)
     whole = {row.example.index for row in task_rows(asked, 0, 0)}
-    parts = [{row.example.index for row in task_rows(asked, 0, 0, fold, 0.5)} for fold in ("validation", "test")]
-    assert parts[0] | parts[1] == whole
+    parts = set()
+    for fold in ("validation", "test"):
+        parts |= {row.example.index for row in task_rows(asked, 0, 0, fold, 0.5)}
+    assert parts == whole
