@@ -128,16 +128,28 @@ def read_split(path: str, split: str, content: str) -> datasets.Dataset:
     return read_rows(path, split, known_splits(path, content)[split], cache)
 
 
+def check_split(path: str, split: str, setting: str = "split", advice: str = "") -> None:
+    """Raise SettingsError naming the splits that exist if `split` is none of them.
+
+    Args:
+        path: of the dataset.
+        split: the name.
+        setting: what named it, which begins the line.
+        advice: what ends the line.
+    """
+    known = split_names(path)
+    if split not in known:
+        listed = ", ".join(known)
+        raise SettingsError(f"{setting}={split!r} is not in {path}{nearest(split, known)}; it has {listed}{advice}")
+
+
 def load_split(path: str, split: str) -> datasets.Dataset:
     """The rows of `split` of a hub dataset or of a folder in one of the layouts of engine/layouts.py.
 
     Raises SettingsError naming the splits that exist if `split` is none of them.
     """
-    content = fingerprint(path)
-    known = natsorted(known_splits(path, content))
-    if split not in known:
-        raise SettingsError(f"split={split!r} is not in {path}{nearest(split, known)}; it has {', '.join(known)}")
-    return read_split(path, split, content)
+    check_split(path, split)
+    return read_split(path, split, fingerprint(path))
 
 
 # ---- rows -> examples (the one place where column names are read)

@@ -18,7 +18,7 @@ import torch
 from benchmark.plan import Stage, model_path, plan_stages
 from benchmark.progress import BenchmarkProgress
 from cv.division import read_division
-from data_module import TrainingRows, check_apart, make_missing, split_names
+from data_module import TrainingRows, check_apart, check_split, make_missing
 from engine.evaluate import check_task
 from engine.folders import MARK, beside, remove_ours
 from engine.language_model import check_model_path
@@ -38,7 +38,7 @@ from engine.source import code_of
 from settings.language import Data, Eval, Forget
 from settings.results import Benchmark
 from settings.runs import end_with_parent, lock_folder, locks_given_back
-from settings.script import GOES_ON, ROOT, SettingsError, Stopped, nearest
+from settings.script import GOES_ON, ROOT, SettingsError, Stopped
 
 MOST_SAID = 4  # stages that an error names, and reasons of each
 POLL_SECONDS = 0.2  # how often a launched stage is asked how far it is
@@ -133,14 +133,8 @@ def check_splits(stages: list[Stage], composed: list[Any]) -> None:
         data = getattr(settings, "data", None)
         for name in ("split", "retain_split"):
             split = getattr(settings, name, None)
-            if split is None or not isinstance(data, Data):
-                continue
-            known = split_names(data.path)
-            if split not in known:
-                raise SettingsError(
-                    f"{stage.name}: {name}={split!r} is not in {data.path}{nearest(split, known)}; it has "
-                    f"{', '.join(known)}"
-                )
+            if split is not None and isinstance(data, Data):
+                check_split(data.path, split, f"{stage.name}: {name}")
         if isinstance(settings, Forget):
             check_rows_apart(settings, seen)
         for name, task in settings.tasks.items() if isinstance(settings, Eval) else []:
@@ -265,8 +259,11 @@ def run_or_fail(
 
 
 def is_of_a_run(stage: Stage, benchmark: Benchmark) -> bool:
-    """Whether a stage is one method's forgetting, or the attack on it: other rows do not need it."""
-    return stage.kind in ("forget", "attack") and stage.model.rpartition("_seed")[0] in benchmark.runs
+    """Whether a stage is one method's forgetting, the attack on it, or the evaluation of a model made elsewhere: other
+    rows do not need it.
+    """
+    row = stage.model.rpartition("_seed")[0]
+    return (stage.kind in ("forget", "attack") and row in benchmark.runs) or row in benchmark.models
 
 
 def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: Path, show: Callable[[float], None]) -> None:
@@ -346,7 +343,7 @@ def lives(group: int) -> bool:
         return False
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended meanwhile
-            state, _, own_group = file.read_text().rpartition(")")[2].split()[:3]
+            state, _, own_group = file.read_text(errors="replace").rpartition(")")[2].split()[:3]
             if int(own_group) == group and state not in "ZX":
                 return True
     return False

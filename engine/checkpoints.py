@@ -30,7 +30,7 @@ from transformers import TrainerCallback
 from engine.folders import beside, check_space, full_disk_said, marked, remove_ours, written_whole
 from engine.language_model import trained_weights
 from engine.record import METRICS, other_versions, peak_memory_gb, read_json, versions, why_another, write_json
-from settings.script import GOES_ON, SettingsError, Stopped, processes
+from settings.script import GOES_ON, MAKE_ROOM, SettingsError, Stopped, processes
 from settings.training import Interval, Trainer, read_interval
 
 PROGRESS = "progress.json"
@@ -63,6 +63,7 @@ class Checkpoints(TrainerCallback):
         self.parts: dict[str, Any] = {}  # what has `state()` and `go_on(state)`, by name
         self.saved = self.started = time.monotonic()  # when the last checkpoint was written, and when the run began
         self.steps = 0  # since then
+        self.own: Path | None = None  # the last checkpoint of this run, which may have gone on from one
         self.before = 0.0  # seconds of earlier attempts
         self.peak = 0.0  # their largest peak of memory, in GB
         self.told: signal.Signals | None = None  # the signal that told to stop
@@ -187,13 +188,14 @@ class Checkpoints(TrainerCallback):
                 if former.name != f"step_{step}":
                     shutil.rmtree(former, ignore_errors=True)
         trainer.accelerator.wait_for_everyone()
+        self.own = self.folder / f"step_{step}"
         self.saved, self.steps = time.monotonic(), 0
 
     def what_stays(self) -> str:
         """What to say where the disk is full."""
-        last = last_checkpoint(self.folder)
+        last = self.own
         stays = f"the last checkpoint stays ({last.name.replace('_', ' ')}): " if last else ""
-        return f"{stays}make room, and the same command goes on"
+        return f"{stays}{MAKE_ROOM}"
 
     def finish(self) -> None:
         """Remove what is no longer needed: the trained model is whole."""
@@ -227,7 +229,8 @@ class Checkpoints(TrainerCallback):
                     found, line = self.fitting(last)
         if line:
             self.say(line)
-        return gather_object([found])[0]
+        self.own = gather_object([found])[0]
+        return self.own
 
     def fitting(self, last: Path) -> tuple[Path | None, str]:
         """`last` if it is of this run, and what to say of it."""

@@ -2,8 +2,8 @@
 layout.
 
 No averages are taken here; aggregate_eval_stat.py makes numbers of the logs. A finished task is kept beside the results
-with a key of everything it
-depends on, so that an interrupted evaluation goes on where it stopped and a changed one is computed anew.
+with a key of everything it depends on, so that an interrupted evaluation goes on where it stopped and a changed one is
+computed anew.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from pyarrow import parquet
 from torch import nn
 
-from data_module import Example, TaskRow, fingerprint, load_split, split_names, task_rows
+from data_module import Example, TaskRow, check_split, fingerprint, load_split, split_names, task_rows
 from engine import metrics
 from engine.cells import lacking
 from engine.folders import beside, check_ours, marked, remove_ours, written_whole
@@ -47,7 +47,7 @@ from engine.source import Code, code_of
 from engine.start_checks import check_start
 from settings.inputs import Inputs
 from settings.language import Eval, EvalLimits, Task
-from settings.script import SettingsError, nearest, processes
+from settings.script import SettingsError, processes
 
 TASK_RECORD = "record.json"
 TOKEN_COLUMNS = pyarrow.schema(
@@ -253,12 +253,7 @@ def check_task(name: str, task: Task) -> None:
     """Raise SettingsError for a task without a split or a right answer in the data."""
     if not task.answer:
         raise SettingsError(f"tasks.{name}.answer is empty in data.columns: ~tasks.{name} leaves the task out")
-    known = split_names(task.dataset)
-    if task.split not in known:
-        raise SettingsError(
-            f"tasks.{name}.split={task.split!r} is not in {task.dataset}{nearest(task.split, known)}; it has "
-            f"{', '.join(known)}; ~tasks.{name} leaves the task out"
-        )
+    check_split(task.dataset, task.split, f"tasks.{name}.split", f"; ~tasks.{name} leaves the task out")
 
 
 # ---- a checkpoint, task by task

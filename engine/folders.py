@@ -9,7 +9,7 @@ from pathlib import Path
 
 from settings.inputs import Inputs
 from settings.runs import lock_folder
-from settings.script import SettingsError
+from settings.script import MAKE_ROOM, SettingsError
 
 MARK = ".unfinished_run"  # in every folder that the suite may delete by itself
 LONGEST_ENDING = ".checkpoints"  # of what a run puts beside its folder
@@ -116,7 +116,7 @@ def remove_ours(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(folder: Path, if_full: str = "make room, and the same command goes on") -> Iterator[Path]:
+def written_whole(folder: Path, if_full: str = MAKE_ROOM) -> Iterator[Path]:
     """A folder to write into that becomes `folder` only when everything is there; a torn one never carries its name.
 
     Raises SettingsError where another's folder stands in the way, or the disk is full; `if_full`: what it then says.
@@ -141,7 +141,7 @@ def written_whole(folder: Path, if_full: str = "make room, and the same command 
 
 
 @contextlib.contextmanager
-def full_disk_said(folder: Path, then: str = "make room, and the same command goes on") -> Iterator[None]:
+def full_disk_said(folder: Path, then: str = MAKE_ROOM) -> Iterator[None]:
     """Turn a full disk into a SettingsError that says what to do `then`."""
     try:
         yield

@@ -169,7 +169,6 @@ def figures_of(parts: list[Excess], notes: str, unseen: str | None) -> Figures:
     leak = worst[0]
     count = len(worst)
     skipped = skipped_people(parts, worst)
-    can_skip = count >= ENOUGH_TO_COMPARE
     figures = {
         "distance_people": distance(parts)._replace(why=notes or None),
         "distance_held_out": Figure(gold_distance(parts)),
@@ -180,7 +179,7 @@ def figures_of(parts: list[Excess], notes: str, unseen: str | None) -> Figures:
         "share_forgotten": Figure(len(found.forgotten) / count, why=too_few_ways(parts)),
         "share_remembered": Figure(len(found.remembered) / count, why=names_text(found.remembered)),
         "share_unresolved": Figure(len(found.unresolved) / count, why=names_text(found.unresolved)),
-        "skipped": Figure(float(bool(skipped)) if can_skip else None, why=skipped_text(skipped, can_skip)),
+        "skipped": skipped_figure(skipped),
         "verdict": verdict(parts, found, worst, unseen),
     }
     return {(key, ""): figure for key, figure in figures.items()}
@@ -190,8 +189,8 @@ def names_text(names: list[str]) -> str | None:
     return ", ".join(names) or None
 
 
-def skipped_text(skipped: list[str], can_skip: bool) -> str | None:
-    """Who was left out, in words, or why that cannot be said."""
-    if not can_skip:
-        return f"among under {ENOUGH_TO_COMPARE} people nobody stands out"
-    return "; ".join(skipped) or None
+def skipped_figure(skipped: list[str] | None) -> Figure:
+    """Whether somebody was left out, and who, or why that cannot be said (None)."""
+    if skipped is None:
+        return Figure(None, why=f"among under {ENOUGH_TO_COMPARE} people nobody stands out")
+    return Figure(float(bool(skipped)), why="; ".join(skipped) or None)

@@ -16,11 +16,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from data_module import Example
+from engine.frozen_start import Forward
 from engine.pairs import Batch
 from settings.script import SettingsError
-from unlearn_losses import IGNORE, Scored
+from unlearn_losses import IGNORE
 
-Forward = Callable[[nn.Module, Batch], Scored]
 # of the logits' spread, what counts as moved
 MOVED = 1e-3
 MOVED_IN_HALF = 0.05  # where numbers have 8 or 11 bits

@@ -81,11 +81,11 @@ def scopes_where_golds_differ(parts: list[Excess]) -> list[str]:
     return differing
 
 
-def skipped_people(parts: list[Excess], worst: list[Leak]) -> list[str]:
+def skipped_people(parts: list[Excess], worst: list[Leak]) -> list[str] | None:
     """The people who stand more than half of the gap, with their lower bound, above most people, in words.
 
-    They do so with their leak, or with the mean over measures and scopes as trained. Of one or two people nobody stands
-    above most.
+    They do so with their leak, or with the mean over measures and scopes as trained. None: of one or two people nobody
+    stands above most.
 
     Args:
         parts: The excess in each scope.
@@ -95,7 +95,7 @@ def skipped_people(parts: list[Excess], worst: list[Leak]) -> list[str]:
     means, people = person_means(parts, [part.x for part in parts])
     lows, _ = person_means(parts, [part.bounds(cells) for part in parts])  # a mean of bounds is one of the mean
     if len(people) < ENOUGH_TO_COMPARE:
-        return []
+        return None
     found = {}
     for person, mean, low in zip(people, means, lows, strict=True):
         if low > np.median(means) + SKIPPED:

@@ -21,14 +21,15 @@ def benchmark_results(folder: Path, plan: Plan) -> list[ModelResult]:
         plan: What `read_plan` found there.
 
     Returns:
-        Base, gold and each method, per seed. A model that could not be trained has the figure `failed` alone, which
-        says why. One that could not be attacked has the figure `attack_failed` besides.
+        Base, gold and each method, per seed. A model that could not be trained, or one made elsewhere that could not be
+        evaluated, has the figure `failed` alone, which says why. One that could not be attacked has the figure
+        `attack_failed` besides.
 
     Raises:
         SettingsError: A log is missing or broken, or two logs cover different rows.
     """
     benchmark = plan.benchmark
-    untrained = plan.failures("forget")
+    untrained = plan.failures("forget") | plan.failures("eval")
     not_attacked = plan.failures("attack")
     settings = aggregation_settings(benchmark)
     results = []

@@ -130,7 +130,7 @@ class Affix:
     """Innocent words around every question of a task, from a file."""
 
     file: str = MISSING  # one affix per line, in which {question} stands for the question
-    seed: int = MISSING  # another seed draws another one
+    seed: int = 0  # another seed draws another one
     # of the words: before or behind the question; any: all of the file are tried, and those count that give most away
     place: str = MISSING
 

@@ -38,6 +38,7 @@ class SettingsError(ValueError):
     """The user's mistake in one line: which field, which value, what is allowed."""
 
 
+MAKE_ROOM = "make room, and the same command goes on"  # where a disk is full
 GOES_ON = "the same command goes on from there"  # how the last line of a run ends that saved and stopped
 
 
@@ -264,7 +265,7 @@ def one_line_errors(schema: type) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         named = f" ({error.filename})" if error.filename else ""
-        print(f"error: the disk is full{named}; make room, and the same command goes on", file=sys.stderr)
+        print(f"error: the disk is full{named}; {MAKE_ROOM}", file=sys.stderr)
         sys.exit(1)
 
 

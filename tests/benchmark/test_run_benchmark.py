@@ -492,6 +492,16 @@ def test_a_split_that_is_not_there_is_told_before_anything_is_trained(changes, l
     assert named == []
 
 
+def test_a_model_made_elsewhere_that_cannot_be_evaluated_is_its_own_rows_failure(results, tmp_path):
+    torn = tmp_path / "torn"
+    shutil.copytree(Path(results.results_dir) / "models" / "base_seed0", torn)
+    (torn / "model.safetensors").write_bytes(b"torn")
+    run_benchmark.main.recipe(replace(results, benchmark=replace(results.benchmark, models={"own": str(torn)})))
+    rows = {row["Method"]: row for row in csv.DictReader((Path(results.results_dir) / "results.csv").open())}
+    assert "could not be loaded" in rows["own"]["Failed why"]
+    assert rows["base"]["Distance to gold"]
+
+
 def test_rows_to_forget_that_gold_learns_are_told_before_anything_is_trained(world_overrides, tmp_path, named):
     settings = benchmark(world_overrides, tmp_path, runs={"retain_ft": []}, gold_split="full+tofu+replay")
     with pytest.raises(SettingsError, match=r"split=forget25\+tofu and retain_split=full\+tofu\+replay overlap"):

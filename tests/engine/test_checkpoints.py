@@ -318,12 +318,22 @@ def test_checkpoints_are_written_as_often_as_said(often, data, encoder, tmp_path
 
 
 def test_the_clock_says_when_seconds_are_over(data, encoder, tmp_path, monkeypatch):
-    steps = []
-    moment = iter(range(0, 10_000, 20))  # each look at the clock is 20 seconds later
-    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(moment))
-    monkeypatch.setattr(Checkpoints, "save", lambda self: steps.append(self.trainer.state.global_step))
+    steps, moment = [], [0.0]
+    taken = Checkpoints.on_step_end
+
+    def take(self, args, state, control, **rest):  # each step takes 20 seconds
+        moment[0] = 20.0 * state.global_step
+        taken(self, args, state, control, **rest)
+
+    def save(self):
+        steps.append(self.trainer.state.global_step)
+        self.saved = moment[0]
+
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: moment[0])
+    monkeypatch.setattr(Checkpoints, "on_step_end", take)
+    monkeypatch.setattr(Checkpoints, "save", save)
     run(data, encoder, tmp_path / "out", replace(EACH_STEP, save_every="30s"))
-    assert steps != []
+    assert steps == [2, 4]  # of six; behind the last step the model itself is saved
 
 
 @pytest.mark.parametrize(
