@@ -212,7 +212,9 @@ def make_base(
         processor = make_processor(make_tokenizer(texts, vocabulary))
         clear = str(Path(scratch, "world", "clear"))
         columns = Columns(image="image", caption="caption", question="question", answer="answer")
-        rows = TrainingRows(Data(name="base", path=clear, text_path="", columns=columns), "base", "both", seed)
+        # the split `base` has rows of its own for everybody: nothing counts its rows per person
+        data = Data(name="base", path=clear, text_path="", columns=columns, rows_per_person=1)
+        rows = TrainingRows(data, "base", "both", seed)
         loss = bind(Method(name="base", loss="retain_ft"))
         pairs = Pairs(loss.batches, forget=None, retain=rows, idk={}, seed=seed)
         model = make_model(processor.tokenizer, seed)
