@@ -22,6 +22,7 @@ from engine.decode import ENDINGS
 from settings.script import SettingsError
 
 DATA_ENDINGS = (".jsonl", ".parquet")
+JOINED_ENDINGS = (".csv", ".tsv", ".json", ".arrow")  # the library would join such files of a folder into one split
 SHARD = re.compile(r"-\d+-of-(\d+)(-[0-9a-f]+)?$")  # train-00000-of-00002
 METADATA, DEFAULT = "metadata", "default"  # rows beside a folder of pictures, and what the library calls their split
 FILE_NAME, IMAGE = "file_name", "image"  # their column of names, and what the library makes of it
@@ -99,7 +100,19 @@ def splits_of(path: str) -> dict[str, Source | tuple[str, str]]:
         raise SettingsError(f"data path {path!r} {what} ({type(error).__name__}: {one_line(error)})") from None
     if len(configs) == 1 and (parts := parts_of(path, configs[0])) != [PLAIN]:
         return {part: (configs[0], part) for part in parts}
+    if folder.is_dir() and not card:
+        check_not_joined(folder)
     return {config: (config, PLAIN) for config in configs}
+
+
+def check_not_joined(folder: Path) -> None:
+    """Raise SettingsError for files of several names that the library would read as one split."""
+    files = sorted(file for file in visible(folder) if file.suffix in JOINED_ENDINGS)
+    if len({SHARD.sub("", file.stem) for file in files}) > 1:
+        raise SettingsError(
+            f"data path {str(folder)!r} holds {files[0].name} and {files[1].name}, which would be read as one split: "
+            "save the rows of each split as <split>.jsonl or <split>.parquet"
+        )
 
 
 def parts_of(path: str, config: str) -> list[str]:

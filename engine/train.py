@@ -209,6 +209,8 @@ def train(
     start_of_peak()
     transformers.set_seed(seed)
     check_room(start.model, save_dir, settings)
+    if settings.lr == 0:
+        say("trainer.lr=0: no weight will change")
     progress = TrainProgress(say)
     if bound.frozen or bound.cached:
         silence_dropout(start.model)

@@ -193,6 +193,8 @@ class EvalLimits:
         at_least("max_new_tokens", self.max_new_tokens, 1)
         at_least("limit", self.limit, 0)
         share_of("validation_share", self.validation_share)
+        if not self.tasks:
+            raise SettingsError("tasks is empty: there is nothing to ask")
 
     def files(self) -> list[str]:
         """What its tasks read besides their rows, each file once."""

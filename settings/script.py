@@ -213,6 +213,8 @@ def check_overrides(texts: list[str], *, sweeps: bool = False) -> None:
         name, value = override.key_or_group, override.value()
         if not name:
             raise SettingsError(f"{text!r} names no setting; write name=value")
+        if value == {}:  # Hydra merges a mapping with what stands there
+            raise SettingsError(f"{text!r} changes nothing; '~{name}.<name>' removes an entry")
         if override.is_sweep_override() and not sweeps:
             raise SettingsError(f"{text!r} gives several values; write name=[1,2] for a list, and -m for a run of each")
         known = choices(name)

@@ -284,6 +284,7 @@ def evaluation_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "an unknown fold", "fold=tests")
     yield wrong(script, "an empty batch", "batch_size=0")
     yield wrong(script, "a negative limit", "limit=-5")
+    yield wrong(script, "an empty group", "tasks={}")
     yield wrong(script, "an unknown attention", "model.attention=flash")
     yield wrong(script, "attention that needs half precision", "model.attention=flash_attention_2")
     affix = ("tasks.eval_forget_qa_prefix.affix.file=<folder>/affixes.txt",)

@@ -199,6 +199,16 @@ def test_an_empty_folder_is_one_line(tmp_path):
     assert "holds no rows" in error_of(load_split, str(tmp_path), "full")
 
 
+def test_tables_of_several_names_that_the_library_would_join_are_refused(tmp_path):
+    write(tmp_path, "forget10.csv", b"question,answer\nWho?,Ann\n")
+    write(tmp_path, "retain90.csv", b"question,answer\nWho else?,Bo\n")
+    assert "forget10.csv and retain90.csv, which would be read as one split" in error_of(
+        load_split, str(tmp_path), "default"
+    )
+    (tmp_path / "retain90.csv").unlink()
+    assert load_split(str(tmp_path), "default")["answer"] == ["Ann"]
+
+
 # ---- pictures in rows
 
 

@@ -243,7 +243,9 @@ def test_scrub_forgets_for_a_whole_epoch_and_then_keeps_for_one(data, encoder, t
     """At rate 0 the model stays the start: its KL terms are 0, and what is left is gamma * NLL(R) of the keeping."""
     args = {"alpha": 1.0, "gamma": 2.0, "temperature": 4.0, "max_epochs": 1}
     settings = replace(TRAINER, epochs=3, lr=0.0)
-    _, meta = run(data, encoder, tmp_path / "out", settings, Method("scrub", "scrub", args))
+    lines = []
+    _, meta = run(data, encoder, tmp_path / "out", settings, Method("scrub", "scrub", args), say=lines.append)
+    assert "trainer.lr=0: no weight will change" in lines
     losses = [loss for _, loss in meta["loss"]]
     assert len(losses) == 6  # two steps an epoch
     assert losses[:2] == pytest.approx([0.0, 0.0], abs=1e-5)
