@@ -60,6 +60,7 @@ class Prompt:
 class PromptResult:
     answers: dict[str, AnswerLosses]
     generation: str
+    said: list[int]  # the tokens of the generation
     tokens: int  # of the prompt, the answers and the generation
 
 
@@ -369,4 +370,4 @@ def ends_of(model: LanguageModel, encoder: Any) -> set[int]:
 def prompt_result(encoder: Any, prompt_length: int, answers: dict[str, AnswerLosses], text: list[int]) -> PromptResult:
     """What one prompt of `prompt_length` tokens came to; `text`: the tokens of its generation."""
     tokens = prompt_length + sum(len(each.tokens) for each in answers.values()) + len(text)
-    return PromptResult(answers, encoder.decode(torch.tensor(text, dtype=torch.long)), tokens)
+    return PromptResult(answers, encoder.decode(torch.tensor(text, dtype=torch.long)), text, tokens)

@@ -19,9 +19,10 @@ from family_checks import (
     FAST,
     check_gradients,
     check_labels,
+    check_layer,
     check_rows,
     check_saved,
-    check_shared_prompt,
+    check_scores,
     check_starts,
     open_family,
     runs_of,
@@ -84,8 +85,8 @@ def test_a_row_scores_the_same_alone_and_among_others(opened, rows):
     check_rows(opened, rows)
 
 
-def test_one_pass_over_a_prompt_gives_what_plain_passes_give(opened, rows):
-    check_shared_prompt(opened, rows)
+def test_its_scores_are_those_of_each_row_alone_in_the_fastest_way_that_gives_them(opened, rows):
+    check_scores(opened, rows)
 
 
 def test_answers_do_not_see_their_future_and_pictures_matter(opened, rows):
@@ -94,6 +95,10 @@ def test_answers_do_not_see_their_future_and_pictures_matter(opened, rows):
 
 def test_frozen_parts_get_no_gradient_and_lora_stands_on_the_decoder(opened, rows):
     check_gradients(opened, rows)
+
+
+def test_ended_at_a_layer_it_gives_what_that_layer_gives(opened, rows):
+    check_layer(opened, rows)
 
 
 def test_what_is_saved_is_what_was_trained(opened, rows, tmp_path):
@@ -174,7 +179,9 @@ def test_a_template_without_the_picture_is_refused(encoder):
 
 
 def test_a_question_that_holds_the_pictures_placeholder_names_its_row(encoder):
-    with pytest.raises(SettingsError, match="split test, row 4: the question holds '<image>', which stands for a"):
+    with pytest.raises(
+        SettingsError, match="split test, row 4: the question holds '<image>', which the tokenizer takes"
+    ):
         encoder.encode(example("What is <image>?", "Ann.", index=4))
 
 
