@@ -164,7 +164,9 @@ class ChatEncoder(ABC):
         added = self.tokenizer.added_tokens_decoder.values()
         special = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
         special = {token for token in special | {self.placeholder} if len(token) > 1}
-        longest_first = sorted(special - {self.tokenizer.unk_token}, key=len, reverse=True)
+        if self.tokenizer.unk_token not in (self.tokenizer.bos_token, self.tokenizer.eos_token):  # GPT-2's is both
+            special.discard(self.tokenizer.unk_token)
+        longest_first = sorted(special, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def check_marks(self, example: Example, part: str, text: str) -> None:

@@ -12,6 +12,7 @@ import transformers
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
@@ -193,6 +194,7 @@ def load_for_training(auto_class: Any, settings: Finetune) -> LanguageModel:
     dtype = settings.model.weights if lora else "float32"
     model = load_model(auto_class, settings.model_path, settings.model, dtype)
     freeze(model, settings.model.freeze)
+    keep_statistics(model)
     if settings.activations:
         end_at_layer(model, settings.activations)
     return add_lora(model, lora, settings.model.lora_targets, settings.seed) if lora else model
@@ -229,6 +231,19 @@ class LastLayer(nn.Module):
         states, self.seen = self.seen, None
         assert states is not None
         return states
+
+
+def keep_statistics(model: nn.Module) -> None:
+    """Batch norms, as some towers of sight have them, take their own means and variances in training too: those of a
+    batch would make a row depend on the others, and would be saved with the model.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(to_eval_mode)
+
+
+def to_eval_mode(module: nn.Module, inputs: Any) -> None:
+    module.eval()
 
 
 def end_at_layer(model: LanguageModel, activations: Activations) -> None:

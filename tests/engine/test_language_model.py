@@ -2,6 +2,7 @@
 trained.
 """
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -33,6 +34,7 @@ from engine.language_model import (
     end_at_layer,
     forward,
     freeze,
+    keep_statistics,
     load,
     load_for_training,
     load_model,
@@ -143,6 +145,17 @@ def test_a_frozen_part_gets_no_gradient_and_everything_else_does(model, encoder)
     assert any("multi_modal_projector" in name for name in with_gradient) and any(
         "language_model" in name for name in with_gradient
     )
+
+
+def test_a_batch_norm_keeps_its_means_in_training_and_no_row_depends_on_others():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    rows = torch.randn(4, 2)
+    alone = network.eval()(rows[:1])
+    keep_statistics(network)
+    together = copy.deepcopy(network).train()(rows)
+    assert torch.allclose(together[:1], alone)
+    assert torch.equal(network[1].running_mean, torch.zeros(3))
+    assert network.train()(rows).requires_grad
 
 
 def test_an_unknown_part_to_freeze_is_an_error(model):
