@@ -152,8 +152,8 @@ def evaluate_rows(
     for row, of_row in zip(rows, roles, strict=True):
         prompt = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
         prompt.answers.extend(answer for answer in of_row if answer not in prompt.answers)
-    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "shared": shared}
-    results = score_prompts(model, encoder, list(prompts.values()), **limits, say=say)
+    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    results = score_prompts(model, encoder, list(prompts.values()), **limits, shared=shared, say=say)
     by_prompt = dict(zip(prompts, results, strict=True))
     made = TaskResult({}, [], sum(each.tokens for each in results))
     for row, of_row in zip(rows, roles, strict=True):
@@ -187,8 +187,8 @@ def evaluate_together(
     state = processes()
     rows, tried_tokens = most_revealing(model, encoder, rows, way, say)
     own = rows[state.process_index :: state.num_processes]
-    limits = {"batch_size": way.batch_size, "max_new_tokens": settings.max_new_tokens, "shared": way.shared}
-    parts = gather_object([evaluate_rows(model, encoder, own, **limits, say=say)])
+    limits = {"batch_size": way.batch_size, "max_new_tokens": settings.max_new_tokens}
+    parts = gather_object([evaluate_rows(model, encoder, own, **limits, shared=way.shared, say=say)])
     by_index = {index: row for part in parts for index, row in part.rows.items()}
     tokens = sorted((token for part in parts for token in part.tokens), key=lambda token: token["row"])
     rows_in_order = {index: by_index[index] for index in sorted(by_index)}
@@ -209,8 +209,8 @@ def most_revealing(
     state = processes()
     own = range(state.process_index, len(tried), state.num_processes)
     prompts = [Prompt(tried[i].example, [tried[i].example.answer]) for i in own]
-    limits = {"batch_size": way.batch_size, "max_new_tokens": 1, "shared": way.shared}
-    results = score_prompts(model, encoder, prompts, **limits, say=say)
+    limits = {"batch_size": way.batch_size, "max_new_tokens": 1}
+    results = score_prompts(model, encoder, prompts, **limits, shared=way.shared, say=say)
     losses = []
     for i, result in zip(own, results, strict=True):
         losses.append((sum(result.answers[tried[i].example.answer].losses[:-1]), i))

@@ -101,9 +101,9 @@ def difference(
     model: nn.Module, encoder: Any, prompts: list[Prompt], losses: list[dict[str, list[float]]], way: Way
 ) -> str | None:
     """What `prompts` scored in this way have that is not as `losses` and plain passes have it; None: nothing."""
-    limits = {"batch_size": way.batch_size, "max_new_tokens": TOKENS, "shared": way.shared}
+    limits = {"batch_size": way.batch_size, "max_new_tokens": TOKENS}
     try:
-        results = score_prompts(model, encoder, prompts, **limits, say=lambda line: None)
+        results = score_prompts(model, encoder, prompts, **limits, shared=way.shared, say=lambda line: None)
     except SettingsError:
         raise
     except Exception as error:  # what a family's forward raises depends on the family

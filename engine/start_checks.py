@@ -1,4 +1,4 @@
-"""What is checked of a model on two rows before a run goes on, so that a family that is not understood is refused.
+"""What is checked of a model on a few rows before a run goes on, so that a family that is not understood is refused.
 
 A model of a family that no file names goes the same way as the others. Whatever the suite assumes of it is tried here:
 that answers do not see their own future, and that the picture has an effect. `check_silent` tries that no dropout is

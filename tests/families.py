@@ -31,7 +31,8 @@ class Family:
     `make` gives model and processor (or tokenizer). `end`: the token that ends an answer in its template. `file`: its
     file in config/model; empty: none names it. `settings`: of a model file, where none names it. `modality`: what it is
     trained on. `lora`: whether peft has an adapter for it. `rmu_part`: what `rmu` trains; None: it is refused. `way`:
-    how it is scored: shared prompts, plain batches, or each row alone. `note`: for docs/models.md.
+    how it is scored: shared prompts, plain batches, or each row alone. `needs`: a package that its parts are made of.
+    `note`: for docs/models.md.
     """
 
     name: str
@@ -43,12 +44,8 @@ class Family:
     lora: bool = True
     rmu_part: str | None = "down_projection"
     way: str = "shared"
+    needs: str = ""
     note: str = ""
-
-    @property
-    def must(self) -> bool:
-        """Whether the suite promises it: the families that a model file names."""
-        return bool(self.file)
 
     def model(self, folder: Path) -> Model:
         """The settings of its model in `folder`: those of its file, else those that its page names."""
@@ -369,11 +366,13 @@ SEEING = [
         "Gemma-3n",
         gemma3n,
         "<end_of_turn>",
+        "gemma-3n-e2b",
         rmu_part=None,
+        needs="timm",
         note="its tower of sight needs `timm`; the activations check refuses `rmu`: its layers give several tensors",
     ),
-    Family("Pixtral", pixtral, "</s>"),
-    Family("Mistral3", mistral3, "</s>"),
+    Family("Pixtral", pixtral, "</s>", "pixtral-12b"),
+    Family("Mistral3", mistral3, "</s>", "mistral-small-3.1-24b"),
     Family("AyaVision", aya_vision, "<|END_OF_TURN_TOKEN|>"),
     Family("Idefics2", idefics2, "<end_of_utterance>"),
     Family("GLM-4V", glm4v, "<|user|>", note="an answer ends with what opens the next turn"),
@@ -381,7 +380,7 @@ SEEING = [
         "PaliGemma",
         paligemma,
         "<eos>",
-        settings={"tags": {"question": "", "answer": ""}, "answer_values": {"token_type_ids": 1}},
+        "paligemma-3b",
         modality="visual",
         note="has no chat template and takes `model.tags`; reads no question without a picture: `modality=visual`; its "
         "answers are marked (`model.answer_values={token_type_ids: 1}`), else the causality check refuses it",
@@ -390,6 +389,7 @@ SEEING = [
         "Mllama",
         mllama,
         "<|eot_id|>",
+        "llama-3.2-11b-vision",
         modality="visual",
         note="does not mix words and pictures in a batch, which the row check refuses: `modality=visual` or `text`",
     ),

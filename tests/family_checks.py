@@ -8,7 +8,8 @@ import torch
 
 from engine.adapters import add_lora
 from engine.frozen_start import silence_dropout
-from engine.language_model import end_at_layer, forward, freeze, load_model, save
+from engine.language_model import forward, freeze, load_model, save
+from engine.layer_output import end_at_layer
 from engine.score_answers import Prompt, score_prompts
 from engine.scoring_way import Way, losses_alone, way_of_scoring
 from engine.start_checks import check_silent, check_start
@@ -37,7 +38,12 @@ class Opened:
 
 
 def open_family(family, folder, open_encoder, auto_class):
-    """Write a family's model and processor to a folder and open them."""
+    """Write a family's model and processor to a folder and open them.
+
+    Where a package is missing that it needs, the test is skipped.
+    """
+    if family.needs:
+        pytest.importorskip(family.needs)
     model, processor = family.make()
     loud(model).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -97,7 +103,9 @@ def loss_of(opened, model, examples) -> torch.Tensor:
 
 
 def check_gradients(opened, examples):
-    """Frozen parts get no gradient, the decoder does; LoRA stands on layers of the decoder and nowhere else."""
+    """Frozen parts get no gradient, the decoder does; LoRA stands on layers of the decoder and nowhere else, or is
+    refused.
+    """
     model = opened.model()
     freeze(model, opened.settings.freeze)
     loss_of(opened, model, examples).backward()
@@ -105,7 +113,10 @@ def check_gradients(opened, examples):
         if set(opened.settings.freeze) & set(name.split(".")):
             assert parameter.grad is None, name
     assert any(parameter.grad is not None for parameter in model.get_decoder().parameters())
-    if opened.family.lora:
+    if not opened.family.lora:
+        with pytest.raises(SettingsError, match=r"LoRA on \w+: .*; trainer\.lora=null trains its own weights"):
+            add_lora(model, LORA, opened.settings.lora_targets, seed=0)
+    else:
         inside = {id(module) for module in model.get_decoder().modules()}
         head = model.get_output_embeddings()
         adapted = add_lora(model, LORA, opened.settings.lora_targets, seed=0)

@@ -31,7 +31,6 @@ from engine.encode import collate
 from engine.frozen_start import FrozenStart
 from engine.language_model import (
     check_model_path,
-    end_at_layer,
     forward,
     freeze,
     keep_statistics,
@@ -39,9 +38,9 @@ from engine.language_model import (
     load_for_training,
     load_model,
     packs,
-    restore_layers,
     save,
 )
+from engine.layer_output import end_at_layer, restore_layers
 from engine.record import model_fingerprint
 from helpers import BASE, example, largest_difference, png, training_settings
 from mm.encoder import open_encoder

@@ -1,5 +1,6 @@
 """Every family of language models, tiny: the real class of the model, a tokenizer of its kind and its chat template."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -138,6 +139,17 @@ def test_a_generation_stops_at_every_end_that_the_generation_configuration_names
         assert stopped.generation != free.generation
 
 
+def test_the_ends_that_a_folder_names_are_read_with_its_model(tmp_path):
+    """As Gemma's, whose generation_config.json names two."""
+    settings = saved(gemma2, tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [1, 5]
+    model = load_model(AutoModelForCausalLM, settings.path, replace(settings, attention="eager"), "float32")
+    encoder = open_encoder(settings.path, settings)
+    names = encoder.tokenizer.convert_ids_to_tokens
+    assert {names(number) for number in ends_of(model, encoder)} == {"<eos>", "<end_of_turn>"}
+    assert names(encoder.end) == "<end_of_turn>"
+
+
 @torch.no_grad()
 def tokens_said(model, encoder, prompt):
     """Eight tokens of greedy generation, by a plain loop."""
@@ -168,7 +180,7 @@ def test_a_template_that_asks_the_clock_gets_one_day_and_the_clock_goes_on():
 # ---- attention, dropout, adapters
 
 
-def saved(make, folder, template="template"):
+def saved(make, folder):
     model, tokenizer = make()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
