@@ -7,7 +7,7 @@ batch, are worth their speed only where they give the same.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,10 +21,10 @@ from settings.script import SettingsError
 
 TOKENS = 6  # of a generation that is tried
 ROWS = 64  # of a task that the shortest and the longest question are chosen from
-# in fp32: nats of a token, and of its loss where that is larger than 1; share of the logits' spread
+# What counts as different. LOSS: nats of a token, times its loss or the logits' spread where those are above 1. CHOICE:
+# how far a token that was generated may be behind the first choice, as a share of the logits' spread.
 LOSS, CHOICE = 1e-4, 1e-3
-# where numbers have 8 or 11 bits: nats of a token on average over an answer; share of the logits' spread
-LOSS_IN_HALF, CHOICE_IN_HALF = 0.1, 0.2
+LOSS_IN_HALF, CHOICE_IN_HALF = 0.05, 0.2  # where numbers have 8 or 11 bits; LOSS on average over an answer
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ def way_of_scoring(
         say(f"{name} is scored answer by answer: {why}")
         ways = ways[1:]
     with torch.no_grad():
-        losses = [losses_alone(model, encoder, prompt) for prompt in prompts]
+        truths = [losses_alone(model, encoder, prompt) for prompt in prompts]
         for way, check, what, instead in ways:
-            why = difference(model, encoder, prompts, losses, way)
+            why = difference(model, encoder, prompts, truths, way)
             if why is None:
                 return way
             say(f"{check}: {name} {what} ({why}): it is scored {instead}")
         alone = Way(False, 1)
-        if why := difference(model, encoder, prompts, losses, alone):
+        if why := difference(model, encoder, prompts, truths, alone):
             raise SettingsError(
                 f"generation check: {name} does not generate what its own forward says ({why}); this kind of model is "
                 "not supported"
@@ -86,21 +86,29 @@ def way_of_scoring(
     return alone
 
 
-def losses_alone(model: nn.Module, encoder: Any, prompt: Prompt) -> dict[str, list[float]]:
-    """The losses of each answer behind its prompt, from a forward of that row alone."""
+class Alone(NamedTuple):
+    """An answer as a forward of its row alone scores it: the losses of its tokens, and the spread of the logits."""
+
+    losses: list[float]
+    spread: float
+
+
+def losses_alone(model: nn.Module, encoder: Any, prompt: Prompt) -> dict[str, Alone]:
+    """Each answer behind its prompt, from a forward of that row alone."""
     device = next(model.parameters()).device
     found = {}
     for answer in prompt.answers:
         batch = encoder.collate([encoder.encode(replace(prompt.example, answer=answer))]).to(device)
         scored = forward(model, batch)
-        found[answer] = answer_losses(scored.logits[0], scored.labels[0].tolist()).losses
+        losses = answer_losses(scored.logits[0], scored.labels[0].tolist()).losses
+        found[answer] = Alone(losses, scored.logits.float().std().item())
     return found
 
 
 def difference(
-    model: nn.Module, encoder: Any, prompts: list[Prompt], losses: list[dict[str, list[float]]], way: Way
+    model: nn.Module, encoder: Any, prompts: list[Prompt], truths: list[dict[str, Alone]], way: Way
 ) -> str | None:
-    """What `prompts` scored in this way have that is not as `losses` and plain passes have it; None: nothing."""
+    """What `prompts` scored in this way have that is not as `truths` and plain passes have it; None: nothing."""
     limits = {"batch_size": way.batch_size, "max_new_tokens": TOKENS}
     try:
         results = score_prompts(model, encoder, prompts, **limits, shared=way.shared, say=lambda line: None)
@@ -109,12 +117,13 @@ def difference(
     except Exception as error:  # what a family's forward raises depends on the family
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     exact = is_exact(model)
-    for prompt, result, own in zip(prompts, results, losses, strict=True):
-        for answer, alone in own.items():
-            moved = torch.tensor(result.answers[answer].losses) - torch.tensor(alone)
-            allowed = LOSS * torch.tensor(alone).clamp(min=1)
-            if (moved.abs() > allowed).any() if exact else moved.abs().mean() > LOSS_IN_HALF:
-                return f"losses by {moved.abs().max().item():.2g}"
+    for prompt, result, truth in zip(prompts, results, truths, strict=True):
+        for answer, alone in truth.items():
+            right = torch.tensor(alone.losses)
+            moved = (torch.tensor(result.answers[answer].losses) - right).abs()
+            scale = max(1.0, alone.spread)  # rounding grows with the logits, as those of a broken model do
+            if (moved > LOSS * right.clamp(min=scale)).any() if exact else moved.mean() > LOSS_IN_HALF * scale:
+                return f"losses by {moved.max().item():.2g}"
         if behind(model, encoder, prompt, result) > (CHOICE if exact else CHOICE_IN_HALF):
             return "generations"
     return None

@@ -83,8 +83,8 @@ def check_scores(opened, examples):
     for prompt, result in zip(prompts, found, strict=True):
         (alone,) = score_prompts(model, encoder, [prompt], batch_size=1, shared=False, **limits)
         assert result.said == alone.said
-        for answer, losses in losses_alone(model, encoder, prompt).items():
-            assert result.answers[answer].losses == pytest.approx(losses, abs=1e-4)
+        for answer, own in losses_alone(model, encoder, prompt).items():
+            assert result.answers[answer].losses == pytest.approx(own.losses, abs=1e-4)
 
 
 def check_starts(opened, examples):
@@ -177,3 +177,9 @@ def runs_of(opened, folder):
         ("forget", ["method=kl", "trainer.lora=null"], folder / "kl", 0),
         ("forget", [*rmu, "trainer.lora=null", "method.args.alpha=1"], folder / "rmu", int(not opened.family.rmu_part)),
     ]
+
+
+def aggregation(folder):
+    """The figures of a family's evaluation in `folder`, which stands for its gold, too."""
+    log = f"{folder}/eval/eval_log_aggregated.json"
+    return [f"ckpt_result={log}", f"retain_result={log}", f"save_file={folder}/row.csv", "method_name=npo"]

@@ -118,6 +118,16 @@ def test_in_half_precision_rounding_is_no_difference():
     assert said == []
 
 
+def test_a_model_that_a_method_has_broken_is_scored_as_fast_as_any():
+    """Its logits are thousands of times as large, and so is their rounding."""
+    model, encoder = reader(llama)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e4)
+    said = []
+    assert way_of_scoring(model, encoder, PROMPTS, 8, said.append) == Way(True, 8)
+    assert said == []
+
+
 def test_losses_alone_are_those_of_a_forward_of_the_whole_text():
     model, encoder = reader(llama)
     found = losses_alone(model, encoder, PROMPTS[0])
@@ -126,14 +136,16 @@ def test_losses_alone_are_those_of_a_forward_of_the_whole_text():
     logp = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
     count = len(encoded.answer)
     by_hand = [-logp[place - 1, ids[place]].item() for place in range(len(ids) - count, len(ids))]
-    assert found["Ann Lee."] == pytest.approx(by_hand, abs=1e-5)
+    assert found["Ann Lee."].losses == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_the_shortest_and_the_longest_question_of_each_kind_are_tried_with_the_answers_of_both():
     words = [TaskRow(example("W" * n, f"answer {n}", index=n), None, []) for n in (5, 2, 9)]
     pictures = [TaskRow(example("P" * n, "the same", png("red"), index=n), None, []) for n in (3, 4)]
     tried = prompts_to_try({"first": words, "second": [*words[:1], *pictures]})
-    assert [[len(prompt.example.question) for prompt in prompts] for prompts in tried] == [[2, 9], [3, 4]]
+    in_words, with_pictures = tried
+    assert [len(prompt.example.question) for prompt in in_words] == [2, 9]
+    assert [len(prompt.example.question) for prompt in with_pictures] == [3, 4]
     assert [prompts[0].answers for prompts in tried] == [["answer 2", "answer 9"], ["the same"]]
     assert prompts_to_try({"one": words[:1]})[0] == [Prompt(words[0].example, ["answer 5"])]
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+import aggregate_eval_stat
 import mm.eval
 import mm.finetune
 import mm.forget
@@ -17,6 +18,7 @@ from engine.start_checks import check_start
 from families import SEEING, loud, mllama, paligemma
 from family_checks import (
     FAST,
+    aggregation,
     check_gradients,
     check_labels,
     check_layer,
@@ -121,6 +123,7 @@ def test_it_is_finetuned_forgets_by_three_methods_and_is_evaluated(opened, world
     if opened.family.modality == "both":
         evaluation = [*common, f"save_dir={tmp_path}/eval", "limit=2", "max_new_tokens=2"]
         assert start(mm.eval, [f"model_path={tmp_path}/npo", *evaluation], monkeypatch) == 0
+        assert start(aggregate_eval_stat, aggregation(tmp_path), monkeypatch) == 0
 
 
 # ---- what the checks refuse

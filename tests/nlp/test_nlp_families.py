@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, OPTForCausalLM
 from transformers.utils import chat_template_utils
 
+import aggregate_eval_stat
 import nlp.eval
 import nlp.finetune
 import nlp.forget
@@ -22,6 +23,7 @@ from families import READING, TAGS, gemma2, gpt2, llama, loud, mixtral, opt, qwe
 from family_checks import (
     FAST,
     LORA,
+    aggregation,
     check_gradients,
     check_labels,
     check_layer,
@@ -110,6 +112,7 @@ def test_it_is_finetuned_forgets_by_three_methods_and_is_evaluated(opened, world
         assert start(module, [f"model_path={settings.path}", *train], monkeypatch) == code
     evaluation = [*common, "forget=forget10", f"save_dir={tmp_path}/eval", "limit=2", "max_new_tokens=2"]
     assert start(nlp.eval, [f"model_path={tmp_path}/npo", *evaluation], monkeypatch) == 0
+    assert start(aggregate_eval_stat, ["scoring=nlp", *aggregation(tmp_path)], monkeypatch) == 0
 
 
 # ---- the end of a turn
