@@ -161,7 +161,7 @@ class ChatEncoder(ABC):
         """Matches what the tokenizer takes for a special token wherever it stands in a text, as ends of turns and
         placeholders of pictures; single letters and what stands for an unknown one are left out.
         """
-        added = self.tokenizer.added_tokens_decoder.values()
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
         special = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
         special = {token for token in special | {self.placeholder} if len(token) > 1}
         if self.tokenizer.unk_token not in (self.tokenizer.bos_token, self.tokenizer.eos_token):  # GPT-2's is both

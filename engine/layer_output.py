@@ -100,25 +100,29 @@ def run_to_layer(
 ) -> tuple[Tensor, list[str]]:
     """What a decoder layer gives for the probe, (1, T, H), and the names of the decoder's children that run behind all
     layers, as its final norm does. Names do not tell that one from a norm of the embeddings.
+
+    A layer that only looks at pictures does not run; then it is the last one before it.
     """
     states: list[Tensor] = []
     behind: list[str] = []
-    over: list[bool] = []
-    hooks = [
-        layers[layer].register_forward_hook(
-            lambda _, args, out: states.append(out if torch.is_tensor(out) else out[0])
-        ),
-        layers[-1].register_forward_hook(lambda *_: over.append(True)),
-    ]
+
+    def of_layer(number: int, output: Any) -> None:
+        behind.clear()
+        if number <= layer:
+            states.append(output if torch.is_tensor(output) else output[0])
+
+    hooks = []
+    for number, each in enumerate(layers):
+        hooks.append(each.register_forward_hook(lambda *call, number=number: of_layer(number, call[-1])))
     for name, child in decoder.named_children():
         if child is not layers:
-            hooks.append(child.register_forward_hook(lambda *_, name=name: behind.append(name) if over else None))
+            hooks.append(child.register_forward_hook(lambda *_, name=name: behind.append(name)))
     try:
         probed(model)
     finally:
         for hook in hooks:
             hook.remove()
-    return states[0].clone(), list(dict.fromkeys(behind))
+    return states[-1].clone(), list(dict.fromkeys(behind))
 
 
 def given_by(model: nn.Module, logits: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -126,7 +127,8 @@ def unshareable(model: LanguageModel) -> str | None:
     attention = model.config.get_text_config()._attn_implementation
     if attention not in ("sdpa", "eager"):
         return f"model.attention={attention} takes no mask that keeps several answers apart; sdpa does"
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    own = model.get_base_model() if isinstance(model, PeftModel) else model  # an adapter's forward names no inputs
+    if "position_ids" not in inspect.signature(own.forward).parameters:
         return "it takes no positions"
     return None
 

@@ -6,11 +6,13 @@ from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, RobertaConfig, R
 
 from data_module import TaskRow
 from engine import score_answers
+from engine.adapters import add_lora
 from engine.epoch_evaluation import EpochEvaluation
 from engine.evaluate import evaluate_together
 from engine.score_answers import Prompt, SharedPrompts
 from engine.scoring_way import Way, losses_alone, prompts_to_try, way_for, way_of_scoring
 from families import TAGS, byte_level, llama, loud, rwkv, sizes
+from family_checks import LORA
 from helpers import example, png
 from nlp.encoder import TextEncoder
 from settings.language import EvalLimits, Tags
@@ -56,6 +58,17 @@ def test_where_a_shared_prompt_gives_the_same_it_is_shared_and_nothing_is_said(m
     assert way_of_scoring(*reader(llama), PROMPTS, 8, said.append) == Way(True, 8)
     for prompts in (PROMPTS, PICTURES):
         assert way_of_scoring(loud(model), encoder, prompts, 8, said.append) == Way(True, 8)
+    assert said == []
+
+
+def test_a_model_with_an_adapter_in_training_shares_its_prompts_too():
+    model, encoder = reader(llama)
+    adapted, said = add_lora(model, LORA, "language_model", seed=0).eval(), []
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    assert way_of_scoring(adapted, encoder, PROMPTS, 8, said.append) == Way(True, 8)
     assert said == []
 
 

@@ -14,6 +14,7 @@ import mm.finetune
 import mm.forget
 from engine.encode import one_day
 from engine.language_model import forward
+from engine.layer_output import end_at_layer
 from engine.start_checks import check_start
 from families import SEEING, loud, mllama, paligemma
 from family_checks import (
@@ -33,6 +34,8 @@ from helpers import example, png, start
 from mm.encoder import PictureEncoder, open_encoder
 from settings.language import Tags
 from settings.script import SettingsError
+from settings.training import Activations
+from unlearn_losses import IGNORE
 
 PICTURES = [
     example("Who is this?", "Ann Lee.", image=png("red", (64, 64))),
@@ -148,6 +151,23 @@ def test_mllama_is_refused_where_words_and_pictures_share_a_batch():
     check_start(model, own, PICTURES, forward, said.append)
     check_start(model, own, WORDS, forward, said.append)
     assert said == []
+
+
+def test_mllama_is_ended_at_a_layer_that_looks_at_pictures():
+    model, processor = mllama()
+    own = PictureEncoder(processor)
+    batch, outputs = own.collate([own.encode(each) for each in PICTURES]), []
+    layers = loud(model).get_decoder().layers
+    assert "cross_attn" in dict(layers[1].named_children())
+    hook = layers[1].register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    with torch.no_grad():
+        model(**batch.inputs, use_cache=False)
+        hook.remove()
+        end_at_layer(model, Activations(layer=1, trained=[1]))
+        given = forward(model, batch).logits
+    states = outputs[0] if torch.is_tensor(outputs[0]) else outputs[0][0]
+    answers = batch.labels != IGNORE
+    assert torch.allclose(given[answers], states[torch.arange(4)[:, None], batch.positions][answers], atol=1e-4)
 
 
 def test_a_value_for_a_tensor_that_no_processor_makes_is_refused(encoder):
