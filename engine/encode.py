@@ -7,6 +7,7 @@ Shapes: B examples, L input positions, T answer positions. The inputs of a batch
 import contextlib
 import copy
 import datetime
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ from unlearn_losses import IGNORE
 # What templates ask besides the turns, each told only to a template that names it. A model that thinks before it
 # answers is trained and scored without its thoughts.
 TOLD = {"date_string": "26 Jul 2024", "enable_thinking": False}
+
+PADDING, SHOWN = "pad|reserved", "image|video|vision|audio"  # in names of tokens
 
 
 class OneDay(datetime.datetime):
@@ -114,6 +117,7 @@ class ChatEncoder(ABC):
             raise SettingsError(f"max_length={max_length} is more than the {self.most} tokens that the model takes")
         self.max_length, self.truncate = max_length or self.most, truncate
         self.pad = padding_for(self.tokenizer)
+        self.marks = self.find_marks()
         self.tags = tags
         self.opening, self.space, self.end = self.frame_of_answers()
         self.layout = self.find_layout(answer_values or {})
@@ -148,6 +152,33 @@ class ChatEncoder(ABC):
 
     # ---- what they share
 
+    @property
+    def placeholder(self) -> str:
+        """What stands for a picture in a text; empty where nothing does."""
+        return ""
+
+    def find_marks(self) -> re.Pattern[str]:
+        """Matches what the tokenizer takes for a special token wherever it stands in a text, as ends of turns and
+        placeholders of pictures; single letters and what stands for an unknown one are left out.
+        """
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        special = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        special = {token for token in special | {self.placeholder} if len(token) > 1}
+        if self.tokenizer.unk_token not in (self.tokenizer.bos_token, self.tokenizer.eos_token):  # GPT-2's is both
+            special.discard(self.tokenizer.unk_token)
+        longest_first = sorted(special, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def check_marks(self, example: Example, part: str, text: str) -> None:
+        """Raise SettingsError where a question or an answer holds a special token: it would end a turn, or stand for a
+        picture.
+        """
+        if found := self.marks.search(text):
+            raise SettingsError(
+                f"split {example.split}, row {example.index}: the {part} holds {found[0]!r}, which the tokenizer takes "
+                "for a special token"
+            )
+
     def chat_text(self, *turns: dict[str, Any]) -> str:
         """The turns in the chat template, with what opens the model's answer behind a lone user's turn.
 
@@ -178,8 +209,9 @@ class ChatEncoder(ABC):
         """What stands around an answer: the text that opens it, the white space before it, and the token behind it.
 
         White space that template or tag puts before an answer belongs to the answer, as a tokenizer that reads both at
-        once has it. The token behind an answer is the first special one that the template writes there; where it
-        writes none, and behind tags, it is the tokenizer's end-of-sequence. Raises SettingsError.
+        once has it. The token behind an answer is the special one that the template writes there, or else the one that
+        opens the next turn. Where there is neither, and behind tags, it is the tokenizer's end-of-sequence. Raises
+        SettingsError.
         """
         end = self.tokenizer.eos_token_id
         if self.tags:
@@ -190,13 +222,15 @@ class ChatEncoder(ABC):
                 f"model.tags is required: {self.tokenizer.name_or_path} has no chat template, "
                 "so name what stands before question and answer"
             )
-        space, behind = self.check_template()
-        tail = self.token_ids(behind.strip())
+        space, *behind = self.check_template()
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
-        return self.opening_of_template(), space, tail[0] if tail and tail[0] in special else end
+        tails = [self.token_ids(text.strip())[:1] for text in behind]
+        ends = [token for tail in tails for token in tail if token in special and token != self.tokenizer.bos_token_id]
+        return self.opening_of_template(), space, [*ends, end][0]
 
-    def check_template(self) -> tuple[str, str]:
-        """The white space before an answer and the text behind it, as the template writes them.
+    def check_template(self) -> tuple[str, str, str]:
+        """The white space before an answer, the text behind it, and that behind it where another question follows, as
+        the template writes them.
 
         Raises SettingsError for a template that does not keep question and answer, or whose answer does not follow
         what opens it.
@@ -214,7 +248,12 @@ class ChatEncoder(ABC):
             raise SettingsError(
                 f"{self.template_name} opens an answer otherwise than it writes one; {self.without_template}"
             )
-        return space if opening == asked else "", behind
+        turns = [self.turn("user", question), self.turn("assistant", answer), self.turn("user", question)]
+        try:
+            onward = self.rendered(turns, opens=False).partition(answer)[2]
+        except SettingsError:  # a template of one question
+            onward = ""
+        return space if opening == asked else "", behind, onward
 
     def opening_of_template(self) -> str:
         """The text that opens an answer: what the template adds behind a question when it is told to open one, or the
@@ -253,23 +292,30 @@ class ChatEncoder(ABC):
         """
         prompt = self.kept_prompts.get(example.prompt_key)
         if prompt is None:
+            self.check_marks(example, "question", example.question)
             prompt = self.prompt_inputs(example)
             del prompt["attention_mask"]
-            self.check_begin(example, prompt["input_ids"][0])
+            self.check_frame(example, prompt["input_ids"][0])
             self.cache_bytes_left -= sum(value.nbytes for value in prompt.values())
             if self.cache_bytes_left > 0:
                 self.kept_prompts[example.prompt_key] = prompt
         return Encoded(prompt, self.encode_answer(example, prompt["input_ids"].shape[1]), self.layout)
 
-    def check_begin(self, example: Example, ids: Tensor) -> None:
-        """Raise SettingsError where the begin token is written twice, by template and tokenizer: another prompt than in
-        training.
+    def check_frame(self, example: Example, ids: Tensor) -> None:
+        """Raise SettingsError where the begin token is written twice, by template and tokenizer, or where the tokenizer
+        ends the prompt: another prompt than in training, and an answer behind its end.
         """
         begin = self.tokenizer.bos_token_id
         if begin is not None and len(ids) > 1 and ids[:2].tolist() == [begin, begin]:
             raise SettingsError(
                 f"split {example.split}, row {example.index}: the prompt begins with {self.tokenizer.bos_token!r} "
                 "twice; chat template and tokenizer together must write it once"
+            )
+        end = self.tokenizer.eos_token
+        if ids[-1] == self.tokenizer.eos_token_id and not self.prompt_text(example).rstrip().endswith(end):
+            raise SettingsError(
+                f"split {example.split}, row {example.index}: the tokenizer ends the prompt with {end!r}, and the "
+                "answer is still to come; add_eos_token=false in tokenizer_config.json stops that"
             )
 
     def encode_answer(self, example: Example, prompt_length: int) -> list[int]:
@@ -278,6 +324,7 @@ class ChatEncoder(ABC):
         Raises SettingsError as `encode` does.
         """
         if example.answer not in self.kept_answers:
+            self.check_marks(example, "answer", example.answer)
             self.kept_answers[example.answer] = self.answer_tokens(example.answer)
         answer = self.kept_answers[example.answer]
         row = f"split {example.split}, row {example.index}"
@@ -339,13 +386,13 @@ def padding_for(tokenizer: Any) -> int:
     """What fills a batch up; masks hide it.
 
     It is the pad token, else one that is not the end-of-sequence: one made for padding, the unknown token, or the
-    vocabulary's first. The tokenizer stays as it is: told that its pad token is "!", it would leave that out of every
-    text once it is saved and read again.
+    vocabulary's first. `<|image_pad|>` is none: it stands for a part of a picture. The tokenizer stays as it is: told
+    that its pad token is "!", it would leave that out of every text once it is saved and read again.
     """
     if tokenizer.pad_token_id is not None:
         return tokenizer.pad_token_id
     added = tokenizer.get_added_vocab().items()
-    named = [number for token, number in added if "pad" in token or "reserved" in token]
+    named = [number for token, number in added if re.search(PADDING, token) and not re.search(SHOWN, token)]
     candidates = (*named, tokenizer.unk_token_id, 0, 1)
     return next(number for number in candidates if number is not None and number != tokenizer.eos_token_id)
 

@@ -11,6 +11,8 @@ from engine import metrics
 from engine.encode import check_answers
 from engine.evaluate import evaluate_together, read_tasks
 from engine.logs import TaskLog, is_table, read_json, read_task
+from engine.record import say_line
+from engine.scoring_way import Way, way_for
 from settings.language import EpochEval, Finetune, Forget
 from settings.script import SettingsError
 
@@ -26,10 +28,12 @@ class EpochEvaluation:
     def __init__(self, tasks: dict[str, list[TaskRow]], encoder: Any, settings: EpochEval, forgetting: bool):
         self.tasks, self.encoder, self.settings, self.forgetting = tasks, encoder, settings, forgetting
         self.gold = gold_measures(settings.gold_result, tasks) if settings.gold_result else None
+        self.way: Way | None = None  # found when the first epoch ends
 
     def __call__(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        way = self.way = self.way or way_for(model, self.encoder, self.tasks, self.settings.batch_size, say_line)
         return {
-            name: measures(evaluate_together(model, self.encoder, rows, self.settings).rows)
+            name: measures(evaluate_together(model, self.encoder, rows, self.settings, way=way).rows)
             for name, rows in self.tasks.items()
         }
 

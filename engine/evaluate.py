@@ -43,6 +43,7 @@ from engine.record import (
     write_record,
 )
 from engine.score_answers import AnswerLosses, Prompt, score_prompts
+from engine.scoring_way import Way, way_for
 from engine.source import Code, code_of
 from engine.start_checks import check_start
 from settings.inputs import Inputs
@@ -139,9 +140,10 @@ def evaluate_rows(
     *,
     batch_size: int,
     max_new_tokens: int,
+    shared: bool = True,
     say: Callable[[str], None] = say_line,
 ) -> TaskResult:
-    """Score and generate for `rows`.
+    """Score and generate for `rows`, as `score_prompts` does.
 
     Each question (with its picture) goes through the model once, and each of its distinct answers once.
     """
@@ -150,9 +152,8 @@ def evaluate_rows(
     for row, of_row in zip(rows, roles, strict=True):
         prompt = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
         prompt.answers.extend(answer for answer in of_row if answer not in prompt.answers)
-    results = score_prompts(
-        model, encoder, list(prompts.values()), batch_size=batch_size, max_new_tokens=max_new_tokens, say=say
-    )
+    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    results = score_prompts(model, encoder, list(prompts.values()), **limits, shared=shared, say=say)
     by_prompt = dict(zip(prompts, results, strict=True))
     made = TaskResult({}, [], sum(each.tokens for each in results))
     for row, of_row in zip(rows, roles, strict=True):
@@ -169,17 +170,25 @@ def token_row(row: TaskRow, answer: str, kinds: list[str], own: AnswerLosses) ->
 
 
 def evaluate_together(
-    model: nn.Module, encoder: Any, rows: list[TaskRow], settings: EvalLimits, say: Callable[[str], None] = say_line
+    model: nn.Module,
+    encoder: Any,
+    rows: list[TaskRow],
+    settings: EvalLimits,
+    *,
+    way: Way,
+    say: Callable[[str], None] = say_line,
 ) -> TaskResult:
-    """`evaluate_rows` with the rows shared by all processes; every process gets the whole result, rows ascending.
+    """`evaluate_rows` in the `way` that `way_for` found, the rows shared by all processes.
+
+    Every process gets the whole result, rows ascending.
 
     Of a row that stands there with several affixes, the one counts that gives most away.
     """
     state = processes()
-    rows, tried_tokens = most_revealing(model, encoder, rows, settings.batch_size, say)
+    rows, tried_tokens = most_revealing(model, encoder, rows, way, say)
     own = rows[state.process_index :: state.num_processes]
-    limits = {"batch_size": settings.batch_size, "max_new_tokens": settings.max_new_tokens}
-    parts = gather_object([evaluate_rows(model, encoder, own, **limits, say=say)])
+    limits = {"batch_size": way.batch_size, "max_new_tokens": settings.max_new_tokens}
+    parts = gather_object([evaluate_rows(model, encoder, own, **limits, shared=way.shared, say=say)])
     by_index = {index: row for part in parts for index, row in part.rows.items()}
     tokens = sorted((token for part in parts for token in part.tokens), key=lambda token: token["row"])
     rows_in_order = {index: by_index[index] for index in sorted(by_index)}
@@ -187,7 +196,7 @@ def evaluate_together(
 
 
 def most_revealing(
-    model: nn.Module, encoder: Any, rows: list[TaskRow], batch_size: int, say: Callable[[str], None]
+    model: nn.Module, encoder: Any, rows: list[TaskRow], way: Way, say: Callable[[str], None]
 ) -> tuple[list[TaskRow], int]:
     """Every row once: of those with one index, the one whose right answer has the lowest loss without its end.
 
@@ -200,7 +209,8 @@ def most_revealing(
     state = processes()
     own = range(state.process_index, len(tried), state.num_processes)
     prompts = [Prompt(tried[i].example, [tried[i].example.answer]) for i in own]
-    results = score_prompts(model, encoder, prompts, batch_size=batch_size, max_new_tokens=1, say=say)
+    limits = {"batch_size": way.batch_size, "max_new_tokens": 1}
+    results = score_prompts(model, encoder, prompts, **limits, shared=way.shared, say=say)
     losses = []
     for i, result in zip(own, results, strict=True):
         losses.append((sum(result.answers[tried[i].example.answer].losses[:-1]), i))
@@ -296,6 +306,7 @@ def evaluate(
     model.eval()
     for example in first_rows(tasks):  # words and pictures are never of one batch
         check_start(model, encoder, [example], forward, say)
+    way = way_for(model, encoder, tasks, settings.batch_size, say)
     for number, (name, rows) in enumerate(tasks.items()):
         report_progress(number, len(tasks))
         if place := finished[name]:
@@ -304,7 +315,7 @@ def evaluate(
             continue
         start_of_peak()
         started = time.perf_counter()
-        result = evaluate_together(model, encoder, rows, settings, say)
+        result = evaluate_together(model, encoder, rows, settings, way=way, say=say)
         seconds = time.perf_counter() - started
         say(f"{name}: {len(result.rows)} rows, {seconds:.1f} s")
         places[name] = kept / name

@@ -12,17 +12,17 @@ import transformers
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
-from transformers.pytorch_utils import Conv1D
 
-from engine.adapters import LINEAR, LanguageModel, add_lora
+from engine.adapters import LanguageModel, add_lora
 from engine.frozen_start import Start
+from engine.layer_output import end_at_layer, given_by, restore_layers
 from engine.pairs import Batch
 from engine.record import say_line
 from engine.start_checks import check_silent, check_start
 from settings.language import Finetune, Model
-from settings.script import SettingsError, one_of
-from settings.training import Activations
+from settings.script import SettingsError
 from unlearn_losses import Scored
 
 transformers.utils.logging.disable_progress_bar()
@@ -32,7 +32,6 @@ OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack", "*.gg
 
 UNTRUSTED = "which is not run: read it, and model.trust_remote_code=true runs it"
 NO_SDPA = "scaled_dot_product_attention"  # what the library's line names where a model has none
-DOWN_PROJECTION = "down_projection"  # of method.activations.part, whatever a model calls it
 
 
 def check_model_path(path: str, name: str = "model_path") -> None:
@@ -192,6 +191,7 @@ def load_for_training(auto_class: Any, settings: Finetune) -> LanguageModel:
     dtype = settings.model.weights if lora else "float32"
     model = load_model(auto_class, settings.model_path, settings.model, dtype)
     freeze(model, settings.model.freeze)
+    keep_statistics(model)
     if settings.activations:
         end_at_layer(model, settings.activations)
     return add_lora(model, lora, settings.model.lora_targets, settings.seed) if lora else model
@@ -207,92 +207,17 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def end_at_layer(model: LanguageModel, activations: Activations) -> None:
-    """End the model at a decoder layer: its "logits" are that layer's output (B, T, H), before the final norm; only the
-    named layers train, or the named part of each.
-
-    What is removed is neither computed nor trained, so that no process waits for its gradient; `restore_layers` puts it
-    back. Raises SettingsError.
+def keep_statistics(model: nn.Module) -> None:
+    """Batch norms, as some towers of sight have them, take their own means and variances in training too: those of a
+    batch would make a row depend on the others, and would be saved with the model.
     """
-    decoder = model.get_decoder()
-    stack = next(name for name, child in decoder.named_children() if isinstance(child, nn.ModuleList))
-    layers = getattr(decoder, stack)
-    norm = next(name for name, child in decoder.named_children() if "norm" in type(child).__name__.lower())
-    if activations.layer >= len(layers):
-        raise SettingsError(
-            f"method.activations.layer={activations.layer}: {type(model).__name__} has layers 0 to {len(layers) - 1}"
-        )
-    training = {id(parameter) for parameter in trained_weights(model).values()}  # what `freeze` has stopped stays so
-    model.requires_grad_(False)
-    for number in activations.trained:
-        for parameter in part_of(layers[number], activations.part, decoder.config).parameters():
-            parameter.requires_grad_(id(parameter) in training)
-    head = model.get_output_embeddings()
-    head_parent, head_name = place_of(model, head)
-    model.__dict__["removed_parts"] = [
-        (decoder, stack, layers),
-        (decoder, norm, getattr(decoder, norm)),
-        (head_parent, head_name, head),
-    ]
-    setattr(decoder, stack, layers[: activations.layer + 1])
-    setattr(decoder, norm, nn.Identity())
-    setattr(head_parent, head_name, nn.Identity())
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_pre_hook(to_eval_mode)
 
 
-def part_of(layer: nn.Module, part: str | None, config: Any) -> nn.Module:
-    """The part of a decoder layer that `method.activations.part` names; None names all of it.
-
-    Raises SettingsError for a part that the layer does not have.
-    """
-    if part is None:
-        return layer
-    parts = parts_of(layer, config)
-    one_of("method.activations.part", part, [*parts])
-    return parts[part]
-
-
-def parts_of(layer: nn.Module, config: Any) -> dict[str, nn.Module]:
-    """A decoder layer's modules with weights by their names in it, and its down-projection.
-
-    The down-projection is the linear layer that leads from the `intermediate_size` features of the MLP back to the
-    `hidden_size` of the model; where the configuration has no such size, from more features than those. Where none
-    does, or several do, the layer has no part of that name.
-    """
-    weighty = {name for name, module in layer.named_modules() if next(module.parameters(), None) is not None}
-    parts = {name: module for name, module in layer.named_modules() if name in weighty and module is not layer}
-    middle, width = getattr(config, "intermediate_size", None), config.hidden_size
-    down = []
-    for module in parts.values():
-        if isinstance(module, LINEAR):
-            features, made = widths_of(module)
-            if made == width and (features == middle if middle else features > width):
-                down.append(module)
-    return {DOWN_PROJECTION: down[0], **parts} if len(down) == 1 else parts
-
-
-def widths_of(linear: nn.Module) -> tuple[int, int]:
-    """Features that a linear layer takes and makes. GPT-2's keep their weights transposed."""
-    assert isinstance(linear.weight, Tensor)
-    rows, columns = linear.weight.shape
-    return (rows, columns) if isinstance(linear, Conv1D) else (columns, rows)
-
-
-def place_of(model: nn.Module, part: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds `part`, and its name there."""
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if child is part:
-                return parent, name
-    raise AssertionError("the part is not in the model")
-
-
-def restore_layers(model: LanguageModel) -> LanguageModel:
-    """The model with what `end_at_layer` removed put back."""
-    start = model.get_base_model() if isinstance(model, PeftModel) else model
-    device = next(start.parameters()).device  # the removed parts did not move with the model
-    for parent, name, part in start.__dict__.pop("removed_parts", []):
-        setattr(parent, name, part.to(device))
-    return model
+def to_eval_mode(module: nn.Module, inputs: Any) -> None:
+    module.eval()
 
 
 def forward(model: nn.Module, batch: Batch) -> Scored:
@@ -305,7 +230,7 @@ def forward(model: nn.Module, batch: Batch) -> Scored:
     positions = batch.positions
     if packs(model, batch.inputs):
         inputs, positions = pack_rows(batch.inputs, positions)
-    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
+    logits = given_by(model, model(**inputs, logits_to_keep=positions, use_cache=False).logits)
     return Scored(logits.view(*batch.labels.shape, -1), batch.labels)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -60,6 +61,7 @@ class Prompt:
 class PromptResult:
     answers: dict[str, AnswerLosses]
     generation: str
+    said: list[int]  # the tokens of the generation
     tokens: int  # of the prompt, the answers and the generation
 
 
@@ -125,7 +127,8 @@ def unshareable(model: LanguageModel) -> str | None:
     attention = model.config.get_text_config()._attn_implementation
     if attention not in ("sdpa", "eager"):
         return f"model.attention={attention} takes no mask that keeps several answers apart; sdpa does"
-    if "position_ids" not in inspect.signature(model.forward).parameters:
+    own = model.get_base_model() if isinstance(model, PeftModel) else model  # an adapter's forward names no inputs
+    if "position_ids" not in inspect.signature(own.forward).parameters:
         return "it takes no positions"
     return None
 
@@ -369,4 +372,4 @@ def ends_of(model: LanguageModel, encoder: Any) -> set[int]:
 def prompt_result(encoder: Any, prompt_length: int, answers: dict[str, AnswerLosses], text: list[int]) -> PromptResult:
     """What one prompt of `prompt_length` tokens came to; `text`: the tokens of its generation."""
     tokens = prompt_length + sum(len(each.tokens) for each in answers.values()) + len(text)
-    return PromptResult(answers, encoder.decode(torch.tensor(text, dtype=torch.long)), tokens)
+    return PromptResult(answers, encoder.decode(torch.tensor(text, dtype=torch.long)), text, tokens)

@@ -1,4 +1,4 @@
-"""What is checked of a model on two rows before a run goes on, so that a family that is not understood is refused.
+"""What is checked of a model on a few rows before a run goes on, so that a family that is not understood is refused.
 
 A model of a family that no file names goes the same way as the others. Whatever the suite assumes of it is tried here:
 that answers do not see their own future, and that the picture has an effect. `check_silent` tries that no dropout is
@@ -42,8 +42,7 @@ def check_start(
     Raises:
         SettingsError: the model cannot score the rows, an answer sees its own future, or a row depends on others.
     """
-    name = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
-    device = next(model.parameters()).device
+    name, device = name_of(model), next(model.parameters()).device
     encoded = [encoder.encode(example) for example in examples]
     batch = encoder.collate(encoded).to(device)
     with torch.no_grad(), in_eval_mode(model):
@@ -56,13 +55,24 @@ def check_start(
         except Exception as error:  # what a family's forward raises depends on the family
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SettingsError(f"scoring check: {name} cannot score {len(examples)} rows: {why}") from None
-        exact = logits.dtype == torch.float32 and not torch.is_autocast_enabled(device.type)
-        share = MOVED if exact else MOVED_IN_HALF
+        share = MOVED if is_exact(model) else MOVED_IN_HALF
         check_causal(name, batch, logits.float(), changed.float(), share=share)
         check_alone(name, batch, logits.float(), alone, share=share)
         pictures = {key: -value for key, value in batch.inputs.items() if value.is_floating_point()}
         if pictures and torch.equal(forward(model, replace(batch, inputs=batch.inputs | pictures)).logits, logits):
             say(f"picture check: another picture changes nothing that {name} says: it does not look at pictures")
+
+
+def name_of(model: nn.Module) -> str:
+    """The model's class; that of the model inside an adapter."""
+    return type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+
+
+def is_exact(model: nn.Module) -> bool:
+    """Whether the model computes in fp32, where the order of rounding is all that moves its logits."""
+    device = next(model.parameters()).device
+    types = {parameter.dtype for parameter in model.parameters()}
+    return types == {torch.float32} and not torch.is_autocast_enabled(device.type)
 
 
 @contextlib.contextmanager
@@ -153,13 +163,16 @@ def check_silent(
 
 
 def rows_to_check(draws: Any, tries: int = 64) -> list[Example]:
-    """A row in words and one with a picture of the first `tries` draws, each where there is one.
+    """Two rows in words and two with pictures of the first `tries` draws, as many as there are of different questions
+    and pictures.
 
     `draws`: what a method asks for, by key: {pass: [Example]}.
     """
-    found: dict[bool, Example] = {}
+    found: dict[bool, dict[tuple, Example]] = {False: {}, True: {}}
     for key in range(min(tries, len(draws))):
         for examples in draws[key].values():
             for example in examples:
-                found.setdefault(example.image is not None, example)
-    return list(found.values())
+                kind = found[example.image is not None]
+                if len(kind) < 2:
+                    kind.setdefault(example.prompt_key, example)
+    return [*found[False].values(), *found[True].values()]

@@ -346,7 +346,7 @@ def say_if_vanished(first_gradient: float | None, method: str, say: Callable[[st
 def check_before_training(
     trainer: LossTrainer, start: Start, pairs: Any, encoder: Any, say: Callable[[str], None]
 ) -> None:
-    """Run the checks of `start` on two rows. Raises SettingsError."""
+    """Run the checks of `start` on up to four rows. Raises SettingsError."""
     if start.check is None or start.check_silent is None:
         return
     rows = rows_to_check(pairs)

@@ -36,11 +36,6 @@ class PictureEncoder(ChatEncoder):
         return self.placeholder * pictures + text if self.tags else text
 
     def prompt_inputs(self, example: Example) -> dict[str, Tensor]:
-        if self.placeholder and self.placeholder in example.question:
-            raise SettingsError(
-                f"split {example.split}, row {example.index}: the question holds {self.placeholder!r}, which stands "
-                "for a picture"
-            )
         pictures = [open_image(example)] if example.image is not None else []
         try:
             return self.read([self.prompt_text(example)], [pictures])

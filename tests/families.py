@@ -30,8 +30,9 @@ class Family:
 
     `make` gives model and processor (or tokenizer). `end`: the token that ends an answer in its template. `file`: its
     file in config/model; empty: none names it. `settings`: of a model file, where none names it. `modality`: what it is
-    trained on. `lora`: whether peft has an adapter for it. `rmu_part`: what `rmu` trains; None: it is refused. `note`:
-    for docs/models.md.
+    trained on. `lora`: whether peft has an adapter for it. `rmu_part`: what `rmu` trains; None: it is refused. `way`:
+    how it is scored: shared prompts, plain batches, or each row alone. `needs`: a package that its parts are made of.
+    `note`: for docs/models.md.
     """
 
     name: str
@@ -42,12 +43,9 @@ class Family:
     modality: str = "both"
     lora: bool = True
     rmu_part: str | None = "down_projection"
+    way: str = "shared"
+    needs: str = ""
     note: str = ""
-
-    @property
-    def must(self) -> bool:
-        """Whether the suite promises it: the families that a model file names."""
-        return bool(self.file)
 
     def model(self, folder: Path) -> Model:
         """The settings of its model in `folder`: those of its file, else those that its page names."""
@@ -226,6 +224,32 @@ def gemma3_vl():
     return stop_at(hf.Gemma3ForConditionalGeneration(config), tokenizer, "<end_of_turn>"), processor
 
 
+def gemma3n():
+    """Its tower of sight is one of timm's; the smallest of those that timm makes for tests stands for it."""
+    named = {}
+    for kind, letter in (("image", "i"), ("audio", "a")):
+        named |= {f"{kind}_token": f"<{kind}_soft_token>", f"eo{letter}_token": f"<end_of_{kind}>"}
+        named |= {f"bo{letter}_token": f"<start_of_{kind}>"}
+    options = {"begin": "<bos>", "end": "<eos>", "opens": True, "extra_special_tokens": named}
+    tokenizer = byte_level(GEMMA, late=[*named.values()], **options)
+    words = number(tokenizer, "<image_soft_token>")  # tokens of pictures and sounds stand behind those of words
+    layers = {"layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0}
+    layers |= {"activation_sparsity_pattern": [0.0, 0.0], "laurel_rank": 8, "altup_num_inputs": 2}
+    text = {**GROUPED, **sizes(tokenizer), "head_dim": 16, "sliding_window": 512, **layers}
+    text |= {"vocab_size_per_layer_input": words, "hidden_size_per_layer_input": 8}
+    sight = {"architecture": "test_convnext", "hidden_size": 64, "vocab_offset": words, "vocab_size": 3}
+    sound = {"hidden_size": 32, "conf_num_attention_heads": 2, "conf_num_hidden_layers": 1, "vocab_size": 3}
+    ids = {f"{name}_id": number(tokenizer, token) for name, token in named.items()}
+    config = hf.Gemma3nConfig(
+        **parts(sight, text), audio_config={**sound, "vocab_offset": words + 3}, vision_soft_tokens_per_image=4, **ids
+    )
+    pictures = hf.SiglipImageProcessor(size={"height": 64, "width": 64})
+    processor = hf.Gemma3nProcessor(
+        hf.Gemma3nAudioFeatureExtractor(), pictures, tokenizer, chat_template=templates.GEMMA3N, image_seq_length=4
+    )
+    return stop_at(hf.Gemma3nForConditionalGeneration(config), tokenizer, "<end_of_turn>"), processor
+
+
 def pixtral_processor():
     special = ["<s>", "</s>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
     tokenizer = byte_level(special, begin="<s>", end="</s>", opens=True)
@@ -284,6 +308,49 @@ def mllama():
     return model, processor
 
 
+def aya_vision():
+    marks = ["<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "<image>"]
+    turns = ["<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"]
+    tokenizer = byte_level([*turns, *marks], begin="<BOS_TOKEN>", end="<|END_OF_TURN_TOKEN|>", opens=True)
+    sight = {"model_type": "siglip_vision_model", **SIGHT, "image_size": 28, "patch_size": 7, "vision_use_head": False}
+    text = {"model_type": "cohere2", **GROUPED, **sizes(tokenizer), "logit_scale": 1.0}
+    config = hf.AyaVisionConfig(**parts(sight, text), image_token_index=number(tokenizer, "<|IMG_PATCH|>"))
+    size = {"height": 28, "width": 28}
+    pictures = hf.GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=4)
+    options = {"patch_size": 7, "img_size": 28, "downsample_factor": 2, "chat_template": templates.AYA_VISION}
+    return hf.AyaVisionForConditionalGeneration(config), hf.AyaVisionProcessor(pictures, tokenizer, **options)
+
+
+def idefics2():
+    marks = ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]
+    tokenizer = word_mark(["<s>", "</s>", *marks], begin="<s>", end="</s>")
+    text = {"model_type": "mistral", **GROUPED, **sizes(tokenizer), "sliding_window": None}
+    sight = {"model_type": "idefics2_vision", **SIGHT, "image_size": 56, "patch_size": 14}
+    seen = {"hidden_size": 32, "resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2}
+    seen |= {"resampler_head_dim": 16, "num_key_value_heads": 2}
+    config = hf.Idefics2Config(**parts(sight, text), perceiver_config=seen, image_token_id=number(tokenizer, "<image>"))
+    pictures = hf.Idefics2ImageProcessor(size={"shortest_edge": 28, "longest_edge": 56}, do_image_splitting=False)
+    processor = hf.Idefics2Processor(pictures, tokenizer, image_seq_len=4, chat_template=templates.IDEFICS2)
+    return stop_at(hf.Idefics2ForConditionalGeneration(config), tokenizer, "<end_of_utterance>"), processor
+
+
+def glm4v():
+    named = [f"<|{edge}_of_{kind}|>" for kind in ("image", "video") for edge in ("begin", "end")]
+    turns = ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|endoftext|>", "<|image|>", "<|video|>"]
+    tokenizer = byte_level([*turns, *named], end="<|endoftext|>", pad="<|endoftext|>")
+    text = {**GROUPED, **sizes(tokenizer), "rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}}
+    sight = {"depth": 2, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+    ids = {f"{kind}_token_id": number(tokenizer, f"<|{kind}|>") for kind in ("image", "video")}
+    for kind in ("image", "video"):
+        for edge, called in (("begin", "start"), ("end", "end")):
+            ids[f"{kind}_{called}_token_id"] = number(tokenizer, f"<|{edge}_of_{kind}|>")
+    config = hf.Glm4vConfig(text_config=text, vision_config={**sight, "image_size": 56}, **ids)
+    edges = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+    pictures, videos = hf.Glm4vImageProcessor(size=edges), hf.Glm4vVideoProcessor()
+    processor = hf.Glm4vProcessor(pictures, tokenizer, videos, chat_template=templates.GLM4V)
+    return stop_at(hf.Glm4vForConditionalGeneration(config), tokenizer, "<|user|>"), processor
+
+
 SEEING = [
     Family("LLaVA-1.5", llava, "</s>", "llava-1.5-7b", note="its template writes no end: the tokenizer's"),
     Family("LLaVA-Next", llava_next, "</s>", "llava-next-7b"),
@@ -295,13 +362,25 @@ SEEING = [
     Family("SmolVLM", smolvlm, "<end_of_utterance>", "smolvlm-256m", note="its processor needs `num2words`"),
     Family("Idefics3", idefics3, "<end_of_utterance>", "idefics3-8b"),
     Family("Gemma-3", gemma3_vl, "<end_of_turn>", "gemma-3-4b"),
-    Family("Pixtral", pixtral, "</s>"),
-    Family("Mistral3", mistral3, "</s>"),
+    Family(
+        "Gemma-3n",
+        gemma3n,
+        "<end_of_turn>",
+        "gemma-3n-e2b",
+        rmu_part=None,
+        needs="timm",
+        note="its tower of sight needs `timm`; the activations check refuses `rmu`: its layers give several tensors",
+    ),
+    Family("Pixtral", pixtral, "</s>", "pixtral-12b"),
+    Family("Mistral3", mistral3, "</s>", "mistral-small-3.1-24b"),
+    Family("AyaVision", aya_vision, "<|END_OF_TURN_TOKEN|>"),
+    Family("Idefics2", idefics2, "<end_of_utterance>"),
+    Family("GLM-4V", glm4v, "<|user|>", note="an answer ends with what opens the next turn"),
     Family(
         "PaliGemma",
         paligemma,
         "<eos>",
-        settings={"tags": {"question": "", "answer": ""}, "answer_values": {"token_type_ids": 1}},
+        "paligemma-3b",
         modality="visual",
         note="has no chat template and takes `model.tags`; reads no question without a picture: `modality=visual`; its "
         "answers are marked (`model.answer_values={token_type_ids: 1}`), else the causality check refuses it",
@@ -310,6 +389,7 @@ SEEING = [
         "Mllama",
         mllama,
         "<|eot_id|>",
+        "llama-3.2-11b-vision",
         modality="visual",
         note="does not mix words and pictures in a batch, which the row check refuses: `modality=visual` or `text`",
     ),
@@ -422,6 +502,29 @@ def bloom():
     return hf.BloomForCausalLM(config), tokenizer
 
 
+def falcon():
+    tokenizer = byte_level([], end="<|endoftext|>", pad="<|endoftext|>")
+    config = hf.FalconConfig(**sizes(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    return hf.FalconForCausalLM(config), tokenizer
+
+
+def granite():
+    tokenizer = byte_level(["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"], end="<|end_of_text|>")
+    return reader("Granite", tokenizer, templates.GRANITE, logits_scaling=4.0, residual_multiplier=0.5)
+
+
+def glm4():
+    special = ["[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|endoftext|>"]
+    tokenizer = byte_level(special, end="<|endoftext|>", pad="<|endoftext|>")
+    return reader("Glm4", tokenizer, templates.GLM4, "<|user|>", head_dim=16)
+
+
+def rwkv():
+    tokenizer = byte_level([], end="<|endoftext|>", pad="<|endoftext|>")
+    config = hf.RwkvConfig(**sizes(tokenizer), hidden_size=32, num_hidden_layers=2, context_length=1024)
+    return hf.RwkvForCausalLM(config), tokenizer
+
+
 TAGS = {"tags": {"question": "Question: ", "answer": "\nAnswer: "}}
 THOUGHTLESS = "trains and answers with its thinking off"
 NO_TEMPLATE = "has no chat template and takes `model.tags`"
@@ -447,11 +550,31 @@ READING = [
         "<|endoftext|>",
         settings=TAGS,
         lora=False,
-        rmu_part=None,
-        note=f"{NO_TEMPLATE}; peft has no LoRA for its mixers: `trainer.lora=null`; the scoring check refuses `rmu`; "
-        "is scored answer by answer",
+        rmu_part="mixer.out_proj",
+        way="plain",
+        note=f"{NO_TEMPLATE}; peft has no LoRA for its mixers: `trainer.lora=null`; rmu trains "
+        "`method.activations.part=mixer.out_proj`; is scored answer by answer",
     ),
-    Family("Bloom", bloom, "</s>", settings=TAGS, note=f"{NO_TEMPLATE}; has no sdpa; is scored answer by answer"),
+    Family(
+        "Bloom",
+        bloom,
+        "</s>",
+        settings=TAGS,
+        way="plain",
+        note=f"{NO_TEMPLATE}; has no sdpa; is scored answer by answer",
+    ),
+    Family("Falcon", falcon, "<|endoftext|>", settings=TAGS, note=NO_TEMPLATE),
+    Family("Granite", granite, "<|end_of_text|>"),
+    Family("GLM-4", glm4, "<|user|>", note="an answer ends with what opens the next turn"),
+    Family(
+        "RWKV",
+        rwkv,
+        "<|endoftext|>",
+        settings=TAGS,
+        rmu_part="feed_forward.value",
+        way="alone",
+        note=f"{NO_TEMPLATE}; sees its padding, so that it is scored row by row",
+    ),
 ]
 
 

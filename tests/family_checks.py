@@ -9,11 +9,14 @@ import torch
 from engine.adapters import add_lora
 from engine.frozen_start import silence_dropout
 from engine.language_model import forward, freeze, load_model, save
+from engine.layer_output import end_at_layer
 from engine.score_answers import Prompt, score_prompts
+from engine.scoring_way import Way, losses_alone, way_of_scoring
 from engine.start_checks import check_silent, check_start
 from families import Family, loud
 from settings.language import Model
-from settings.training import Lora
+from settings.script import SettingsError
+from settings.training import Activations, Lora
 from unlearn_losses import IGNORE, Scored, nll
 
 LORA = Lora(r=2, alpha=4, dropout=0.0)
@@ -35,7 +38,12 @@ class Opened:
 
 
 def open_family(family, folder, open_encoder, auto_class):
-    """Write a family's model and processor to a folder and open them."""
+    """Write a family's model and processor to a folder and open them.
+
+    Where a package is missing that it needs, the test is skipped.
+    """
+    if family.needs:
+        pytest.importorskip(family.needs)
     model, processor = family.make()
     loud(model).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -62,17 +70,21 @@ def check_rows(opened, examples):
         assert torch.allclose(together.logits[row, : len(each.answer)], alone, atol=1e-4)
 
 
-def check_shared_prompt(opened, examples):
-    """One pass over a prompt gives what plain passes give, for all its answers and its generation."""
+def check_scores(opened, examples):
+    """What an evaluation finds to be right for a family is what is known of it, and gives what a forward of each row
+    alone gives: one pass over a prompt for all its answers, else a batch of plain passes, else row by row.
+    """
     model, encoder = opened.model(), opened.encoder
     prompts = [Prompt(each, [each.answer, "No.", "The baker of a town by the sea."]) for each in examples]
-    limits = {"batch_size": 8, "max_new_tokens": 6, "say": lambda line: None}
-    shared = score_prompts(model, encoder, prompts, **limits)
-    plain = score_prompts(model, encoder, prompts, **limits, shared=False)
-    for one, other in zip(shared, plain, strict=True):
-        assert one.generation == other.generation
-        for answer, losses in one.answers.items():
-            assert losses.losses == pytest.approx(other.answers[answer].losses, abs=1e-4)
+    limits = {"max_new_tokens": 6, "say": lambda line: None}
+    way = way_of_scoring(model, encoder, prompts, 8, limits["say"])
+    found = score_prompts(model, encoder, prompts, batch_size=way.batch_size, shared=way.shared, **limits)
+    assert way == {"shared": Way(True, 8), "plain": Way(False, 8), "alone": Way(False, 1)}[opened.family.way]
+    for prompt, result in zip(prompts, found, strict=True):
+        (alone,) = score_prompts(model, encoder, [prompt], batch_size=1, shared=False, **limits)
+        assert result.said == alone.said
+        for answer, own in losses_alone(model, encoder, prompt).items():
+            assert result.answers[answer].losses == pytest.approx(own.losses, abs=1e-4)
 
 
 def check_starts(opened, examples):
@@ -91,7 +103,9 @@ def loss_of(opened, model, examples) -> torch.Tensor:
 
 
 def check_gradients(opened, examples):
-    """Frozen parts get no gradient, the decoder does; LoRA stands on layers of the decoder and nowhere else."""
+    """Frozen parts get no gradient, the decoder does; LoRA stands on layers of the decoder and nowhere else, or is
+    refused.
+    """
     model = opened.model()
     freeze(model, opened.settings.freeze)
     loss_of(opened, model, examples).backward()
@@ -99,13 +113,40 @@ def check_gradients(opened, examples):
         if set(opened.settings.freeze) & set(name.split(".")):
             assert parameter.grad is None, name
     assert any(parameter.grad is not None for parameter in model.get_decoder().parameters())
-    if opened.family.lora:
+    if not opened.family.lora:
+        with pytest.raises(SettingsError, match=r"LoRA on \w+: .*; trainer\.lora=null trains its own weights"):
+            add_lora(model, LORA, opened.settings.lora_targets, seed=0)
+    else:
         inside = {id(module) for module in model.get_decoder().modules()}
         head = model.get_output_embeddings()
         adapted = add_lora(model, LORA, opened.settings.lora_targets, seed=0)
         layers = [module for module in adapted.modules() if hasattr(module, "lora_A")]
         assert layers and all(id(layer.get_base_layer()) in inside for layer in layers)
         assert all(layer.get_base_layer() is not head for layer in layers)
+
+
+@torch.no_grad()
+def check_layer(opened, examples):
+    """Ended at its first layer, as rmu asks, a model gives that layer's output at the answers' positions, or is
+    refused.
+    """
+    model, encoder = opened.model(), opened.encoder
+    if opened.family.rmu_part is None:
+        with pytest.raises(SettingsError, match=r"activations check: \w+ cannot be ended at layer 0, as method"):
+            end_at_layer(model, Activations(layer=0, trained=[0]))
+        return
+    batch = encoder.collate([encoder.encode(each) for each in examples])
+    layers = next(child for child in model.get_decoder().children() if isinstance(child, torch.nn.ModuleList))
+    outputs = []
+    hook = layers[0].register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    model(**batch.inputs, use_cache=False)
+    hook.remove()
+    states = outputs[0] if torch.is_tensor(outputs[0]) else outputs[0][0]
+    end_at_layer(model, Activations(layer=0, trained=[0]))
+    given, labels = forward(model, batch)[:2]
+    places = torch.arange(len(states))[:, None]
+    answers = labels != IGNORE
+    assert torch.allclose(given[answers], states[places, batch.positions][answers], atol=1e-4)
 
 
 @torch.no_grad()
@@ -136,3 +177,9 @@ def runs_of(opened, folder):
         ("forget", ["method=kl", "trainer.lora=null"], folder / "kl", 0),
         ("forget", [*rmu, "trainer.lora=null", "method.args.alpha=1"], folder / "rmu", int(not opened.family.rmu_part)),
     ]
+
+
+def aggregation(folder):
+    """The figures of a family's evaluation in `folder`, which stands for its gold, too."""
+    log = f"{folder}/eval/eval_log_aggregated.json"
+    return [f"ckpt_result={log}", f"retain_result={log}", f"save_file={folder}/row.csv", "method_name=npo"]

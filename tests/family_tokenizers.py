@@ -14,16 +14,17 @@ def vocabulary(special, letters, merges):
     return {token: number for number, token in enumerate(dict.fromkeys(tokens))}
 
 
-def byte_level(special, *, end, begin=None, pad="<pad>", opens=False, **more):
+def byte_level(special, *, end, begin=None, pad="<pad>", opens=False, late=(), **more):
     """A tokenizer of the GPT-2 kind.
 
     `special`: its tokens besides `pad`; `end`, `begin`: their roles; `opens`: whether it puts `begin` before every
-    text; `more`: further named tokens.
+    text; `late`: special tokens behind the whole vocabulary; `more`: further named tokens.
     """
     merges = [*MERGES, ("Ġ", "Ann"), ("Ġ", "the")]
     special = [*dict.fromkeys([pad, *special])]
     letters = pre_tokenizers.ByteLevel.alphabet()
     own = Tokenizer(models.BPE(vocabulary(special, letters, merges), merges))
+    own.add_special_tokens([*late])
     own.pre_tokenizer, own.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     return finished(own, special, end=end, begin=begin, pad=pad, opens=opens, **more)
 

@@ -4,11 +4,12 @@ import copy
 from dataclasses import replace
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 import mm.encoder
 from data_module import TaskRow
-from engine.encode import check_answers, check_lengths
+from engine.encode import check_answers, check_lengths, padding_for
 from helpers import BASE, MODEL, example, png
 from mm.encoder import PictureEncoder
 from nlp.encoder import TextEncoder
@@ -47,14 +48,10 @@ def test_a_template_opens_the_text_itself_and_before_tags_the_tokenizer_does(tok
 
 def opening(tokenizer):
     """What Llama's tokenizers do: put the opening token before every text."""
-    from tokenizers.processors import TemplateProcessing
-
     return TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
 
 
 def test_a_tokenizer_that_ends_every_text_does_not_end_the_prompt(tokenizer):
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer._tokenizer.post_processor = TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)]
     )
@@ -130,6 +127,52 @@ def test_a_template_that_drops_or_moves_the_question_or_the_answer_is_refused(te
         TextEncoder(tokenizer, None)
     tokenizer.chat_template = TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
     TextEncoder(tokenizer, None)
+
+
+def test_a_question_or_an_answer_that_holds_a_special_token_names_its_row_and_the_token(tokenizer):
+    encoder = TextEncoder(tokenizer, Tags("Question: ", " Answer: "))
+    line = "split test, row 2: the {} holds '</s>', which the tokenizer takes for a special token"
+    with pytest.raises(SettingsError, match=line.format("question")):
+        encoder.encode(example("Who</s>?", "Ann.", index=2))
+    with pytest.raises(SettingsError, match=line.format("answer")):
+        encoder.encode(example("Who?", "Ann.</s> Bob.", index=2))
+    with pytest.raises(SettingsError, match=line.format("answer")):  # as an answer of a task is read
+        encoder.encode_answer(example("Who?", "</s>", index=2), 3)
+    encoder.encode(example("Is 1 < 2, <b>so</b> to speak?", "Yes, a/s."))
+
+
+def test_an_unknown_token_that_is_the_end_too_is_no_text():
+    with pytest.raises(SettingsError, match=r"the question holds '<\|end\|>'"):
+        TextEncoder(no_names(None), TAGS).encode(example("Who<|end|>?", "Ann."))
+
+
+def test_special_tokens_of_one_letter_and_unknown_ones_may_stand_in_a_text(tokenizer):
+    tokenizer.pad_token, tokenizer.unk_token = "!", "<user>"
+    TextEncoder(tokenizer, Tags("Question: ", " Answer: ")).encode(example("Who is <user>!", "Ann!"))
+
+
+def test_an_answer_whose_template_writes_no_end_ends_with_the_special_token_that_opens_the_next_turn(tokenizer):
+    opening = "{% if add_generation_prompt %}<assistant>{% endif %}"
+    tokenizer.chat_template = TURNS + opening
+    assert tokenizer.convert_ids_to_tokens(TextEncoder(tokenizer, None).end) == "<user>"
+    tokenizer.chat_template = TURNS.replace("<{{ m.role }}>", "{{ m.role }}: ") + opening.replace(
+        "<assistant>", "assistant: "
+    )
+    assert TextEncoder(tokenizer, None).end == tokenizer.eos_token_id
+
+
+def test_a_template_of_one_question_only_is_none_the_worse(tokenizer):
+    once = "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}"
+    tokenizer.chat_template = once + TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
+    assert TextEncoder(tokenizer, None).end == tokenizer.eos_token_id
+
+
+def test_a_placeholder_of_pictures_is_no_padding(tokenizer):
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|fim_pad|>"]})
+    tokenizer.pad_token = None
+    named = [token for token in tokenizer.get_vocab() if "pad" in token]
+    assert {"<|image_pad|>", "<|fim_pad|>"} <= {*named}
+    assert "image" not in tokenizer.convert_ids_to_tokens(padding_for(tokenizer))
 
 
 def test_a_template_that_tells_the_date_tells_the_same_one_every_day(tokenizer):
@@ -254,6 +297,18 @@ def test_a_begin_token_written_by_template_and_tokenizer_is_refused(encoder):
     doubled = processor_with(encoder, encoder.processor.chat_template.replace("{{ bos_token }}", "{{ bos_token }}" * 2))
     with pytest.raises(SettingsError, match=r"split test, row 3: the prompt begins with '<s>' twice"):
         PictureEncoder(doubled).encode(example(index=3))
+
+
+def test_a_tokenizer_that_ends_the_prompt_of_a_model_that_sees_is_refused(encoder):
+    processor = processor_with(encoder, None)
+    own = processor.tokenizer
+    own.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", own.bos_token_id), ("</s>", own.eos_token_id)]
+    )
+    with pytest.raises(
+        SettingsError, match=r"row 3: the tokenizer ends the prompt with '</s>', and the answer is still"
+    ):
+        PictureEncoder(processor, Tags("Question: ", " Answer: ")).encode(example(index=3))
 
 
 def test_a_processors_template_that_tells_the_date_tells_the_same_one_every_day(encoder):

@@ -14,6 +14,7 @@ from engine import metrics as eval_metrics
 from engine.epoch_evaluation import EpochEvaluation, measures
 from engine.evaluate import AGGREGATED, evaluate, evaluate_rows, read_tasks, task_key
 from engine.score_answers import Prompt, score_prompts
+from engine.scoring_way import Way
 from engine.source import code_of
 from helpers import BASE, QUICK, example, png, start, task
 from settings.language import Eval, Finetune, Forget
@@ -95,7 +96,7 @@ def test_of_all_affixes_of_a_row_the_one_counts_that_gives_most_away(model, enco
     for index, answer in enumerate(["Ann Lee.", "Bo."]):
         rows += [TaskRow(example(question, answer, index=index), None, [], affix=question) for question in asked]
     settings = replace(settings_for(world_overrides, tmp_path), batch_size=4, max_new_tokens=4)
-    kept = eval_engine.evaluate_together(model, encoder, rows, settings, say=lambda line: None).rows
+    kept = eval_engine.evaluate_together(model, encoder, rows, settings, way=Way(True, 4), say=lambda line: None).rows
     assert list(kept) == [0, 1]
     for index, log in kept.items():
         alone = [

@@ -2,6 +2,7 @@
 trained.
 """
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -30,16 +31,16 @@ from engine.encode import collate
 from engine.frozen_start import FrozenStart
 from engine.language_model import (
     check_model_path,
-    end_at_layer,
     forward,
     freeze,
+    keep_statistics,
     load,
     load_for_training,
     load_model,
     packs,
-    restore_layers,
     save,
 )
+from engine.layer_output import end_at_layer, restore_layers
 from engine.record import model_fingerprint
 from helpers import BASE, example, largest_difference, png, training_settings
 from mm.encoder import open_encoder
@@ -143,6 +144,17 @@ def test_a_frozen_part_gets_no_gradient_and_everything_else_does(model, encoder)
     assert any("multi_modal_projector" in name for name in with_gradient) and any(
         "language_model" in name for name in with_gradient
     )
+
+
+def test_a_batch_norm_keeps_its_means_in_training_and_no_row_depends_on_others():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    rows = torch.randn(4, 2)
+    alone = network.eval()(rows[:1])
+    keep_statistics(network)
+    together = copy.deepcopy(network).train()(rows)
+    assert torch.allclose(together[:1], alone)
+    assert torch.equal(network[1].running_mean, torch.zeros(3))
+    assert network.train()(rows).requires_grad
 
 
 def test_an_unknown_part_to_freeze_is_an_error(model):

@@ -8,20 +8,24 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+import aggregate_eval_stat
 import mm.eval
 import mm.finetune
 import mm.forget
 from engine.encode import one_day
 from engine.language_model import forward
+from engine.layer_output import end_at_layer
 from engine.start_checks import check_start
 from families import SEEING, loud, mllama, paligemma
 from family_checks import (
     FAST,
+    aggregation,
     check_gradients,
     check_labels,
+    check_layer,
     check_rows,
     check_saved,
-    check_shared_prompt,
+    check_scores,
     check_starts,
     open_family,
     runs_of,
@@ -30,6 +34,8 @@ from helpers import example, png, start
 from mm.encoder import PictureEncoder, open_encoder
 from settings.language import Tags
 from settings.script import SettingsError
+from settings.training import Activations
+from unlearn_losses import IGNORE
 
 PICTURES = [
     example("Who is this?", "Ann Lee.", image=png("red", (64, 64))),
@@ -84,8 +90,8 @@ def test_a_row_scores_the_same_alone_and_among_others(opened, rows):
     check_rows(opened, rows)
 
 
-def test_one_pass_over_a_prompt_gives_what_plain_passes_give(opened, rows):
-    check_shared_prompt(opened, rows)
+def test_its_scores_are_those_of_each_row_alone_in_the_fastest_way_that_gives_them(opened, rows):
+    check_scores(opened, rows)
 
 
 def test_answers_do_not_see_their_future_and_pictures_matter(opened, rows):
@@ -94,6 +100,10 @@ def test_answers_do_not_see_their_future_and_pictures_matter(opened, rows):
 
 def test_frozen_parts_get_no_gradient_and_lora_stands_on_the_decoder(opened, rows):
     check_gradients(opened, rows)
+
+
+def test_ended_at_a_layer_it_gives_what_that_layer_gives(opened, rows):
+    check_layer(opened, rows)
 
 
 def test_what_is_saved_is_what_was_trained(opened, rows, tmp_path):
@@ -116,6 +126,7 @@ def test_it_is_finetuned_forgets_by_three_methods_and_is_evaluated(opened, world
     if opened.family.modality == "both":
         evaluation = [*common, f"save_dir={tmp_path}/eval", "limit=2", "max_new_tokens=2"]
         assert start(mm.eval, [f"model_path={tmp_path}/npo", *evaluation], monkeypatch) == 0
+        assert start(aggregate_eval_stat, aggregation(tmp_path), monkeypatch) == 0
 
 
 # ---- what the checks refuse
@@ -140,6 +151,23 @@ def test_mllama_is_refused_where_words_and_pictures_share_a_batch():
     check_start(model, own, PICTURES, forward, said.append)
     check_start(model, own, WORDS, forward, said.append)
     assert said == []
+
+
+def test_mllama_is_ended_at_a_layer_that_looks_at_pictures():
+    model, processor = mllama()
+    own = PictureEncoder(processor)
+    batch, outputs = own.collate([own.encode(each) for each in PICTURES]), []
+    layers = loud(model).get_decoder().layers
+    assert "cross_attn" in dict(layers[1].named_children())
+    hook = layers[1].register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    with torch.no_grad():
+        model(**batch.inputs, use_cache=False)
+        hook.remove()
+        end_at_layer(model, Activations(layer=1, trained=[1]))
+        given = forward(model, batch).logits
+    states = outputs[0] if torch.is_tensor(outputs[0]) else outputs[0][0]
+    answers = batch.labels != IGNORE
+    assert torch.allclose(given[answers], states[torch.arange(4)[:, None], batch.positions][answers], atol=1e-4)
 
 
 def test_a_value_for_a_tensor_that_no_processor_makes_is_refused(encoder):
@@ -174,7 +202,9 @@ def test_a_template_without_the_picture_is_refused(encoder):
 
 
 def test_a_question_that_holds_the_pictures_placeholder_names_its_row(encoder):
-    with pytest.raises(SettingsError, match="split test, row 4: the question holds '<image>', which stands for a"):
+    with pytest.raises(
+        SettingsError, match="split test, row 4: the question holds '<image>', which the tokenizer takes"
+    ):
         encoder.encode(example("What is <image>?", "Ann.", index=4))
 
 

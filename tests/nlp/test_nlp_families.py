@@ -1,5 +1,6 @@
 """Every family of language models, tiny: the real class of the model, a tokenizer of its kind and its chat template."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, OPTForCausalLM
 from transformers.utils import chat_template_utils
 
+import aggregate_eval_stat
 import nlp.eval
 import nlp.finetune
 import nlp.forget
@@ -21,11 +23,13 @@ from families import READING, TAGS, gemma2, gpt2, llama, loud, mixtral, opt, qwe
 from family_checks import (
     FAST,
     LORA,
+    aggregation,
     check_gradients,
     check_labels,
+    check_layer,
     check_rows,
     check_saved,
-    check_shared_prompt,
+    check_scores,
     check_starts,
     open_family,
     runs_of,
@@ -59,13 +63,13 @@ def test_a_prompt_is_what_the_tokenizers_own_template_gives_followed_by_the_answ
     told = {"enable_thinking": False} if "enable_thinking" in encoder.tokenizer.chat_template else {}
     for each in ROWS:
         encoded, user = encoder.encode(each), encoder.turn("user", each.question)
+        turns = [user, encoder.turn("assistant", each.answer)]
+        if opened.family.name == "GLM-4":  # an answer is ended by the turn that follows
+            turns.append(user)
+        template = encoder.tokenizer.apply_chat_template
         with one_day():
-            asked = encoder.tokenizer.apply_chat_template(
-                [user], add_generation_prompt=True, return_dict=False, date_string="26 Jul 2024", **told
-            )
-            whole = encoder.tokenizer.apply_chat_template(
-                [user, encoder.turn("assistant", each.answer)], return_dict=False, date_string="26 Jul 2024", **told
-            )
+            asked = template([user], add_generation_prompt=True, return_dict=False, date_string="26 Jul 2024", **told)
+            whole = template(turns, return_dict=False, date_string="26 Jul 2024", **told)
         assert encoded.prompt["input_ids"][0].tolist() == asked
         assert [*asked, *encoded.answer] == whole[: encoded.length]
 
@@ -74,8 +78,8 @@ def test_a_row_scores_the_same_alone_and_among_others(opened):
     check_rows(opened, ROWS)
 
 
-def test_one_pass_over_a_prompt_gives_what_plain_passes_give(opened):
-    check_shared_prompt(opened, ROWS)
+def test_its_scores_are_those_of_each_row_alone_in_the_fastest_way_that_gives_them(opened):
+    check_scores(opened, ROWS)
 
 
 def test_answers_do_not_see_their_future_and_no_dropout_is_left(opened):
@@ -84,6 +88,10 @@ def test_answers_do_not_see_their_future_and_no_dropout_is_left(opened):
 
 def test_lora_stands_on_the_decoder(opened):
     check_gradients(opened, ROWS)
+
+
+def test_ended_at_a_layer_it_gives_what_that_layer_gives(opened):
+    check_layer(opened, ROWS)
 
 
 def test_what_is_saved_is_what_was_trained(opened, tmp_path):
@@ -104,6 +112,7 @@ def test_it_is_finetuned_forgets_by_three_methods_and_is_evaluated(opened, world
         assert start(module, [f"model_path={settings.path}", *train], monkeypatch) == code
     evaluation = [*common, "forget=forget10", f"save_dir={tmp_path}/eval", "limit=2", "max_new_tokens=2"]
     assert start(nlp.eval, [f"model_path={tmp_path}/npo", *evaluation], monkeypatch) == 0
+    assert start(aggregate_eval_stat, ["scoring=nlp", *aggregation(tmp_path)], monkeypatch) == 0
 
 
 # ---- the end of a turn
@@ -131,6 +140,17 @@ def test_a_generation_stops_at_every_end_that_the_generation_configuration_names
         (stopped,) = score_prompts(model, encoder, [prompt], **limits, shared=shared)
         assert stopped.generation == tokenizer.decode(unstopped[:2], skip_special_tokens=True).strip()
         assert stopped.generation != free.generation
+
+
+def test_the_ends_that_a_folder_names_are_read_with_its_model(tmp_path):
+    """As Gemma's, whose generation_config.json names two."""
+    settings = saved(gemma2, tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [1, 5]
+    model = load_model(AutoModelForCausalLM, settings.path, replace(settings, attention="eager"), "float32")
+    encoder = open_encoder(settings.path, settings)
+    names = encoder.tokenizer.convert_ids_to_tokens
+    assert {names(number) for number in ends_of(model, encoder)} == {"<eos>", "<end_of_turn>"}
+    assert names(encoder.end) == "<end_of_turn>"
 
 
 @torch.no_grad()
@@ -163,7 +183,7 @@ def test_a_template_that_asks_the_clock_gets_one_day_and_the_clock_goes_on():
 # ---- attention, dropout, adapters
 
 
-def saved(make, folder, template="template"):
+def saved(make, folder):
     model, tokenizer = make()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,0 +1,161 @@
+"""How a model is scored: tried on a few rows before an evaluation, so that no family is scored in a way that is wrong
+for it.
+
+What is right is what a forward of one row alone says. Sharing a prompt between its answers, and padding prompts to a
+batch, are worth their speed only where they give the same.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from data_module import TaskRow
+from engine.encode import Encoded
+from engine.language_model import forward
+from engine.score_answers import Prompt, PromptResult, answer_losses, ends_of, score_prompts, unshareable
+from engine.start_checks import is_exact, name_of
+from settings.script import SettingsError
+
+TOKENS = 6  # of a generation that is tried
+ROWS = 64  # of a task that the shortest and the longest question are chosen from
+# What counts as different. LOSS: nats of a token, times its loss or the logits' spread where those are above 1. CHOICE:
+# how far a token that was generated may be behind the first choice, as a share of the logits' spread.
+LOSS, CHOICE = 1e-4, 1e-3
+LOSS_IN_HALF, CHOICE_IN_HALF = 0.05, 0.2  # where numbers have 8 or 11 bits; LOSS on average over an answer
+
+
+@dataclass(frozen=True)
+class Way:
+    """How prompts are scored: shared by their answers or not, so many of them at once."""
+
+    shared: bool
+    batch_size: int
+
+
+def way_for(
+    model: nn.Module, encoder: Any, tasks: dict[str, list[TaskRow]], batch_size: int, say: Callable[[str], None]
+) -> Way:
+    """The way that is right for the rows of all tasks, those in words and those with pictures.
+
+    Arguments as `way_of_scoring` has them. Raises SettingsError.
+    """
+    ways = [way_of_scoring(model, encoder, prompts, batch_size, say) for prompts in prompts_to_try(tasks)]
+    return Way(all(way.shared for way in ways), min((way.batch_size for way in ways), default=batch_size))
+
+
+def way_of_scoring(
+    model: nn.Module, encoder: Any, prompts: list[Prompt], batch_size: int, say: Callable[[str], None]
+) -> Way:
+    """The fastest way that scores `prompts` as if each row were alone: shared prompts, plain batches, or one by one.
+
+    Args:
+        model: in eval mode.
+        encoder: of the prompts and their answers.
+        prompts: a few, of different lengths, all in words or all with pictures.
+        batch_size: of the evaluation.
+        say: takes a line where sharing or batches are given up.
+
+    Raises:
+        SettingsError: even one by one the model does not say what its own forward says.
+    """
+    name = name_of(model)
+    shared, plain = Way(True, batch_size), Way(False, batch_size)
+    ways = [
+        (shared, "shared check", "scores answers behind a shared prompt otherwise than alone", "answer by answer"),
+        (plain, "padding check", "scores rows in a batch otherwise than alone", "row by row"),
+    ]
+    if why := unshareable(model):
+        say(f"{name} is scored answer by answer: {why}")
+        ways = ways[1:]
+    with torch.no_grad():
+        truths = [losses_alone(model, encoder, prompt) for prompt in prompts]
+        for way, check, what, instead in ways:
+            why = difference(model, encoder, prompts, truths, way)
+            if why is None:
+                return way
+            say(f"{check}: {name} {what} ({why}): it is scored {instead}")
+        alone = Way(False, 1)
+        if why := difference(model, encoder, prompts, truths, alone):
+            raise SettingsError(
+                f"generation check: {name} does not generate what its own forward says ({why}); this kind of model is "
+                "not supported"
+            )
+    return alone
+
+
+class Alone(NamedTuple):
+    """An answer as a forward of its row alone scores it: the losses of its tokens, and the spread of the logits."""
+
+    losses: list[float]
+    spread: float
+
+
+def losses_alone(model: nn.Module, encoder: Any, prompt: Prompt) -> dict[str, Alone]:
+    """Each answer behind its prompt, from a forward of that row alone."""
+    device = next(model.parameters()).device
+    found = {}
+    for answer in prompt.answers:
+        batch = encoder.collate([encoder.encode(replace(prompt.example, answer=answer))]).to(device)
+        scored = forward(model, batch)
+        losses = answer_losses(scored.logits[0], scored.labels[0].tolist()).losses
+        found[answer] = Alone(losses, scored.logits.float().std().item())
+    return found
+
+
+def difference(
+    model: nn.Module, encoder: Any, prompts: list[Prompt], truths: list[dict[str, Alone]], way: Way
+) -> str | None:
+    """What `prompts` scored in this way have that is not as `truths` and plain passes have it; None: nothing."""
+    limits = {"batch_size": way.batch_size, "max_new_tokens": TOKENS}
+    try:
+        results = score_prompts(model, encoder, prompts, **limits, shared=way.shared, say=lambda line: None)
+    except SettingsError:
+        raise
+    except Exception as error:  # what a family's forward raises depends on the family
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    exact = is_exact(model)
+    for prompt, result, truth in zip(prompts, results, truths, strict=True):
+        for answer, alone in truth.items():
+            right = torch.tensor(alone.losses)
+            moved = (torch.tensor(result.answers[answer].losses) - right).abs()
+            scale = max(1.0, alone.spread)  # rounding grows with the logits, as those of a broken model do
+            if (moved > LOSS * right.clamp(min=scale)).any() if exact else moved.mean() > LOSS_IN_HALF * scale:
+                return f"losses by {moved.max().item():.2g}"
+        if behind(model, encoder, prompt, result) > (CHOICE if exact else CHOICE_IN_HALF):
+            return "generations"
+    return None
+
+
+def behind(model: nn.Module, encoder: Any, prompt: Prompt, result: PromptResult) -> float:
+    """How far the worst token of a generation is behind the first choice of a plain pass, as a share of the logits'
+    spread; the end of a generation is a choice too.
+    """
+    ends = torch.tensor(sorted(ends_of(model, encoder)))
+    encoded = encoder.encode(prompt.example)
+    said = Encoded(encoded.prompt, [*result.said, int(ends[0])], encoded.layout)
+    batch = encoder.collate([said]).to(next(model.parameters()).device)
+    logits = forward(model, batch).logits[0].float().cpu()
+    chosen = logits[: len(result.said)].gather(-1, torch.tensor(result.said, dtype=torch.long)[:, None])[:, 0]
+    if len(result.said) < TOKENS:  # it ended
+        chosen = torch.cat([chosen, logits[-1, ends].max()[None]])
+    best = logits[: len(chosen)].max(-1).values
+    return ((best - chosen).max() / logits.std()).item()
+
+
+def prompts_to_try(tasks: dict[str, list[TaskRow]]) -> list[list[Prompt]]:
+    """Of the rows in words, and of those with a picture, the shortest and the longest question of the first task that
+    has any, each with the answers of both.
+    """
+    found: dict[bool, list[Prompt]] = {}
+    for rows in tasks.values():
+        for pictured in (False, True):
+            examples = [row.example for row in rows[:ROWS] if (row.example.image is not None) == pictured]
+            if examples and pictured not in found:
+                examples.sort(key=lambda example: len(example.question))
+                two = {example.prompt_key: example for example in (examples[0], examples[-1])}
+                answers = [*dict.fromkeys(example.answer for example in two.values())]
+                found[pictured] = [Prompt(example, answers) for example in two.values()]
+    return list(found.values())
