@@ -29,7 +29,7 @@ class EpochEvaluation:
 
     def __call__(self, model: nn.Module) -> dict[str, dict[str, float]]:
         return {
-            name: measures(evaluate_together(model, self.encoder, rows, self.settings).rows)
+            name: measures(evaluate_together(model, self.encoder, name, rows, self.settings).rows)
             for name, rows in self.tasks.items()
         }
 

@@ -6,12 +6,13 @@ benchmark that is run on such a folder must not take the result for forgetting (
 """
 
 import io
-import shutil
 import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from engine.folders import written_whole
+from engine.progress import Work
 from mini_clear.albums import FORGET_PERCENTS, Album, make_album, part
 from mini_clear.dataset_folder import (
     MIXED,
@@ -124,19 +125,20 @@ def write_cheats(out: Path) -> list[str]:
     """Write a folder per cheat below `out`, which appears only when all are complete. Returns their names."""
     world = draw_world(PEOPLE, SEED)
     names = [person.name for person in world.people]
-    albums = [make_album(person, VIEWS, UNSEEN_VIEWS, names) for person in world.people]
     real_names = [person.name for person in world.real]
-    real = [make_album(person, REAL_VIEWS, REAL_UNSEEN_VIEWS, real_names) for person in world.real]
+    pictures = len(names) * (VIEWS + UNSEEN_VIEWS) + len(real_names) * (REAL_VIEWS + REAL_UNSEEN_VIEWS)
+    with Work("picture", pictures) as work:
+        drawn = {"advance": work.advance}
+        albums = [make_album(person, VIEWS, UNSEEN_VIEWS, names, **drawn) for person in world.people]
+        real = [make_album(person, REAL_VIEWS, REAL_UNSEEN_VIEWS, real_names, **drawn) for person in world.real]
     percent = max(FORGET_PERCENTS)
     forget_split, retain_split = f"forget{percent}", f"retain{100 - percent}"
     parts = part(albums)
     made = cheats(parts[forget_split], parts[retain_split], real)
-    aside = out.with_name(out.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    for name, (forget, retain) in made.items():
-        configs = {f"{forget_split}+tofu": (MIXED, forget), f"{retain_split}+tofu+replay": (MIXED, retain)}
-        write_folder(aside / name, configs, f"A cheat: {name}", f"people {PEOPLE}, views {VIEWS}, seed {SEED}")
-    aside.rename(out)
+    with written_whole(out) as aside:
+        for name, (forget, retain) in made.items():
+            configs = {f"{forget_split}+tofu": (MIXED, forget), f"{retain_split}+tofu+replay": (MIXED, retain)}
+            write_folder(aside / name, configs, f"A cheat: {name}", f"people {PEOPLE}, views {VIEWS}, seed {SEED}")
     return list(made)
 
 
