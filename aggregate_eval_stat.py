@@ -14,8 +14,8 @@ from engine.logs import EvalLog, check_different_models, check_same_rows, read_e
 from engine.measures import MEASURES
 from engine.metrics import ASCII, rouge_tokenizer
 from engine.record import write_bytes_whole
-from engine.tracking import tracked
 from engine.result_table import Column, ModelResult, is_long_table, parquet, short_columns, wide_csv, wide_row
+from engine.tracking import tracked
 from settings.results import Aggregate
 from settings.script import SettingsError, script
 

@@ -198,7 +198,7 @@ class Work:
     def words(self) -> str:
         """How far it is, without the time that is left."""
         more = self.inner.words if self.inner else self.about()
-        return f"{self.unit} {self.done:.0f}/{self.of:.0f}" + (f", {more}" if more else "")
+        return f"{self.unit} {int(self.position + 1e-9)}/{self.of:.0f}" + (f", {more}" if more else "")
 
     def seconds_left(self, now: float) -> float | None:
         """By the speed since the first report, because what comes before that takes longer; None: not known yet."""

@@ -91,11 +91,9 @@ class TrainProgress(TrainerCallback):
             self.losses.append((state.global_step, logs["loss"]))
             if self.first_gradient is None:
                 self.first_gradient = logs.get("grad_norm")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.begun is None:  # the first step takes longer than the others
-            self.begun = (time.perf_counter(), self.tokens())
-        self.steps.at(state.global_step)
+            if self.begun is None:  # the first step takes longer than the others
+                self.begun = (time.perf_counter(), self.tokens())
+            self.steps.at(state.global_step)
 
     def tokens(self) -> float:
         """Those of this process so far; 0 where there are none."""

@@ -114,6 +114,8 @@ def ending_with_this(command: list[str]) -> list[str]:
     The one to be told asks for it itself, before it becomes that command. Asked for between fork and exec, where other
     threads' locks stand as they stood, it could wait for ever.
     """
+    if not sys.platform.startswith("linux"):
+        return command
     return [sys.executable, str(Path(__file__).resolve()), str(os.getpid()), *command]
 
 

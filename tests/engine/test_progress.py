@@ -88,8 +88,8 @@ def test_a_work_within_another_stands_in_its_line_and_counts_for_its_part(at_onc
             assert outer.share == 0.4
         assert outer.done == 500
     assert [line.split(", about")[0] for line in said] == [
-        "row 0/500, eval_forget_qa 40/100",
-        "row 100/500, eval_retain_qa 100/400",
+        "row 40/500, eval_forget_qa 40/100",
+        "row 200/500, eval_retain_qa 100/400",
     ]
 
 
