@@ -55,7 +55,7 @@ class Bar:
             redirect_stderr=is_terminal(sys.stderr),  # else what goes to a file would come to the terminal
             disable=not self.is_drawn,
         )
-        self.line = self.progress.add_task("", total=1.0, words="")
+        self.line = self.progress.add_task("", total=1.0, words="", visible=False)
         self.moved: list[tuple[logging.StreamHandler, Any]] = []  # handlers of loggers, and where they wrote before
 
     @property
@@ -88,7 +88,7 @@ class Bar:
 
     def show(self, share: float, words: str, label: str = "") -> None:
         """Draw the line: `label`, the bar with this share of it full, and words."""
-        self.progress.update(self.line, completed=share, words=words, description=label)
+        self.progress.update(self.line, completed=share, words=words, description=label, visible=True)
         self.progress.refresh()
 
 
@@ -156,6 +156,8 @@ class Work:
         self.speaks = processes().is_main_process if "accelerate" in sys.modules else is_first_process()
         if self.speaks:
             self.bar = Bar().__enter__()
+            if self.bar.is_drawn and self.of:
+                self.bar.show(0.0, self.words)  # the first unit may take long
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -197,7 +199,8 @@ class Work:
     @property
     def words(self) -> str:
         """How far it is, without the time that is left."""
-        more = self.inner.words if self.inner else self.about()
+        about = self.about() if self.done else ""
+        more = self.inner.words if self.inner else about
         return f"{self.unit} {int(self.position + 1e-9)}/{self.of:.0f}" + (f", {more}" if more else "")
 
     def seconds_left(self, now: float) -> float | None:
