@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
@@ -93,8 +94,10 @@ class Bar:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether somebody sits at a stream and this process alone draws there: workers of a sweep share a terminal."""
-    return stream is not None and stream.isatty() and multiprocessing.current_process().name == "MainProcess"
+    """Whether somebody sits at a stream and nothing else draws there, as a bar of this process or a sweep's workers."""
+    if stream is None or isinstance(stream, FileProxy) or multiprocessing.current_process().name != "MainProcess":
+        return False
+    return bool(stream.isatty())
 
 
 def handlers_of_loggers() -> Iterator[logging.StreamHandler]:

@@ -239,6 +239,11 @@ def test_a_worker_of_a_sweep_draws_no_bar(monkeypatch):
     assert not progress.is_terminal(terminal)
 
 
+def test_where_a_bar_is_drawn_no_second_one_is():
+    terminal = type("Terminal", (io.StringIO,), {"isatty": lambda self: True})()
+    assert not progress.is_terminal(progress.FileProxy(progress.Console(file=terminal), terminal))
+
+
 def test_a_narrow_terminal_gets_one_line_that_is_cut(monkeypatch):
     shown = io.StringIO()
     with Bar(progress.Console(file=shown, force_terminal=True, width=40), labelled=True) as bar:
