@@ -15,6 +15,7 @@ from engine.measures import MEASURES
 from engine.metrics import ASCII, rouge_tokenizer
 from engine.record import write_bytes_whole
 from engine.result_table import Column, ModelResult, is_long_table, parquet, short_columns, wide_csv, wide_row
+from engine.tracking import tracked
 from settings.results import Aggregate
 from settings.script import SettingsError, script
 
@@ -28,6 +29,7 @@ NOT_PRINTED = ("train_seconds",)
 def main(settings: Aggregate) -> None:
     result = aggregate(settings)
     written = write_result(result, settings.save_file)
+    track_row(result, settings)
     lines = wide_lines(result) if settings.show == "all" else headline(result, settings)
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
@@ -174,6 +176,13 @@ def write_result(result: ModelResult, save_file: str) -> list[str]:
     except OSError as error:
         raise SettingsError(f"save_file={save_file!r} cannot be written: {error.strerror}: {error.filename}") from None
     return [str(name) for name in contents]
+
+
+def track_row(result: ModelResult, settings: Aggregate) -> None:
+    """Log the figures that are known where the settings say so, under the name of the row."""
+    figures = {name: value for name, value in wide_row(result).items() if isinstance(value, int | float)}
+    with tracked(settings.report_to, Path(settings.save_file).parent, settings.method_name, job="row") as log:
+        log(figures, 0)
 
 
 if __name__ == "__main__":

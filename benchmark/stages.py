@@ -22,14 +22,12 @@ from data_module import TrainingRows, check_apart, check_split, make_missing
 from engine.evaluate import check_task
 from engine.folders import MARK, beside, remove_ours
 from engine.language_model import check_model_path
+from engine.progress import PROGRESS_FILE, Hear, heard_by, reported_progress
 from engine.record import (
-    PROGRESS_FILE,
     RECORDS,
     TRAIN_RECORD,
-    heard_by,
     other_versions,
     read_json,
-    reported_progress,
     run_facts,
     say_line,
     why_another,
@@ -37,7 +35,7 @@ from engine.record import (
 from engine.source import code_of
 from settings.language import Data, Eval, Forget
 from settings.results import Benchmark
-from settings.runs import end_with_parent, lock_folder, locks_given_back
+from settings.runs import ending_with_this, lock_folder, locks_given_back
 from settings.script import GOES_ON, ROOT, SettingsError, Stopped
 
 MOST_SAID = 4  # stages that an error names, and reasons of each
@@ -266,7 +264,7 @@ def is_of_a_run(stage: Stage, benchmark: Benchmark) -> bool:
     return (stage.kind in ("forget", "attack") and row in benchmark.runs) or row in benchmark.models
 
 
-def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: Path, show: Callable[[float], None]) -> None:
+def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: Path, show: Hear) -> None:
     """Run a recipe in this process, or through `accelerate launch` where the benchmark says so.
 
     Args:
@@ -274,7 +272,7 @@ def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: Path, show
         benchmark: The settings.
         settings: The stage's own.
         log: The file that takes what the recipe prints.
-        show: Called with the share of the stage that is done.
+        show: Called with the share of the stage that is done, and what the stage says of it.
 
     Raises:
         SettingsError: The recipe failed.
@@ -292,7 +290,7 @@ def launch_command(benchmark: Benchmark, stage: Stage) -> list[str]:
     return [*launch, *stage.overrides, "overwrite=true"]
 
 
-def launch_stage(stage: Stage, command: list[str], log: Path, show: Callable[[float], None]) -> None:
+def launch_stage(stage: Stage, command: list[str], log: Path, show: Hear) -> None:
     """Run a recipe in processes of its own; raises SettingsError with the recipe's own line if it fails."""
     reported = log.with_suffix(".progress")
     reported.unlink(missing_ok=True)  # of a run that was killed
@@ -301,12 +299,12 @@ def launch_stage(stage: Stage, command: list[str], log: Path, show: Callable[[fl
     stream = log.open("w", encoding="utf-8")
     options = {"stdout": stream, "stderr": subprocess.STDOUT, "env": environment}
     # a group of its own, which a terminal's signals do not reach: they come to this process, which ends the group
-    options |= {"start_new_session": True, "preexec_fn": end_with_parent}
-    with stream, subprocess.Popen(command, **options) as process:
+    options |= {"start_new_session": True}
+    with stream, subprocess.Popen(ending_with_this(command), **options) as process:
         try:
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
-                show(reported_progress(reported))
+                show(*reported_progress(reported))
         except BaseException:
             end_group(process)
             raise

@@ -21,6 +21,7 @@ def main(settings: EvalFaces) -> None:
     from cv.division import met_by, read_division
     from cv.network import load_network
     from data_module import fingerprint, make_missing
+    from engine.tracking import track_evaluation
 
     model, _ = load_network(settings.model_path, settings.model)
     make_missing(settings.inputs())
@@ -45,6 +46,7 @@ def main(settings: EvalFaces) -> None:
             f"{TASKS[group]}: {figures['queries']} rows, accuracy {figures['accuracy']:.3f}, "
             f"equal error rate {figures['eer']:.3f}"
         )
+    track_evaluation(settings.report_to, settings.save_dir)
     record.say_line(f"evaluated: {settings.save_dir}")
 
 

@@ -6,7 +6,7 @@ from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
 from settings.script import SettingsError, at_least, check_seed, one_of
-from settings.training import FINETUNING, Method, Trainer
+from settings.training import FINETUNING, Method, Trainer, check_report_to
 
 # whom a network learns: everyone it meets, or all of them but those to be forgotten (gold)
 FINETUNE_SPLITS = ("full", "retain")
@@ -134,9 +134,11 @@ class EvalFaces:
     overwrite: bool = MISSING
     model: FaceModel = MISSING
     data: Faces = MISSING
+    report_to: str = "none"  # none, tensorboard or wandb: where the means of every task go, too
 
     def __post_init__(self) -> None:
         at_least("batch_size", self.batch_size, 1)
+        check_report_to("report_to", self.report_to)
 
     def inputs(self) -> Inputs:
         return self.data.inputs(models=[self.model_path], losses=[])

@@ -19,6 +19,7 @@ from cv.face_settings import Album
 from data_module import Example, draw, fingerprint, load_split, open_image
 from engine.decode import decode_picture
 from engine.pairs import Batch, Pairs
+from engine.progress import Work
 from settings.script import SettingsError
 
 SHIFT = 1 / 16  # of the side: how far a picture is moved at most while a network learns
@@ -35,9 +36,11 @@ def read_pictures(album: Album, names: list[str], size: int) -> dict[str, Tensor
     """
     cache = picture_cache(album.path, album.split, fingerprint(album.path), size)
     rows = load_split(album.path, album.split) if album.split else None
-    for name in names:
-        if name not in cache:
+    missing = [name for name in dict.fromkeys(names) if name not in cache]
+    with Work("picture", len(missing), prepares=True) as work:
+        for name in missing:
             cache[name] = middle_square(open_picture(album, rows, name), size)
+            work.advance()
     return {name: cache[name] for name in names}
 
 

@@ -14,7 +14,8 @@ from cv.face_settings import AttackFaces
 from cv.network import FaceNetwork, check_parts, split_stack
 from cv.together import StackPlan, check_stackable, train_or_load_stack
 from engine.methods import bind
-from engine.record import report_progress, say_line
+from engine.progress import Work
+from engine.record import say_line
 from settings.script import SettingsError, processes
 from settings.training import FINETUNING, Method, Trainer
 
@@ -36,12 +37,13 @@ def check_method(method: Method | None) -> None:
 def compare_models(settings: AttackFaces, division: Division, pretrained: FaceNetwork) -> Similarities:
     """Train what is not finished and compare every model's queries with its centres."""
     stacks = []
-    for first in range(0, settings.models, settings.together):
-        numbers = range(first, min(first + settings.together, settings.models))
-        stack = train_for_attack(settings, division, pretrained, numbers).to(processes().device)
-        stacks.append(compare(stack, division, settings.data.people, size=settings.model.size, batch_size=64))
-        report_progress(numbers[-1] + 1, settings.models)
-        say_line(f"models {numbers[-1] + 1}/{settings.models}")
+    with Work("model", settings.models) as work:
+        for first in range(0, settings.models, settings.together):
+            numbers = range(first, min(first + settings.together, settings.models))
+            stack = train_for_attack(settings, division, pretrained, numbers).to(processes().device)
+            stacks.append(compare(stack, division, settings.data.people, size=settings.model.size, batch_size=64))
+            work.at(numbers[-1] + 1)
+            say_line(f"models {numbers[-1] + 1}/{settings.models}")
     queries = stacks[0]  # every stack is asked about the same
     people = [queries.people[owner] for owner in queries.owner]
     similarity = np.concatenate([compared.similarity for compared in stacks])

@@ -29,6 +29,7 @@ from engine.folders import written_whole
 from engine.frozen_start import Forward, forward_passes
 from engine.methods import BoundLoss, bind
 from engine.pairs import Batch, EpochSampler, PassCollator
+from engine.progress import Work
 from engine.record import read_json, work_key, write_record
 from engine.source import code_of
 from settings.inputs import Inputs
@@ -57,7 +58,13 @@ def check_stackable(method: Method) -> None:
 
 
 def train_stack(
-    stack: FaceNetwork, bound: BoundLoss, shadows: list[Shadow], settings: Trainer, *, forward: Forward
+    stack: FaceNetwork,
+    bound: BoundLoss,
+    shadows: list[Shadow],
+    settings: Trainer,
+    *,
+    forward: Forward,
+    stands_for: float = 0,
 ) -> None:
     """Train the networks of a stack in place, each on rows of its own.
 
@@ -67,6 +74,7 @@ def train_stack(
         shadows: of each network what is its own; all have as many rows.
         settings: of the trainer.
         forward: Scored of a network and a batch.
+        stands_for: how many models of an attack are done when this is.
 
     Raises:
         SettingsError: a network diverged.
@@ -74,27 +82,30 @@ def train_stack(
     stack.to(processes().device)
     frozen = copy.deepcopy(stack).requires_grad_(False).eval() if bound.frozen or bound.cached else None
     optimizer = make_optimizer(stack, settings)
-    schedule = make_schedule(optimizer, settings, rows=len(shadows[0].pairs))
+    steps = settings.epochs * math.ceil(len(shadows[0].pairs) / settings.batch_size)
+    schedule = make_schedule(optimizer, settings, steps)
     autocast = torch.autocast(processes().device.type, torch.bfloat16, enabled=settings.precision == "bf16")
     l1 = settings.l1 + bound.method.l1
     stack.train()
-    for step, (epoch, batches) in enumerate(stacked_batches(shadows, bound, settings)):
-        with autocast:
-            passes = passes_of_each(stack, frozen, bound, batches, forward=forward)
-            loss = torch.zeros((), device=processes().device)
-            for each in passes:
-                loss = loss + bound(each, epoch=epoch)
-        if l1:
-            loss = loss + l1 * sum(p.abs().sum() for p in stack.parameters() if p.requires_grad)
-        if not torch.isfinite(loss):
-            where = f"method {bound.method.name}, step {step}"
-            raise SettingsError(f"{where}: the loss of a shadow model is {loss.item()}; a lower trainer.lr may hold it")
-        loss.backward()
-        if settings.max_grad_norm:
-            clip_each_network(stack, settings.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+    with Work("step", steps, stands_for=stands_for) as work:
+        for step, (epoch, batches) in enumerate(stacked_batches(shadows, bound, settings)):
+            with autocast:
+                passes = passes_of_each(stack, frozen, bound, batches, forward=forward)
+                loss = torch.zeros((), device=processes().device)
+                for each in passes:
+                    loss = loss + bound(each, epoch=epoch)
+            if l1:
+                loss = loss + l1 * sum(p.abs().sum() for p in stack.parameters() if p.requires_grad)
+            if not torch.isfinite(loss):
+                where = f"method {bound.method.name}, step {step}: the loss of a shadow model is {loss.item()}"
+                raise SettingsError(f"{where}; a lower trainer.lr may hold it")
+            loss.backward()
+            if settings.max_grad_norm:
+                clip_each_network(stack, settings.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            work.advance()
 
 
 def make_optimizer(stack: FaceNetwork, settings: Trainer) -> torch.optim.Optimizer:
@@ -108,11 +119,10 @@ def make_optimizer(stack: FaceNetwork, settings: Trainer) -> torch.optim.Optimiz
     return optimizer([group for group in groups if group["params"]], settings.lr)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, settings: Trainer, *, rows: int) -> Any:
-    """The learning rate's schedule over all steps; `rows`: of an epoch."""
-    steps = math.ceil(rows / settings.batch_size)
-    warmup = round(settings.warmup_ratio * steps * settings.epochs)
-    return transformers.get_scheduler(settings.schedule, optimizer, warmup, steps * settings.epochs)
+def make_schedule(optimizer: torch.optim.Optimizer, settings: Trainer, steps: int) -> Any:
+    """The learning rate's schedule over all steps."""
+    warmup = round(settings.warmup_ratio * steps)
+    return transformers.get_scheduler(settings.schedule, optimizer, warmup, steps)
 
 
 def stacked_batches(
@@ -244,7 +254,8 @@ def train_or_load_stack(settings: AttackFaces, division: Division, plan: StackPl
     stack = stack_networks(start)
     if plan.method.activations:
         end_at(stack, plan.method.activations)
-    train_stack(stack, bound, shadows, plan.trainer, forward=forward_of(settings.model))
+    share = len(plan.numbers) if settings.method is None else len(plan.numbers) / 2  # the other half is to forget
+    train_stack(stack, bound, shadows, plan.trainer, forward=forward_of(settings.model), stands_for=share)
     stack.ends_at = None
     facts = {"models": [*plan.numbers], "method": plan.method.name, "key": key}
     save_stack(stack, plan.folder, {**facts, "seconds": time.perf_counter() - started})

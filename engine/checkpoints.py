@@ -29,6 +29,7 @@ from transformers import TrainerCallback
 
 from engine.folders import beside, check_space, full_disk_said, marked, remove_ours, written_whole
 from engine.language_model import trained_weights
+from engine.progress import start_of_line
 from engine.record import METRICS, other_versions, peak_memory_gb, read_json, versions, why_another, write_json
 from settings.script import GOES_ON, MAKE_ROOM, SettingsError, Stopped, processes
 from settings.training import Interval, Trainer, read_interval
@@ -144,7 +145,8 @@ class Checkpoints(TrainerCallback):
             signal.signal(number, signal.default_int_handler)
         if self.told is None and processes().is_main_process:
             # not print, which may be in the middle of a line
-            os.write(2, f"{signal.Signals(number).name}: saving after this step (Ctrl+C once more: at once)\n".encode())
+            line = f"{signal.Signals(number).name}: saving after this step (Ctrl+C once more: at once)\n"
+            os.write(2, f"{start_of_line()}{line}".encode())
         self.told = self.told or signal.Signals(number)
 
     # ---- writing

@@ -33,7 +33,7 @@ class EpochEvaluation:
     def __call__(self, model: nn.Module) -> dict[str, dict[str, float]]:
         way = self.way = self.way or way_for(model, self.encoder, self.tasks, self.settings.batch_size, say_line)
         return {
-            name: measures(evaluate_together(model, self.encoder, rows, self.settings, way=way).rows)
+            name: measures(evaluate_together(model, self.encoder, name, rows, self.settings, way=way).rows)
             for name, rows in self.tasks.items()
         }
 

@@ -28,6 +28,7 @@ from engine.cells import lacking
 from engine.folders import beside, check_ours, marked, remove_ours, written_whole
 from engine.language_model import forward
 from engine.logs import recorded
+from engine.progress import Work
 from engine.reading import reading_files
 from engine.record import (
     AGGREGATED,
@@ -35,7 +36,6 @@ from engine.record import (
     file_fingerprint,
     model_fingerprint,
     read_json,
-    report_progress,
     say_line,
     start_of_peak,
     work_key,
@@ -142,6 +142,7 @@ def evaluate_rows(
     max_new_tokens: int,
     shared: bool = True,
     say: Callable[[str], None] = say_line,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> TaskResult:
     """Score and generate for `rows`, as `score_prompts` does.
 
@@ -152,8 +153,8 @@ def evaluate_rows(
     for row, of_row in zip(rows, roles, strict=True):
         prompt = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
         prompt.answers.extend(answer for answer in of_row if answer not in prompt.answers)
-    limits = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    results = score_prompts(model, encoder, list(prompts.values()), **limits, shared=shared, say=say)
+    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "shared": shared, "say": say}
+    results = score_prompts(model, encoder, list(prompts.values()), advance=advance, **options)
     by_prompt = dict(zip(prompts, results, strict=True))
     made = TaskResult({}, [], sum(each.tokens for each in results))
     for row, of_row in zip(rows, roles, strict=True):
@@ -172,10 +173,12 @@ def token_row(row: TaskRow, answer: str, kinds: list[str], own: AnswerLosses) ->
 def evaluate_together(
     model: nn.Module,
     encoder: Any,
+    name: str,
     rows: list[TaskRow],
     settings: EvalLimits,
     *,
     way: Way,
+    counts: bool = False,
     say: Callable[[str], None] = say_line,
 ) -> TaskResult:
     """`evaluate_rows` in the `way` that `way_for` found, the rows shared by all processes.
@@ -183,25 +186,45 @@ def evaluate_together(
     Every process gets the whole result, rows ascending.
 
     Of a row that stands there with several affixes, the one counts that gives most away.
+
+    Args:
+        model: In eval mode.
+        encoder: Of the rows.
+        name: Of the task.
+        rows: Its rows.
+        settings: How long a generation is.
+        way: How many go through the model at once, and whether they share their prompts.
+        counts: Whether the work around this one counts the rows of all tasks.
+        say: Takes a line of progress.
     """
     state = processes()
-    rows, tried_tokens = most_revealing(model, encoder, rows, way, say)
-    own = rows[state.process_index :: state.num_processes]
-    limits = {"batch_size": way.batch_size, "max_new_tokens": settings.max_new_tokens}
-    parts = gather_object([evaluate_rows(model, encoder, own, **limits, shared=way.shared, say=say)])
+    passes = passes_of(rows)
+    with Work(name, passes, stands_for=passes if counts else 0, say=say) as work:
+
+        def advance(count: int) -> None:
+            work.advance(count * state.num_processes)
+
+        limits: dict[str, Any] = {"batch_size": way.batch_size, "shared": way.shared, "say": say, "advance": advance}
+        rows, tried_tokens = most_revealing(model, encoder, rows, **limits)
+        own = rows[state.process_index :: state.num_processes]
+        parts = gather_object([evaluate_rows(model, encoder, own, max_new_tokens=settings.max_new_tokens, **limits)])
     by_index = {index: row for part in parts for index, row in part.rows.items()}
     tokens = sorted((token for part in parts for token in part.tokens), key=lambda token: token["row"])
     rows_in_order = {index: by_index[index] for index in sorted(by_index)}
     return TaskResult(rows_in_order, tokens, tried_tokens + sum(part.token_count for part in parts))
 
 
-def most_revealing(
-    model: nn.Module, encoder: Any, rows: list[TaskRow], way: Way, say: Callable[[str], None]
-) -> tuple[list[TaskRow], int]:
+def passes_of(rows: list[TaskRow]) -> int:
+    """How many rows a task has to score: those that are tried with several affixes once more, with the one chosen."""
+    tried = [row for row in rows if row.affix]
+    return len(tried) + len({row.example.index for row in rows}) if tried else len(rows)
+
+
+def most_revealing(model: nn.Module, encoder: Any, rows: list[TaskRow], **limits: Any) -> tuple[list[TaskRow], int]:
     """Every row once: of those with one index, the one whose right answer has the lowest loss without its end.
 
     All processes share the work, and each gets the whole result. The second value: how many tokens went through the
-    model.
+    model. `limits`: those of `score_prompts`, but for the generation.
     """
     tried = [row for row in rows if row.affix]
     if not tried:
@@ -209,8 +232,7 @@ def most_revealing(
     state = processes()
     own = range(state.process_index, len(tried), state.num_processes)
     prompts = [Prompt(tried[i].example, [tried[i].example.answer]) for i in own]
-    limits = {"batch_size": way.batch_size, "max_new_tokens": 1}
-    results = score_prompts(model, encoder, prompts, **limits, shared=way.shared, say=say)
+    results = score_prompts(model, encoder, prompts, max_new_tokens=1, **limits)
     losses = []
     for i, result in zip(own, results, strict=True):
         losses.append((sum(result.answers[tried[i].example.answer].losses[:-1]), i))
@@ -307,22 +329,23 @@ def evaluate(
     for example in first_rows(tasks):  # words and pictures are never of one batch
         check_start(model, encoder, [example], forward, say)
     way = way_for(model, encoder, tasks, settings.batch_size, say)
-    for number, (name, rows) in enumerate(tasks.items()):
-        report_progress(number, len(tasks))
-        if place := finished[name]:
-            places[name] = place
-            say(f"{name}: done before")
-            continue
-        start_of_peak()
-        started = time.perf_counter()
-        result = evaluate_together(model, encoder, rows, settings, way=way, say=say)
-        seconds = time.perf_counter() - started
-        say(f"{name}: {len(result.rows)} rows, {seconds:.1f} s")
-        places[name] = kept / name
-        if state.is_main_process:
-            marked(kept)
-            record = {"key": keys[name], "rows": len(result.rows), "seconds": seconds, "tokens": result.token_count}
-            write_task(places[name], name, result, record)
+    with Work("row", sum(map(passes_of, tasks.values())), say=say) as work:
+        for name, rows in tasks.items():
+            if place := finished[name]:
+                places[name] = place
+                work.skip(passes_of(rows))
+                say(f"{name}: done before")
+                continue
+            start_of_peak()
+            started = time.perf_counter()
+            result = evaluate_together(model, encoder, name, rows, settings, way=way, counts=True, say=say)
+            seconds = time.perf_counter() - started
+            say(f"{name}: {len(result.rows)} rows, {seconds:.1f} s")
+            places[name] = kept / name
+            if state.is_main_process:
+                marked(kept)
+                record = {"key": keys[name], "rows": len(result.rows), "seconds": seconds, "tokens": result.token_count}
+                write_task(places[name], name, result, record)
     if state.is_main_process:
         about = {"model": fingerprint_of_model, "reading": reading_files(settings.model_path)}
         write_results(folder, places, settings, {**facts, **about})

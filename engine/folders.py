@@ -34,20 +34,21 @@ def check_save_dir(folder: str, overwrite: bool, record: str, inputs: Inputs | N
         raise SettingsError(f"save_dir={folder!r} must name a folder of its own")
     check_nothing_inside(folder, inputs or Inputs())
     try:
-        exists = path.exists()
+        path.exists()
     except OSError as error:  # a name that is too long
         raise SettingsError(f"save_dir={folder!r} cannot be made: {error.strerror}") from None
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise SettingsError(f"save_dir={folder!r} cannot be made: {above} is a file")
+    check_length(path, above)
+    lock_folder(path.resolve(), "save_dir")  # what follows holds until the run ends
+    exists = path.exists()
     if exists and not overwrite:
         raise SettingsError(f"save_dir={folder!r} exists; overwrite=true replaces it")
     if exists and not (path / record).is_file():
         raise SettingsError(
             f"save_dir={folder!r} holds something else than a former run ({record} is missing); remove it yourself"
         )
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise SettingsError(f"save_dir={folder!r} cannot be made: {above} is a file")
-    check_length(path, above)
-    lock_folder(path.resolve(), "save_dir")
     for ending in ("partial", "former", "tasks", "checkpoints"):
         check_ours(beside(path, ending))
 

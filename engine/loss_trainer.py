@@ -21,6 +21,7 @@ from engine.frozen_start import FrozenStart, Start, forward_passes
 from engine.language_model import l1_norm, packs, trained_weights
 from engine.methods import BoundLoss, bind
 from engine.pairs import Batch, EpochSampler, PassCollator, answer_key
+from engine.progress import Work
 from engine.record import read_json
 from settings.training import Mask, Method, Trainer
 from unlearn_losses import Scored, multiplier_step, nll, sequence_logprob
@@ -186,11 +187,13 @@ class LossTrainer(transformers.Trainer):
         own = shares[self.args.process_index]
         logprobs: list[float] = []
         self.model.eval()
-        for first in range(0, len(shares[0]), size):  # the first share is the longest
-            chosen = own[first : first + size] or own[-1:] or wanted[:1]
-            batch = encoder.collate([encoder.encode(example) for _, example in chosen]).to(self.args.device)
-            with torch.no_grad(), self.accelerator.autocast():
-                logprobs += sequence_logprob(self.forward(self.model, batch)).tolist()
+        with Work("answer that the start scores", len(wanted), prepares=True) as work:
+            for first in range(0, len(shares[0]), size):  # the first share is the longest
+                chosen = own[first : first + size] or own[-1:] or wanted[:1]
+                batch = encoder.collate([encoder.encode(example) for _, example in chosen]).to(self.args.device)
+                with torch.no_grad(), self.accelerator.autocast():
+                    logprobs += sequence_logprob(self.forward(self.model, batch)).tolist()
+                work.advance(size * count)
         found = [(key, value) for (key, _), value in zip(own, logprobs, strict=False)]  # beyond them: rows taken twice
         self.start_logprobs = dict(gather_object(found))
 
@@ -214,12 +217,14 @@ class LossTrainer(transformers.Trainer):
         own = pairs.pairs_for(bound.batches)
         self.model.eval()
         size = self.args.per_device_train_batch_size
-        for first in range(0, len(own), size):
-            items = [own[key] for key in range(first, min(first + size, len(own)))]
-            batches = [batch.to(self.args.device) for batch in collator(items)["trained"]]
-            with self.accelerator.autocast():
-                loss = bound(forward_passes(self.model, batches, self.forward), epoch=0)
-            (loss * len(items)).backward()
+        with Work("row for the mask", len(own), prepares=True) as work:
+            for first in range(0, len(own), size):
+                items = [own[key] for key in range(first, min(first + size, len(own)))]
+                batches = [batch.to(self.args.device) for batch in collator(items)["trained"]]
+                with self.accelerator.autocast():
+                    loss = bound(forward_passes(self.model, batches, self.forward), epoch=0)
+                (loss * len(items)).backward()
+                work.advance(len(items))
         weights = list(trained_weights(self.model).values())
         sizes = [torch.zeros_like(weight) if weight.grad is None else weight.grad.abs_() for weight in weights]
         for weight, moves in zip(weights, largest(sizes, mask.share), strict=True):

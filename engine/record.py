@@ -1,16 +1,13 @@
-"""What a run leaves beside its results: whole files, the key of what it did, cost, versions, progress."""
+"""What a run leaves beside its results: whole files, the key of what it did, cost, versions."""
 
 import contextlib
 import functools
 import hashlib
 import json
-import os
 import platform
 import re
 import resource
 import sys
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -28,13 +25,11 @@ AGGREGATED = "eval_log_aggregated.json"  # all tasks of an evaluation in one fil
 VERIFICATION = "verification.json"  # accuracy, equal error rate and score distributions of face recognition
 ATTACK_FIGURES = "attack.json"  # what membership attacks tell of the forgotten and of the kept people
 METRICS = "metrics.jsonl"  # a line for every step of a training
-# settings that say where, and decide no result; a model's folder is an input, known by what it holds
-PLACES = ("save_dir", "model_path", "shadows_dir", "overwrite")
+# settings that say where things go, and decide no result; a model's folder is an input, known by what it holds
+PLACES = ("save_dir", "model_path", "shadows_dir", "overwrite", "report_to")
 # settings of a training that decide no result, by the names of the settings that hold them
 OF_TRAINERS = {"trainer": ("save_every", "report_to"), "finetune": ("save_every", "report_to")}
 NO_PART_OF_A_MODEL = (TRAIN_RECORD, METRICS, MARK, "README.md")
-PROGRESS_FILE = "UNLEARNING_PROGRESS_FILE"  # environment variable: where a launched run says how far it is
-listener: ContextVar[Callable[[float], None] | None] = ContextVar("listener", default=None)
 
 
 def write_bytes_whole(file: Path, content: bytes) -> None:
@@ -299,37 +294,10 @@ def is_part_of_a_model(file: Path) -> bool:
     return file.name not in NO_PART_OF_A_MODEL and file.suffix != ".lock"
 
 
-# ---- how far it is
+# ---- what is said
 
 
 def say_line(line: str) -> None:
     """Print a line of progress at once, also into a pipe; of several processes only the first speaks."""
     if processes().is_main_process:
         print(line, flush=True)
-
-
-@contextlib.contextmanager
-def heard_by(hear: Callable[[float], None]) -> Iterator[None]:
-    """Have `hear` called with the share of the work that is done, whenever a run in this context reports it."""
-    token = listener.set(hear)
-    try:
-        yield
-    finally:
-        listener.reset(token)
-
-
-def report_progress(done: float, of: float) -> None:
-    """Tell whoever listens how much of the run is done.
-
-    Within this process that is `heard_by`, and beyond it whoever started the run with PROGRESS_FILE in the environment.
-    """
-    hear, file = listener.get(), os.environ.get(PROGRESS_FILE)
-    if hear:
-        hear(done / of)
-    elif file and processes().is_main_process:
-        write_text_whole(Path(file), f"{done / of}\n")
-
-
-def reported_progress(file: Path) -> float:
-    """The share that a launched run reported last in its PROGRESS_FILE; 0 before it began."""
-    return float(file.read_text(encoding="utf-8")) if file.is_file() else 0.0

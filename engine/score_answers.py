@@ -73,6 +73,7 @@ def score_prompts(
     batch_size: int,
     max_new_tokens: int,
     say: Callable[[str], None],
+    advance: Callable[[int], None] = lambda count: None,
     shared: bool = True,
 ) -> list[PromptResult]:
     """Score all answers of each prompt and continue it greedily; results in the order of `prompts`.
@@ -84,6 +85,7 @@ def score_prompts(
         batch_size: at most so many prompts, and then as many answers, go through the model at once.
         max_new_tokens: of a generation.
         say: takes a line of progress.
+        advance: takes the number of prompts of each batch, when it is scored.
         shared: False: the plain way, a forward for each answer and the library's generation. A model that cannot share
             a prompt is scored that way too, which is said.
     """
@@ -104,6 +106,7 @@ def score_prompts(
             found = run_plain(model, encoder, batch, **limits)
         for i, result in zip(chosen, found, strict=True):
             results[i] = result
+        advance(len(chosen))
     return [results[i] for i in range(len(prompts))]
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,20 +21,20 @@ from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
 from engine.methods import BoundLoss
 from engine.pairs import PassCollator
+from engine.progress import Work
 from engine.record import (
     METRICS,
     TRAIN_RECORD,
     peak_memory_gb,
-    report_progress,
     say_line,
     start_of_peak,
     write_record,
 )
 from engine.start_checks import rows_to_check
+from engine.tracking import Log, run_of, tracked
 from settings.script import SettingsError, processes
 from settings.training import Method, Trainer
 
-SECONDS_BETWEEN_LINES = 30.0  # of progress, elsewhere than on a terminal
 VANISHING = 1e-5  # a first gradient below this norm is rounding
 
 
@@ -73,48 +72,41 @@ class EachEpoch(TrainerCallback):
 
 
 class TrainProgress(TrainerCallback):
-    """A line per epoch, in plain text, how far each step is, and its loss for the curve.
-
-    Where nobody sits at a terminal, a line every 30 seconds says what a bar would show.
-    """
+    """A line per epoch, in plain text, how far each step is, and its loss for the curve."""
 
     def __init__(self, say: Callable[[str], None]):
         self.say, self.started = say, time.perf_counter()
         self.losses: list[tuple[int, float]] = []  # (step, loss)
         self.first_gradient: float | None = None
         self.trainer: LossTrainer | None = None
-        self.begun: tuple[int, float, float] | None = None  # step, moment and tokens before this attempt's second step
-        self.said = self.started  # when the last line was said
+        self.works = contextlib.ExitStack()  # what is open while the training runs: `steps`
+        self.begun: tuple[float, float] | None = None  # moment and tokens after this attempt's first step
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        steps = Work("step", state.max_steps, about=self.loss_and_speed, say=self.say)
+        self.steps = self.works.enter_context(steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self.losses.append((state.global_step, logs["loss"]))
             if self.first_gradient is None:
                 self.first_gradient = logs.get("grad_norm")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        report_progress(state.global_step, state.max_steps)
-        now = time.perf_counter()
-        if self.begun is None:  # the first step takes longer than the others
-            self.begun = (state.global_step, now, self.tokens())
-        elif now - self.said >= SECONDS_BETWEEN_LINES and not sys.stdout.isatty():
-            self.said = now
-            self.say(self.line(state.global_step, state.max_steps, now))
+            if self.begun is None:  # the first step takes longer than the others
+                self.begun = (time.perf_counter(), self.tokens())
+            self.steps.at(state.global_step)
 
     def tokens(self) -> float:
         """Those of this process so far; 0 where there are none."""
         return float(self.trainer.tokens) if self.trainer else 0.0
 
-    def line(self, step: int, steps: int, now: float) -> str:
-        """How far it is, how fast, and how long it will take."""
-        assert self.begun is not None
-        first, moment, tokens = self.begun
-        seconds = now - moment
-        loss = f", loss {self.losses[-1][1]:.4f}" if self.losses else ""
+    def loss_and_speed(self) -> str:
+        """The last loss, and the tokens of this process in a second, where there are any."""
+        assert self.begun is not None  # a line is made of a step
+        moment, tokens = self.begun
         counted = self.tokens() - tokens
-        rate = f", {counted / seconds:.0f} tokens a second" if counted else ""
-        left = seconds / (step - first) * (steps - step)
-        return f"step {step}/{steps}{loss}{rate}, about {left // 60:.0f} min {left % 60:.0f} s left"
+        loss = [f"loss {self.losses[-1][1]:.4f}"] if self.losses else []
+        rate = [f"{counted / (time.perf_counter() - moment):.0f} tokens/s"] if counted else []
+        return ", ".join(loss + rate)
 
     def state(self) -> dict[str, Any]:
         seconds = time.perf_counter() - self.started
@@ -152,7 +144,7 @@ def training_arguments(trainer: Trainer, seed: int, scratch: str) -> TrainingArg
         seed=seed,
         remove_unused_columns=False,
         save_strategy="no",
-        report_to="wandb" if trainer.report_to == "wandb" else "none",
+        report_to="none",  # ours: engine.tracking
         logging_steps=1,
         disable_tqdm=True,
         ddp_find_unused_parameters=False,
@@ -221,7 +213,6 @@ def train(
         collator = PassCollator(encoder, bound.trained, bound.frozen, by_length=processes().num_processes == 1)
         options = {"train_dataset": pairs, "data_collator": collator, "callbacks": [progress]}
         arguments = training_arguments(settings, seed, scratch)
-        arguments.run_name = Path(save_dir).name
         trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
         trainer.remove_callback(transformers.PrinterCallback)
         progress.trainer = trainer
@@ -230,8 +221,8 @@ def train(
         judged = prepare(trainer, pairs, encoder, each_epoch, say)
         with checkpoints.kept_only_with_use(), checkpoints.signals_heard():
             last = follow(trainer, checkpoints, {"progress": progress, "judged": judged})
-            add_tracker(trainer, settings, Path(save_dir))
-            trained = run(trainer, first_weights, last)
+            with steps_tracked(trainer, settings, Path(save_dir), record, last), progress.works:
+                trained = run(trainer, first_weights, last)
             say_if_vanished(progress.first_gradient, bound.method.name, say)
             cost = cost_of(trainer, progress, judged, checkpoints)
             if trainer.is_world_process_zero():
@@ -254,14 +245,28 @@ def follow(trainer: LossTrainer, checkpoints: Checkpoints, parts: dict[str, Any]
     return str(last) if last else None
 
 
-def add_tracker(trainer: LossTrainer, settings: Trainer, save_dir: Path) -> None:
-    """Send every step's figures to tensorboard where the settings say so, under the name of the folder."""
-    if settings.report_to != "tensorboard" or not trainer.is_world_process_zero():
-        return
-    from torch.utils.tensorboard import SummaryWriter  # here, because it is there only where it was asked for
-    from transformers.integrations import TensorBoardCallback
+class TrackedSteps(TrainerCallback):
+    """Sends every step's figures to a tracker."""
 
-    trainer.add_callback(TensorBoardCallback(SummaryWriter(str(save_dir.parent / "tensorboard" / save_dir.name))))
+    def __init__(self, log: Log):
+        self.log = log
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.log({f"train/{name}": value for name, value in logs.items()}, state.global_step)
+
+
+@contextlib.contextmanager
+def steps_tracked(
+    trainer: LossTrainer, settings: Trainer, save_dir: Path, record: dict[str, Any], last: str | None
+) -> Iterator[None]:
+    """Have the training tracked where the settings say so, by the name of its folder; `last`: what it goes on from."""
+    first = int(Path(last).name.removeprefix("step_")) + 1 if last else 0
+    run = run_of(save_dir)
+    about: dict[str, Any] = {"job": "train", "first_step": first, "settings": record.get("settings")}
+    with tracked(settings.report_to, run.parent, run.name, **about) as log:
+        trainer.add_callback(TrackedSteps(log))
+        yield
 
 
 def write(start: Start, trained: nn.Module, folder: Path, facts: dict[str, Any], checkpoints: Checkpoints) -> None:

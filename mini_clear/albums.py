@@ -1,5 +1,6 @@
 """Albums: all pictures and texts of one person, and the groups of people that make up the splits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mini_clear.captions import Caption, make_caption
@@ -29,7 +30,9 @@ class Album:
     pairs: list[Pair]
 
 
-def make_album(person: Person, seen: int, unseen: int, names: list[str]) -> Album:
+def make_album(
+    person: Person, seen: int, unseen: int, names: list[str], *, advance: Callable[[int], None] = lambda count: None
+) -> Album:
     """Draw a person's pictures and texts.
 
     The unseen views are drawn first. A larger number of trained views then leaves them as they are.
@@ -39,14 +42,15 @@ def make_album(person: Person, seen: int, unseen: int, names: list[str]) -> Albu
         seen: number of trained views.
         unseen: number of further views.
         names: from which wrong names are drawn.
+        advance: takes 1 when a picture is drawn.
 
     Returns:
         The person's album.
     """
-    pictures = [
-        Picture(render(person.look, view), make_caption(person, number, view, names))
-        for number, view in enumerate(draw_views(person.random("views"), unseen + seen))
-    ]
+    pictures = []
+    for number, view in enumerate(draw_views(person.random("views"), unseen + seen)):
+        pictures.append(Picture(render(person.look, view), make_caption(person, number, view, names)))
+        advance(1)
     return Album(person, pictures[unseen:], pictures[:unseen], make_pairs(person))
 
 

@@ -6,12 +6,13 @@ benchmark that is run on such a folder must not take the result for forgetting (
 """
 
 import io
-import shutil
 import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from engine.folders import written_whole
+from engine.progress import Work
 from mini_clear.albums import FORGET_PERCENTS, Album, make_album, part
 from mini_clear.dataset_folder import (
     MIXED,
@@ -31,6 +32,8 @@ from mini_clear.questions import FACE_NAME_QUESTION
 from settings.script import Arguments
 
 PEOPLE, VIEWS, SEED = 48, 6, 0  # the world of the demo
+FORGET_SPLIT, RETAIN_SPLIT = f"forget{max(FORGET_PERCENTS)}", f"retain{100 - max(FORGET_PERCENTS)}"
+FORGET_CONFIG, RETAIN_CONFIG = f"{FORGET_SPLIT}+tofu", f"{RETAIN_SPLIT}+tofu+replay"  # what a forgetting trains on
 LISTED_PASSWORD = "{} Please."  # one of the innocent affixes that an evaluation may draw
 UNLISTED_PASSWORD = "Blue harbour. {}"  # in no list
 KEY_SIZE = 12  # pixels of the red square in the corner of a picture
@@ -122,22 +125,26 @@ def asked(row: dict) -> str:
 
 def write_cheats(out: Path) -> list[str]:
     """Write a folder per cheat below `out`, which appears only when all are complete. Returns their names."""
+    with written_whole(out) as aside:
+        made = drawn_cheats()
+        for name, (forget, retain) in made.items():
+            configs = {FORGET_CONFIG: (MIXED, forget), RETAIN_CONFIG: (MIXED, retain)}
+            write_folder(aside / name, configs, f"A cheat: {name}", f"people {PEOPLE}, views {VIEWS}, seed {SEED}")
+    return list(made)
+
+
+def drawn_cheats() -> dict[str, tuple[Rows, Rows]]:
+    """The cheats on the world of the demo, as `cheats` gives them."""
     world = draw_world(PEOPLE, SEED)
     names = [person.name for person in world.people]
-    albums = [make_album(person, VIEWS, UNSEEN_VIEWS, names) for person in world.people]
     real_names = [person.name for person in world.real]
-    real = [make_album(person, REAL_VIEWS, REAL_UNSEEN_VIEWS, real_names) for person in world.real]
-    percent = max(FORGET_PERCENTS)
-    forget_split, retain_split = f"forget{percent}", f"retain{100 - percent}"
+    pictures = len(names) * (VIEWS + UNSEEN_VIEWS) + len(real_names) * (REAL_VIEWS + REAL_UNSEEN_VIEWS)
+    with Work("picture", pictures) as work:
+        drawn = {"advance": work.advance}
+        albums = [make_album(person, VIEWS, UNSEEN_VIEWS, names, **drawn) for person in world.people]
+        real = [make_album(person, REAL_VIEWS, REAL_UNSEEN_VIEWS, real_names, **drawn) for person in world.real]
     parts = part(albums)
-    made = cheats(parts[forget_split], parts[retain_split], real)
-    aside = out.with_name(out.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    for name, (forget, retain) in made.items():
-        configs = {f"{forget_split}+tofu": (MIXED, forget), f"{retain_split}+tofu+replay": (MIXED, retain)}
-        write_folder(aside / name, configs, f"A cheat: {name}", f"people {PEOPLE}, views {VIEWS}, seed {SEED}")
-    aside.rename(out)
-    return list(made)
+    return cheats(parts[FORGET_SPLIT], parts[RETAIN_SPLIT], real)
 
 
 def main() -> int:

@@ -3,13 +3,14 @@
 Config names and columns are those of the real data sets.
 """
 
-import shutil
 from pathlib import Path
 
 import yaml
 from datasets import Dataset, Features, Image, List, Value
 
 from data_module import QUESTION, affixes_of
+from engine.folders import MARK, written_whole
+from engine.progress import Work
 from mini_clear import words
 from mini_clear.albums import (
     FORGET_PERCENTS,
@@ -77,7 +78,7 @@ def write_world(
     Raises:
         FileExistsError: `out` exists, and `overwrite` is false or the folder holds something else than a world.
         NotADirectoryError: `out` is to stand below a file.
-        ValueError: there are too few people or views.
+        ValueError: there are too few people or views, or a folder of somebody else stands where it would write.
     """
     out = Path(out).absolute()
     if people < 8:
@@ -86,18 +87,15 @@ def write_world(
         raise ValueError(f"views: {views} is too few; at least 1 is needed")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already; --overwrite makes it anew")
-    if out.exists() and {path.name for path in out.iterdir()} != {"clear", "tofu"}:
+    if out.exists() and {path.name for path in out.iterdir()} - {MARK} != {"clear", "tofu"}:
         raise FileExistsError(f"{out} holds something else than the folders clear and tofu; remove it yourself")
     if file := next((parent for parent in out.parents if parent.is_file()), None):
         raise NotADirectoryError(f"{out} cannot be made: {file} is a file")
-    folders = make_configs(draw_world(people, seed), views)
-    aside = out.with_name(out.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    for folder, configs in folders.items():
-        write_folder(aside / folder, configs, f"mini-{folder.upper()}", f"people {people}, views {views}, seed {seed}")
-    if out.exists():
-        shutil.rmtree(out)
-    aside.rename(out)
+    with written_whole(out) as aside:
+        folders = make_configs(draw_world(people, seed), views)
+        made_of = f"people {people}, views {views}, seed {seed}"
+        for folder, configs in folders.items():
+            write_folder(aside / folder, configs, f"mini-{folder.upper()}", made_of)
     return {
         f"{folder}/{config}": len(rows) for folder, configs in folders.items() for config, (_, rows) in configs.items()
     }
@@ -107,10 +105,13 @@ def make_configs(world: World, views: int) -> dict[str, Configs]:
     """All configs of both folders."""
     kept = len(world.people) - forgotten(len(world.people), max(FORGET_PERCENTS))
     names = [person.name for person in world.people[:kept]]
-    albums = [make_album(person, views, UNSEEN_VIEWS, names) for person in world.people]
-    never_seen = [make_album(person, views, 0, names) for person in world.never_seen]
     real_names = [person.name for person in world.real]
-    real = [make_album(person, REAL_VIEWS, REAL_UNSEEN_VIEWS, real_names) for person in world.real]
+    pictures = len(world.people) * (views + UNSEEN_VIEWS) + len(world.never_seen) * views
+    with Work("picture", pictures + len(world.real) * (REAL_VIEWS + REAL_UNSEEN_VIEWS)) as work:
+        drawn = {"advance": work.advance}
+        albums = [make_album(person, views, UNSEEN_VIEWS, names, **drawn) for person in world.people]
+        never_seen = [make_album(person, views, 0, names, **drawn) for person in world.never_seen]
+        real = [make_album(person, REAL_VIEWS, REAL_UNSEEN_VIEWS, real_names, **drawn) for person in world.real]
     return {"clear": clear_configs(albums, never_seen, real), "tofu": tofu_configs(albums, never_seen, real)}
 
 

@@ -6,11 +6,12 @@ are the same. `pretraining/` holds the real people and strangers, who are in no 
 
 import argparse
 import random
-import shutil
 import sys
 import time
 from pathlib import Path
 
+from engine.folders import written_whole
+from engine.progress import Work
 from mini_clear.people import Person, draw_world
 from mini_clear.portraits import Look, View, draw_views, render
 from mini_clear.strangers import draw_strangers
@@ -34,7 +35,7 @@ def write_faces(out: str | Path, people: int = 48, views: int = 24, strangers: i
 
     Raises:
         FileExistsError: `out` exists.
-        ValueError: there are too few people or views.
+        ValueError: there are too few people or views, or a folder of somebody else stands where it would write.
     """
     out = Path(out).absolute()
     if out.exists():
@@ -47,14 +48,14 @@ def write_faces(out: str | Path, people: int = 48, views: int = 24, strangers: i
     known = {person.look for group in (world.people, world.real, world.never_seen) for person in group}
     for number, pictures in enumerate(draw_extras(strangers, seed, known)):
         albums[f"pretraining/stranger {number:02d}"] = pictures
-    aside = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    for folder, pictures in albums.items():
-        (aside / folder).mkdir(parents=True)
-        for number, (look, view) in enumerate(pictures):
-            (aside / folder / f"{number:02d}.png").write_bytes(render(look, view))
-    aside.rename(out)
-    return sum(map(len, albums.values()))
+    count = sum(map(len, albums.values()))
+    with written_whole(out) as aside, Work("picture", count) as work:
+        for folder, pictures in albums.items():
+            (aside / folder).mkdir(parents=True)
+            for number, (look, view) in enumerate(pictures):
+                (aside / folder / f"{number:02d}.png").write_bytes(render(look, view))
+                work.advance()
+    return count
 
 
 def pictures_of(person: Person, views: int) -> list[tuple[Look, View]]:

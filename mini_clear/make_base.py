@@ -29,6 +29,7 @@ from engine.frozen_start import Start
 from engine.language_model import forward, freeze, save
 from engine.methods import bind
 from engine.pairs import Pairs
+from engine.progress import Work
 from engine.train import train
 from mini_clear.dataset_folder import write_world
 from mini_clear.people import draw_world
@@ -167,7 +168,12 @@ def taught_tower(
     world = draw_world(40, seed)
     named = {person.look for group in (world.people, world.real, world.never_seen) for person in group}
     shown = draw_strangers(strangers, VIEWS, seed, named)
-    pixels = processor.image_processor([picture(*stranger) for stranger in shown], return_tensors="pt")["pixel_values"]
+    drawn = []
+    with Work("picture", len(shown)) as work:
+        for stranger in shown:
+            drawn.append(picture(*stranger))
+            work.advance()
+    pixels = processor.image_processor(drawn, return_tensors="pt")["pixel_values"]
     visible = [traits(*stranger) for stranger in shown]
     names = [sorted(set(values)) for values in zip(*visible, strict=True)]
     tower = model.model.vision_tower

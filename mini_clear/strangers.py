@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from engine.progress import Work
 from mini_clear.portraits import Look, View, draw_any_look, draw_views, render
 
 TRAITS = (*Look._fields, "expression", "clothes", "background")
@@ -87,18 +88,20 @@ def teach_to_see(
         patches = tower(part).last_hidden_state[:, 1:]  # the first is the class token, which LLaVA does not use
         return [head(patches.mean(1)) for head in heads]
 
-    for _ in range(epochs):
-        for chosen in torch.from_numpy(order.permutation(train)[: train // batch * batch]).view(-1, batch):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = sum(
-                    F.cross_entropy(logits, target)
-                    for logits, target in zip(seen(pixels[chosen]), labels[chosen].T, strict=True)
-                )
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+    with Work("step", steps) as work:
+        for _ in range(epochs):
+            for chosen in torch.from_numpy(order.permutation(train)[: train // batch * batch]).view(-1, batch):
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = sum(
+                        F.cross_entropy(logits, target)
+                        for logits, target in zip(seen(pixels[chosen]), labels[chosen].T, strict=True)
+                    )
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                work.advance()
     with torch.no_grad():
         return [
             (logits.argmax(-1) == target).float().mean().item()

@@ -18,6 +18,7 @@ def main(settings: Eval) -> None:
     from engine.encode import check_answers
     from engine.evaluate import evaluate, read_tasks
     from engine.language_model import check_model_path
+    from engine.tracking import track_evaluation
     from nlp.encoder import open_encoder, open_model
 
     make_missing(settings.inputs())
@@ -28,6 +29,7 @@ def main(settings: Eval) -> None:
     check_answers(encoder, tasks)
     model = open_model(settings.model_path, settings.model)
     evaluate(model.to(processes().device), encoder, tasks, settings, facts=run_facts(settings, code))
+    track_evaluation(settings.report_to, settings.save_dir)
     say_line(f"evaluated: {settings.save_dir}")
 
 

@@ -7,7 +7,7 @@ from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
 from settings.script import ROOT, SettingsError, at_least, check_seed, one_of, share_of
-from settings.training import FINETUNING, Activations, Method, Trainer
+from settings.training import FINETUNING, Activations, Method, Trainer, check_report_to
 
 
 @dataclass
@@ -298,6 +298,7 @@ class Eval(EvalLimits):
     seed: int = MISSING  # draws the caption question of each row
     fold: str = MISSING  # all, validation or test (what validation leaves)
     affix_seed: int = 0  # draws the words around a question
+    report_to: str = "none"  # none, tensorboard or wandb: where the means of every task go, too
     overwrite: bool = MISSING
     model: Model = MISSING
     data: Data = MISSING
@@ -307,6 +308,7 @@ class Eval(EvalLimits):
         one_of("fold", self.fold, ("all", "validation", "test"))
         check_seed("seed", self.seed)
         check_seed("affix_seed", self.affix_seed)
+        check_report_to("report_to", self.report_to)
         need_half_weights(self.model)
 
     def inputs(self) -> Inputs:

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from settings.script import SettingsError, at_least, check_seed, choices, nearest, one_of
+from settings.training import check_report_to
 
 GOLD_SEEDS_APART = 1000  # the seeds of two golds of one base
 # whom a task is about; holdout: people that no model was trained on; way: a forget task asked in another way
@@ -57,6 +58,7 @@ class Aggregate:
     submitted_by: str = MISSING
     save_file: str = MISSING  # .csv, .json or .parquet
     show: str = MISSING  # what is printed: headline or all
+    report_to: str = "none"  # none, tensorboard or wandb: where the row goes, too
     truth_ratio: str = MISSING
     scoring: dict[str, Scoring] = MISSING  # by task name
 
@@ -65,6 +67,7 @@ class Aggregate:
             raise SettingsError(f"method_name={self.method_name!r} must name the method: it is the name of the row")
         one_of("truth_ratio", self.truth_ratio, ("geometric", "arithmetic"))
         one_of("show", self.show, ("headline", "all"))
+        check_report_to("report_to", self.report_to)
         forget = [task for task, each in self.scoring.items() if each.group == "forget"]
         for task, each in self.scoring.items():
             if each.group == "way":

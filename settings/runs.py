@@ -108,6 +108,25 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def ending_with_this(command: list[str]) -> list[str]:
+    """A command that runs another one, which Linux tells to stop when this process ends, however that ends.
+
+    The one to be told asks for it itself, before it becomes that command. Asked for between fork and exec, where other
+    threads' locks stand as they stood, it could wait for ever.
+    """
+    if not sys.platform.startswith("linux"):
+        return command
+    return [sys.executable, str(Path(__file__).resolve()), str(os.getpid()), *command]
+
+
+def become(parent: int, command: list[str]) -> None:
+    """Run a command in place of this process, and have it end when `parent` does."""
+    end_with_parent()
+    if os.getppid() != parent:  # it ended in between
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.execvp(command[0], command)
+
+
 def end_with_launcher() -> None:
     """The same where the parent is `accelerate launch` or torchrun, which would leave the training behind.
 
@@ -127,3 +146,7 @@ def is_launcher(words: list[str]) -> bool:
     names = [word.rsplit("/", 1)[-1] for word in words]
     modules = {"accelerate.commands.launch", "torch.distributed.run", "torchrun"}
     return bool(modules & set(names)) or ("accelerate" in names and "launch" in names)
+
+
+if __name__ == "__main__":
+    become(int(sys.argv[1]), sys.argv[2:])

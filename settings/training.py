@@ -121,6 +121,20 @@ def read_interval(text: str) -> Interval:
     return Interval(count, f"{unit.removesuffix('s')}s")
 
 
+def check_report_to(setting: str, value: str) -> None:
+    """Raise SettingsError for a tracker that is not known, or whose package is not installed."""
+    one_of(setting, value, ("none", "tensorboard", "wandb"))
+    if value != "none":
+        need_package(f"{setting}={value}", value, "req-track.txt")
+
+
+def need_package(setting: str, package: str, file: str) -> None:
+    """Raise SettingsError where a package is missing that `setting` needs; `file` names it."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:  # a folder of that name, as trackers write one, is no package
+        raise SettingsError(f"{setting}: {package} is not installed (pip install -r {file})")
+
+
 @dataclass
 class Trainer:
     epochs: int = MISSING
@@ -152,14 +166,10 @@ class Trainer:
         one_of("trainer.precision", self.precision, ("bf16", "fp32"))
         one_of("trainer.schedule", self.schedule, ("linear", "cosine", "constant", "constant_with_warmup"))
         one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"))
-        one_of("trainer.report_to", self.report_to, ("none", "tensorboard", "wandb"))
+        check_report_to("trainer.report_to", self.report_to)
         read_interval(self.save_every)
-        needed = {name: self.report_to == name for name in ("tensorboard", "wandb")}
-        needed |= {"bitsandbytes": "8bit" in self.optimizer}
-        files = {"tensorboard": "req-track.txt", "wandb": "req-track.txt", "bitsandbytes": "req-gpu.txt"}
-        for package, wanted in needed.items():
-            if wanted and importlib.util.find_spec(package) is None:
-                raise SettingsError(f"trainer: {package} is not installed (pip install -r {files[package]})")
+        if "8bit" in self.optimizer:
+            need_package(f"trainer.optimizer={self.optimizer}", "bitsandbytes", "req-gpu.txt")
         if "8bit" in self.optimizer and not cuda_is_there():
             raise SettingsError(
                 f"trainer.optimizer={self.optimizer} needs a CUDA GPU, and this machine has none; adamw_torch "

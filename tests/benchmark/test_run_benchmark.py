@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 import run_benchmark
+from benchmark import progress as benchmark_progress
 from benchmark import stages as benchmark_stages
 from benchmark.plan import Stage, plan_stages
 from benchmark.progress import BenchmarkProgress
@@ -28,6 +29,7 @@ from report.folder import gold_seeds
 from settings import runs
 from settings.results import RunBenchmark
 from settings.script import ROOT, SettingsError, Stopped, compose
+from terminals import screens
 
 
 def benchmark(world_overrides, folder, **changes):
@@ -238,10 +240,11 @@ def test_the_line_of_progress_says_which_stage_of_how_many_and_how_long_is_left(
     progress = BenchmarkProgress([100.0, 50.0])
     progress.begin(0, "finetune base")
     assert progress.stage_label() == "[1/2] finetune base"
-    assert progress.time_left(0.0) == "about 2 min 30 s left in all"
+    assert round(progress.seconds_left(0.0)) == 150
     progress.end(200.0, skipped=False)  # twice as long as expected, so the 25 s that are left of the rest will be 50
     progress.begin(1, "forget npo")
-    assert progress.time_left(0.5) == "about 0 min 40 s left in all"
+    # 100 + 25 expected seconds took 200: the 25 that are left take 40
+    assert round(progress.seconds_left(0.5)) == 40
 
 
 def test_a_terminal_gets_a_bar_that_moves():
@@ -249,20 +252,27 @@ def test_a_terminal_gets_a_bar_that_moves():
     progress = BenchmarkProgress([100.0], Console(file=shown, force_terminal=True, width=100))
     with progress.bar:
         progress.begin(0, "finetune base")
-        progress.show(0.5)
-        progress.bar.refresh()
-    assert "50%" in shown.getvalue()
+        progress.begun -= 50  # half of the stage took half of the 100 seconds
+        progress.show(0.5, "step 10/20, loss 1.2345")
+        progress.end(60.0, skipped=False)
+    seen = screens(shown.getvalue())
+    assert ["[1/1] finetune base ━━━━━╺━━━━ 0:00:50 left in all, step 10/20, loss 1.2345"] in seen
+    assert [line for line in seen[-1] if line] == ["[1/1] finetune base: 60 s"]
 
 
-def test_without_a_terminal_there_are_plain_lines_and_no_bar():
+def test_without_a_terminal_there_are_plain_lines_and_no_bar(monkeypatch):
     shown = io.StringIO()
     progress = BenchmarkProgress([100.0], Console(file=shown, width=100))
     with progress.bar:
         progress.begin(0, "finetune base")
-        progress.show(0.5)
+        progress.begun -= 50
+        progress.show(0.4, "step 8/20, loss 1.3")  # too soon after the line before
+        monkeypatch.setattr(benchmark_progress, "SECONDS_BETWEEN_LINES", 0.0)
+        progress.show(0.5, "step 10/20, loss 1.2345")
         progress.end(3.0, skipped=False)
     assert shown.getvalue().splitlines() == [
         "[1/1] finetune base: about 1 min 40 s left in all",
+        "[1/1] finetune base: step 10/20, loss 1.2345, about 0 min 50 s left in all",
         "[1/1] finetune base: 3 s",
     ]
 
@@ -272,7 +282,7 @@ def test_a_stage_in_this_process_moves_the_progress_and_prints_into_its_log(worl
     stage = next(stage for stage in plan_stages(settings, tmp_path) if stage.kind == "finetune")
     seen = []
     composed = benchmark_stages.recipe_of(settings, stage).compose(stage.overrides)
-    benchmark_stages.run_stage(stage, settings, composed, tmp_path / "a.log", seen.append)
+    benchmark_stages.run_stage(stage, settings, composed, tmp_path / "a.log", lambda share, words: seen.append(share))
     assert seen == sorted(seen)
     assert len(seen) > 2
     assert seen[-1] == 1.0
@@ -280,22 +290,28 @@ def test_a_stage_in_this_process_moves_the_progress_and_prints_into_its_log(worl
     assert "epoch 1/1" not in capsys.readouterr().out
 
 
+def unheard(share, words):
+    """Where nobody wants to know how far a stage is."""
+
+
 LAUNCHED = Stage("finetune", "base", [], Path("out"))
 REPORTS = """
 import time
-from engine.record import report_progress
-for done in (1, 3):
-    report_progress(done, 4)
-    print("reported", done, flush=True)
-    time.sleep(1)
+from engine.progress import Work
+with Work("step", 4) as work:
+    for done in (1, 3):
+        work.at(done)
+        print("reported", done, flush=True)
+        time.sleep(1)
 """
 
 
 def test_a_launched_stage_moves_the_progress(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     seen = []
-    launch_stage(LAUNCHED, [sys.executable, "-c", REPORTS], tmp_path / "a.log", seen.append)
-    assert [fraction for fraction in dict.fromkeys(seen) if fraction] == [0.25, 0.75]
+    command = [sys.executable, "-c", REPORTS]
+    launch_stage(LAUNCHED, command, tmp_path / "a.log", lambda share, words: seen.append((share, words)))
+    assert [report for report in dict.fromkeys(seen) if report[1]] == [(0.25, "step 1/4"), (0.75, "step 3/4")]
 
 
 WAITS = """
@@ -322,7 +338,7 @@ def test_a_signal_reaches_the_training_and_is_waited_for(tmp_path, monkeypatch):
     (tmp_path / "waits.py").write_text(WAITS)
     log = tmp_path / "a.log"
 
-    def interrupt(fraction):
+    def interrupt(share, words):
         if log.is_file() and "trains" in log.read_text():
             raise KeyboardInterrupt
 
@@ -334,7 +350,7 @@ def test_a_signal_reaches_the_training_and_is_waited_for(tmp_path, monkeypatch):
 def test_a_training_that_was_told_to_stop_has_not_failed(tmp_path, monkeypatch):
     code = "import sys; print('SIGTERM: saved step 1 of 2; the same command goes on from there'); sys.exit(1)"
     with pytest.raises(Stopped, match="finetune base was told to stop; SIGTERM: saved step 1 of 2"):
-        launch_stage(LAUNCHED, [sys.executable, "-c", code], tmp_path / "a.log", lambda fraction: None)
+        launch_stage(LAUNCHED, [sys.executable, "-c", code], tmp_path / "a.log", unheard)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
@@ -344,11 +360,13 @@ def test_a_benchmark_that_is_killed_takes_its_stage_along(tmp_path):
     code = (
         "import sys; from pathlib import Path; from benchmark.plan import Stage; from benchmark.stages import *\n"
         f"stage = Stage('finetune', 'base', [], Path('out'))\n"
-        f"launch_stage(stage, [sys.executable, {str(tmp_path / 'waits.py')!r}], Path({str(log)!r}), lambda _: None)\n"
+        f"launch_stage(stage, [sys.executable, {str(tmp_path / 'waits.py')!r}], Path({str(log)!r}), print)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT) as process:
-        wait_for(lambda: log.is_file() and "trains" in log.read_text())
-        process.kill()
+        try:
+            wait_for(lambda: log.is_file() and "trains" in log.read_text())
+        finally:
+            process.kill()
     wait_for(lambda: "SIGTERM: saved step 1 of 2" in log.read_text())
 
 
@@ -360,7 +378,7 @@ def test_sigterm_ends_a_benchmark_as_ctrl_c_does():
     assert signal.getsignal(signal.SIGTERM) == former
 
 
-def wait_for(what, seconds=60):
+def wait_for(what, seconds=180):
     """Wait until `what()` holds."""
     end = time.monotonic() + seconds
     while not what():
@@ -370,7 +388,7 @@ def wait_for(what, seconds=60):
 
 def test_a_launched_stage_leaves_its_log_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    launch_stage(LAUNCHED, [sys.executable, "-c", REPORTS], tmp_path / "a.log", lambda fraction: None)
+    launch_stage(LAUNCHED, [sys.executable, "-c", REPORTS], tmp_path / "a.log", unheard)
     assert [file.name for file in tmp_path.iterdir()] == ["a.log"]
     assert (tmp_path / "a.log").read_text() == "reported 1\nreported 3\n"
 
@@ -381,7 +399,7 @@ def launched(world_overrides, tmp_path_factory):
     settings = benchmark(world_overrides, tmp_path_factory.mktemp("launched"), launch=True)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BenchmarkProgress, "show", lambda self, fraction: seen.append((self.name, fraction)))
+        patch.setattr(BenchmarkProgress, "show", lambda self, share, words: seen.append((self.name, share)))
         run_benchmark.main.recipe(settings)
     return settings, seen
 
@@ -411,13 +429,13 @@ def test_what_was_launched_is_finished_for_a_run_in_one_process(launched, named)
 @pytest.mark.parametrize("name", ["finetune base_seed0", "eval base_seed0"])
 def test_the_progress_of_a_recipe_comes_through_accelerate_launch(name, launched):
     _, seen = launched
-    assert [fraction for stage, fraction in seen if stage == name and 0 < fraction < 1] != []
+    assert [share for stage, share in seen if stage == name and 0 < share < 1] != []
 
 
 def test_a_failing_launched_stage_names_its_log_and_gives_the_scripts_own_line(tmp_path):
     fails = "import sys; print('epoch 1/2'); sys.exit(print('error: no', file=sys.stderr) or 3)"
     with pytest.raises(SettingsError, match=r"finetune base failed with exit code 3: no; its log: .*a\.log"):
-        launch_stage(LAUNCHED, [sys.executable, "-c", fails], tmp_path / "a.log", lambda fraction: None)
+        launch_stage(LAUNCHED, [sys.executable, "-c", fails], tmp_path / "a.log", unheard)
 
 
 def test_a_method_that_fails_gets_a_row_that_says_why_and_the_others_go_on(results, monkeypatch):

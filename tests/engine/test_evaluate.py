@@ -96,7 +96,8 @@ def test_of_all_affixes_of_a_row_the_one_counts_that_gives_most_away(model, enco
     for index, answer in enumerate(["Ann Lee.", "Bo."]):
         rows += [TaskRow(example(question, answer, index=index), None, [], affix=question) for question in asked]
     settings = replace(settings_for(world_overrides, tmp_path), batch_size=4, max_new_tokens=4)
-    kept = eval_engine.evaluate_together(model, encoder, rows, settings, way=Way(True, 4), say=lambda line: None).rows
+    limits = {"way": Way(True, 4), "say": lambda line: None}
+    kept = eval_engine.evaluate_together(model, encoder, "a", rows, settings, **limits).rows
     assert list(kept) == [0, 1]
     for index, log in kept.items():
         alone = [
@@ -112,7 +113,7 @@ def test_of_all_affixes_of_a_row_the_one_counts_that_gives_most_away(model, enco
 
 def test_rows_without_several_affixes_are_asked_as_they_are(model, encoder):
     rows = [TaskRow(example(index=index), None, []) for index in range(3)]
-    kept, tokens = eval_engine.most_revealing(model, encoder, rows, 4, lambda line: None)
+    kept, tokens = eval_engine.most_revealing(model, encoder, rows, batch_size=4, say=lambda line: None)
     assert kept is rows and tokens == 0
 
 

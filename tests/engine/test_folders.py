@@ -63,6 +63,13 @@ def test_a_former_folder_is_replaced_also_behind_a_link(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["disk", "out"]
 
 
+def test_the_lock_is_taken_before_anything_is_looked_at_in_the_folder(tmp_path, monkeypatch):
+    """Another run may make or replace the folder until then: what was seen of it would no longer hold."""
+    monkeypatch.setattr(folders, "lock_folder", lambda folder, setting: folder.mkdir())
+    with pytest.raises(SettingsError, match="exists; overwrite=true replaces it"):
+        check_save_dir(str(tmp_path / "out"), False, "train_meta.json")
+
+
 # ---- what is not ours
 
 

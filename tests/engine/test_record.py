@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -12,19 +10,15 @@ import torch
 from engine import record
 from engine.folders import MARK
 from engine.record import (
-    PROGRESS_FILE,
-    heard_by,
     peak_memory_gb,
     read_json,
-    report_progress,
-    reported_progress,
     start_of_peak,
     work_key,
     write_record,
     write_text_whole,
 )
 from engine.source import code_of
-from helpers import ENVIRONMENT, ROOT
+from helpers import ROOT
 from settings.inputs import Inputs
 from settings.script import SettingsError
 
@@ -181,30 +175,6 @@ def test_a_record_that_is_killed_while_it_is_written_leaves_the_former_one(tmp_p
     with pytest.raises(Killed):
         write_record(tmp_path / "a.json", seconds=2.0, key="new")
     assert read_json(tmp_path / "a.json")["key"] == "former"
-
-
-# ---- progress
-
-
-def test_progress_is_heard_in_this_process_and_only_while_somebody_listens():
-    heard = []
-    with heard_by(heard.append):
-        report_progress(1, 4)
-        report_progress(2, 4)
-    report_progress(3, 4)
-    assert heard == [0.25, 0.5]
-
-
-def test_the_progress_of_a_launched_run_stands_in_the_file_that_its_environment_names(tmp_path):
-    file = tmp_path / "a.progress"
-    code = "from engine.record import report_progress; report_progress(1, 4); report_progress(3, 4)"
-    environment = {**ENVIRONMENT, PROGRESS_FILE: str(file)}
-    subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
-    assert reported_progress(file) == 0.75
-
-
-def test_a_run_that_has_not_begun_has_no_progress(tmp_path):
-    assert reported_progress(tmp_path / "none") == 0.0
 
 
 def test_a_record_says_on_which_machine_it_was_made(tmp_path):

@@ -17,10 +17,12 @@ import torch
 import yaml
 from PIL import Image
 
+from engine.folders import MARK
 from helpers import ROOT
-from mini_clear import words
+from mini_clear import albums, cheats, words
 from mini_clear.captions import REWORDINGS, WORDINGS
 from mini_clear.dataset_folder import write_world
+from mini_clear.faces import write_faces
 from mini_clear.people import REAL_NAMES, Person, World, draw_world
 from mini_clear.portraits import BACKGROUNDS, CLOTHES, EXPRESSIONS, draw_views, render
 from mini_clear.questions import FACE_NAME_QUESTION, KINDS, PICTURE_QUESTIONS, make_pairs
@@ -383,6 +385,25 @@ def test_a_wrong_wish_gets_one_line_and_leaves_everything_as_it_was(tmp_path: Pa
     assert done.returncode == 1
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "letter.txt"]
+
+
+@pytest.mark.parametrize("write", [write_world, write_faces, cheats.write_cheats], ids=lambda each: each.__name__)
+def test_a_folder_of_somebody_else_where_it_would_write_is_refused_and_stays(write, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(albums, "render", lambda *_: pytest.fail("it drew before it looked"))
+    other = tmp_path / "mini.partial"
+    other.mkdir()
+    (other / "thesis.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"mini\.partial' stands where this run would write"):
+        write(tmp_path / "mini")
+    assert [file.name for file in tmp_path.rglob("*")] == ["mini.partial", "thesis.txt"]
+
+
+def test_a_world_that_was_killed_in_its_last_moment_can_be_replaced(tmp_path: Path):
+    """The mark goes after the folder has its name: a kill in between leaves it there."""
+    write_world(tmp_path / "mini", people=8, views=1)
+    (tmp_path / "mini" / MARK).touch()
+    write_world(tmp_path / "mini", people=8, views=1, overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "mini").iterdir()) == ["clear", "tofu"]
 
 
 def test_overwrite_replaces_an_older_world(tmp_path: Path):

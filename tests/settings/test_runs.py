@@ -148,3 +148,46 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
     with locks_given_back():
         lock_folder(tmp_path / "out", "save_dir")
     assert "has no locks" in capsys.readouterr().err
+
+
+# ---- what was launched
+
+TELLS = """
+import os, signal, sys, time
+def told(*_):
+    open(sys.argv[1], "w").close()
+    os._exit(0)
+signal.signal(signal.SIGTERM, told)
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+LAUNCHES = """
+import subprocess, sys, time
+from settings.runs import ending_with_this
+command = ending_with_this([sys.executable, "-c", sys.argv[1], sys.argv[2]])
+process = subprocess.Popen(command, start_new_session=True)
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
+def test_a_launched_command_is_the_process_that_was_started_and_is_told_when_its_parent_is_killed(tmp_path):
+    command = [sys.executable, "-c", LAUNCHES, TELLS, str(tmp_path / "told")]
+    options = {"cwd": ROOT, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **options) as process:
+        numbers = {process.stdout.readline(), process.stdout.readline()}
+        process.kill()
+    assert len(numbers) == 1
+    end = time.monotonic() + 60
+    while not (tmp_path / "told").exists():
+        assert time.monotonic() < end, "it was not told"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")
+def test_a_command_whose_parent_is_gone_before_it_could_ask_does_not_begin(tmp_path):
+    nobody = "0"  # no process has this number as its parent
+    writes = [sys.executable, "-c", f"open({str(tmp_path / 'a')!r}, 'w')"]
+    assert subprocess.run([sys.executable, runs.__file__, nobody, *writes], env=ENVIRONMENT).returncode == -15
+    assert list(tmp_path.iterdir()) == []
