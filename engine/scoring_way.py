@@ -109,9 +109,9 @@ def difference(
     model: nn.Module, encoder: Any, prompts: list[Prompt], truths: list[dict[str, Alone]], way: Way
 ) -> str | None:
     """What `prompts` scored in this way have that is not as `truths` and plain passes have it; None: nothing."""
-    limits = {"batch_size": way.batch_size, "max_new_tokens": TOKENS}
+    limits: dict[str, Any] = {"batch_size": way.batch_size, "max_new_tokens": TOKENS, "shared": way.shared}
     try:
-        results = score_prompts(model, encoder, prompts, **limits, shared=way.shared, say=lambda line: None)
+        results = score_prompts(model, encoder, prompts, **limits, say=lambda line: None)
     except SettingsError:
         raise
     except Exception as error:  # what a family's forward raises depends on the family

@@ -193,8 +193,6 @@ class EvalLimits:
         at_least("max_new_tokens", self.max_new_tokens, 1)
         at_least("limit", self.limit, 0)
         share_of("validation_share", self.validation_share)
-        if not self.tasks:
-            raise SettingsError("tasks is empty: there is nothing to ask")
 
     def files(self) -> list[str]:
         """What its tasks read besides their rows, each file once."""
@@ -305,6 +303,8 @@ class Eval(EvalLimits):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.tasks:
+            raise SettingsError("tasks is empty: there is nothing to ask")
         one_of("fold", self.fold, ("all", "validation", "test"))
         check_seed("seed", self.seed)
         check_seed("affix_seed", self.affix_seed)

@@ -100,10 +100,10 @@ def test_a_model_that_sees_its_padding_is_scored_row_by_row_and_its_scores_are_t
         "by row"
     )
     settings = EvalLimits(batch_size=8, max_new_tokens=6, **LIMITS)
-    log = evaluate_together(model, encoder, ROWS, settings, way=way, say=said.append).rows
-    padded = evaluate_together(model, encoder, ROWS, settings, way=Way(False, 8), say=said.append).rows
+    log = evaluate_together(model, encoder, "task", ROWS, settings, way=way, say=said.append).rows
+    padded = evaluate_together(model, encoder, "task", ROWS, settings, way=Way(False, 8), say=said.append).rows
     for row in ROWS:
-        alone = evaluate_together(model, encoder, [row], settings, way=Way(False, 1), say=said.append).rows
+        alone = evaluate_together(model, encoder, "task", [row], settings, way=Way(False, 1), say=said.append).rows
         assert log[row.example.index]["generated_text"] == alone[row.example.index]["generated_text"]
     assert padded != log  # what it was before anybody looked
 
