@@ -316,6 +316,7 @@ def cost_of(
     seconds = checkpoints.seconds - judged.seconds
     cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.state.global_step}
     cost["peak_memory_gb"] = max(checkpoints.peak, peak_memory_gb())
+    cost["figure"] = f"loss {progress.losses[-1][1]:.4f}"
     cost |= {"loss": progress.losses, **token_counts(trainer, seconds, progress.say)}
     if trainer.bound.method.multiplier:
         cost["multiplier"] = trainer.multiplier

@@ -1,0 +1,235 @@
+"""A sweep: a folder for each job, a job that fails does not end the others, and a table of all closes it."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from helpers import start
+from settings import sweeps
+from settings.language import Forget
+from settings.script import FolderExists, SettingsError, Stopped, script
+from settings.sweeps import Job, Outcome, give_folders, quoted, read_outcome, swept_of
+
+NAME = "models/nlp/mini_clear/tiny-llama/forget25_npo_seed0"
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """`sweep(recipe, *typed)` sweeps nlp/forget with another recipe in an empty folder; returns the exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweeps, "told", [])
+
+    def run(recipe, *typed):
+        main = script("nlp/forget", Forget)(recipe)
+        return start(SimpleNamespace(main=main, __name__="forget"), ["-m", *typed], monkeypatch)
+
+    return run
+
+
+def write(settings):
+    """What a training leaves, with a figure that tells which it was."""
+    folder = Path(settings.save_dir)
+    folder.mkdir(parents=True)
+    (folder / "train_meta.json").write_text(json.dumps({"figure": f"beta {settings.method.args['beta']}"}))
+
+
+def table(output):
+    """The rows of the closing table: (job, state, figure or reason), each in its first line."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
+    return [(row[0], row[2], row[3]) for row in rows if row[0]]
+
+
+def test_each_job_gets_a_folder_named_by_what_the_usual_name_does_not_tell(sweep, capsys):
+    assert sweep(write, "method.args.beta=.05,0.1", "trainer.lr=1e-4") == 0
+    assert {path.name for path in Path(NAME).parent.iterdir()} == {
+        "forget25_npo_seed0_beta_0.05",
+        "forget25_npo_seed0_beta_0.1",
+    }
+    output = capsys.readouterr().out
+    assert table(output) == [("0", "done", "beta 0.05"), ("1", "done", "beta 0.1")]
+    assert "all jobs: trainer.lr=0.0001" in output
+    assert f"job 1 (method.args.beta=0.1) begins: {NAME}_beta_0.1" in output
+    assert "2 of 2 jobs are done" in output
+
+
+def test_folders_that_the_usual_names_tell_apart_keep_them(sweep):
+    made = []
+    assert sweep(lambda settings: made.append(settings.save_dir), "method=npo,idk", "seed=0,1") == 0
+    assert [Path(each).name for each in made] == [
+        "forget25_npo_seed0",
+        "forget25_npo_seed1",
+        "forget25_idk_seed0",
+        "forget25_idk_seed1",
+    ]
+
+
+def test_a_job_of_a_sweep_reads_the_settings_that_a_single_run_reads(sweep, monkeypatch):
+    read = []
+    assert sweep(read.append, "method=npo,idk", "trainer.lr=1e-3", "save_dir=x_${method.name}") == 0
+    main = script("nlp/forget", Forget)(read.append)
+    typed = ["method=idk", "trainer.lr=1e-3", "save_dir=x_idk"]
+    assert start(SimpleNamespace(main=main, __name__="forget"), typed, monkeypatch) == 0
+    assert read[1] == read[2]
+    assert read[0].method.name == "npo"
+
+
+def test_two_jobs_of_one_folder_are_refused_before_the_first_begins(sweep, capsys):
+    assert sweep(lambda settings: pytest.fail("it ran"), "method.args.beta=.05,.1", "save_dir=out") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: 2 jobs of this sweep would write save_dir='out' (job 0 (method.args.beta=0.05) and job 1 "
+        "(method.args.beta=0.1)); leave save_dir out"
+    )
+    assert error.endswith("save_dir=out_\\${method.args.beta}\n")
+
+
+def test_two_names_of_one_folder_are_one_folder(sweep, capsys):
+    assert sweep(lambda settings: pytest.fail("it ran"), "save_dir=out,./out") == 1
+    assert "2 jobs of this sweep would write save_dir='out'" in capsys.readouterr().err
+
+
+def test_settings_of_one_job_that_are_wrong_are_refused_before_the_first_begins(sweep, capsys):
+    assert sweep(lambda settings: pytest.fail("it ran"), "trainer.lr=1e-4,-1") == 1
+    assert capsys.readouterr().err == "error: job 1 (trainer.lr=-1): trainer.lr=-1.0 must be at least 0\n"
+
+
+FAILURES = {
+    "a mistake": (SettingsError("x=1 is wrong"), "x=1 is wrong"),
+    "an error of a library": (RuntimeError("CUDA out of memory.\nmore"), "RuntimeError: CUDA out of memory."),
+    "an end of the process": (SystemExit(3), "exit code 3"),
+    "a full disk": (OSError(28, "No space left on device"), "the disk is full"),
+    "a folder that is there": (FolderExists("save_dir='x' exists", lambda: False), "save_dir='x' exists"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_job_that_fails_does_not_end_the_others(name, sweep, capsys):
+    error, why = FAILURES[name]
+
+    def recipe(settings):
+        if settings.method.args["beta"] == 0.1:
+            raise error
+        write(settings)
+
+    assert sweep(recipe, "method.args.beta=.05,.1,.4") == 1
+    first, second, third = table(capsys.readouterr().out)
+    assert (first, third) == (("0", "done", "beta 0.05"), ("2", "done", "beta 0.4"))
+    assert second[:2] == ("1", "failed")
+    assert second[2].startswith(why)
+
+
+def test_a_job_that_was_done_before_by_the_same_is_not_done_again(sweep, capsys):
+    def recipe(settings):
+        if settings.seed == 0:
+            raise FolderExists("it exists", lambda: True)
+        write(settings)
+
+    assert sweep(recipe, "seed=0,1") == 0
+    assert [state for _, state, _ in table(capsys.readouterr().out)] == ["done before", "done"]
+
+
+def test_a_sweep_that_is_told_to_stop_runs_no_further_job_and_says_so(sweep, capsys):
+    def recipe(settings):
+        if settings.seed == 1:
+            raise Stopped("SIGTERM: saved step 2 of 6", 143)
+        write(settings)
+
+    assert sweep(recipe, "seed=0,1,2") == 143
+    assert [state for _, state, _ in table(capsys.readouterr().out)] == ["done", "stopped", "not run"]
+
+
+def test_sigterm_between_two_steps_of_a_job_closes_the_table_too(sweep, capsys):
+    assert sweep(lambda settings: os.kill(os.getpid(), signal.SIGTERM), "seed=0,1") == 143
+    assert [state for _, state, _ in table(capsys.readouterr().out)] == ["stopped", "not run"]
+
+
+def test_the_table_lies_beside_what_the_jobs_left(sweep, tmp_path):
+    assert sweep(write, "seed=0,1") == 0
+    (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert len(table((folder / "table.txt").read_text())) == 2
+    assert {path.name for path in folder.iterdir()} == {"job_0", "job_1", "table.txt"}
+
+
+def test_a_job_that_wrote_nothing_at_its_end_is_not_called_done(tmp_path):
+    assert read_outcome(tmp_path, "it was killed") == Outcome("not run", "it was killed")
+
+
+def test_one_process_of_several_ends_when_its_job_fails(sweep, monkeypatch, capsys):
+    """The other processes of the launch would wait for it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ran = []
+
+    def recipe(settings):
+        ran.append(settings.seed)
+        raise SettingsError("x")
+
+    assert sweep(recipe, "seed=0,1") == 1
+    assert ran == [0]
+    assert [state for _, state, _ in table(capsys.readouterr().out)] == ["failed", "not run"]
+
+
+def test_another_process_than_the_first_says_nothing(sweep, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    assert sweep(lambda settings: None, "seed=0,1") == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (["hydra/launcher=slurm"], "error: hydra/launcher='slurm' is not there; choose from basic, joblib"),
+        (["hydra/sweeper=nothing"], "error: hydra/sweeper='nothing' is not there; choose from basic"),
+        (["method=idk,nppo"], "error: method='nppo' is not known (did you mean 'npo'?)"),
+        (["--cfg", "job"], "error: --cfg and --multirun ask for different things; leave one out"),
+        (["seed=range(0,2.5"], "error: 'seed=range(0,2.5' is no setting"),
+        (["seed=interval(0,1)"], "error: BasicSweeper does not support sweep type : INTERVAL_SWEEP"),
+    ],
+)
+def test_a_mistake_in_a_sweep_is_one_line(typed, line, sweep, capsys):
+    assert sweep(lambda settings: pytest.fail("it ran"), *typed) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(line)
+    assert error.count("\n") == 1
+
+
+# ---- names
+
+
+def jobs_of(*swept, place="out"):
+    return [Job(number, list(texts), list(texts), "save_dir", place) for number, texts in enumerate(swept)]
+
+
+def test_a_name_has_the_whole_setting_where_two_end_alike():
+    jobs = jobs_of(["a.x=1", "b.x=1"], ["a.x=1", "b.x=2"], ["a.x=2", "b.x=1"])
+    give_folders(jobs)
+    assert [job.place for job in jobs] == ["out_a.x_1_b.x_1", "out_a.x_1_b.x_2", "out_a.x_2_b.x_1"]
+
+
+def test_a_name_is_fit_for_a_folder():
+    jobs = jobs_of(["split=a/b"], ["split=[c,d]"], ["split='e f'"])
+    give_folders(jobs)
+    assert [job.place for job in jobs] == ["out_split_a_b", "out_split__c_d_", "out_split_e_f"]
+
+
+def test_jobs_whose_names_would_become_one_are_refused():
+    with pytest.raises(SettingsError, match="2 jobs of this sweep would write"):
+        give_folders(jobs_of(["split=a/b"], ["split=a_b"]))
+
+
+def test_what_all_jobs_have_is_not_swept():
+    assert swept_of([["a=1", "b=1", "hydra/launcher=joblib"], ["a=1", "b=2", "hydra/launcher=joblib"]]) == [
+        ["b=1"],
+        ["b=2"],
+    ]
+    assert swept_of([["a=1"]]) == [[]]
+
+
+@pytest.mark.parametrize("text", ["a", "a b", "it's", "a=b,c", "a\\b", "a\\'b", "[1]", "ünï"])
+def test_a_folder_reaches_its_job_whatever_its_name(text, sweep):
+    made = []
+    assert sweep(lambda settings: made.append(settings.save_dir), f"save_dir={quoted(text)}") == 0
+    assert made == [text]
