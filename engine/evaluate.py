@@ -392,7 +392,7 @@ def write_results(folder: Path, done: dict[str, Path], settings: Eval, record: d
         }
         cost["peak_memory_gb"] = max(each["peak_memory_gb"] for each in records.values())
         data = {name: data_record(settings.tasks[name]) for name in done}
-        about = {"data": data, "tasks": records, "figure": figure_of(logs, settings)}
+        about: dict[str, Any] = {"data": data, "tasks": records, "figure": figure_of(logs, settings)}
         write_record(aside / EVAL_RECORD, **record, **about, **cost)
 
 

@@ -251,7 +251,12 @@ def check_command_line() -> argparse.Namespace:
     if unknown:
         raise SettingsError(f"{unknown[0]} stands behind an option and other settings; write options first")
     check_overrides(typed.overrides, sweeps=typed.multirun)
-    others = {"--run": typed.run, "--cfg": typed.cfg, "--info": typed.info, "--shell-completion": typed.shell_completion}
+    others = {
+        "--run": typed.run,
+        "--cfg": typed.cfg,
+        "--info": typed.info,
+        "--shell-completion": typed.shell_completion,
+    }
     asked = [option for option, value in {**others, "--multirun": typed.multirun}.items() if value]
     if len(asked) > 1:
         raise SettingsError(f"{asked[0]} and {asked[1]} ask for different things; leave one out")

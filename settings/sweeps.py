@@ -33,7 +33,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import filter_overrides
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -293,7 +293,7 @@ class Sweep:
             raise SettingsError("hydra/sweeper: only hydra's own makes jobs here; leave it out")
         of_file = [f"{name}={value}" for name, value in (settings.sweeper.params or {}).items()]
         parser = OverridesParser.create(config_loader=self.loader)
-        overrides = parser.parse_overrides([*of_file, *OmegaConf.to_container(settings.overrides.task)])
+        overrides = parser.parse_overrides([*of_file, *map(str, settings.overrides.task)])
         (batch,) = BasicSweeper.split_arguments(overrides, None)
         jobs = self.plan(batch)
         self.task.names = {job.number: job.name for job in jobs}
@@ -399,7 +399,9 @@ def close(jobs: list[Job], outcomes: list[Outcome], common: list[str], folder: P
         said = outcome.why or figure_of(job.place)
         texts = ["\n".join(job.swept), outcome.state, said, f"{outcome.seconds:.1f}", job.place]
         table.add_row(str(job.number), *map(escape, texts))
-    done = f"{len(jobs) - len(bad)} of {len(jobs)} jobs are done; this table, and the lines of jobs that ran side by side"
+    done = (
+        f"{len(jobs) - len(bad)} of {len(jobs)} jobs are done; this table, and the lines of jobs that ran side by side"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / TABLE).open("w", encoding="utf-8") as stream:
         for console in (Console(width=None if sys.stdout.isatty() else WIDTH), Console(file=stream, width=WIDTH)):

@@ -1,14 +1,17 @@
 """A sweep: a folder for each job, a job that fails does not end the others, and a table of all closes it."""
 
+import importlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from helpers import start
+from helpers import BASE, ENVIRONMENT, QUICK, ROOT, same_tensors, start
 from settings import sweeps
 from settings.language import Forget
 from settings.script import FolderExists, SettingsError, Stopped, script
@@ -233,3 +236,75 @@ def test_a_folder_reaches_its_job_whatever_its_name(text, sweep):
     made = []
     assert sweep(lambda settings: made.append(settings.save_dir), f"save_dir={quoted(text)}") == 0
     assert made == [text]
+
+
+# ---- the recipes themselves
+
+
+@pytest.fixture
+def of_track(world_overrides, world, text_base, face_overrides):
+    """`of_track(track)`: overrides that point its recipes at a small world, and that let them run in seconds."""
+    words = [f"data.text_path={world}/tofu", "data.made_by=''", f"model.path={text_base}", "model.made_by=''"]
+    splits = ["data.splits.nlp={full: full, retain: retain90, forget: forget10}", "data.forget=forget10"]
+    made = {"mm": world_overrides, "nlp": [*words, *splits], "cv": face_overrides}
+    return made.__getitem__
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("track", ["mm", "nlp", "cv"])
+def test_finetune_forget_and_eval_of_each_track_are_swept(track, of_track, tmp_path, monkeypatch, capsys):
+    """Two bases; a forgetting that diverges beside one that does not; a model that is not there beside one that is."""
+    finetune, forget, evaluate = (importlib.import_module(f"{track}.{name}") for name in ("finetune", "forget", "eval"))
+    common = [*of_track(track), f"hydra.sweep.dir={tmp_path}/sweep"]
+    quick = ["trainer.epochs=1", "trainer.batch_size=8"]
+    if track == "cv":
+        pretrain = importlib.import_module("cv.pretrain")
+        own = [*of_track(track), *quick, f"save_dir={tmp_path}/pretrained"]
+        assert start(pretrain, own, monkeypatch) == 0
+        common.append(f"model.path={tmp_path}/pretrained")
+
+    def swept(recipe, *typed):
+        capsys.readouterr()
+        code = start(recipe, ["-m", *common, *typed], monkeypatch)
+        return code, table(capsys.readouterr().out)
+
+    code, rows = swept(finetune, *quick, "seed=0,1", f"save_dir={tmp_path}/base_${{seed}}")
+    assert code == 0
+    assert [(state, figure.split()[0]) for _, state, figure in rows] == [("done", "loss"), ("done", "loss")]
+    start_at = f"model_path={tmp_path}/base_0"
+    method = "grad_ascent" if track == "cv" else "npo"
+    rates = ["trainer.lr=1e-4,1e30", f"save_dir={tmp_path}/forgot_${{trainer.lr}}"]
+    code, rows = swept(forget, *quick, f"method={method}", start_at, *rates)
+    assert code == 1
+    assert [state for _, state, _ in rows] == ["done", "failed"]
+    assert rows[1][2].startswith(f"method {method}, step ")
+    limits = [] if track == "cv" else ["max_new_tokens=4", "limit=4"]
+    code, rows = swept(evaluate, *limits, f"model_path={tmp_path}/forgot_0.0001,{tmp_path}/nowhere")
+    assert code == 1
+    assert [state for _, state, _ in rows] == ["done", "failed"]
+    assert rows[0][2].startswith("accuracy of " if track == "cv" else "exact memorization of ")
+    assert (tmp_path / "forgot_0.0001" / "eval_results" / "eval_meta.json").is_file()
+    code, rows = swept(evaluate, *limits, f"model_path={tmp_path}/forgot_0.0001,{tmp_path}/base_1")
+    assert code == 0
+    assert [state for _, state, _ in rows] == ["done before", "done"]
+
+
+@pytest.mark.slow
+def test_jobs_beside_each_other_make_what_single_runs_make(world_overrides, tmp_path):
+    """The joblib launcher: a process for each job, whose lines lie in files of their own."""
+    command = [sys.executable, str(ROOT / "mm" / "forget.py")]
+    common = [*world_overrides, *QUICK, f"model_path={BASE}", "method=npo"]
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 1200}
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    swept = subprocess.run([*command, "-m", *common, "method.args.beta=.05,.1,.4", *launcher], **options)
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    assert [state for _, state, _ in table(swept.stdout)] == ["done", "done", "done"]
+    (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert all("forgot " in (folder / f"job_{number}" / "log.txt").read_text() for number in range(3))
+    assert "forgot " not in swept.stdout
+    made = tmp_path / "models" / "mm" / "mini_clear" / "tiny-llava"
+    single = tmp_path / "single"
+    subprocess.run([*command, *common, "method.args.beta=.1", f"save_dir={single}"], check=True, **options)
+    for beta, alike in (("0.05", False), ("0.1", True), ("0.4", False)):
+        assert same_tensors(single, made / f"forget25+tofu_npo_seed0_beta_{beta}") is alike
