@@ -436,7 +436,7 @@ def tensor_of(text: str) -> Tensor:
 def check_room(model: nn.Module, save_dir: str, settings: Trainer) -> None:
     """Raise SettingsError where the disk lacks room for the trained model and for two checkpoints.
 
-    There are two while the second replaces the first. Files that stand there already are not counted.
+    There are two while the second replaces the first. What an interrupted run has left of them needs no further room.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     parts = [model, *(part for _, _, part in inner.__dict__.get("removed_parts", []))]
@@ -448,5 +448,8 @@ def check_room(model: nn.Module, save_dir: str, settings: Trainer) -> None:
         trained = trained_weights(model).values()
         checkpoint = sum(weight.numel() * (weight.element_size() + KEPT[settings.optimizer]) for weight in trained)
     how = f"{result / 1e9:.2f} for the model, {2 * checkpoint / 1e9:.2f} for checkpoints"
+    left = beside(Path(save_dir), "checkpoints").rglob("*")
+    there = min(2 * checkpoint, sum(file.stat().st_size for file in left if file.is_file()))
+    how += f", {there / 1e9:.2f} of it there already" if there else ""
     if processes().is_main_process:
-        check_space(Path(save_dir), result + 2 * checkpoint, how)
+        check_space(Path(save_dir), result + 2 * checkpoint - there, how)

@@ -204,7 +204,7 @@ def hydra_line(error: Exception, schema: type) -> str:
     if group.startswith("hydra"):
         _, _, there = text.partition("Available options")
         hint = "; pip install hydra-submitit-launcher brings submitit" if "submitit" in name else ""
-        listed = ", ".join(re.findall(r"^\t(\w+)", there, re.MULTILINE))
+        listed = ", ".join(re.findall(r"^\t(\w+)$", there, re.MULTILINE))
         return f"{group}={name!r} is not there{hint}; choose from {listed}"
     if missing_group := re.search(r"Could not override '?([\w./-]+)'?\.?\s", text):
         return unknown_setting(missing_group[1], schema)

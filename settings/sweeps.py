@@ -33,18 +33,18 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import filter_overrides
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from settings.runs import end_with_parent, is_first_process
-from settings.script import CONFIG_DIR, FolderExists, SettingsError, Stopped, end_of, hydra_line, read
+from settings.script import CONFIG_DIR, FolderExists, SettingsError, Stopped, choices, end_of, hydra_line, read
 
 PLACES = ("save_dir", "results_dir")  # the settings that name what a run writes
 OUTCOME, LOG, TABLE = "outcome.json", "log.txt", "table.txt"  # of each job, and of all, below hydra.sweep.dir
 BAD = ("failed", "stopped", "not run")
-WIDTH = 160  # of the table where nobody sits at a terminal
+WIDTH = 120  # of the table where nobody sits at a terminal
 
 told: list[int] = []  # the exit code of a job of this process that was told to stop: it runs no further one
 
@@ -81,11 +81,12 @@ class Task:
     recipe: Callable[[Any], None]
     schema: type
     names: dict[int, str] = field(default_factory=dict)  # of the jobs by number, set before the first is launched
+    folder: Path = Path()  # of the sweep, the same
     process: int = field(default_factory=os.getpid)  # that of the sweep
 
     def __call__(self, cfg: DictConfig) -> None:
-        job = HydraConfig.get()
-        folder, number = Path(job.runtime.output_dir), job.job.num
+        number = HydraConfig.get().job.num
+        folder = self.folder / f"job_{number}"
         outcome = Outcome("not run", "the sweep was told to stop", code=told[0]) if told else None
         if outcome is None:
             say(f"{self.names[number]} begins: {place_of(cfg)[1]}")
@@ -116,10 +117,11 @@ class Task:
         return outcome
 
     def outcome_of_error(self, error: BaseException) -> Outcome:
-        """What ended a job, said where its other lines are."""
+        """What ended a job; one that runs beside others has it among its lines too."""
         if known := end_of(error, self.schema):
             line, code = known
-            print(line, file=sys.stderr)
+            if os.getpid() != self.process:  # else the line that ends the job says it
+                print(line, file=sys.stderr)
             if isinstance(error, KeyboardInterrupt):
                 return Outcome("stopped", line, code=code)
             return Outcome("failed", line.removeprefix("error: "))
@@ -245,7 +247,8 @@ def value_of(text: str) -> Any:
 
 def example_of(group: list[Job]) -> str:
     """A setting in which the first two jobs of a group differ."""
-    return group[0].swept[0].partition("=")[0].lstrip("+~") if group[0].swept else "seed"
+    name = group[0].swept[0].partition("=")[0].lstrip("+~")
+    return f"{name}.name" if choices(name) else name
 
 
 def quoted(text: str) -> str:
@@ -293,12 +296,17 @@ class Sweep:
             raise SettingsError("hydra/sweeper: only hydra's own makes jobs here; leave it out")
         of_file = [f"{name}={value}" for name, value in (settings.sweeper.params or {}).items()]
         parser = OverridesParser.create(config_loader=self.loader)
-        overrides = parser.parse_overrides([*of_file, *map(str, settings.overrides.task)])
+        written: Any = OmegaConf.to_container(settings.overrides.task, resolve=False)  # each job has values of its own
+        overrides = parser.parse_overrides([*of_file, *written])
         (batch,) = BasicSweeper.split_arguments(overrides, None)
         jobs = self.plan(batch)
         self.task.names = {job.number: job.name for job in jobs}
         launched = [self.with_place(job) for job in jobs]
-        folder = Path(str(settings.sweep.dir)).absolute()
+        folder = Path(str(settings.sweep.dir))
+        self.task.folder = folder.absolute()
+        if is_first_process():
+            for file in folder.glob(f"job_*/{OUTCOME}"):  # of another sweep that was given this folder
+                file.unlink()
         why = self.launch_all(launched)
         if not is_first_process():
             return

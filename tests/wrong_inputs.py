@@ -153,7 +153,7 @@ def syntax_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "two jobs of a sweep in one folder", "-m", "seed=0,1", "save_dir=<folder>/out")
     yield wrong(script, "a wrong value of one job of a sweep", "-m", "trainer.lr=1e-4,-1")
     yield wrong(script, "a launcher of sweeps that is not there", "-m", "seed=0,1", "hydra/launcher=slurm")
-    yield wrong(script, "two things at once", "-m", "seed=0,1", "--cfg", "job")
+    yield wrong(script, "two things at once", "-m", "--cfg=job", "seed=0,1")
     yield wrong(script, "a folder of settings that is not there", *own)
     tab = broken.text_file("own/method/mine.yaml", "name: mine\n\tloss: npo\n")
     yield wrong(script, "a tab in a YAML file", *own, files=tab)

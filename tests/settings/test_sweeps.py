@@ -184,8 +184,8 @@ def test_another_process_than_the_first_says_nothing(sweep, monkeypatch, capsys)
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
-        (["hydra/launcher=slurm"], "error: hydra/launcher='slurm' is not there; choose from basic, joblib"),
-        (["hydra/sweeper=nothing"], "error: hydra/sweeper='nothing' is not there; choose from basic"),
+        (["hydra/launcher=slurm"], "error: hydra/launcher='slurm' is not there; choose from basic, joblib\n"),
+        (["hydra/sweeper=nothing"], "error: hydra/sweeper='nothing' is not there; choose from basic\n"),
         (["method=idk,nppo"], "error: method='nppo' is not known (did you mean 'npo'?)"),
         (["--cfg", "job"], "error: --cfg and --multirun ask for different things; leave one out"),
         (["seed=range(0,2.5"], "error: 'seed=range(0,2.5' is no setting"),
