@@ -43,7 +43,8 @@ from settings.script import CONFIG_DIR, FolderExists, SettingsError, Stopped, ch
 
 PLACES = ("save_dir", "results_dir")  # the settings that name what a run writes
 OUTCOME, LOG, TABLE = "outcome.json", "log.txt", "table.txt"  # of each job, and of all, below hydra.sweep.dir
-BAD = ("failed", "stopped", "not run")
+BAD = ("failed", "stopped", "not run", "no word")
+KILLED = "its process was killed; the system does so where memory is short"
 WIDTH = 120  # of the table where nobody sits at a terminal
 
 told: list[int] = []  # the exit code of a job of this process that was told to stop: it runs no further one
@@ -53,7 +54,7 @@ told: list[int] = []  # the exit code of a job of this process that was told to 
 class Outcome:
     """How a job ended."""
 
-    state: str  # done, done before, failed, stopped, not run
+    state: str  # done, done before, failed, stopped, not run; no word: its process ended before it could say
     why: str = ""  # in one line, where it is not done
     seconds: float = 0.0
     code: int = 0  # the exit code of a job that was told to stop
@@ -128,8 +129,7 @@ class Task:
         if isinstance(error, SystemExit):
             return Outcome("failed", f"exit code {error.code}") if error.code else Outcome("done")
         traceback.print_exception(error)
-        first = (str(error).strip().splitlines() or [""])[0]
-        return Outcome("failed", f"{type(error).__name__}: {first}")
+        return Outcome("failed", f"{type(error).__name__}: {first_line(error)}")
 
     @contextlib.contextmanager
     def kept_apart(self, folder: Path) -> Iterator[None]:
@@ -165,6 +165,10 @@ def told_by_signal() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 def say(line: str) -> None:
     if is_first_process():
         print(line, flush=True)
@@ -179,7 +183,7 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 def read_outcome(folder: Path, why: str) -> Outcome:
     """How a job ended; `why`: what to say of one that wrote nothing."""
     file = folder / OUTCOME
-    return Outcome(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else Outcome("not run", why)
+    return Outcome(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else Outcome("no word", why)
 
 
 # ---- the jobs
@@ -352,7 +356,7 @@ class Sweep:
         Returns what to say of a job that wrote nothing at its end.
         """
         count = self.config.hydra.sweeper.max_batch_size or len(launched)
-        why = "it ended without a word: it was killed, or the machine was lost"
+        why = KILLED
         with left_to_the_jobs(self.launcher):
             for first in range(0, len(launched), count):
                 try:
@@ -362,8 +366,18 @@ class Sweep:
                         raise
                     return "a job failed, and this launch has several processes"
                 except Exception as error:
-                    why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+                    if type(error).__name__ == "TerminatedWorkerError":  # joblib has ended all that ran beside it
+                        self.launch_alone(launched, range(first, min(first + count, len(launched))))
+                    else:
+                        why = f"{type(error).__name__}: {first_line(error)}"
         return why
+
+    def launch_alone(self, launched: list[list[str]], numbers: range) -> None:
+        """Run those of the jobs `numbers` that have not said how they ended, each by itself."""
+        for number in numbers:
+            if not (self.task.folder / f"job_{number}" / OUTCOME).is_file():
+                with contextlib.suppress(Exception):  # the one that was killed is killed again: it wrote no word
+                    self.launcher.launch([launched[number]], initial_job_idx=number)
 
 
 @contextlib.contextmanager

@@ -6,16 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from helpers import BASE, ENVIRONMENT, QUICK, ROOT, same_tensors, start
 from settings import sweeps
 from settings.language import Forget
 from settings.script import FolderExists, SettingsError, Stopped, script
-from settings.sweeps import Job, Outcome, give_folders, quoted, read_outcome, swept_of
+from settings.sweeps import Job, Outcome, Sweep, Task, give_folders, quoted, read_outcome, swept_of, write_outcome
 
 NAME = "models/nlp/mini_clear/tiny-llama/forget25_npo_seed0"
 
@@ -156,7 +158,34 @@ def test_the_table_lies_beside_what_the_jobs_left(sweep, tmp_path):
 
 
 def test_a_job_that_wrote_nothing_at_its_end_is_not_called_done(tmp_path):
-    assert read_outcome(tmp_path, "it was killed") == Outcome("not run", "it was killed")
+    assert read_outcome(tmp_path, "it was killed") == Outcome("no word", "it was killed")
+
+
+class Joblib:
+    """A launcher that ends all jobs of a launch in which one is killed, as joblib does."""
+
+    def __init__(self, task, killed):
+        self.task, self.killed, self.launched = task, killed, []
+
+    def launch(self, overrides, initial_job_idx):
+        self.launched.append([initial_job_idx + place for place in range(len(overrides))])
+        if self.killed in self.launched[-1]:
+            raise type("TerminatedWorkerError", (Exception,), {})
+        for number in self.launched[-1]:
+            folder = self.task.folder / f"job_{number}"
+            folder.mkdir()
+            write_outcome(folder, Outcome("done"))
+
+
+def test_jobs_that_ran_beside_one_that_was_killed_are_run_again_each_by_itself(tmp_path):
+    made = object.__new__(Sweep)
+    made.task = Task(print, Forget, folder=tmp_path)
+    made.launcher = Joblib(made.task, killed=1)
+    made.config = OmegaConf.create({"hydra": {"sweeper": {"max_batch_size": None}}})
+    why = made.launch_all([["seed=0"], ["seed=1"], ["seed=2"]])
+    assert made.launcher.launched == [[0, 1, 2], [0], [1], [2]]
+    assert [read_outcome(tmp_path / f"job_{number}", why).state for number in range(3)] == ["done", "no word", "done"]
+    assert "killed" in why
 
 
 def test_one_process_of_several_ends_when_its_job_fails(sweep, monkeypatch, capsys):
@@ -170,7 +199,7 @@ def test_one_process_of_several_ends_when_its_job_fails(sweep, monkeypatch, caps
 
     assert sweep(recipe, "seed=0,1") == 1
     assert ran == [0]
-    assert [state for _, state, _ in table(capsys.readouterr().out)] == ["failed", "not run"]
+    assert [state for _, state, _ in table(capsys.readouterr().out)] == ["failed", "no word"]
 
 
 def test_another_process_than_the_first_says_nothing(sweep, monkeypatch, capsys):
@@ -252,6 +281,7 @@ def of_track(world_overrides, world, text_base, face_overrides):
 @pytest.mark.parametrize("track", ["mm", "nlp", "cv"])
 def test_finetune_forget_and_eval_of_each_track_are_swept(track, of_track, tmp_path, monkeypatch, capsys):
     """Two bases; a forgetting that diverges beside one that does not; a model that is not there beside one that is."""
+    monkeypatch.setattr(sweeps, "WIDTH", 1000)  # no cell is broken
     finetune, forget, evaluate = (importlib.import_module(f"{track}.{name}") for name in ("finetune", "forget", "eval"))
     common = [*of_track(track), f"hydra.sweep.dir={tmp_path}/sweep"]
     quick = ["trainer.epochs=1", "trainer.batch_size=8"]
@@ -306,3 +336,53 @@ def test_jobs_beside_each_other_make_what_single_runs_make(world_overrides, tmp_
     subprocess.run([*command, *common, "method.args.beta=.1", f"save_dir={single}"], check=True, **options)
     for beta, alike in (("0.05", False), ("0.1", True), ("0.4", False)):
         assert same_tensors(single, made / f"forget25+tofu_npo_seed0_beta_{beta}") is alike
+
+
+SAVES = """
+import signal
+import time
+from pathlib import Path
+
+from settings.language import Forget
+from settings.script import Stopped, script
+
+
+@script("nlp/forget", Forget)
+def main(settings):
+    def save(number, frame):
+        Path(f"saved_{settings.seed}").touch()
+        raise Stopped("saved", 143)
+
+    signal.signal(signal.SIGTERM, save)
+    Path(f"began_{settings.seed}").touch()
+    time.sleep(60)
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux to tell the jobs")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_jobs_beside_each_other_save_when_the_sweep_is_ended(number, code, tmp_path):
+    (tmp_path / "saves.py").write_text(SAVES)
+    typed = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1,2,3"]
+    with (tmp_path / "said").open("w") as stream:  # a pipe would stay open until the last job has ended
+        options = {"cwd": tmp_path, "env": ENVIRONMENT, "stdout": stream, "stderr": stream}
+        sweep = subprocess.Popen([sys.executable, "saves.py", *typed], **options)
+    assert wait_for(lambda: len(list(tmp_path.glob("began_*"))) == 2)
+    sweep.send_signal(number)
+    assert sweep.wait(timeout=60) == code
+    assert wait_for(lambda: len(list(tmp_path.glob("saved_*"))) == 2)
+    time.sleep(1)
+    assert len(list(tmp_path.glob("began_*"))) == 2  # no further one
+
+
+def wait_for(condition, seconds=120):
+    """Whether a condition holds within so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()
