@@ -18,8 +18,9 @@ from engine.cells import TaskCells, as_name, as_text, need_columns, read_column,
 from engine.decode import decode_picture
 from engine.files import files_below, hash_of_files
 from engine.layouts import read_rows, splits_of
-from settings.inputs import Inputs
+from settings.inputs import Inputs, Maker
 from settings.language import ANY, Affix, ChosenPeople, Data, Task
+from settings.runs import one_at_a_time
 from settings.script import ROOT, SettingsError, nearest, processes
 
 datasets.disable_progress_bars()  # a bar a split drowns the lines that matter
@@ -95,9 +96,18 @@ def make_missing(inputs: Inputs) -> None:
     """
     for maker in inputs.makers:
         with processes().local_main_process_first():
-            if not Path(maker.folder).exists() and subprocess.run([sys.executable, *maker.command]).returncode:
-                made = " ".join(maker.command)
-                raise SettingsError(f"{maker.setting}: python {made} failed; its own line stands above")
+            make(maker)
+
+
+def make(maker: Maker) -> None:
+    """Make a folder that is not there; of several runs that need it the first makes it, and the others wait."""
+    folder = Path(maker.folder)
+    if folder.exists():
+        return
+    with one_at_a_time(folder):
+        if not folder.exists() and subprocess.run([sys.executable, *maker.command]).returncode:
+            made = " ".join(maker.command)
+            raise SettingsError(f"{maker.setting}: python {made} failed; its own line stands above")
 
 
 def fingerprint(path: str) -> str:

@@ -91,8 +91,16 @@ def run_stages(benchmark: Benchmark, folder: Path, *, overwrite: bool = False) -
 
 
 def check_models(benchmark: Benchmark) -> None:
-    """Raise SettingsError for a model made elsewhere that is not there, before anything is trained."""
-    for row in benchmark.models:
+    """Raise SettingsError for a model made elsewhere that is not there, before anything is trained.
+
+    A line says which of them is one and the same for all seeds.
+    """
+    for row, named in benchmark.models.items():
+        if len(benchmark.seeds) > 1 and "{seed}" not in named:
+            say_line(
+                f"benchmark.models.{row}={named!r} is one model for the seeds {benchmark.seeds}: its rows differ by "
+                "their base and gold alone; {seed} in the path names a model for each"
+            )
         for seed in benchmark.seeds:
             path, name = model_path(benchmark, row, seed), f"benchmark.models.{row}"
             if benchmark.modality != "cv":

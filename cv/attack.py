@@ -14,11 +14,9 @@ from settings.script import processes, script
 @script("cv/attack", AttackFaces)
 def main(settings: AttackFaces) -> None:
     from engine import record
-    from engine.folders import check_save_dir, written_whole
-    from engine.source import code_of
+    from engine.folders import written_whole
 
-    check_save_dir(settings.save_dir, settings.overwrite, record.ATTACK_RECORD, settings.inputs())
-    code = code_of(__file__)
+    code = record.begin_run(settings, record.ATTACK_RECORD, __file__)
     from cv.attack_scoring import attack, check_rounds, summary
     from cv.division import check_strangers, read_division
     from cv.network import load_network
@@ -40,6 +38,7 @@ def main(settings: AttackFaces) -> None:
     started = time.perf_counter()
     similarities = compare_models(settings, division, pretrained)
     figures = attack(similarities, division, settings.models, settings.targets)
+    facts["figure"] = "; ".join(f"{pool}: {summary(each['attacks'])}" for pool, each in figures["pools"].items())
     if processes().is_main_process:
         with written_whole(Path(settings.save_dir)) as aside:
             similarities.write(aside)

@@ -12,11 +12,9 @@ from settings.script import processes, script
 @script("cv/eval", EvalFaces)
 def main(settings: EvalFaces) -> None:
     from engine import record
-    from engine.folders import check_save_dir, written_whole
-    from engine.source import code_of
+    from engine.folders import written_whole
 
-    check_save_dir(settings.save_dir, settings.overwrite, record.EVAL_RECORD, settings.inputs())
-    code = code_of(__file__)
+    code = record.begin_run(settings, record.EVAL_RECORD, __file__)
     from cv.compare import TASKS, compare, row_logs, verification_figures, write_logs
     from cv.division import met_by, read_division
     from cv.network import load_network
@@ -37,6 +35,7 @@ def main(settings: EvalFaces) -> None:
     compared = compare(network, division, album, size=settings.model.size, batch_size=settings.batch_size)
     logs = row_logs(compared, met, settings.model.logit_scale)
     groups = verification_figures(compared, met)
+    facts["figure"] = ", ".join(f"accuracy of {group} {each['accuracy']:.3f}" for group, each in groups.items())
     if processes().is_main_process:
         with written_whole(Path(settings.save_dir)) as aside:
             write_logs(aside, logs, groups)

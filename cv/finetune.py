@@ -7,12 +7,9 @@ from settings.training import FINETUNING
 
 @script("cv/finetune", FinetuneFaces)
 def main(settings: FinetuneFaces) -> None:
-    from engine.folders import check_save_dir
-    from engine.record import TRAIN_RECORD, run_facts, say_line
-    from engine.source import code_of
+    from engine.record import TRAIN_RECORD, begin_run, run_facts, say_line
 
-    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD, settings.inputs())
-    code = code_of(__file__)
+    code = begin_run(settings, TRAIN_RECORD, __file__)
     from cv.division import check_strangers, met_by, read_division
     from cv.network import load_network, start_of, with_new_classes
     from cv.pictures import FaceEncoder, FacePairs, training_rows

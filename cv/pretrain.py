@@ -9,12 +9,9 @@ from settings.training import FINETUNING
 
 @script("cv/pretrain", Pretrain)
 def main(settings: Pretrain) -> None:
-    from engine.folders import check_save_dir
-    from engine.record import TRAIN_RECORD, run_facts, say_line
-    from engine.source import code_of
+    from engine.record import TRAIN_RECORD, begin_run, run_facts, say_line
 
-    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD, settings.inputs())
-    code = code_of(__file__)
+    code = begin_run(settings, TRAIN_RECORD, __file__)
     from cv.division import read_division
     from cv.network import new_network, start_of
     from cv.pictures import FaceEncoder, FacePairs, FaceRows

@@ -33,6 +33,7 @@ from engine.progress import Work
 from engine.record import read_json, work_key, write_record
 from engine.source import code_of
 from settings.inputs import Inputs
+from settings.runs import one_at_a_time
 from settings.script import SettingsError, processes
 from settings.training import FINETUNING, Method, Trainer
 from unlearn_losses import Scored, sequence_logprob
@@ -236,7 +237,15 @@ class StackPlan:
 
 
 def train_or_load_stack(settings: AttackFaces, division: Division, plan: StackPlan) -> FaceNetwork:
-    """The planned networks: trained, or found in the plan's folder if they were made of the same."""
+    """The planned networks: trained, or found in the plan's folder if they were made of the same.
+
+    Of several attacks that need them one trains them, and the others wait.
+    """
+    with one_at_a_time(plan.folder):
+        return found_or_trained(settings, division, plan)
+
+
+def found_or_trained(settings: AttackFaces, division: Division, plan: StackPlan) -> FaceNetwork:
     key = stack_key(settings, plan)
     seeds = {number: model_seed(settings, number) for number in plan.numbers}
     start = plan.start

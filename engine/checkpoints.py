@@ -24,6 +24,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 
@@ -328,10 +329,31 @@ def kept_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A tensor with all its parts, in main memory; under FSDP2 every process has a part, and all must call this."""
+    """A tensor with all its parts, in the main memory of the first process; the others get an empty one.
+
+    Under FSDP2 every process has a part, and all must call this.
+    """
     value = value.detach()
     gathered = value.full_tensor() if isinstance(value, DTensor) else value
-    return gathered.cpu().contiguous()
+    return gathered.cpu().contiguous() if processes().is_main_process else torch.empty(0)
+
+
+def make_whole(model: nn.Module) -> None:
+    """Undo FSDP2 after the last step: the first process gets its model back as it was before it was parted.
+
+    All processes must call this. Another model stays as it is.
+    """
+    made: dict[int, nn.Parameter] = {}  # by the parted one, because two modules may share a weight
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if isinstance(weight, DTensor):
+                if id(weight) not in made:
+                    made[id(weight)] = nn.Parameter(whole(weight), weight.requires_grad)
+                setattr(module, name, made[id(weight)])
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # which FSDP2 has made a base of the module's own class
+            own: Any = next(kind for kind in type(module).__mro__[1:] if not issubclass(kind, FSDPModule))
+            module.__class__ = own
 
 
 def parted_like(value: Tensor, like: Tensor) -> Tensor:
@@ -416,7 +438,7 @@ def tensor_of(text: str) -> Tensor:
 def check_room(model: nn.Module, save_dir: str, settings: Trainer) -> None:
     """Raise SettingsError where the disk lacks room for the trained model and for two checkpoints.
 
-    There are two while the second replaces the first. Files that stand there already are not counted.
+    There are two while the second replaces the first. What an interrupted run has left of them needs no further room.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     parts = [model, *(part for _, _, part in inner.__dict__.get("removed_parts", []))]
@@ -428,5 +450,8 @@ def check_room(model: nn.Module, save_dir: str, settings: Trainer) -> None:
         trained = trained_weights(model).values()
         checkpoint = sum(weight.numel() * (weight.element_size() + KEPT[settings.optimizer]) for weight in trained)
     how = f"{result / 1e9:.2f} for the model, {2 * checkpoint / 1e9:.2f} for checkpoints"
+    left = beside(Path(save_dir), "checkpoints").rglob("*")
+    there = min(2 * checkpoint, sum(file.stat().st_size for file in left if file.is_file()))
+    how += f", {there / 1e9:.2f} of it there already" if there else ""
     if processes().is_main_process:
-        check_space(Path(save_dir), result + 2 * checkpoint, how)
+        check_space(Path(save_dir), result + 2 * checkpoint - there, how)

@@ -426,4 +426,14 @@ def write_results(folder: Path, done: dict[str, Path], settings: Eval, record: d
         }
         cost["peak_memory_gb"] = max(each["peak_memory_gb"] for each in records.values())
         data = {name: data_record(settings.tasks[name]) for name in done}
-        write_record(aside / EVAL_RECORD, **record, data=data, tasks=records, **cost)
+        about: dict[str, Any] = {"data": data, "tasks": records, "figure": figure_of(logs, settings)}
+        write_record(aside / EVAL_RECORD, **record, **about, **cost)
+
+
+def figure_of(logs: dict[str, Any], settings: Eval) -> str:
+    """The figure by which the jobs of a sweep are told apart: how much is remembered of the people to forget."""
+    about = [f"{name}.json" for name, task in settings.tasks.items() if task.split.startswith(settings.forget)]
+    rows: list[float] = []
+    for name in about:
+        rows += logs.get(name, {}).get("exact_memorization", {}).values()
+    return f"exact memorization of {settings.forget}: {sum(rows) / len(rows):.4f}" if rows else ""

@@ -2,14 +2,15 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from settings.inputs import Inputs
 from settings.runs import lock_folder
-from settings.script import MAKE_ROOM, SettingsError
+from settings.script import MAKE_ROOM, FolderExists, SettingsError
 
 MARK = ".unfinished_run"  # in every folder that the suite may delete by itself
 LONGEST_ENDING = ".checkpoints"  # of what a run puts beside its folder
@@ -17,7 +18,14 @@ LONGEST_BELOW = 100  # bytes of the longest path below a folder that a run write
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def check_save_dir(folder: str, overwrite: bool, record: str, inputs: Inputs | None = None) -> None:
+def check_save_dir(
+    folder: str,
+    overwrite: bool,
+    record: str,
+    inputs: Inputs | None = None,
+    *,
+    key: Callable[[], str] | None = None,
+) -> None:
     """Check all that can be known of `save_dir` before a run begins, and take its lock until the run ends.
 
     Args:
@@ -25,8 +33,10 @@ def check_save_dir(folder: str, overwrite: bool, record: str, inputs: Inputs | N
         overwrite: Whether a former run's may be replaced.
         record: The file by which a former run's folder is known.
         inputs: What the run reads: none of it may stand in a folder that is replaced.
+        key: Gives the run's key, by which a sweep knows a folder that it has made before.
 
     Raises:
+        FolderExists: The folder is there, and is not to be replaced.
         SettingsError: The folder cannot be written, or must not be.
     """
     path = Path(folder)
@@ -44,13 +54,23 @@ def check_save_dir(folder: str, overwrite: bool, record: str, inputs: Inputs | N
     lock_folder(path.resolve(), "save_dir")  # what follows holds until the run ends
     exists = path.exists()
     if exists and not overwrite:
-        raise SettingsError(f"save_dir={folder!r} exists; overwrite=true replaces it")
+        line = f"save_dir={folder!r} exists; overwrite=true replaces it"
+        raise FolderExists(line, lambda: key is not None and key_in(path / record) == key())
     if exists and not (path / record).is_file():
         raise SettingsError(
             f"save_dir={folder!r} holds something else than a former run ({record} is missing); remove it yourself"
         )
     for ending in ("partial", "former", "tasks", "checkpoints"):
         check_ours(beside(path, ending))
+
+
+def key_in(record: Path) -> str | None:
+    """The key of the run that left a record; None: there is no record that says one."""
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("key") if isinstance(content, dict) else None
 
 
 def check_nothing_inside(folder: str, inputs: Inputs) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.files import content_digest, files_below, hash_of_files
-from engine.folders import MARK
-from engine.source import Code
+from engine.folders import MARK, check_save_dir
+from engine.source import Code, code_of
 from settings.inputs import Inputs
 from settings.script import SettingsError, processes
 
@@ -133,6 +133,30 @@ def work_key(settings: dict[str, Any], inputs: Inputs, code: Code) -> str:
 def key_of(parts: dict[str, Any]) -> str:
     """The hash of what `made_of` gives."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def begin_run(settings: Any, record: str, file: str) -> Code:
+    """Check all that can be known of `save_dir` before a recipe runs, and take its lock until the run ends.
+
+    Args:
+        settings: the recipe's, with `inputs()`.
+        record: the file by which a former run's folder is known.
+        file: the recipe's.
+
+    Returns:
+        The recipe's code, as it stands now.
+
+    Raises:
+        FolderExists: `save_dir` is there, and is not to be replaced.
+        SettingsError: `save_dir` cannot be written, or must not be.
+    """
+    code = code_of(file)
+
+    def key() -> str:
+        return str(run_facts(settings, code)["key"])
+
+    check_save_dir(settings.save_dir, settings.overwrite, record, settings.inputs(), key=key)
+    return code
 
 
 def run_facts(settings: Any, code: Code) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from engine.checkpoints import Checkpoints, Metrics, check_room
+from engine.checkpoints import Checkpoints, Metrics, check_room, make_whole
 from engine.folders import written_whole
 from engine.frozen_start import Start, silence_dropout
 from engine.language_model import subtract_update, trained_weights
@@ -307,9 +307,11 @@ def run(trainer: LossTrainer, first_weights: dict[str, Tensor], last: str | None
     """
     trainer.train(resume_from_checkpoint=last)
     trained = trainer.accelerator.unwrap_model(trainer.model)
+    make_whole(trained)
     if not all(torch.isfinite(weight).all() for weight in trained_weights(trained).values()):
         trainer.stop("the weights are not finite", "the last step's update")
-    if task_vector := trainer.bound.method.task_vector:
+    task_vector = trainer.bound.method.task_vector
+    if task_vector and trainer.is_world_process_zero():  # who writes the model
         subtract_update(trained, first_weights, task_vector.step)
     return trained
 
@@ -323,6 +325,7 @@ def cost_of(
     seconds = checkpoints.seconds - judged.seconds
     cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.state.global_step}
     cost["peak_memory_gb"] = max(checkpoints.peak, peak_memory_gb())
+    cost["figure"] = f"loss {progress.losses[-1][1]:.4f}"
     cost |= {"loss": progress.losses, **token_counts(trainer, seconds, progress.say)}
     if trainer.bound.method.multiplier:
         cost["multiplier"] = trainer.multiplier

@@ -8,12 +8,9 @@ from settings.script import processes, script
 
 @script("nlp/eval", Eval)
 def main(settings: Eval) -> None:
-    from engine.folders import check_save_dir
-    from engine.record import EVAL_RECORD, run_facts, say_line
-    from engine.source import code_of
+    from engine.record import EVAL_RECORD, begin_run, run_facts, say_line
 
-    check_save_dir(settings.save_dir, settings.overwrite, EVAL_RECORD, settings.inputs())
-    code = code_of(__file__)
+    code = begin_run(settings, EVAL_RECORD, __file__)
     from data_module import make_missing
     from engine.encode import check_answers
     from engine.evaluate import evaluate, read_tasks

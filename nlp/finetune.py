@@ -7,12 +7,9 @@ from settings.training import FINETUNING
 
 @script("nlp/finetune", Finetune)
 def main(settings: Finetune) -> None:
-    from engine.folders import check_save_dir
-    from engine.record import TRAIN_RECORD, run_facts, say_line
-    from engine.source import code_of
+    from engine.record import TRAIN_RECORD, begin_run, run_facts, say_line
 
-    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD, settings.inputs())
-    code = code_of(__file__)
+    code = begin_run(settings, TRAIN_RECORD, __file__)
     from data_module import TrainingRows, fingerprint, make_missing
     from engine.encode import check_lengths
     from engine.epoch_evaluation import open_epoch_evaluation

@@ -6,12 +6,9 @@ from settings.script import script
 
 @script("nlp/forget", Forget)
 def main(settings: Forget) -> None:
-    from engine.folders import check_save_dir
-    from engine.record import TRAIN_RECORD, run_facts, say_line
-    from engine.source import code_of
+    from engine.record import TRAIN_RECORD, begin_run, run_facts, say_line
 
-    check_save_dir(settings.save_dir, settings.overwrite, TRAIN_RECORD, settings.inputs())
-    code = code_of(__file__)
+    code = begin_run(settings, TRAIN_RECORD, __file__)
     from engine.methods import bind
 
     loss = bind(settings.method)

@@ -99,7 +99,7 @@ class Benchmark:
     # Row name -> further overrides of its forget.py. The method is the row's name, or what method= says.
     runs: dict[str, list[str]] = MISSING
     # Row name -> a model made elsewhere, which is evaluated as the runs are: a folder or a hub id. {seed} in it stands
-    # for the seed of the base that it was made from.
+    # for the seed of the base that it was made from; without it one model is judged by the base and gold of each seed.
     models: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -164,15 +164,9 @@ class Benchmark:
             raise SettingsError(f"benchmark.expected_seconds.{missing[0]} is required: a rough guess will do")
 
     def check_model(self, row: str) -> None:
-        """Raise SettingsError for a model made elsewhere that has the name of a run, or one for bases of many seeds."""
-        path = self.models[row]
+        """Raise SettingsError for a model made elsewhere that has the name of a run."""
         if row in self.runs:
             raise SettingsError(f"benchmark.models.{row}: a row of this name is there already; give it another")
-        if len(self.seeds) > 1 and "{seed}" not in path:
-            raise SettingsError(
-                f"benchmark.models.{row}={path!r} is one model, and seeds={self.seeds} train several bases: "
-                "{seed} in its path names the one that was made from each"
-            )
 
     def check_method(self, row: str) -> None:
         """Raise SettingsError for a run of no known method."""

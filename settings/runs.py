@@ -60,12 +60,15 @@ def lock_folder(folder: Path, setting: str) -> None:
     held[file] = Lock(number, made)
 
 
-def open_locked(file: Path) -> int:
-    """Open a lock's file and take the lock. Raises BlockingIOError where another process has it."""
+def open_locked(file: Path, *, wait: bool = False) -> int:
+    """Open a lock's file and take the lock.
+
+    Raises BlockingIOError where another process has it, unless this one is to `wait`.
+    """
     while True:
         number = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 os.close(number)
@@ -76,6 +79,25 @@ def open_locked(file: Path) -> int:
                 os.ftruncate(number, 0)
                 os.write(number, f"process {os.getpid()}\n".encode())
                 return number
+        os.close(number)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other run makes `folder`, and have the others wait meanwhile.
+
+    Of several processes of one launch the first waits for all.
+    """
+    if fcntl is None or not is_first_process():
+        yield
+        return
+    file = folder.with_name(f"{folder.name}.making")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    number = open_locked(file, wait=True)
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
         os.close(number)
 
 

@@ -38,6 +38,15 @@ class SettingsError(ValueError):
     """The user's mistake in one line: which field, which value, what is allowed."""
 
 
+class FolderExists(SettingsError):
+    """A folder that a run would write is there, and was not to be replaced."""
+
+    def __init__(self, line: str, is_same: Callable[[], bool]):
+        """`is_same`: whether what is there was made of the same settings, data, models and code."""
+        super().__init__(line)
+        self.is_same = is_same
+
+
 MAKE_ROOM = "make room, and the same command goes on"  # where a disk is full
 GOES_ON = "the same command goes on from there"  # how the last line of a run ends that saved and stopped
 
@@ -192,6 +201,11 @@ def hydra_line(error: Exception, schema: type) -> str:
     group, _, name = choice[1].rpartition("/") if choice else ("", "", "")
     if group and (known := choices(group)):
         return f"{group}={name!r} is not known{nearest(name, known)}; choose from {', '.join(known)}"
+    if group.startswith("hydra"):
+        _, _, there = text.partition("Available options")
+        hint = "; pip install hydra-submitit-launcher brings submitit" if "submitit" in name else ""
+        listed = ", ".join(re.findall(r"^\t(\w+)$", there, re.MULTILINE))
+        return f"{group}={name!r} is not there{hint}; choose from {listed}"
     if missing_group := re.search(r"Could not override '?([\w./-]+)'?\.?\s", text):
         return unknown_setting(missing_group[1], schema)
     return one_line(error)
@@ -223,8 +237,11 @@ def check_overrides(texts: list[str], *, sweeps: bool = False) -> None:
             raise SettingsError(f"{text!r} must name a file of config/{name}; choose from {', '.join(known)}")
 
 
-def check_command_line() -> None:
-    """Raise SettingsError where something stands behind the command that is no setting and none of hydra's options."""
+def check_command_line() -> argparse.Namespace:
+    """Raise SettingsError where something stands behind the command that is no setting and none of hydra's options.
+
+    Returns what stands there.
+    """
     parser = get_args_parser()
     parser.exit_on_error = False
     try:
@@ -236,6 +253,16 @@ def check_command_line() -> None:
     if unknown:
         raise SettingsError(f"{unknown[0]} stands behind an option and other settings; write options first")
     check_overrides(typed.overrides, sweeps=typed.multirun)
+    others = {
+        "--run": typed.run,
+        "--cfg": typed.cfg,
+        "--info": typed.info,
+        "--shell-completion": typed.shell_completion,
+    }
+    asked = [option for option, value in {**others, "--multirun": typed.multirun}.items() if value]
+    if len(asked) > 1:
+        raise SettingsError(f"{asked[0]} and {asked[1]} ask for different things; leave one out")
+    return typed
 
 
 class Arguments(argparse.ArgumentParser):
@@ -245,30 +272,36 @@ class Arguments(argparse.ArgumentParser):
         raise SettingsError(f"{message}; --help lists what may stand behind {self.prog}")
 
 
+def end_of(error: BaseException, schema: type) -> tuple[str, int] | None:
+    """What to say of an error that ends a run, in one line, and the exit code; None: it is a fault of the suite."""
+    if isinstance(error, SettingsError):
+        return f"error: {error}", 1
+    if isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError):
+        return f"error: {hydra_line(error, schema)}", 1
+    if isinstance(error, Stopped):
+        return str(error), error.code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; what was finished stays", 130
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        named = f" ({error.filename})" if error.filename else ""
+        return f"error: the disk is full{named}; {MAKE_ROOM}", 1
+    return None
+
+
 @contextlib.contextmanager
 def one_line_errors(schema: type) -> Iterator[None]:
     """End the process with one line on stderr and exit code 1 when the user's settings or data are at fault."""
     try:
         yield
-    except (SettingsError, HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        # each process of a launch says its own: a row that cannot be read is met by one of them only
-        print(
-            f"error: {str(error) if isinstance(error, SettingsError) else hydra_line(error, schema)}", file=sys.stderr
-        )
-        sys.exit(1)
-    except Stopped as stop:
-        if is_first_process():
-            print(stop, file=sys.stderr)
-        sys.exit(stop.code)
-    except KeyboardInterrupt:
-        print("interrupted; what was finished stays", file=sys.stderr)
-        sys.exit(130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (Exception, KeyboardInterrupt) as error:
+        known = end_of(error, schema)
+        if known is None:
             raise
-        named = f" ({error.filename})" if error.filename else ""
-        print(f"error: the disk is full{named}; {MAKE_ROOM}", file=sys.stderr)
-        sys.exit(1)
+        line, code = known
+        # each process of a launch says its own error: a row that cannot be read is met by one of them only
+        if is_first_process() or not isinstance(error, Stopped):
+            print(line, file=sys.stderr)
+        sys.exit(code)
 
 
 def script(config_name: str, schema: type[Schema]) -> Callable:
@@ -292,8 +325,13 @@ def script(config_name: str, schema: type[Schema]) -> Callable:
             run = hydra.main(version_base=None, config_path=CONFIG_DIR, config_name=config_name)
             with one_line_errors(schema):
                 check_installation()
-                check_command_line()
-                run(one_line_errors(schema)(lambda cfg: alone(read(cfg, schema))))()
+                typed = check_command_line()
+                if typed.multirun and not (typed.help or typed.hydra_help):
+                    from settings.sweeps import Task, run_sweep  # here, because one run needs nothing of it
+
+                    run_sweep(config_name, typed, Task(alone, schema))
+                else:
+                    run(one_line_errors(schema)(lambda cfg: alone(read(cfg, schema))))()
 
         vars(main).update(recipe=alone, compose=functools.partial(compose, config_name, schema))
         return main

@@ -12,10 +12,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from PIL import Image
 from safetensors.torch import load_file
 
 from data_module import Example, TrainingRows
+from engine import train as train_module
 from engine.pairs import Pairs, PassCollator
 from settings.language import Model, Task
 from settings.training import Method, Trainer
@@ -62,9 +65,9 @@ def example(question="Who is this?", answer="Ann Lee.", image=None, index=0):
     return Example(question, answer, image, index, None, "test")
 
 
-def pairs(data, passes=("forget", "retain", "idk"), seed=0):
+def pairs(data, passes=("forget", "retain", "idk"), seed=0, modality="both"):
     idk = {False: ["I do not know."], True: ["I cannot tell who this is."]}
-    forget, retain = (TrainingRows(data, split, "both", seed) for split in ("forget10+tofu", "retain90+tofu"))
+    forget, retain = (TrainingRows(data, split, modality, seed) for split in ("forget10+tofu", "retain90+tofu"))
     return Pairs(list(passes), forget, retain, idk=idk, seed=seed)
 
 
@@ -91,6 +94,32 @@ def fresh_copy(folder):
 def same_tensors(one, two):
     one, two = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def engage_fsdp2(monkeypatch):
+    """Have trainings of this process shard the model by FSDP2 on the CPU.
+
+    accelerate takes FSDP on devices of a list that lacks the CPU, and runs DDP there without a word. It asks for the
+    kind of launch after the arguments of the trainer have joined it: that is where it is told of GPUs.
+    """
+    made = train_module.training_arguments
+
+    def with_shards(*settings):
+        arguments = made(*settings)
+        assert arguments.device.type == "cpu"  # joins the processes
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        return arguments
+
+    monkeypatch.setattr(train_module, "training_arguments", with_shards)
+
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
 
 
 class Few:

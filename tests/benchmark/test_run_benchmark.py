@@ -24,7 +24,7 @@ from benchmark.progress import BenchmarkProgress
 from benchmark.stages import launch_stage, run_stages
 from engine import record as record_module
 from engine.source import code_of
-from helpers import ENVIRONMENT, copy_of_results
+from helpers import BASE, ENVIRONMENT, copy_of_results
 from report.folder import gold_seeds
 from settings import runs
 from settings.results import RunBenchmark
@@ -490,6 +490,18 @@ def test_a_model_made_elsewhere_is_evaluated_with_each_seeds_base(tmp_path):
     assert "model_path=made/3" in stages["eval own_seed3"].overrides
     assert stages["eval own_seed3"].output == tmp_path / "models" / "own_seed3" / "eval_results"
     assert "forget own_seed3" not in stages
+
+
+def test_one_model_made_elsewhere_is_judged_by_the_base_and_gold_of_each_seed(tmp_path, capsys):
+    path = tmp_path / "made"
+    shutil.copytree(BASE, path)
+    typed = ["benchmark.seeds=[0,1]", f"+benchmark.models.own={path}"]
+    settings = compose("run_benchmark", RunBenchmark, typed).benchmark
+    stages = {stage.name: stage for stage in plan_stages(settings, tmp_path)}
+    for seed in (0, 1):
+        assert f"model_path={path}" in stages[f"eval own_seed{seed}"].overrides
+    benchmark_stages.check_models(settings)
+    assert f"benchmark.models.own='{path}' is one model for the seeds [0, 1]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ this run is never taken for one.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from engine.loss_trainer import LossTrainer
 from engine.methods import bind
 from engine.record import read_json
 from engine.train import train
-from helpers import NPO, ROOT, TRAINER, Few, pairs, training_settings
+from helpers import FSDP2, NPO, ROOT, TRAINER, Few, pairs, training_settings
 from settings.script import SettingsError, Stopped
 from settings.training import Lora, Mask, Method, Multiplier, TaskVector, read_interval
 
@@ -41,13 +42,15 @@ METHODS = {
 }
 
 
-def run(data, encoder, folder, settings=EACH_STEP, method=NPO, *, record=None, each_epoch=None, say=lambda line: None):
+def run(
+    data, encoder, folder, settings=EACH_STEP, method=NPO, *, record=None, each_epoch=None, modality="both", say=str
+):
     """Train on six rows: three steps an epoch, six in all."""
     bound = bind(method)
     own = training_settings(lora=settings.lora, activations=method.activations)
     network = load_for_training(AutoModelForImageTextToText, own)
     start = Start(network, forward, partial(save, encoder.processor))
-    few = Few(pairs(data, bound.batches), 6)
+    few = Few(pairs(data, bound.batches, modality=modality), 6)
     options = {"record": record or {}, "each_epoch": each_epoch, "say": say}
     train(start, bound, few, encoder, settings, seed=0, save_dir=str(folder), **options)
     return (folder / "model.safetensors").read_bytes(), read_json(folder / "train_meta.json")
@@ -374,6 +377,48 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_one_line(data, encoder, tmp_
     assert again == plain
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 100 MB, which a test may fill."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("a small disk is mounted by root alone")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 1_000_000], ids=["nothing is free", "one MB is free"])
+def test_a_disk_that_really_fills_up_leaves_the_last_checkpoint_and_one_line(
+    left, data, encoder, tmp_path, at_step, *, small_disk
+):
+    """Step 3 fills the disk: the curve no longer finds room, or the checkpoint does not."""
+
+    def fill():
+        free = shutil.disk_usage(small_disk).free - left
+        with (small_disk / "others").open("wb") as stream:
+            stream.write(bytes(free))
+
+    undo = at_step(2, fill)
+    with pytest.raises(SettingsError) as stop:
+        run(data, encoder, small_disk / "out")
+    undo()
+    line = str(stop.value)
+    assert "could not be written: the disk is full; " in line
+    assert line.endswith("make room, and the same command goes on")
+    assert left == 0 or "the last checkpoint stays (step 2)" in line
+    assert last_checkpoint(small_disk / "out.checkpoints").name == "step_2"
+    (small_disk / "others").unlink()
+    again, _ = run(data, encoder, small_disk / "out")
+    plain, _ = run(data, encoder, tmp_path / "plain")
+    assert again == plain
+
+
 def test_too_little_room_is_told_before_the_first_step(data, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1_000_000}))
     monkeypatch.setattr(train_module, "run", lambda *_: pytest.fail("it trained"))
@@ -416,54 +461,76 @@ def test_a_tensor_of_which_a_process_has_a_part_is_saved_whole_and_parted_again(
 
 # ---- several processes
 
+TWO_SECONDS = 600  # a run that takes longer hangs: seconds on an idle machine
+
 TWO = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/engine"]
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoProcessor
 
 import test_checkpoints
 from engine.loss_trainer import LossTrainer
-from helpers import BASE
+from helpers import BASE, engage_fsdp2
 from mm.encoder import PictureEncoder
 from settings.language import Columns, Data
 from settings.script import processes
 from settings.training import Lora
 
-folder, kill_at = Path(sys.argv[1]), int(sys.argv[2])
+folder, kill_at, backend = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 assert processes().num_processes == 2
+if backend == "fsdp2":
+    engage_fsdp2(pytest.MonkeyPatch())
 columns = Columns(image="image", caption="caption", question="question", answer="answer", person="name")
 data = Data("mini", {world!r} + "/clear", {world!r} + "/tofu", columns, 10, "never_seen", "", "")
-made = LossTrainer.__init__
+made, wrappers = LossTrainer.__init__, set()
 
 
-def killed(self, *args, **options):
+def look(trainer):
+    kinds = (FSDPModule, DistributedDataParallel)
+    wrappers.update(kind.__name__ for kind in kinds if isinstance(trainer.model_wrapped, kind))
+
+
+def watched(self, *args, **options):
     made(self, *args, **options)
     self.add_callback(test_checkpoints.KillAfter(kill_at, test_checkpoints.die))
+    self.add_callback(test_checkpoints.KillAfter(5, lambda: look(self)))
 
 
-LossTrainer.__init__ = killed
+LossTrainer.__init__ = watched
 encoder = PictureEncoder(AutoProcessor.from_pretrained(BASE))
-settings = replace(test_checkpoints.EACH_STEP, batch_size=1, lora=Lora(r=4, alpha=8, dropout=0.5))
+lora = None if backend == "fsdp2" else Lora(r=4, alpha=8, dropout=0.5)
+settings = replace(test_checkpoints.EACH_STEP, batch_size=1, lora=lora)
 said = []
-test_checkpoints.run(data, encoder, folder, settings, test_checkpoints.METHODS["multiplier"], say=said.append)
+# under FSDP2 words alone: processes of which one sees pictures and the other does not part from each other
+options = {{"modality": "text" if backend == "fsdp2" else "both", "say": said.append}}
+test_checkpoints.run(data, encoder, folder, settings, test_checkpoints.METHODS["multiplier"], **options)
+assert wrappers == {{"FSDPModule" if backend == "fsdp2" else "DistributedDataParallel"}}, wrappers
 if processes().is_main_process and kill_at == 100:
     assert any("going on from step 4" in line for line in said)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_with_the_same_bytes_too(world, tmp_path):
-    """The multiplier and the dropout of an adapter: each process has draws of its own."""
+@pytest.mark.parametrize("backend", ["ddp", "fsdp2"])
+def test_two_processes_go_on_with_the_same_bytes_too(backend, world, tmp_path):
+    """The multiplier, under DDP with the dropout of an adapter: each process has draws of its own. The script asserts
+    that the model was wrapped by the backend.
+    """
     script = tmp_path / "two.py"
     script.write_text(TWO.format(root=str(ROOT), world=str(world)))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= FSDP2 if backend == "fsdp2" else {}
 
     def run_two(name, kill_at):
-        return subprocess.run([*launch, str(tmp_path / name), str(kill_at)], cwd=ROOT, env=environment).returncode
+        command = [*launch, str(tmp_path / name), str(kill_at), backend]
+        return subprocess.run(command, cwd=ROOT, env=environment, timeout=TWO_SECONDS).returncode
 
     assert run_two("plain", 99) == 0
     assert run_two("again", 4) != 0

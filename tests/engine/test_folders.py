@@ -10,7 +10,7 @@ from engine.folders import MARK, beside, check_save_dir, full_disk_said, marked,
 from settings import runs
 from settings.inputs import Inputs
 from settings.runs import locks_given_back
-from settings.script import SettingsError
+from settings.script import FolderExists, SettingsError
 
 pytestmark = pytest.mark.usefixtures("own_locks")
 
@@ -30,6 +30,16 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     with written_whole(tmp_path / "out") as aside:
         (aside / "all").write_text("x")
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "all"]
+
+
+@pytest.mark.parametrize(
+    ("content", "same"), [('{"key": "a"}', True), ('{"key": "b"}', False), ("{", False), ("[]", False)]
+)
+def test_a_sweep_knows_by_its_key_a_folder_that_it_has_made_before(content, same, tmp_path):
+    (tmp_path / "train_meta.json").write_text(content)
+    with pytest.raises(FolderExists) as stop:
+        check_save_dir(str(tmp_path), False, "train_meta.json", key=lambda: "a")
+    assert stop.value.is_same() is same
 
 
 def test_an_existing_save_dir_names_overwrite(tmp_path):

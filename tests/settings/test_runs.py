@@ -10,7 +10,7 @@ import pytest
 
 from helpers import ENVIRONMENT, ROOT
 from settings import runs
-from settings.runs import is_launcher, lock_folder, locks_given_back
+from settings.runs import is_launcher, lock_folder, locks_given_back, one_at_a_time
 from settings.script import SettingsError
 
 HOLDS = """
@@ -36,6 +36,29 @@ def other_run(tmp_path):
 def test_two_runs_in_one_folder_are_refused_and_the_other_is_named(other_run, tmp_path):
     with pytest.raises(SettingsError, match=rf"is being written by another run \(process {other_run.pid}\); wait"):
         lock_folder(tmp_path / "deep" / "out", "save_dir")
+
+
+WAITING = """
+import sys
+from pathlib import Path
+from settings.runs import one_at_a_time
+folder = Path(sys.argv[1])
+print("waits", flush=True)
+with one_at_a_time(folder):
+    print("found" if folder.exists() else "missing", flush=True)
+"""
+
+
+def test_a_run_waits_for_another_that_makes_what_both_need(tmp_path):
+    folder = tmp_path / "world"
+    command = [sys.executable, "-c", WAITING, str(folder)]
+    with one_at_a_time(folder):
+        other = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == "waits\n"
+        time.sleep(0.2)
+        folder.mkdir()
+    assert other.communicate(timeout=60)[0] == "found\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["world"]
 
 
 def test_a_dead_run_has_no_lock(other_run, tmp_path):

@@ -242,10 +242,6 @@ def test_booleans_are_typed_and_not_strings():
         (["+benchmark.models.npo=a/b"], r"benchmark\.models\.npo: a row of this name is there already"),
         (["+benchmark.models.gold=a/b"], r"gold: a row of this name is there already"),
         (["+benchmark.models.a$b=a/b"], r"a row's name is part of its model's folder, and 'a\$b' is none"),
-        (
-            ["+benchmark.models.own=a/b", "benchmark.seeds=[0,1]"],
-            r"models\.own='a/b' is one model, and seeds=\[0, 1\] train several bases: \{seed\} in its path",
-        ),
     ],
 )
 def test_a_benchmark_that_cannot_run_is_refused_before_its_first_stage(own, line):
