@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,16 +12,34 @@ from typing import Any
 from natsort import natsorted
 
 from engine.logs import EvalLog, read_records, recorded
-from engine.record import AGGREGATED, EVAL_RECORD, decisive_settings, flat, model_fingerprint
+from engine.record import (
+    AGGREGATED,
+    ATTACK_RECORD,
+    EVAL_RECORD,
+    TRAIN_RECORD,
+    decisive_settings,
+    flat,
+    model_fingerprint,
+)
 from settings.script import SettingsError
 
 IN_A_MODEL = "eval_results"  # where eval.py writes unless it is told another folder
 GLOB = frozenset("*?[")
 UNKNOWN = ""
+UNFINISHED = (".partial", ".former", ".tasks", ".checkpoints")  # endings of folders beside those that a run writes
 TAUGHT = ("finetune", "pretrain")  # what the record of a training that forgets nobody calls its method
 DIGITS = 8  # of a fingerprint in a table
 # last parts of the names of settings that say where something stands: records hold fingerprints of what stands there
-OF_PLACES = ("path", "text_path", "made_by", "made_at", "idk_questions", "idk_pictures", "split_file", "file")
+OF_PLACES: tuple[str, ...] = (
+    "path",
+    "text_path",
+    "made_by",
+    "made_at",
+    "idk_questions",
+    "idk_pictures",
+    "split_file",
+    "file",
+)
 OF_PLACES += ("gold_result", "dataset")
 
 
@@ -86,8 +105,11 @@ def find_logs(name: str, value: str) -> list[Path]:
         raise SettingsError(f"{name}={value!r}: no such file; it names the {AGGREGATED} of an evaluated model")
     found = [Path(each) for each in natsorted(glob.glob(value, recursive=True))]
     logs = [each for each in found if each.is_file() and each.suffix == ".json"]
-    logs += [log for each in found if each.is_dir() for log in logs_in(each)[:1]]
-    logs = [log for log in logs if log.name not in (EVAL_RECORD, "train_meta.json", "attack_meta.json")]
+    for folder in [each for each in found if each.is_dir()]:
+        logs += logs_in(folder)
+        if not logs_in(folder) and (folder / TRAIN_RECORD).is_file():  # else a seed would be missing without a word
+            print(f"{name}: {folder} is left out: it was not evaluated", file=sys.stderr)
+    logs = [log for log in logs if log.name not in (EVAL_RECORD, TRAIN_RECORD, ATTACK_RECORD)]
     if not logs:
         what = f"{len(found)} files and folders, none with a log" if found else "nothing"
         raise SettingsError(f"{name}={value!r} matches {what}; it names logs ({AGGREGATED}) or folders of models")
@@ -126,8 +148,10 @@ def logs_beside(folder: Path) -> list[Path]:
 
 
 def logs_below(folder: Path) -> Iterator[Path]:
-    """Every log in a folder and below."""
-    return iter(natsorted(folder.rglob(AGGREGATED), key=str))
+    """Every log in a folder and below, without those that an interrupted run left."""
+    for log in natsorted(folder.rglob(AGGREGATED), key=str):
+        if not any(part.endswith(UNFINISHED) for part in log.relative_to(folder).parts):
+            yield log
 
 
 def model_name_of(log: Path) -> str:

@@ -11,6 +11,7 @@ from engine.result_table import Column, ModelResult
 
 MOST_DIFFERENCES = 3  # settings that a label names
 SHOWN = 24  # characters of a setting's value in a label
+OF_THE_METHOD = ("place", "distance_spread")  # measures that say one thing of all seeds together
 MEAN, DEVIATION = "mean", "sd"  # in place of a seed, in a table with a row per model
 
 
@@ -19,7 +20,7 @@ class Spread(NamedTuple):
 
     mean: float | None  # None: it is not known of any seed
     deviation: float | None  # standard deviation with n - 1; None: fewer than two seeds
-    count: int  # seeds of which the figure is known
+    known: int  # seeds of which the figure is known
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def group_key(result: ModelResult, number: int) -> tuple:
     """What rows have in common that differ in the seed alone; `number` makes a row that stands alone its own."""
     if result.origin is None:
         return (result.method,)
-    submitted = result.about.get("Submitted By")
+    submitted = result.about.get("Submitted By") or ""  # which a table that is read again has empty
     known = bool(result.origin.settings) and result.seed is not None
     return (result.method, submitted, result.origin.settings, result.origin.against, None if known else number)
 
@@ -161,9 +162,9 @@ def cell_text(column: Column, group: SeedGroup) -> str:
         return texts[0] if len(set(texts)) == 1 else "–"
     text = format(spread.mean, column.measure.format)
     text += "" if spread.deviation is None else f" ± {spread.deviation:{column.measure.format}}"
-    return text if spread.count == len(group) else f"{text} ({spread.count} of {len(group)})"
+    return text if spread.known == len(group) else f"{text} ({spread.known} of {len(group)})"
 
 
 def is_shared(column: Column) -> bool:
-    """Whether all seeds of a method have one value: its place is that of the method."""
-    return column.measure.key == "place"
+    """Whether all seeds of a method have one value."""
+    return column.measure.key in OF_THE_METHOD

@@ -60,15 +60,15 @@ def letter_of(number: int) -> str:
 
 def against_notes(results: Sequence[ModelResult]) -> list[str]:
     """In what the rows differ that were not measured against the same, a line each; none where all were."""
-    (first, letter), *others = against_letters(results).items() if results else [((), "")]
-    notes = []
-    for against, other in others:
-        differing = [AGAINST[name] for name, one, two in zip(AGAINST, first, against, strict=True) if one != two]
-        said = f"{other} was measured against {' and '.join(differing)} than {letter}"
-        if not any(against):
-            said = f"nothing says what {other} was measured against"
-        notes.append(f"{said}: places are given within {letter} and within {other}, and never across")
-    return notes
+    letters = against_letters(results)
+    if len(letters) < 2:
+        return []
+    notes = [f"nothing says what {letter} was measured against" for told, letter in letters.items() if not any(told)]
+    (first, letter), *others = [(told, letter) for told, letter in letters.items() if any(told)]
+    for told, other in others:
+        differing = [AGAINST[name] for name, one, two in zip(AGAINST, first, told, strict=True) if one != two]
+        notes.append(f"{other} was measured against {' and '.join(differing)} than {letter}")
+    return [*notes, f"places are given within {' and within '.join(letters.values())}, and never across"]
 
 
 def place_notes(results: Sequence[ModelResult]) -> list[str]:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from engine.evaluated import ORIGIN_COLUMNS, Origin
 from engine.measures import MEASURES, Measure
 from engine.result_table import Figure, Figures, ModelResult, column_name, wide_row
-from engine.seeds import DEVIATION, MEAN, SeedGroup, seed_groups, settings_of
+from engine.seeds import DEVIATION, MEAN, OF_THE_METHOD, SeedGroup, seed_groups, settings_of
 from settings.script import SettingsError
 
 FORMULA_BEGINS = ("=", "+", "-", "@", "\t")
@@ -107,7 +107,7 @@ def with_seeds(row: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def summary_rows(group: SeedGroup) -> list[dict[str, Any]]:
-    """Means and standard deviations of a method's figures; a verdict has neither."""
+    """Means and standard deviations of a method's figures; a verdict has neither, and a place no deviation."""
     first = group.results[0]
     own = about_cells(first)
     others = [about_cells(each) for each in group.results]
@@ -116,7 +116,7 @@ def summary_rows(group: SeedGroup) -> list[dict[str, Any]]:
     for name, part in ((MEAN, 0), (DEVIATION, 1)):
         row: dict[str, Any] = {"Method": group.method, "Seed": name}
         for key, task in dict.fromkeys(place for each in group.results for place in each.figures):
-            if not MEASURES[key].words:
+            if not MEASURES[key].words and (name == MEAN or key not in OF_THE_METHOD):
                 row[column_name(MEASURES[key], task)] = group.spread(key, task)[part]
         rows.append(row | shared)
     return rows

@@ -1,5 +1,6 @@
 """Evaluated models that no benchmark file made -> which of them is base, gold, start and run, by their records."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import Any
 
 from aggregate_eval_stat import ONE_SEED, aggregate_all
 from engine.evaluated import TAUGHT, began_with, find_logs, logs_below, method_of, model_name_of, training_settings
-from engine.logs import read_records, recorded
+from engine.logs import read_records, recorded, training_record
 from engine.places import add_places
-from engine.record import EVAL_RECORD, TRAIN_RECORD
+from engine.record import EVAL_RECORD
 from engine.result_table import ModelResult
 from engine.seeds import seed_groups
 from report.faces import add_distances, face_figures
@@ -324,22 +325,25 @@ def describe(chosen: OwnRuns, name: str, command: str) -> Described:
     """What the page says of the runs."""
     methods = {each.method or each.name for each in chosen.runs}
     seeds = sorted({each.seed for each in chosen.runs if each.seed >= 0})
-    models = {each.fingerprint: each for each in (*chosen.bases, *chosen.golds, *chosen.runs)}.values()
-    stages = [stage for model in models for stage in stages_of(model)]
-    stages += stages_of(chosen.start) if chosen.start else []
+    models = [*chosen.bases, *chosen.golds, *([chosen.start] if chosen.start else []), *chosen.runs]
+    names = Counter(model.name for model in models)
+    stages = []
+    for model in models:
+        told = model.name if names[model.name] == 1 else str(model.log.parent)
+        stages += stages_of(model, told)
     return Described(name, len(methods), seeds, command, stages)
 
 
-def stages_of(model: Evaluated) -> list[FinishedStage]:
+def stages_of(model: Evaluated, name: str) -> list[FinishedStage]:
     """The training and the evaluation of a model, as its records have them."""
     stages = []
-    training = model.log.parent.parent / TRAIN_RECORD
-    if model.train_meta and training.is_file():
-        kind = "forget" if model.method else str(model.train_meta["method"])
-        stages.append(stage_of(kind, model, training.parent, model.train_meta))
-    return [*stages, stage_of("eval", model, model.log.parent, model.meta)]
+    training = training_record(model.log, model.meta)
+    if training and model.train_meta:
+        kind = "forget" if model.method else str(model.train_meta.get("method", "finetune"))
+        stages.append(stage_of(f"{kind} {name}", kind, training.parent, model.train_meta))
+    return [*stages, stage_of(f"eval {name}", "eval", model.log.parent, model.meta)]
 
 
-def stage_of(kind: str, model: Evaluated, output: Path, record: dict[str, Any]) -> FinishedStage:
-    cost = {name: float(record.get(name) or 0.0) for name in ("seconds", "peak_memory_gb")}
-    return FinishedStage(name=f"{kind} {model.name}", kind=kind, output=output.resolve(), command="", **cost)
+def stage_of(name: str, kind: str, output: Path, record: dict[str, Any]) -> FinishedStage:
+    cost = {key: float(record.get(key) or 0.0) for key in ("seconds", "peak_memory_gb")}
+    return FinishedStage(name=name, kind=kind, output=output.resolve(), command="", **cost)

@@ -107,7 +107,7 @@ def recorded_settings(stages: Recorded) -> list[dict[str, str]]:
     for stage, record in stages:
         if record and (stage.kind == "forget" or stage.kind not in kinds):
             kinds.add(stage.kind)
-            text = json.dumps({"settings": record["settings"], "versions": record["versions"]}, indent=1)
+            text = json.dumps({name: record.get(name) for name in ("settings", "versions")}, indent=1)
             texts.append({"name": f"Settings and versions: {stage.name}", "text": text})
     return texts
 

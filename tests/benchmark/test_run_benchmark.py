@@ -237,11 +237,12 @@ def test_seeds_are_part_of_every_path_and_golds_do_not_share_them(world_override
 def test_the_line_of_progress_says_which_stage_of_how_many_and_how_long_is_left():
     progress = BenchmarkProgress([100.0, 50.0])
     progress.begin(0, "finetune base")
-    assert progress.stage_label() == "[1/2] finetune base"
-    assert progress.time_left(0.0) == "about 2 min 30 s left in all"
+    assert progress.stage_label(0, "finetune base") == "[1/2] finetune base"
+    assert progress.time_left() == "about 2 min 30 s left in all"
     progress.end(200.0, skipped=False)  # twice as long as expected, so the 25 s that are left of the rest will be 50
     progress.begin(1, "forget npo")
-    assert progress.time_left(0.5) == "about 0 min 40 s left in all"
+    progress.show(0.5)
+    assert progress.time_left() == "about 0 min 40 s left in all"
 
 
 def test_a_terminal_gets_a_bar_that_moves():
