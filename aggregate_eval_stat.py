@@ -8,7 +8,7 @@ the table says why.
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +268,7 @@ def other_words(log: EvalLog) -> str:
 def origin_of_references(settings: Aggregate, references: References) -> Origin:
     """What all rows of one call are measured against."""
     models = {"golds": references.golds, "base": references.bases, "start": [references.start]}
-    prints = {name: sorted(fingerprint_of(log) for log in logs if log is not None) for name, logs in models.items()}
-    against = {name: own[0] if len(own) == 1 else digest_of(own) if own else "" for name, own in prints.items()}
+    against = {name: fingerprint_of_all(logs) for name, logs in models.items()}
     return Origin(
         **{"settings": "", "began_with": "", "log": "", **against},
         data=data_of(references.golds[0]),
@@ -277,10 +276,15 @@ def origin_of_references(settings: Aggregate, references: References) -> Origin:
     )
 
 
+def fingerprint_of_all(logs: Sequence[EvalLog | None]) -> str:
+    """One fingerprint of some models; empty where there is none."""
+    own = sorted(fingerprint_of(log) for log in logs if log is not None)
+    return own[0] if len(own) == 1 else digest_of(own) if own else ""
+
+
 def measures_version(scoring: dict[str, Scoring], truth_ratio: str) -> str:
     """A hash of how figures are computed: the code, how tasks are scored, the definition of the Truth Ratio."""
-    told = {name: asdict(each) for name, each in scoring.items()}
-    decides = {name: {key: each[key] for key in DECIDING} for name, each in told.items()}
+    decides = {name: [getattr(each, key) for key in DECIDING] for name, each in scoring.items()}
     return digest_of([code_of(ROOT / "engine" / "figures.py").fingerprint([]), decides, truth_ratio])
 
 

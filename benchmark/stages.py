@@ -86,8 +86,11 @@ def run_stages(
         else:
             shared = [number for number, stage in enumerate(stages) if stage.seed is None]
             run_side_by_side(work, [shared], workers)
-            own = [[n for n, stage in enumerate(stages) if stage.seed == seed] for seed in benchmark.seeds]
-            run_side_by_side(work, own, workers)
+            own: dict[int, list[int]] = {}  # seed -> its stages
+            for number, stage in enumerate(stages):
+                if stage.seed is not None:
+                    own.setdefault(stage.seed, []).append(number)
+            run_side_by_side(work, list(own.values()), workers)
     return {stage.name: work.costs[stage.name] for stage in stages}
 
 

@@ -88,14 +88,12 @@ def judged_over_seeds(group: SeedGroup, spread: float) -> Judged:
     each = [judged(result, spread) for result in group.results]
     distances = [one.distance for one in each]
     middle = Figure(mean_of([one.value for one in distances]), *ends_of(distances))
-    held_out, leak, noise = (fmean(part) for part in ([getattr(one, name) for one in each] for name in JUDGED_BY))
+    held_out = fmean(one.held_out for one in each)
+    leak, noise = fmean(one.leak for one in each), fmean(one.noise for one in each)
     by_seed = {
         result.seed: one for result, one in zip(group.results, distances, strict=True) if result.seed is not None
     }
     return Judged(middle, held_out, leak, noise, spread, by_seed)
-
-
-JUDGED_BY = ("held_out", "leak", "noise")
 
 
 def ends_of(distances: Sequence[Figure]) -> tuple[float | None, float | None]:

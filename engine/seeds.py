@@ -129,7 +129,7 @@ def difference(own: dict[str, Any], all_of_method: list[dict[str, Any]]) -> str:
     """The settings in which groups of one method differ, with this one's values, in brackets; empty: none."""
     known = [settings for settings in all_of_method if settings]
     names = sorted({name for settings in known for name in settings})
-    differing = [name for name in names if len({json.dumps(settings.get(name)) for settings in known}) > 1]
+    differing = [name for name in names if has_several(known, name)]
     if not own or not differing:
         return ""
     # what a person set says more than a hash
@@ -137,6 +137,11 @@ def difference(own: dict[str, Any], all_of_method: list[dict[str, Any]]) -> str:
     shown = [f"{name}={short_value(own.get(name))}" for name in differing[:MOST_DIFFERENCES]]
     more = f", {len(differing) - len(shown)} more" if len(differing) > len(shown) else ""
     return f" ({', '.join(shown)}{more})"
+
+
+def has_several(known: list[dict[str, Any]], name: str) -> bool:
+    """Whether a setting has several values."""
+    return len({json.dumps(settings.get(name)) for settings in known}) > 1
 
 
 def short_value(value: Any) -> str:

@@ -109,9 +109,9 @@ def with_seeds(row: dict[str, Any], count: int) -> dict[str, Any]:
 def summary_rows(group: SeedGroup) -> list[dict[str, Any]]:
     """Means and standard deviations of a method's figures; a verdict has neither, and a place no deviation."""
     first = group.results[0]
-    own = about_cells(first)
-    others = [about_cells(each) for each in group.results]
-    shared = {name: value for name, value in own.items() if all(other.get(name) == value for other in others)}
+    shared = about_cells(first)
+    for other in map(about_cells, group.results):
+        shared = {name: value for name, value in shared.items() if other.get(name) == value}
     rows = []
     for name, part in ((MEAN, 0), (DEVIATION, 1)):
         row: dict[str, Any] = {"Method": group.method, "Seed": name}
@@ -130,12 +130,17 @@ def harmless(cell: Any) -> Any:
     return f"'{text}" if text.startswith(FORMULA_BEGINS) else text
 
 
+def harmless_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of harmless cells."""
+    return {name: harmless(cell) for name, cell in row.items()}
+
+
 def wide_csv(results: Sequence[ModelResult]) -> str:
     """A header and the rows of `wide_rows`; what a model lacks stays empty.
 
     A text that a spreadsheet would take for a formula, and run, has an apostrophe before it.
     """
-    rows = [{name: harmless(cell) for name, cell in row.items()} for row in wide_rows(results)]
+    rows = [harmless_row(row) for row in wide_rows(results)]
     return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
@@ -181,7 +186,10 @@ def read_results(name: str, file: Path) -> list[ModelResult]:
 def csv_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of a CSV file as texts; what is empty is None."""
     table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
-    return [{str(name): cell or None for name, cell in row.items()} for row in table.to_dict("records")]
+    rows: list[dict[str, Any]] = []
+    for row in table.to_dict("records"):
+        rows.append({str(name): cell or None for name, cell in row.items()})
+    return rows
 
 
 def result_of_row(name: str, file: Path, row: dict[str, Any]) -> ModelResult:

@@ -146,13 +146,11 @@ def paired_gap(one: Judged, other: Judged, seeds: Sequence[int]) -> Gap:
 
     What a seed does to base, golds and data falls on both methods alike, so that it is in no difference.
     """
-    pairs = [(one.by_seed[seed], other.by_seed[seed]) for seed in seeds]
-    differences = [known(theirs.value) - known(own.value) for own, theirs in pairs]
-    ends = [(own.high, theirs.low) for own, theirs in pairs]
-    apart = None not in [end for pair in ends for end in pair]
-    if apart:
-        high, low = (np.mean([known(pair[part]) for pair in ends]) for part in (0, 1))
-        apart = bool(high < low)
+    own = [one.by_seed[seed] for seed in seeds]
+    theirs = [other.by_seed[seed] for seed in seeds]
+    differences = [known(far.value) - known(near.value) for near, far in zip(own, theirs, strict=True)]
+    highs, lows = [near.high for near in own], [far.low for far in theirs]
+    apart = None not in (*highs, *lows) and bool(np.mean(np.array(highs)) < np.mean(np.array(lows)))
     spread = spreads_needed(len(seeds)) * float(np.std(differences, ddof=1))
     return Gap(float(np.mean(differences)), spread, apart)
 

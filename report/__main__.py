@@ -74,13 +74,14 @@ def write_own_report(
     Raises:
         SettingsError: Base or gold is not there, or a log or record is broken.
     """
-    from report.own_runs import describe, find_own_runs, own_results
+    from report.own_runs import describe, find_own_runs, log_of, own_results
 
     check_ours(out)
     chosen = find_own_runs(folders, golds, base, start)
     results, notes, settings = own_results(chosen, str(out / "results.csv"))
-    models = {name: [str(each.log) for each in getattr(chosen, name)] for name in ("bases", "golds", "runs")}
-    write_json(out / OWN, models | {"start": str(chosen.start.log) if chosen.start else None})
+    models = {"bases": chosen.bases, "golds": chosen.golds, "runs": chosen.runs}
+    logs = {name: list(map(log_of, each)) for name, each in models.items()}
+    write_json(out / OWN, logs | {"start": log_of(chosen.start) if chosen.start else None})
     command = shlex.join(["python", "-m", "report", *sys.argv[1:]])
     told = describe(chosen, folders[0].resolve().name, command)
     write_tables(out, out, told, results, settings.scoring, console=console)

@@ -155,6 +155,11 @@ def read_evaluated(log: Path) -> Evaluated:
     return Evaluated(log, meta, train_meta)
 
 
+def log_of(model: Evaluated) -> str:
+    """The whole path of a model's log."""
+    return str(model.log.resolve())
+
+
 def in_order(models: Sequence[Evaluated]) -> list[Evaluated]:
     return sorted(models, key=lambda each: (each.method or each.name, each.seed))
 
