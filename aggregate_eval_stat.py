@@ -342,25 +342,28 @@ def add_rows(made: Sequence[ModelResult], save_file: str) -> tuple[list[ModelRes
     try:
         with locks_given_back():
             lock_folder(file.resolve(), "save_file", patience=PATIENCE)
-            before, rows = upsert(made, file)
+            rows, replaced = upsert(made, file)
     except OSError as error:
         raise SettingsError(f"save_file={save_file!r} cannot be written: {error.strerror}: {error.filename}") from None
-    replaced = []
-    for key, row in before.items():
-        notes = against_notes([rows[key], row])
-        replaced += [f"{row_name(row)} is replaced; it had been measured against something else"] if notes else []
-    return list(rows.values()), replaced
+    lines = []
+    for row, new in replaced:
+        if against_of(row) != against_of(new):
+            lines.append(f"{row_name(row)} is replaced; it had been measured against something else")
+    return rows, lines
 
 
-def upsert(made: Sequence[ModelResult], file: Path) -> tuple[dict[tuple, ModelResult], dict[tuple, ModelResult]]:
-    """Write a file with further rows; returns by what they are the rows that were replaced, and all that it holds."""
-    rows = {identity(row): row for row in read_results("save_file", file)}
+def upsert(made: Sequence[ModelResult], file: Path) -> tuple[list[ModelResult], list[tuple[ModelResult, ModelResult]]]:
+    """Write a file with further rows; returns all that it holds, and each row that was replaced with its new one."""
     new = {identity(row): row for row in made}
-    before = {key: row for key, row in rows.items() if key in new}
-    rows |= new
-    rank(list(rows.values()))
-    write_bytes_whole(file, file_content(list(rows.values()), file.suffix))
-    return before, rows
+    rows, replaced = [], []
+    for row in read_results("save_file", file):
+        other = new.pop(identity(row), None)
+        rows.append(other or row)
+        replaced += [(row, other)] if other else []
+    rows += new.values()
+    rank(rows)
+    write_bytes_whole(file, file_content(rows, file.suffix))
+    return rows, replaced
 
 
 def rank(results: Sequence[ModelResult]) -> None:

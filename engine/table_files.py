@@ -185,7 +185,7 @@ def read_results(name: str, file: Path) -> list[ModelResult]:
 
 def csv_rows(file: Path) -> list[dict[str, Any]]:
     """The rows of a CSV file as texts; what is empty is None."""
-    table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
+    table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     rows: list[dict[str, Any]] = []
     for row in table.to_dict("records"):
         rows.append({str(name): cell or None for name, cell in row.items()})
@@ -207,7 +207,7 @@ def result_of_row(name: str, file: Path, row: dict[str, Any]) -> ModelResult:
     about.pop("Seeds", None)
     column = "Seed"
     try:
-        whose = None if seed in (None, "") else int(seed)
+        whose = seed_number(seed)
         read = {}
         for (key, task), cells in figures.items():
             column = column_name(MEASURES[key], task)
@@ -266,6 +266,14 @@ def number(cell: Any) -> float | None:
     if cell is None or isinstance(cell, int | float):
         return cell
     return int(cell) if cell.lstrip("-").isdecimal() else float(cell)
+
+
+def seed_number(cell: Any) -> int | None:
+    """A cell as a seed, which a spreadsheet may have given decimals; None: it is empty. Raises ValueError else."""
+    read = None if cell == "" else number(cell)
+    if read is not None and read != int(read):
+        raise ValueError(cell)
+    return None if read is None else int(read)
 
 
 def plain(cell: Any) -> Any:

@@ -265,11 +265,13 @@ def test_a_row_is_replaced_and_those_of_others_stay(study, run, tmp_path):
 
 
 def test_a_row_that_somebody_wrote_by_hand_stays(study, run, tmp_path):
-    (tmp_path / "table.csv").write_text("Method,Seed,Paper\nours,7,Lee 2026\n")
+    (tmp_path / "table.csv").write_text("Method,Seed,Paper\nours,7,Lee 2026\nours,7,Kim 2026\n")
     code, said = run(*told(study, "npo_0"))
     assert code == 0, said
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
-    assert [(row["Method"], row["Paper"]) for row in rows] == [("ours", "Lee 2026"), ("npo", "")]
+    assert [(row["Method"], row["Paper"]) for row in rows] == [
+        ("ours", "Lee 2026"), ("ours", "Kim 2026"), ("npo", ""),
+    ]  # fmt: skip
     assert "nothing says what A was measured against" in said
 
 

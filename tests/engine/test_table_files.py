@@ -83,6 +83,16 @@ def test_columns_of_others_stay(tmp_path):
     assert next(csv.DictReader(file.open()))["Paper"] == "Lee, 2026"
 
 
+def test_what_a_spreadsheet_made_of_a_table_is_read(tmp_path):
+    (tmp_path / "table.csv").write_text("\ufeffMethod,Seed\nours,7.0\nours,\n", encoding="utf-8")
+    assert [(row.method, row.seed) for row in read_results("save_file", tmp_path / "table.csv")] == [
+        ("ours", 7), ("ours", None),
+    ]  # fmt: skip
+    (tmp_path / "table.csv").write_text("Method,Seed\nours,7.5\n")
+    with pytest.raises(SettingsError, match="holds no number in its column 'Seed'"):
+        read_results("save_file", tmp_path / "table.csv")
+
+
 def test_the_one_row_of_an_earlier_version_is_read(tmp_path):
     (tmp_path / "row.json").write_text(json.dumps({"Method": "npo", "Seed": 3, "Verdict": "like gold"}))
     (row,) = read_results("save_file", tmp_path / "row.json")
