@@ -6,6 +6,7 @@ the table says why.
 """
 
 import json
+import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -284,7 +285,8 @@ def fingerprint_of_all(logs: Sequence[EvalLog | None]) -> str:
 
 def measures_version(scoring: dict[str, Scoring], truth_ratio: str) -> str:
     """A hash of how figures are computed: the code, how tasks are scored, the definition of the Truth Ratio."""
-    decides = {name: [getattr(each, key) for key in DECIDING] for name, each in scoring.items()}
+    deciding = operator.attrgetter(*DECIDING)
+    decides = {name: deciding(each) for name, each in scoring.items()}
     return digest_of([code_of(ROOT / "engine" / "figures.py").fingerprint([]), decides, truth_ratio])
 
 
