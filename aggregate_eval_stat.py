@@ -1,67 +1,259 @@
-"""Evaluation logs -> one model's figures: python aggregate_eval_stat.py ckpt_result=...
+"""Evaluation logs -> rows of figures: python aggregate_eval_stat.py ckpt_result=...
 
-The logs are those of the judged model, of gold and of the base. The figures are a long table, one line per figure, in a
-parquet file. `save_file` holds them as one row. Where a figure cannot be known, the table says why.
+The logs are those of judged models, of gold and of the base; a model's folder or a glob names them as well. The rows go
+into `save_file`, beside those that are there, and a table of all of them is printed. Where a figure cannot be known,
+the table says why.
 """
 
 import json
+import operator
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from engine.evaluated import (
+    Origin,
+    began_with,
+    data_of,
+    digest_of,
+    find_logs,
+    fingerprint_of,
+    losses_of,
+    method_of,
+    model_name_of,
+    training_settings,
+)
 from engine.figures import figures_of_logs
-from engine.logs import EvalLog, check_different_models, check_same_rows, read_eval_log
+from engine.logs import EvalLog, check_different_models, check_same_rows, read_eval_log, recorded
 from engine.measures import MEASURES
 from engine.metrics import ASCII, rouge_tokenizer
+from engine.places import ANCHORS, add_places
 from engine.record import write_bytes_whole
-from engine.result_table import Column, ModelResult, is_long_table, parquet, short_columns, wide_csv, wide_row
+from engine.result_table import Column, ModelResult, short_columns, wide_row
+from engine.seeds import seed_groups
+from engine.short_tables import against_notes, against_of, place_notes, print_texts, table_texts
+from engine.source import code_of
+from engine.table_files import file_content, read_results
 from engine.tracking import tracked
-from settings.results import Aggregate
-from settings.script import SettingsError, script
+from settings.results import Aggregate, Scoring
+from settings.runs import lock_folder, locks_given_back
+from settings.script import ROOT, SettingsError, script
 
 ALSO_PRINTED = ("gate",)  # beside what the short tables show
 # settings that may be null, and what is not known then
 LEFT_OUT = {"base_result": "the gate and the distance to gold", "start_result": "what was kept of the taught"}
 NOT_PRINTED = ("train_seconds",)
+DECIDING = ("group", "multiple_choice", "gate", "members", "way_of", "way", "leaks_only", "modality", "draws")
+ONE_SEED = "one seed: a place needs the spread over several"
+PATIENCE = 60.0  # seconds to wait for another run that adds rows to the same file
 
 
 @script("aggregate_eval_stat", Aggregate)
 def main(settings: Aggregate) -> None:
-    result = aggregate(settings)
-    written = write_result(result, settings.save_file)
-    track_row(result, settings)
-    lines = wide_lines(result) if settings.show == "all" else headline(result, settings)
-    width = max(len(name) for name, _ in lines)
-    for name, text in lines:
-        print(f"{name:<{width}}  {text}")
+    made, notes = aggregate_all(settings)
+    results, replaced = add_rows(made, settings.save_file)
+    for line in notes + replaced:
+        print(line)
+    track_rows(made, settings)
+    if settings.show == "all":
+        for result in made:
+            print_lines(wide_lines(result))
+    elif len(results) == 1:
+        print_lines(headline(results[0], settings))
+    else:
+        print_rows(results, settings)
     if settings.show != "all":
         print("all figures: show=all")
-    print(f"written: {', '.join(written)}")
+    print(f"written: {settings.save_file}, {len(results)} {'row' if len(results) == 1 else 'rows'}")
+
+
+# ---- logs in
+
+
+@dataclass(frozen=True)
+class References:
+    """What judged models are compared with."""
+
+    golds: list[EvalLog]
+    bases: list[EvalLog]  # none: not given
+    start: EvalLog | None
+
+    def base_of(self, log: EvalLog) -> EvalLog | None:
+        """The model that a judged one began with: the one that is given, or of several the one that its record names.
+
+        Gold and start, which began with no base, are set against the first of several.
+
+        Raises:
+            SettingsError: Its record names none of several.
+        """
+        if len(self.bases) < 2:
+            return next(iter(self.bases), None)
+        wanted = (began_with(log.train_meta), fingerprint_of(log))
+        found = [base for base in self.bases if fingerprint_of(base) in wanted]
+        anchors = [fingerprint_of(each) for each in (*self.golds, self.start) if each is not None]
+        if not found and fingerprint_of(log) in anchors:
+            return self.bases[0]
+        if not found:
+            raise SettingsError(
+                f"{log.name}: no record says that it began with one of the {len(self.bases)} models of base_result; "
+                "name its own alone"
+            )
+        return found[0]
 
 
 def aggregate(settings: Aggregate) -> ModelResult:
-    """The figures of `settings.ckpt_result`.
+    """The figures of the one model that `settings.ckpt_result` names.
 
     Raises:
         SettingsError: A log cannot be read, or two logs do not cover the same rows of the same tasks.
     """
-    logs = read_logs(settings)
-    ckpt, base, start = (logs.pop(name, None) for name in ("ckpt_result", "base_result", "start_result"))
-    assert ckpt is not None
+    references = read_references(settings)
+    (ckpt,) = read_judged(settings, references)
+    return result_of(settings, ckpt[1], references, ckpt[0])
+
+
+def aggregate_all(settings: Aggregate) -> tuple[list[ModelResult], list[str]]:
+    """The figures of every model that `settings.ckpt_result` names, and what must be said of them.
+
+    Raises:
+        SettingsError: A log cannot be read, two logs do not cover the same rows of the same tasks, or one name is given
+            to models of several methods.
+    """
+    references = read_references(settings)
+    judged = read_judged(settings, references)
+    check_one_method(settings, [log for _, log in judged])
+    against = origin_of_references(settings, references)
+    results, notes = [], []
+    for path, log in judged:
+        result = result_of(settings, log, references, path)
+        told = training_settings(log.train_meta)
+        text = json.dumps(told, sort_keys=True, ensure_ascii=False) if told else ""
+        made = {"settings": text, "began_with": began_with(log.train_meta), "log": digest_of(losses_of(log))}
+        result.origin = replace(against, **made)
+        if (not told or result.seed is None) and result.method not in ANCHORS:
+            notes.append(f"{result.method}: no record beside {path} says its settings and its seed; it stands alone")
+        notes += other_base_note(log, references, result)
+        results.append(result)
+    check_different_runs(results)
+    return results, notes + same_model_notes(results)
+
+
+def read_references(settings: Aggregate) -> References:
+    """Gold, base and start, over the same rows.
+
+    Raises:
+        SettingsError: A log cannot be read, or two do not cover the same rows of the same tasks.
+    """
+    golds = read_named(settings, "retain_result")
+    if not golds:
+        raise SettingsError(f"retain_result={settings.retain_result!r} must be the path of a log or a list of paths")
+    bases, starts = (read_named(settings, name) for name in LEFT_OUT)
+    if len(starts) > 1:
+        raise SettingsError(f"start_result={settings.start_result!r} names {len(starts)} logs: one model was taught")
+    check_different_models([log for _, log in golds])
+    check_different_models([log for _, log in bases], "bases are models of several seeds")
+    logs = [log for _, log in golds]
+    return References(logs, [log for _, log in bases], starts[0][1] if starts else None)
+
+
+def read_judged(settings: Aggregate, references: References) -> list[tuple[Path, EvalLog]]:
+    """Path and log of every judged model.
+
+    Raises:
+        SettingsError: A log cannot be read, covers other rows than gold, base or start, or is `save_file` itself.
+    """
+    judged = read_named(settings, "ckpt_result")
+    if not judged:
+        raise SettingsError(f"ckpt_result={settings.ckpt_result!r} must be the path of a log or a list of paths")
+    others = [*references.golds, *references.bases, *([references.start] if references.start else [])]
+    for _, log in judged:
+        for other in others:
+            check_same_rows(log, other)
+    return judged
+
+
+def read_named(settings: Aggregate, name: str) -> list[tuple[Path, EvalLog]]:
+    """Path and log of everything that a setting names."""
+    paths = list(named_paths(settings, name))
+    written = Path(settings.save_file).resolve()
+    if written in [path.resolve() for _, path in paths]:
+        raise SettingsError(f"save_file={settings.save_file!r} is one of the logs: name another file")
+    return [(path, read_eval_log(label, str(path), list(settings.scoring))) for label, path in paths]
+
+
+def named_paths(settings: Aggregate, name: str) -> Iterator[tuple[str, Path]]:
+    """What a message calls a log, and its path, for everything that a setting names."""
+    told = getattr(settings, name)
+    if told is None and name in LEFT_OUT:
+        return
+    listed = told if isinstance(told, list) else [told]
+    if not all(isinstance(each, str) and each for each in listed):
+        raise SettingsError(f"{name}={told!r} must be the path of a log or a list of paths")
+    for number, each in enumerate(listed):
+        if name in LEFT_OUT and not Path(each).exists() and not set("*?[") & set(each):
+            raise SettingsError(f"{name}={each!r}: no such file; {name}=null leaves out {LEFT_OUT[name]}")
+        label = f"{name}[{number}]" if isinstance(told, list) else name
+        found = find_logs(label, each)
+        for path in found:
+            yield (f"{label} ({path})" if len(found) > 1 else label), path
+
+
+def check_different_runs(results: Sequence[ModelResult]) -> None:
+    """Raise SettingsError where two judged models are one run by their records: one row would replace the other."""
+    seen: dict[tuple, ModelResult] = {}
+    for result in results:
+        other = seen.setdefault(identity(result), result)
+        if other is not result:
+            raise SettingsError(
+                f"ckpt_result: {other.log} and {result.log} are one run by their records ({row_name(result)}, with the "
+                "same settings); name one of them"
+            )
+
+
+def check_one_method(settings: Aggregate, logs: Sequence[EvalLog]) -> None:
+    """Raise SettingsError where one name is given to models whose records say several methods."""
+    methods = sorted({method for log in logs if (method := method_of(log.train_meta))})
+    if settings.method_name is not None and len(methods) > 1:
+        raise SettingsError(
+            f"method_name={settings.method_name!r} names one method, and the records of ckpt_result name "
+            f"{', '.join(methods)}: method_name=null takes these names"
+        )
+
+
+# ---- one model
+
+
+def result_of(settings: Aggregate, log: EvalLog, references: References, path: Path) -> ModelResult:
+    """The figures of one judged model."""
     figures = figures_of_logs(
-        ckpt,
-        base=base,
-        start=start,
-        golds=list(logs.values()),
+        log,
+        base=references.base_of(log),
+        start=references.start,
+        golds=references.golds,
         scoring=settings.scoring,
         truth_ratio=settings.truth_ratio,
     )
     about = {
         "Submitted By": settings.submitted_by,
         "Truth Ratio definition": settings.truth_ratio,
-        "ROUGE definition": f"ROUGE-L recall, stemmed{other_words(ckpt)}",
+        "ROUGE definition": f"ROUGE-L recall, stemmed{other_words(log)}",
     }
-    return ModelResult(settings.method_name, ckpt.train_meta.get("seed"), figures, about)
+    name = settings.method_name or own_name(log, references, path)
+    forgets = recorded(log.train_meta, "settings", "modality") or "both"
+    return ModelResult(name, log.train_meta.get("seed"), figures, about, forgets=forgets, log=path)
+
+
+def own_name(log: EvalLog, references: References, path: Path) -> str:
+    """What a model is called whom nobody named: base, gold or start, where it is one; else by its records or folder."""
+    own = fingerprint_of(log)
+    for name, models in (("base", references.bases), ("gold", references.golds), ("start", [references.start])):
+        if any(model is not None and fingerprint_of(model) == own for model in models):
+            return name
+    return method_of(log.train_meta) or model_name_of(path)
 
 
 def other_words(log: EvalLog) -> str:
@@ -76,44 +268,134 @@ def other_words(log: EvalLog) -> str:
     return "".join(f"; by {words} on {count} of {rows} rows" for words, count in sorted(used.items()))
 
 
-def read_logs(settings: Aggregate) -> dict[str, EvalLog]:
-    """Setting -> the log that it names, all over the same rows: the judged model's, those given of base and start, and
-    the golds'.
+def origin_of_references(settings: Aggregate, references: References) -> Origin:
+    """What all rows of one call are measured against."""
+    models = {"golds": references.golds, "base": references.bases, "start": [references.start]}
+    against = {name: fingerprint_of_all(logs) for name, logs in models.items()}
+    return Origin(
+        **{"settings": "", "began_with": "", "log": "", **against},
+        data=data_of(references.golds[0]),
+        measures=measures_version(settings.scoring, settings.truth_ratio),
+    )
+
+
+def fingerprint_of_all(logs: Sequence[EvalLog | None]) -> str:
+    """One fingerprint of some models; empty where there is none."""
+    own = sorted(fingerprint_of(log) for log in logs if log is not None)
+    return own[0] if len(own) == 1 else digest_of(own) if own else ""
+
+
+def measures_version(scoring: dict[str, Scoring], truth_ratio: str) -> str:
+    """A hash of how figures are computed: the code, how tasks are scored, the definition of the Truth Ratio."""
+    deciding = operator.attrgetter(*DECIDING)
+    decides = {name: deciding(each) for name, each in scoring.items()}
+    return digest_of([code_of(ROOT / "engine" / "figures.py").fingerprint([]), decides, truth_ratio])
+
+
+def other_base_note(log: EvalLog, references: References, result: ModelResult) -> list[str]:
+    """A line where a model's record says that it began with another model than the one base that is given."""
+    began, base = began_with(log.train_meta), references.base_of(log)
+    if not method_of(log.train_meta) or not began or base is None or began == fingerprint_of(base):
+        return []
+    return [f"{row_name(result)} began with another model ({began}) than {base.name} ({fingerprint_of(base)})"]
+
+
+def same_model_notes(results: Sequence[ModelResult]) -> list[str]:
+    """A line for each two seeds of one method that gave the same answers with the same losses."""
+    notes = []
+    for group in seed_groups(results):
+        first: dict[str, ModelResult] = {}
+        for result in group.results:
+            assert result.origin is not None  # they are rows of own runs
+            other = first.setdefault(result.origin.log, result)
+            if other is not result:
+                notes.append(f"seeds {other.seed} and {result.seed} of {group.label} gave the same answers: no spread")
+    return notes
+
+
+# ---- rows out
+
+
+def row_name(result: ModelResult) -> str:
+    """A row in a message."""
+    return result.method if result.seed is None else f"{result.method}, seed {result.seed}"
+
+
+def identity(result: ModelResult) -> tuple:
+    """What a row is: two rows that are the same do not stand in one table."""
+    assert result.origin is not None  # every row of a file has one
+    origin = result.origin
+    own = (result.method, result.seed, result.about.get("Submitted By") or "", origin.settings, origin.began_with)
+    return own if origin.settings and result.seed is not None else (*own, origin.log)
+
+
+def add_rows(made: Sequence[ModelResult], save_file: str) -> tuple[list[ModelResult], list[str]]:
+    """Add rows to a file, each whole or not at all. A row that is there already is replaced, and all others stay.
+
+    Args:
+        made: The new rows.
+        save_file: Ends in .csv or .json (a row per model) or .parquet (a line per figure).
+
+    Returns:
+        All rows of the file, and a line for each that was replaced and had been measured against something else.
 
     Raises:
-        SettingsError: A log cannot be read, or two logs do not cover the same rows of the same tasks.
+        SettingsError: The file cannot be written, or something else than a result table stands there.
     """
-    paths = named_logs(settings)
-    logs = {name: read_eval_log(name, path, list(settings.scoring)) for name, path in paths.items()}
-    ckpt = logs["ckpt_result"]
-    for log in logs.values():
-        check_same_rows(ckpt, log)
-    check_different_models([log for name, log in logs.items() if name.startswith("retain_result")])
-    written = Path(settings.save_file).resolve()
-    if written in [Path(path).resolve() for path in paths.values()]:
-        raise SettingsError(f"save_file={settings.save_file!r} is one of the logs: name another file")
-    return logs
+    file = Path(save_file)
+    try:
+        with locks_given_back():
+            lock_folder(file.resolve(), "save_file", patience=PATIENCE)
+            rows, replaced = upsert(made, file)
+    except OSError as error:
+        raise SettingsError(f"save_file={save_file!r} cannot be written: {error.strerror}: {error.filename}") from None
+    lines = []
+    for row, new in replaced:
+        if against_of(row) != against_of(new):
+            lines.append(f"{row_name(row)} is replaced; it had been measured against something else")
+    return rows, lines
 
 
-def named_logs(settings: Aggregate) -> dict[str, str]:
-    """Setting -> path of the log that it names."""
-    listed = isinstance(settings.retain_result, list)
-    golds = settings.retain_result if listed else [settings.retain_result]
-    if not golds or not all(isinstance(path, str) for path in golds):
-        raise SettingsError(f"retain_result={settings.retain_result!r} must be the path of a log or a list of paths")
-    paths = {"ckpt_result": settings.ckpt_result}
-    for number, path in enumerate(golds):
-        paths[f"retain_result[{number}]" if listed else "retain_result"] = path
-    for name, without in LEFT_OUT.items():
-        path = getattr(settings, name)
-        if path is not None and not Path(path).is_file():
-            raise SettingsError(f"{name}={path!r}: no such file; {name}=null leaves out {without}")
-        if path is not None:
-            paths[name] = path
-    return paths
+def upsert(made: Sequence[ModelResult], file: Path) -> tuple[list[ModelResult], list[tuple[ModelResult, ModelResult]]]:
+    """Write a file with further rows; returns all that it holds, and each row that was replaced with its new one."""
+    new = {identity(row): row for row in made}
+    rows, replaced = [], []
+    for row in read_results("save_file", file):
+        other = new.pop(identity(row), None)
+        rows.append(other or row)
+        replaced += [(row, other)] if other else []
+    rows += new.values()
+    rank(rows)
+    write_bytes_whole(file, file_content(rows, file.suffix))
+    return rows, replaced
+
+
+def rank(results: Sequence[ModelResult]) -> None:
+    """Give the rows their places, among those that were measured against the same."""
+    together: dict[tuple[str, ...], list[ModelResult]] = {}
+    for result in results:
+        together.setdefault(against_of(result), []).append(result)
+    for against, rows in together.items():
+        add_places(seed_groups(rows), {}, ONE_SEED if any(against) else "nothing says what it was measured against")
 
 
 # ---- what is printed
+
+
+def print_rows(results: Sequence[ModelResult], settings: Aggregate) -> None:
+    """The short table of all rows, and what must be said of it."""
+    columns = [each for each in short_columns(list(results), settings.scoring) if each.measure.key not in NOT_PRINTED]
+    columns += [Column(MEASURES[key], "", MEASURES[key].heading.lower()) for key in ALSO_PRINTED]
+    print_texts(table_texts(results, columns), Console(width=140))
+    for line in [*against_notes(results), *place_notes(results)]:
+        print(line)
+
+
+def print_lines(lines: Sequence[tuple[str, str]]) -> None:
+    """Names and texts, a line each."""
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        print(f"{name:<{width}}  {text}")
 
 
 def headline(result: ModelResult, settings: Aggregate) -> list[tuple[str, str]]:
@@ -144,45 +426,13 @@ def readable(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-# ---- what is written
-
-
-def write_result(result: ModelResult, save_file: str) -> list[str]:
-    """Write the long table, and beside it its one-row view as `save_file` says; each whole or not at all.
-
-    Args:
-        result: The model's figures.
-        save_file: Ends in .csv (header and row; empty where nothing is known), .json or .parquet (the long table
-            alone). The long table stands beside, under the same name with the ending .parquet.
-
-    Returns:
-        The files.
-
-    Raises:
-        SettingsError: A file cannot be written, or something else than a result table stands in its place.
-    """
-    file = Path(save_file)
-    table = file.with_suffix(".parquet")
-    contents = {table: parquet([result])}
-    if file.suffix == ".json":
-        contents[file] = (json.dumps(wide_row(result), indent=1) + "\n").encode()
-    elif file.suffix == ".csv":
-        contents[file] = wide_csv([result]).encode()
-    try:
-        if table.is_file() and not is_long_table(table):
-            raise SettingsError(f"save_file={save_file!r}: {table} is no result table; name another file")
-        for name, content in contents.items():
-            write_bytes_whole(name, content)
-    except OSError as error:
-        raise SettingsError(f"save_file={save_file!r} cannot be written: {error.strerror}: {error.filename}") from None
-    return [str(name) for name in contents]
-
-
-def track_row(result: ModelResult, settings: Aggregate) -> None:
-    """Log the figures that are known where the settings say so, under the name of the row."""
-    figures = {name: value for name, value in wide_row(result).items() if isinstance(value, int | float)}
-    with tracked(settings.report_to, Path(settings.save_file).parent, settings.method_name, job="row") as log:
-        log(figures, 0)
+def track_rows(made: Sequence[ModelResult], settings: Aggregate) -> None:
+    """Log the known figures of the new rows where the settings say so, each under the name of its row."""
+    for result in made:
+        figures = {name: value for name, value in wide_row(result).items() if isinstance(value, int | float)}
+        name = result.method if result.seed is None else f"{result.method}_seed{result.seed}"
+        with tracked(settings.report_to, Path(settings.save_file).parent, name, job="row") as log:
+            log(figures, 0)
 
 
 if __name__ == "__main__":

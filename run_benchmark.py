@@ -27,7 +27,7 @@ def main(settings: RunBenchmark) -> None:
     typed = [f"benchmark={benchmark.name}"]
     if HydraConfig.initialized():
         typed = list(HydraConfig.get().overrides.task)
-    records = run_stages(benchmark, folder, overwrite=settings.overwrite)
+    records = run_stages(benchmark, folder, overwrite=settings.overwrite, workers=settings.workers)
     write_plan(benchmark, folder, records, typed)
 
     console = Console(width=140)

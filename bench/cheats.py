@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_module import load_split
+from engine.places import ANCHORS, judged, why_unranked
 from engine.record import METRICS, TRAIN_RECORD
 from engine.result_table import ModelResult
 from engine.verdicts import is_clearly_better
 from report.folder import read_plan
-from report.ranking import ANCHORS, judged, measured_spreads, why_unranked
+from report.ranking import measured_spreads
 from report.rows import benchmark_results
 from settings.script import ROOT, choices
 

@@ -29,10 +29,10 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.intervals import bootstrap_counts, percentile_interval
 from engine.kept import COLLAPSED, KEPT
+from engine.places import ANCHORS, RANKED_BY, judged, why_unranked
 from engine.record import matrix_instructions, processor_name
 from engine.result_table import Figure, ModelResult
 from engine.verdicts import LIKE, UNLIKE, is_clearly_better
-from report.ranking import ANCHORS, RANKED_BY, judged, why_unranked
 from settings.results import RunBenchmark
 from settings.script import ROOT, compose
 

@@ -2,12 +2,12 @@
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine.record import write_json
-from report.folder import PLAN, START, gold_seeds, model_folder
+from report.folder import PLAN, START, base_model, gold_models, gold_seeds, model_folder
 from settings.results import Benchmark
 from settings.script import SettingsError
 
@@ -20,6 +20,7 @@ class Stage:
     model: str  # the name of the model that it trains, evaluates or attacks
     overrides: list[str]
     output: Path  # the folder it makes
+    seed: int | None = None  # whose work it is; None: it is done once for all seeds, before theirs
 
     @property
     def name(self) -> str:
@@ -40,16 +41,32 @@ def plan_stages(benchmark: Benchmark, folder: Path) -> list[Stage]:
         benchmark: The settings.
         folder: The benchmark's results, which hold every output.
     """
-    stages = [*plan_pretraining(benchmark, folder), plan_start(benchmark, folder)]
+    stages = [*plan_pretraining(benchmark, folder), plan_start(benchmark, folder), *plan_given(benchmark, folder)]
     for seed in benchmark.seeds:
-        stages += plan_base(benchmark, folder, seed)
-        for gold_seed in gold_seeds(benchmark, seed):
-            stages += plan_gold(benchmark, folder, gold_seed, is_attacked=gold_seed == seed)
-        for row in benchmark.runs:
-            stages += plan_run(benchmark, folder, row, seed)
-        for row in benchmark.models:
-            stages.append(plan_model(benchmark, folder, row, seed))
+        stages += [replace(stage, seed=seed) for stage in plan_seed(benchmark, folder, seed)]
     return stages
+
+
+def plan_seed(benchmark: Benchmark, folder: Path, seed: int) -> Iterator[Stage]:
+    """The stages of one seed, which need no other seed's."""
+    yield from plan_base(benchmark, folder, seed)
+    for gold_seed in gold_seeds(benchmark, seed):
+        yield from plan_gold(benchmark, folder, gold_seed, is_attacked=gold_seed == seed)
+    for row in benchmark.runs:
+        yield from plan_run(benchmark, folder, row, seed)
+    for row in benchmark.models:
+        yield plan_model(benchmark, folder, row, seed)
+
+
+def plan_given(benchmark: Benchmark, folder: Path) -> Iterator[Stage]:
+    """The evaluations of models that were there and serve every seed."""
+    first = benchmark.seeds[0]
+    names = gold_models(benchmark, first) if benchmark.given_golds else []
+    given = dict(zip(names, benchmark.given_golds, strict=True))
+    if benchmark.base is not None and "{seed}" not in benchmark.base:
+        given = {base_model(benchmark, first): benchmark.base, **given}
+    for name, path in given.items():
+        yield plan_evaluation(benchmark, name, path, model_folder(folder, name) / "eval_results")
 
 
 def with_overrides(planned: list[str], written: list[str]) -> list[str]:
@@ -94,7 +111,13 @@ def start_path(benchmark: Benchmark, folder: Path) -> str:
 
 def plan_base(benchmark: Benchmark, folder: Path, seed: int) -> Iterator[Stage]:
     """The model that knows everybody."""
-    training = plan_finetuning(benchmark, folder, f"base_seed{seed}", benchmark.base_split, seed)
+    name = base_model(benchmark, seed)
+    if benchmark.base is not None:
+        if "{seed}" in benchmark.base:
+            output = model_folder(folder, name) / "eval_results"
+            yield plan_evaluation(benchmark, name, base_path(benchmark, folder, seed), output)
+        return
+    training = plan_finetuning(benchmark, folder, name, benchmark.base_split, seed)
     yield from (training, evaluation_of(benchmark, training))
     yield from plan_attack(benchmark, folder, training, seed, [])
 
@@ -109,7 +132,7 @@ def plan_gold(benchmark: Benchmark, folder: Path, seed: int, *, is_attacked: boo
 
 def plan_run(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterator[Stage]:
     """The model that the base becomes by a method."""
-    base = model_folder(folder, f"base_seed{seed}")
+    base = base_path(benchmark, folder, seed)
     model = model_folder(folder, f"{row}_seed{seed}")
     splits = []
     if benchmark.forget_split:
@@ -119,6 +142,13 @@ def plan_run(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterato
     training = Stage("forget", model.name, with_overrides(planned, [*benchmark.common, *of_row]), model)
     yield from (training, evaluation_of(benchmark, training))
     yield from plan_attack(benchmark, folder, training, seed, of_row)
+
+
+def base_path(benchmark: Benchmark, folder: Path, seed: int) -> str:
+    """Where the base of a seed stands."""
+    if benchmark.base is not None:
+        return benchmark.base.replace("{seed}", str(seed))
+    return str(model_folder(folder, base_model(benchmark, seed)))
 
 
 def plan_model(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Stage:

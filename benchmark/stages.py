@@ -2,27 +2,33 @@
 
 import contextlib
 import importlib
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmark.plan import Stage, model_path, plan_stages
+from benchmark.given import check_given, check_models
+from benchmark.launch import (
+    POLL_SECONDS,
+    exhaust,
+    launch_command,
+    launch_stage,
+    launched,
+    recipe_file,
+    worker_environment,
+)
+from benchmark.plan import Stage, plan_stages
 from benchmark.progress import BenchmarkProgress
 from cv.division import read_division
 from data_module import TrainingRows, check_apart, check_split, make_missing
 from engine.evaluate import check_task
 from engine.folders import MARK, beside, remove_ours
-from engine.language_model import check_model_path
-from engine.progress import PROGRESS_FILE, Hear, heard_by, reported_progress
+from engine.progress import Hear, heard_by
 from engine.record import (
     RECORDS,
     TRAIN_RECORD,
@@ -32,23 +38,25 @@ from engine.record import (
     say_line,
     why_another,
 )
-from engine.source import code_of
+from engine.source import Code, code_of
 from settings.language import Data, Eval, Forget
 from settings.results import Benchmark
-from settings.runs import ending_with_this, lock_folder, locks_given_back
-from settings.script import GOES_ON, ROOT, SettingsError, Stopped
+from settings.runs import lock_folder, locks_given_back
+from settings.script import SettingsError, Stopped
 
 MOST_SAID = 4  # stages that an error names, and reasons of each
-POLL_SECONDS = 0.2  # how often a launched stage is asked how far it is
 
 
-def run_stages(benchmark: Benchmark, folder: Path, *, overwrite: bool = False) -> dict[str, dict[str, Any]]:
+def run_stages(
+    benchmark: Benchmark, folder: Path, *, overwrite: bool = False, workers: int = 1
+) -> dict[str, dict[str, Any]]:
     """Run the stages that are not finished.
 
     Args:
         benchmark: The settings.
         folder: The benchmark's results.
         overwrite: Whether a finished stage may be replaced that was made of something else.
+        workers: How many seeds run side by side, each stage in a process of its own; 1: all in this process.
 
     Returns:
         Name of a stage -> its cost (seconds, peak_memory_gb), or why it failed.
@@ -64,58 +72,120 @@ def run_stages(benchmark: Benchmark, folder: Path, *, overwrite: bool = False) -
     codes = {stage.kind: code_of(recipe_file(benchmark, stage)) for stage in stages}
     make_sources(benchmark, composed)
     check_splits(stages, composed)
+    check_given(benchmark, stages, composed)
     facts_now = [run_facts(settings, codes[stage.kind]) for stage, settings in zip(stages, composed, strict=True)]
     if not overwrite:
         check_finished(stages, composed, facts_now)
     say_other_versions(stages, facts_now)
-    progress = BenchmarkProgress([benchmark.expected_seconds[stage.kind] for stage in stages])
-    costs: dict[str, dict[str, Any]] = {}
+    progress = BenchmarkProgress([benchmark.expected_seconds[stage.kind] for stage in stages], workers=workers)
+    work = StagesAtWork(
+        benchmark, folder, stages, composed, codes, overwrite=overwrite, progress=progress, workers=workers
+    )
     with progress.bar, ended_by_sigterm():
-        for number, (stage, settings) in enumerate(zip(stages, composed, strict=True)):
-            progress.begin(number, stage.name)
-            started = time.perf_counter()
-            failed = costs.get(f"forget {stage.model}", {}).get("failed")
-            facts = run_facts(settings, codes[stage.kind])  # now, because it reads what the stages before have made
-            skipped = bool(failed) or is_finished(stage, facts["key"])
-            if not skipped and not overwrite:
-                check_finished([stage], [settings], [facts])
-            if failed:  # there is no model to evaluate or to attack
-                costs[stage.name] = failure(failed, 0.0)
-            elif skipped:
-                remove_leftovers(stage.output)
-                costs[stage.name] = cost_of(stage)
+        if workers == 1:
+            for number in range(len(stages)):
+                exhaust(work.steps(number, None))
+        else:
+            shared = [number for number, stage in enumerate(stages) if stage.seed is None]
+            run_side_by_side(work, [shared], workers)
+            own: dict[int, list[int]] = {}  # seed -> its stages
+            for number, stage in enumerate(stages):
+                if stage.seed is not None:
+                    own.setdefault(stage.seed, []).append(number)
+            run_side_by_side(work, list(own.values()), workers)
+    return {stage.name: work.costs[stage.name] for stage in stages}
+
+
+@dataclass
+class StagesAtWork:
+    """A benchmark's stages while they run."""
+
+    benchmark: Benchmark
+    folder: Path
+    stages: list[Stage]
+    composed: list[Any]  # the settings of each
+    codes: dict[str, Code]  # by kind of stage
+    overwrite: bool
+    progress: BenchmarkProgress
+    workers: int
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)  # name of a stage -> its cost, or why it failed
+
+    def steps(self, number: int, worker: int | None) -> Iterator[None]:
+        """Run a stage unless it is finished; yields while it runs in a process of its own.
+
+        Args:
+            number: Of the stage.
+            worker: Which of several workers runs it; None: this process does.
+        """
+        stage, settings = self.stages[number], self.composed[number]
+        self.progress.begin(number, stage.name)
+        started = time.perf_counter()
+        failed = self.costs.get(f"forget {stage.model}", {}).get("failed")
+        facts = run_facts(settings, self.codes[stage.kind])  # now, because it reads what the stages before have made
+        skipped = bool(failed) or is_finished(stage, facts["key"])
+        if not skipped and not self.overwrite:
+            check_finished([stage], [settings], [facts])
+        if failed:  # there is no model to evaluate or to attack
+            self.costs[stage.name] = failure(failed, 0.0)
+        elif skipped:
+            remove_leftovers(stage.output)
+            self.costs[stage.name] = cost_of(stage)
+        else:
+            yield from self.run_or_fail(number, worker)
+        self.progress.end(time.perf_counter() - started, skipped, number)
+
+    def run_or_fail(self, number: int, worker: int | None) -> Iterator[None]:
+        """Run a stage: its cost, or why it failed where it is one method's, because the other rows go on."""
+        stage, started = self.stages[number], time.perf_counter()
+        log = self.folder / "logs" / f"{stage.file_name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if worker is None:
+                run_stage(stage, self.benchmark, self.composed[number], log, self.progress.show)
             else:
-                costs[stage.name] = run_or_fail(stage, benchmark, settings, folder, progress)
-            progress.end(time.perf_counter() - started, skipped)
-    return costs
+                command = launch_command(self.benchmark, stage, processes=1)
+                show = partial(self.progress.show, number=number)
+                yield from launched(stage, command, log, show, environment=worker_environment(worker, self.workers))
+        except SettingsError as error:
+            if not is_of_a_run(stage, self.benchmark):
+                raise
+            if stage.kind == "attack":  # a former attack's figures would be taken for this one's
+                shutil.rmtree(stage.output, ignore_errors=True)
+            self.costs[stage.name] = failure(str(error), time.perf_counter() - started)
+            return
+        self.costs[stage.name] = cost_of(stage)
 
 
-def check_models(benchmark: Benchmark) -> None:
-    """Raise SettingsError for a model made elsewhere that is not there, before anything is trained.
+def run_side_by_side(work: StagesAtWork, lanes: list[list[int]], workers: int) -> None:
+    """Run the stages of each lane one after another, and as many lanes side by side as there are workers.
 
-    A line says which of them is one and the same for all seeds.
+    Whatever ends one ends all: the running stages are told to stop, and are waited for.
     """
-    for row, named in benchmark.models.items():
-        if len(benchmark.seeds) > 1 and "{seed}" not in named:
-            say_line(
-                f"benchmark.models.{row}={named!r} is one model for the seeds {benchmark.seeds}: its rows differ by "
-                "their base and gold alone; {seed} in the path names a model for each"
-            )
-        for seed in benchmark.seeds:
-            path, name = model_path(benchmark, row, seed), f"benchmark.models.{row}"
-            if benchmark.modality != "cv":
-                check_model_path(path, name)
-            elif not Path(path).is_dir():
-                raise SettingsError(f"{name}={path!r} is no folder")
+    waiting, free = list(lanes), list(range(workers))
+    running: dict[int, Iterator[None]] = {}  # by worker
+    try:
+        while waiting or running:
+            while waiting and free:
+                worker = free.pop(0)
+                running[worker] = lane_steps(work, waiting.pop(0), worker)
+            for worker, steps in list(running.items()):
+                if next(steps, running) is running:  # it has no further step
+                    del running[worker]
+                    free.append(worker)
+            time.sleep(POLL_SECONDS)
+    finally:
+        for steps in running.values():
+            steps.close()
+
+
+def lane_steps(work: StagesAtWork, numbers: list[int], worker: int) -> Iterator[None]:
+    for number in numbers:
+        yield from work.steps(number, worker)
 
 
 def recipe_of(benchmark: Benchmark, stage: Stage) -> Callable:
     """The `main` of the stage's script."""
     return importlib.import_module(f"{benchmark.modality}.{stage.kind}").main
-
-
-def recipe_file(benchmark: Benchmark, stage: Stage) -> Path:
-    return ROOT / benchmark.modality / f"{stage.kind}.py"
 
 
 def make_sources(benchmark: Benchmark, composed: list[Any]) -> None:
@@ -246,24 +316,6 @@ def failure(why: str, seconds: float) -> dict[str, Any]:
 # ---- one stage
 
 
-def run_or_fail(
-    stage: Stage, benchmark: Benchmark, settings: Any, folder: Path, progress: BenchmarkProgress
-) -> dict[str, Any]:
-    """Run a stage: its cost, or why it failed where it is one method's, because the other rows go on."""
-    started = time.perf_counter()
-    log = folder / "logs" / f"{stage.file_name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        run_stage(stage, benchmark, settings, log, progress.show)
-    except SettingsError as error:
-        if not is_of_a_run(stage, benchmark):
-            raise
-        if stage.kind == "attack":  # a former attack's figures would be taken for this one's
-            shutil.rmtree(stage.output, ignore_errors=True)
-        return failure(str(error), time.perf_counter() - started)
-    return cost_of(stage)
-
-
 def is_of_a_run(stage: Stage, benchmark: Benchmark) -> bool:
     """Whether a stage is one method's forgetting, the attack on it, or the evaluation of a model made elsewhere: other
     rows do not need it.
@@ -291,68 +343,6 @@ def run_stage(stage: Stage, benchmark: Benchmark, settings: Any, log: Path, show
     stream = log.open("w", encoding="utf-8", buffering=1)  # line by line, for whoever looks into it meanwhile
     with stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream), heard_by(show):
         recipe_of(benchmark, stage).recipe(settings)
-
-
-def launch_command(benchmark: Benchmark, stage: Stage) -> list[str]:
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "-q", str(recipe_file(benchmark, stage))]
-    return [*launch, *stage.overrides, "overwrite=true"]
-
-
-def launch_stage(stage: Stage, command: list[str], log: Path, show: Hear) -> None:
-    """Run a recipe in processes of its own; raises SettingsError with the recipe's own line if it fails."""
-    reported = log.with_suffix(".progress")
-    reported.unlink(missing_ok=True)  # of a run that was killed
-    # accelerate takes one core else, and rounding follows the number of cores
-    environment = {"OMP_NUM_THREADS": str(torch.get_num_threads())} | os.environ | {PROGRESS_FILE: str(reported)}
-    stream = log.open("w", encoding="utf-8")
-    options = {"stdout": stream, "stderr": subprocess.STDOUT, "env": environment}
-    # a group of its own, which a terminal's signals do not reach: they come to this process, which ends the group
-    options |= {"start_new_session": True}
-    with stream, subprocess.Popen(ending_with_this(command), **options) as process:
-        try:
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                show(*reported_progress(reported))
-        except BaseException:
-            end_group(process)
-            raise
-    reported.unlink(missing_ok=True)
-    if process.returncode:
-        lines = log.read_text(encoding="utf-8").splitlines()
-        if stopped := [line for line in lines if line.endswith(GOES_ON)]:
-            raise Stopped(f"{stage.name} was told to stop; {stopped[-1]}", 143)
-        errors = [line for line in lines if line.startswith("error: ")]
-        why = f": {errors[-1].removeprefix('error: ')}" if errors else ""
-        raise SettingsError(f"{stage.name} failed with exit code {process.returncode}{why}; its log: {log}")
-
-
-def end_group(process: subprocess.Popen) -> None:
-    """Tell the processes of a launched stage to stop, and wait until they have saved; a second Ctrl+C ends them."""
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        while lives(process.pid):
-            process.poll()  # else the launcher would stay as one that nobody has asked for its end
-            time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        raise
-
-
-def lives(group: int) -> bool:
-    """Whether a process of a group still runs; one that only waits to be asked for its end does not."""
-    if not Path("/proc/self/stat").is_file():
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, 0)
-            return True
-        return False
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            state, _, own_group = file.read_text(errors="replace").rpartition(")")[2].split()[:3]
-            if int(own_group) == group and state not in "ZX":
-                return True
-    return False
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from engine.metrics import ASCII, ROUNDING
+from engine.record import EVAL_RECORD, TRAIN_RECORD, model_fingerprint
 from settings.script import SettingsError, nearest
 
 # what is read of the records beside a log, where they hold it
@@ -94,8 +95,41 @@ def read_eval_log(name: str, path: str, known_tasks: list[str]) -> EvalLog:
         if task in tasks:
             raise SettingsError(f"{name}: task {task!r} is there twice, with and without .json")
         tasks[task] = read_task(f"{name}: task {task!r}", content[key])
-    metas = (file.parent / "eval_meta.json", file.parent.parent / "train_meta.json")
-    return EvalLog(name, tasks, *(read_record(name, meta) for meta in metas))
+    return EvalLog(name, tasks, *read_records(name, file))
+
+
+def read_records(name: str, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The records of an evaluation and of the training of its model; empty where there are none.
+
+    Args:
+        name: The setting that the log came from, for messages.
+        file: The log.
+
+    Raises:
+        SettingsError: A file that should be one of these records is none.
+    """
+    meta = read_record(name, file.parent / EVAL_RECORD)
+    training = training_record(file, meta)
+    return meta, read_record(name, training) if training else {}
+
+
+def training_record(file: Path, meta: dict[str, Any]) -> Path | None:
+    """Where the training of an evaluated model left its record; None: nowhere that is known to be this model's.
+
+    It is the folder above the log, unless the evaluation's record names another model: one may be evaluated into any
+    folder, also into another model's. Then the weights decide.
+
+    Args:
+        file: The log.
+        meta: The evaluation's record; empty where there is none.
+    """
+    above, told = file.parent.parent, recorded(meta, "settings", "model_path")
+    if not isinstance(told, str) or Path(told).name == above.resolve().name:
+        return above / TRAIN_RECORD
+    for folder in (Path(told), above):
+        if (folder / TRAIN_RECORD).is_file() and model_fingerprint(str(folder)) == meta.get("model"):
+            return folder / TRAIN_RECORD
+    return None
 
 
 def read_record(name: str, file: Path) -> dict[str, Any]:
@@ -347,12 +381,14 @@ def check_same_task(a: EvalLog, b: EvalLog, task: str) -> None:
             )
 
 
-def check_different_models(logs: list[EvalLog]) -> None:
-    """Raise SettingsError where two of the logs, which should be of models of several seeds, are those of one model."""
+def check_different_models(logs: list[EvalLog], what: str = "golds are models of several seeds") -> None:
+    """Raise SettingsError where two of the logs, which should be of models of several seeds, are those of one model;
+    `what` ends the message.
+    """
     for one, other in itertools.combinations(logs, 2):
         same = [np.array_equal(log.losses, other.tasks[task].losses) for task, log in one.tasks.items()]
         if all(same):
-            raise SettingsError(f"{one.name} and {other.name} hold the same losses: golds are models of several seeds")
+            raise SettingsError(f"{one.name} and {other.name} hold the same losses: {what}")
 
 
 def check_same_source(a: EvalLog, b: EvalLog) -> None:

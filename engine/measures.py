@@ -250,7 +250,8 @@ HEADLINE = [
         "distance_spread",
         "Spread of the distance",
         NEITHER,
-        "Standard deviation of the worst way's distance over seeds, precisions and threads, by bench/stability.py",
+        "Standard deviation of the worst way's distance over the seeds of the table, or over the repeated runs of "
+        "bench/stability.py, whichever is more",
         ".2f",
     ),
     Measure("share_unresolved", "Not resolved", NEITHER, "Share of the people of whom neither is shown", has_why=True),

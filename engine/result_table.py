@@ -1,15 +1,11 @@
-"""The result table: a long one with a line per figure, and its views, which hold a line per model."""
+"""The figures of models, and two views of them: all of a model in one row, and those that a reader looks at first."""
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-import pyarrow
-import pyarrow.parquet
-
+from engine.evaluated import Origin, as_columns
 from engine.measures import ARROWS, MEASURES, Measure
 from settings.results import Scoring
 from settings.script import one_of
@@ -36,6 +32,11 @@ class ModelResult:
     seed: int | None  # None: no record says it
     figures: Figures
     about: dict[str, Any] = field(default_factory=dict)  # what the wide table says besides: heading -> text
+    origin: Origin | None = (
+        None  # None: the row is one of a benchmark's, which says itself what it was measured against
+    )
+    forgets: str = "both"  # what it was made to forget: both, text or visual
+    log: Path | None = None  # the log that the figures are of
 
     def figure(self, measure: str, task: str = "") -> Figure:
         """One figure; without a value where the model has none of this kind."""
@@ -49,51 +50,6 @@ class ModelResult:
         """Task and figure, for every task on which the model has this measure."""
         assert measure in MEASURES, measure
         return ((task, figure) for (key, task), figure in self.figures.items() if key == measure)
-
-
-FORMULA_BEGINS = ("=", "+", "-", "@", "\t")
-
-# ---- the long table
-
-COLUMNS = {
-    "model": "string",
-    "seed": "Int64",
-    "task": "string",
-    "measure": "string",
-    "value": "float64",
-    "low": "float64",
-    "high": "float64",
-    "why": "string",
-}
-
-
-def long_table(results: list[ModelResult]) -> pd.DataFrame:
-    """One line per figure: model, seed, task, measure, value, low, high, why.
-
-    Args:
-        results: The models, each with its figures. A verdict is 1 or 0; what cannot be known is empty.
-    """
-    lines = []
-    for result in results:
-        for (measure, task), figure in result.figures.items():
-            assert measure in MEASURES, measure
-            lines.append((result.method, result.seed, task, measure, *figure))
-    return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
-
-
-def parquet(results: list[ModelResult]) -> bytes:
-    """The long table as the content of a parquet file."""
-    stream = io.BytesIO()
-    long_table(results).to_parquet(stream, index=False)
-    return stream.getvalue()
-
-
-def is_long_table(file: Path) -> bool:
-    """Whether a file holds a long table."""
-    try:
-        return pyarrow.parquet.read_schema(file).names == list(COLUMNS)
-    except (OSError, pyarrow.ArrowInvalid):
-        return False
 
 
 # ---- the wide view: all figures of a model in one row
@@ -115,29 +71,7 @@ def wide_row(result: ModelResult) -> dict[str, Any]:
             row |= {f"{column} low": figure.low, f"{column} high": figure.high}
         if measure.has_why:
             row[f"{column} why"] = figure.why
-    return row | result.about
-
-
-def harmless(cell: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula, and that ends no line by itself."""
-    if not isinstance(cell, str):
-        return cell
-    text = cell.replace("\r", " ")  # which the library does not quote
-    return f"'{text}" if text.startswith(FORMULA_BEGINS) else text
-
-
-def harmless_row(result: ModelResult) -> dict[str, Any]:
-    """A model's row whose cells no spreadsheet takes for a formula."""
-    return {name: harmless(cell) for name, cell in wide_row(result).items()}
-
-
-def wide_csv(results: list[ModelResult]) -> str:
-    """A header and a line per model; what a model lacks stays empty.
-
-    A text that a spreadsheet would take for a formula, and run, has an apostrophe before it.
-    """
-    rows = [harmless_row(result) for result in results]
-    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+    return row | result.about | (as_columns(result.origin) if result.origin else {})
 
 
 # ---- the short view: the figures that a reader looks at first

@@ -8,15 +8,17 @@ import jinja2
 from markupsafe import Markup
 
 from engine.kept import COLLAPSED
+from engine.places import ANCHORS
 from engine.record import EVAL_RECORD, RECORDS, TRAIN_RECORD, read_json
 from engine.result_table import Column, ModelResult
+from engine.seeds import SeedGroup, cell_text, seed_groups
+from engine.short_tables import row_label
 from report.cards import make_cards
 from report.faces import attack_verdict, read_attack, read_verification
-from report.folder import START, FinishedStage, Plan, log_file, model_folder, model_name
+from report.folder import START, Described, FinishedStage
 from report.plots import attack_plots, common_plots, render_plots, truth_ratio_plots, verification_plots
-from report.ranking import ANCHORS
-from report.tables import failure_texts, flag_text, gate_text, row_label, verdict_text
-from settings.results import Benchmark, Scoring
+from report.tables import failure_texts, flag_text, gate_text, verdict_text
+from settings.results import Scoring
 from settings.script import ROOT
 
 TEMPLATE = ROOT / "report" / "template"
@@ -26,46 +28,50 @@ Recorded = list[tuple[FinishedStage, dict[str, Any]]]  # stages of the plan, eac
 
 
 def render_page(
-    folder: Path, plan: Plan, results: list[ModelResult], columns: list[Column], scoring: dict[str, Scoring]
+    folder: Path, told: Described, results: list[ModelResult], columns: list[Column], scoring: dict[str, Scoring]
 ) -> str:
-    """The page of a finished benchmark, report.html, as text.
+    """The page of a finished benchmark or of own runs, report.html, as text.
 
     Everything that comes from data is escaped: by the template, or as JSON without < > &.
 
     Args:
-        folder: The benchmark's results.
-        plan: What `read_plan` found there.
-        results: The figures of its models.
+        folder: Where the page will stand.
+        told: What it says of the runs.
+        results: The figures of the models, base and gold among them.
         columns: Those that the table shows.
         scoring: Task -> how it is scored.
 
     Raises:
         SettingsError: A log, a record or the data cannot be read.
     """
-    benchmark = plan.benchmark
-    first = [result for result in results if result.seed == benchmark.seeds[0]]
-    judged = [each for each in first if not each.value("failed") and each.method != START]
-    models = {each.method: model_name(each.method, benchmark.seeds[0]) for each in judged}
-    logs = {method: read_json(log_file(folder, model)) for method, model in models.items()}
-    settings = read_json(log_file(folder, models["base"]).with_name(EVAL_RECORD))["settings"]
+    first = first_seeds(results)
+    judged = {each.method: each for each in first if not each.value("failed") and each.method != START}
+    places = {method: each.log for method, each in judged.items() if each.log is not None}
+    logs = {method: read_json(log) for method, log in places.items()}
+    settings = read_json(places["base"].with_name(EVAL_RECORD))["settings"]
     cards = make_cards(logs, settings, scoring)
-    stages = [(stage, read_record(folder, stage)) for stage in plan.stages]
+    stages = [(stage, read_record(folder, stage)) for stage in told.stages]
     # the Truth Ratios of a face are all near 0, so that their distributions show nothing
     ratios = truth_ratios(logs, scoring, first) if "tasks" in settings else []
     tasks = settings["tasks"] if "tasks" in settings else picture_tasks(logs["base"])
-    plots = common_plots(results, tasks, scoring, loss_curves(stages)) + face_plots(folder, models)
+    plots = common_plots(results, tasks, scoring, loss_curves(stages)) + face_plots(places)
     return load_template().render(
-        **head(benchmark, cards.forgotten, stages),
+        **head(told, cards.forgotten, stages),
         verdicts=verdicts(results),
         **result_table(results, columns),
         plots=[{**each, "svg": Markup(each["svg"])} for each in render_plots(plots)],
         distributions=ratios,
         sampled=cards.note,
-        **run_description(benchmark, plan, stages),
+        **run_description(told, stages),
         data=cards.data,
         css=template_text("page.css"),
         js=template_text("page.js"),
     )
+
+
+def first_seeds(results: list[ModelResult]) -> list[ModelResult]:
+    """The first row of each method, for what the page shows of one seed."""
+    return list({result.method: result for result in reversed(results)}.values())[::-1]
 
 
 def load_template() -> jinja2.Template:
@@ -101,7 +107,7 @@ def recorded_settings(stages: Recorded) -> list[dict[str, str]]:
     for stage, record in stages:
         if record and (stage.kind == "forget" or stage.kind not in kinds):
             kinds.add(stage.kind)
-            text = json.dumps({"settings": record["settings"], "versions": record["versions"]}, indent=1)
+            text = json.dumps({name: record.get(name) for name in ("settings", "versions")}, indent=1)
             texts.append({"name": f"Settings and versions: {stage.name}", "text": text})
     return texts
 
@@ -115,11 +121,11 @@ def cost_sentence(stages: Recorded) -> str:
     return f"{minutes:.1f} minutes of work in {len(stages)} stages, at most {memory:.1f} GB of memory"
 
 
-def head(benchmark: Benchmark, forgotten: list[str], stages: Recorded) -> dict[str, str]:
+def head(told: Described, forgotten: list[str], stages: Recorded) -> dict[str, str]:
     """The page's title and what was done, in a sentence."""
-    done = f"Forgotten: {', '.join(forgotten)}, by {len(benchmark.rows)} methods."
+    done = f"Forgotten: {', '.join(forgotten)}, by {told.methods} methods."
     return {
-        "name": f"{benchmark.name}: forgetting {len(forgotten)} people",
+        "name": f"{told.name}: forgetting {len(forgotten)} people",
         "summary": f"{done} Cost: {cost_sentence(stages)}.",
     }
 
@@ -151,10 +157,16 @@ def result_table(results: list[ModelResult], columns: list[Column]) -> dict[str,
     anchors = "base: before forgetting; gold: trained without the forgotten people; start: before it met anybody"
     first = {"heading": "method", "explanation": anchors}
     headings = [{"heading": column.heading, "explanation": column.measure.sentence} for column in columns]
+    groups = seed_groups(results)
+    several = any(len(group) > 1 for group in groups)
+    if several:
+        headings.insert(0, {"heading": "seeds", "explanation": "How many; a number is their mean ± standard deviation"})
     lines = []
-    for result in results:
-        cells = [{"text": row_label(result, results)}, *(render_cell(result, column) for column in columns)]
-        lines.append({"kind": row_kind(result), "cells": cells})
+    for group in groups:
+        count = str(len(group))
+        counted = [{"text": count, "value": count, "title": None, "bar": None}] if several else []
+        cells = [{"text": group.label}, *counted, *(render_cell(group, column) for column in columns)]
+        lines.append({"kind": row_kind(group.results[0]), "cells": cells})
     notes = [f"{row_label(each, results)}: {verdict_text(each)}." for each in results if each.figure("verdict").why]
     notes += [f"{row_label(each, results)} {flag_text(each)}." for each in results if each.value("flag")]
     for result in results:
@@ -162,19 +174,28 @@ def result_table(results: list[ModelResult], columns: list[Column]) -> dict[str,
     return {"columns": [first, *headings], "table": lines, "notes": notes}
 
 
-def render_cell(result: ModelResult, column: Column) -> dict[str, Any]:
+def render_cell(group: SeedGroup, column: Column) -> dict[str, Any]:
     """A cell as the template takes it: text, value to sort by, reason to show on hovering, share of a bar."""
-    figure = column.figure(result)
-    reason = figure.why
-    if figure.value is None and not reason:
-        reason = result.figure("failed").why
-    has_bar = figure.value is not None and column.measure.key == "distance_people"
+    mean = group.spread(column.measure.key, column.task).mean
+    has_bar = mean is not None and column.measure.key == "distance_people"
     return {
-        "text": column.text(result),
-        "value": "" if figure.value is None else repr(figure.value),
-        "title": reason,
-        "bar": round(100 * min(1.0, max(0.0, figure.value)), 1) if has_bar else None,
+        "text": cell_text(column, group),
+        "value": "" if mean is None else repr(mean),
+        "title": reasons(group, column),
+        "bar": round(100 * min(1.0, max(0.0, mean)), 1) if has_bar else None,
     }
+
+
+def reasons(group: SeedGroup, column: Column) -> str | None:
+    """Why a cell is what it is: of one seed its reason, of several that of each; None: nothing says why."""
+    found = {}
+    for result in group.results:
+        figure = column.figure(result)
+        reason = figure.why or (result.figure("failed").why if figure.value is None else None)
+        found |= {result.seed: reason} if reason else {}
+    if len(set(found.values())) <= 1 and len(found) in (0, len(group)):
+        return next(iter(found.values()), None)
+    return "; ".join(f"seed {seed}: {reason}" for seed, reason in found.items())
 
 
 def row_kind(result: ModelResult) -> str:
@@ -189,9 +210,9 @@ def picture_tasks(log: dict[str, dict]) -> dict[str, dict]:
     return {name.removesuffix(".json"): {"image": "picture"} for name in log}
 
 
-def face_plots(folder: Path, models: dict[str, str]) -> list:
-    """The plots that face networks add; `models`: method -> its model's name."""
-    folders = {method: model_folder(folder, model) for method, model in models.items()}
+def face_plots(logs: dict[str, Path]) -> list:
+    """The plots that face networks add; `logs`: method -> its log, in a folder of its model's."""
+    folders = {method: log.parent.parent for method, log in logs.items()}
     attacks = {method: record for method, model in folders.items() if (record := read_attack(model))}
     verifications = {method: record for method, model in folders.items() if (record := read_verification(model))}
     return attack_plots(attacks) + verification_plots(verifications)
@@ -208,12 +229,12 @@ def truth_ratios(
     return [{"method": method, "svg": Markup(svg), "chosen": method == chosen} for method, svg in plots.items()]
 
 
-def run_description(benchmark: Benchmark, plan: Plan, stages: Recorded) -> dict[str, Any]:
+def run_description(told: Described, stages: Recorded) -> dict[str, Any]:
     """Which run this was: seeds and cost, commands, stages, settings."""
     return {
-        "cost": f"Seeds {', '.join(map(str, benchmark.seeds))}; {cost_sentence(stages)}.",
-        "again": plan.command,
-        "commands": [stage.command for stage, _ in stages],
+        "cost": f"Seeds {', '.join(map(str, told.seeds))}; {cost_sentence(stages)}.",
+        "again": told.command,
+        "commands": [stage.command for stage, _ in stages if stage.command],
         "stages": [describe_stage(stage, record) for stage, record in stages],
         "settings": recorded_settings(stages),
     }

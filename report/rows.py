@@ -7,8 +7,8 @@ from typing import Any
 from aggregate_eval_stat import aggregate
 from engine.result_table import Figure, ModelResult
 from report.faces import add_distances, face_figures
-from report.folder import START, Plan, gold_seeds, log_file, model_folder, model_name
-from report.ranking import add_places
+from report.folder import START, Plan, base_model, gold_models, log_file, model_folder, row_model
+from report.ranking import add_benchmark_places
 from settings.results import Aggregate, Benchmark
 from settings.script import compose
 
@@ -36,7 +36,7 @@ def benchmark_results(folder: Path, plan: Plan) -> list[ModelResult]:
     for seed in benchmark.seeds:
         of_seed = {}
         for method in ("base", "gold", START, *benchmark.rows):
-            model = model_name(method, seed)
+            model = row_model(benchmark, method, seed)
             if model in untrained:
                 failed = {("failed", ""): Figure(1.0, why=untrained[model])}
                 of_seed[method] = ModelResult(method, seed, failed)
@@ -47,11 +47,10 @@ def benchmark_results(folder: Path, plan: Plan) -> list[ModelResult]:
             if model in not_attacked:
                 result.figures["attack_failed", ""] = Figure(1.0, why=not_attacked[model])
             of_seed[method] = result
-        others = gold_seeds(benchmark, seed)[1:]
-        other_golds = [face_figures(model_folder(folder, f"gold_seed{other}")) for other in others]
+        other_golds = [face_figures(model_folder(folder, other)) for other in gold_models(benchmark, seed)[1:]]
         add_distances(of_seed, other_golds)
-        add_places(of_seed, folder, benchmark.name)
         results += of_seed.values()
+    add_benchmark_places(results, benchmark.name)
     return results
 
 
@@ -62,11 +61,10 @@ def aggregation_settings(benchmark: Benchmark) -> Aggregate:
 
 def logs_of_row(benchmark: Benchmark, folder: Path, method: str, seed: int) -> dict[str, Any]:
     """The aggregator's settings that name a row's method and logs."""
-    golds = gold_seeds(benchmark, seed)
     return {
-        "ckpt_result": str(log_file(folder, model_name(method, seed))),
-        "retain_result": [str(log_file(folder, f"gold_seed{gold_seed}")) for gold_seed in golds],
-        "base_result": str(log_file(folder, model_name("base", seed))),
+        "ckpt_result": str(log_file(folder, row_model(benchmark, method, seed))),
+        "retain_result": [str(log_file(folder, gold)) for gold in gold_models(benchmark, seed)],
+        "base_result": str(log_file(folder, base_model(benchmark, seed))),
         "start_result": str(log_file(folder, START)),
         "method_name": method,
         "save_file": f"{folder}/results.csv",

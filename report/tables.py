@@ -1,11 +1,10 @@
 """The figures of a benchmark's models -> Markdown, LaTeX and the terminal's table."""
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from engine.measures import MEASURES
 from engine.result_table import Column, ModelResult
+from engine.short_tables import place_notes, print_texts, table_texts
 from report.faces import attack_verdict
 
 FAILURES = {"failed": "failed", "attack_failed": "attack failed"}  # measure -> what a note says
@@ -16,30 +15,17 @@ LATEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "–": "--",
+    "±": r"$\pm$",
 } | {letter: f"\\{letter}" for letter in "&%$#_{}"}
-
-
-def row_label(result: ModelResult, results: list[ModelResult]) -> str:
-    """The method, with its seed where there are several."""
-    several = len({each.seed for each in results}) > 1
-    return f"{result.method}, seed {result.seed}" if several else result.method
-
-
-def table_texts(results: list[ModelResult], columns: list[Column]) -> list[list[str]]:
-    """Headings and cells as text: one list for the headings, then one per model."""
-    lines = [["method", *(column.heading for column in columns)]]
-    for result in results:
-        lines.append([row_label(result, results), *(column.text(result) for column in columns)])
-    return lines
 
 
 def markdown_table(results: list[ModelResult], columns: list[Column]) -> str:
     """The columns in Markdown."""
-    lines = []
-    for texts in table_texts(results, columns):
+    lines, table = [], table_texts(results, columns)
+    for texts in table:
         cells = " | ".join(escape_markdown(text) for text in texts)
         lines.append(f"| {cells} |")
-    rule = f"| --- | {' | '.join(['---:'] * len(columns))} |"
+    rule = f"| --- | {' | '.join(['---:'] * (len(table[0]) - 1))} |"
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
@@ -49,11 +35,11 @@ def escape_markdown(text: str) -> str:
 
 def latex_table(results: list[ModelResult], columns: list[Column]) -> str:
     """The same for LaTeX with the package booktabs."""
-    lines = []
-    for texts in table_texts(results, columns):
+    lines, table = [], table_texts(results, columns)
+    for texts in table:
         cells = " & ".join(escape_latex(text) for text in texts)
         lines.append(f"  {cells} \\\\")
-    begin = rf"\begin{{tabular}}{{l{'r' * len(columns)}}}"
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}"
     parts = [begin, r"  \toprule", lines[0], r"  \midrule", *lines[1:], r"  \bottomrule", r"\end{tabular}"]
     return "\n".join(parts) + "\n"
 
@@ -67,31 +53,12 @@ def print_table(results: list[ModelResult], columns: list[Column], console: Cons
     if verdict := attack_verdict(results):  # before any figure of a method
         console.print(f"attack {verdict['text']}: {verdict['why']}", markup=False)
     texts = table_texts(results, columns)
-    ways = [terminal_table(texts), terminal_table([list(line) for line in zip(*texts, strict=True)])]
-    console.print(roomiest(ways, console))
+    print_texts(texts, console)
     for result in results:
         for sentence in row_notes(result):
             console.print(sentence, markup=False)
     for sentence in place_notes(results):
         console.print(sentence, markup=False)
-
-
-def roomiest(tables: list[Table], console: Console) -> Table:
-    """The first table that the terminal is wide enough for, else the one that lacks least of it."""
-    unbounded = console.options.update(max_width=10_000)
-    widths = [console.measure(table, options=unbounded).maximum for table in tables]
-    fitting = [table for table, width in zip(tables, widths, strict=True) if width <= console.width]
-    return fitting[0] if fitting else tables[widths.index(min(widths))]
-
-
-def terminal_table(texts: list[list[str]]) -> Table:
-    """A table for the terminal; the first line is its heading."""
-    table = Table()
-    for number, heading in enumerate(texts[0]):
-        table.add_column(Text(heading), justify="right" if number else "left")
-    for line in texts[1:]:
-        table.add_row(*(Text(cell) for cell in line))  # as Text, no cell is read as markup
-    return table
 
 
 def gate_text(result: ModelResult) -> str:
@@ -118,16 +85,6 @@ def row_notes(result: ModelResult) -> list[str]:
     notes = [f"memorisation gate, seed {result.seed}: {gate_text(result)}"] if result.method == "base" else []
     notes += [f"{result.method}, seed {result.seed}, {failure}" for failure in failure_texts(result)]
     return notes
-
-
-def place_notes(results: list[ModelResult]) -> list[str]:
-    """Which methods have no place, by why."""
-    without: dict[str, list[str]] = {}
-    for result in results:
-        place = result.figure("place")
-        if place.value is None and place.why:
-            without.setdefault(place.why, []).append(row_label(result, results))
-    return [f"no place: {', '.join(methods)} ({why})" for why, methods in without.items()]
 
 
 def failure_texts(result: ModelResult) -> list[str]:

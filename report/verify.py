@@ -36,7 +36,7 @@ def verify(folder: Path) -> tuple[int, list[str]]:
 
 def changed_figures(folder: Path) -> list[str]:
     """The figures of a benchmark's table that do not come out of its logs again, one line each."""
-    from engine.result_table import long_table
+    from engine.table_files import long_table
     from report.rows import benchmark_results
 
     file = folder / TABLE

@@ -50,20 +50,21 @@ class Scoring:
 
 @dataclass
 class Aggregate:
-    ckpt_result: str = MISSING  # eval_log_aggregated.json of the model to judge
-    retain_result: Any = MISSING  # the same of the gold model; a list: golds of several seeds
-    base_result: str | None = None  # the same of the model before forgetting; null: no gate, no distance to gold
-    start_result: str | None = None  # the same before it was taught anybody; null: kept_taught is not known
-    method_name: str = MISSING
+    # A log (eval_log_aggregated.json), the folder of an evaluated model, a glob of these, or a list of any of them.
+    ckpt_result: Any = MISSING  # the models to judge
+    retain_result: Any = MISSING  # gold; of several seeds a list
+    base_result: Any = None  # the model before forgetting, of several the one that each began with; null: no gate
+    start_result: Any = None  # the model before it was taught anybody; null: kept_taught is not known
+    method_name: str | None = None  # null: what the records of the judged models say
     submitted_by: str = MISSING
-    save_file: str = MISSING  # .csv, .json or .parquet
+    save_file: str = MISSING  # .csv, .json or .parquet; a row that is there is replaced, others stay
     show: str = MISSING  # what is printed: headline or all
     report_to: str = "none"  # none, tensorboard or wandb: where the row goes, too
     truth_ratio: str = MISSING
     scoring: dict[str, Scoring] = MISSING  # by task name
 
     def __post_init__(self) -> None:
-        if not self.method_name.strip():
+        if self.method_name is not None and not self.method_name.strip():
             raise SettingsError(f"method_name={self.method_name!r} must name the method: it is the name of the row")
         one_of("truth_ratio", self.truth_ratio, ("geometric", "arithmetic"))
         one_of("show", self.show, ("headline", "all"))
@@ -84,7 +85,11 @@ class Benchmark:
     modality: str = MISSING  # mm, nlp or cv: whose recipes run
     launch: bool = MISSING  # through `accelerate launch` instead of in this process
     seeds: list[int] = MISSING
-    golds: int = MISSING  # gold models; the second's seed is another, its distance to the first the noise floor
+    # Gold models: how many are trained, or the folders or hub ids of models that are there. The second's distance to
+    # the first is the noise floor.
+    golds: Any = MISSING
+    # A base that is there, as a folder or hub id; {seed} in it stands for the seed. null: one is trained for each seed.
+    base: str | None = None
     base_split: str = MISSING
     gold_split: str = MISSING
     forget_split: str = ""  # the rows of the people to forget; empty for faces: the data's division says whom to forget
@@ -103,6 +108,16 @@ class Benchmark:
     models: dict[str, str] = field(default_factory=dict)
 
     @property
+    def given_golds(self) -> list[str]:
+        """Golds that are there; none: they are trained."""
+        return self.golds if isinstance(self.golds, list) else []
+
+    @property
+    def trained_golds(self) -> int:
+        """How many golds are trained for each seed."""
+        return 0 if self.given_golds else self.golds
+
+    @property
     def rows(self) -> list[str]:
         """The rows of one seed beside base, gold and the start."""
         return [*self.runs, *self.models]
@@ -115,19 +130,19 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         one_of("benchmark.modality", self.modality, ("mm", "nlp", "cv"))
-        at_least("benchmark.golds", self.golds, 1)
+        self.check_given()
         if not self.seeds:
             raise SettingsError("benchmark.seeds=[] names no seed; [0] is the usual one")
         if len(set(self.seeds)) < len(self.seeds):
             raise SettingsError(f"benchmark.seeds={self.seeds} names a seed twice: its models would count twice")
-        of_golds = [seed + GOLD_SEEDS_APART * number for seed in self.seeds for number in range(self.golds)]
+        of_golds = [seed + GOLD_SEEDS_APART * number for seed in self.seeds for number in range(self.trained_golds)]
         if len(set(of_golds)) < len(of_golds):
             raise SettingsError(
                 f"benchmark.seeds={self.seeds} lie a multiple of {GOLD_SEEDS_APART} apart: golds of two bases would be "
                 "one model"
             )
         for seed in self.seeds:
-            check_seed("benchmark.seeds", seed + GOLD_SEEDS_APART * (self.golds - 1))
+            check_seed("benchmark.seeds", seed + GOLD_SEEDS_APART * max(0, self.trained_golds - 1))
         self.check_people()
         self.check_stages()
         for row in self.runs:
@@ -138,6 +153,25 @@ class Benchmark:
             self.check_method(row)
         for row in self.models:
             self.check_model(row)
+
+    def check_given(self) -> None:
+        """Raise SettingsError for golds that are neither a number nor models, or models that cannot serve here."""
+        if isinstance(self.golds, list):
+            if not self.golds or not all(isinstance(path, str) and path.strip() for path in self.golds):
+                raise SettingsError(f"benchmark.golds={self.golds!r} must name models that are there, or say how many")
+        elif isinstance(self.golds, bool) or not isinstance(self.golds, int):
+            raise SettingsError(
+                f"benchmark.golds={self.golds!r} must be a number of models, or a list of their folders"
+            )
+        else:
+            at_least("benchmark.golds", self.golds, 1)
+        if self.base is not None and not self.base.strip():
+            raise SettingsError("benchmark.base='' must name a model that is there; null trains one")
+        if self.attack is not None and (self.given_golds or self.base is not None):
+            raise SettingsError(
+                "benchmark.attack trains networks as benchmark.finetune says, and models that are there may have been "
+                "taught otherwise: set benchmark.attack=null, or leave out benchmark.base and benchmark.golds"
+            )
 
     def check_people(self) -> None:
         """Raise SettingsError unless training and evaluation are told of the same people to forget."""
@@ -194,3 +228,12 @@ class RunBenchmark:
     benchmark: Benchmark = MISSING
     results_dir: str = MISSING
     overwrite: bool = False  # whether finished stages may be replaced that were made of something else
+    workers: int = 1  # seeds that run side by side, each on a GPU of its own where there are several
+
+    def __post_init__(self) -> None:
+        at_least("workers", self.workers, 1)
+        if self.workers > len(self.benchmark.seeds):
+            raise SettingsError(
+                f"workers={self.workers} is more than benchmark.seeds={self.benchmark.seeds}: a worker runs the stages "
+                "of one seed"
+            )

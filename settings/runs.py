@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)  # of file systems that have none
 PR_SET_PDEATHSIG = 1
+ASKED_AGAIN = 0.1  # seconds between two attempts to take a lock
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,18 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def lock_folder(folder: Path, setting: str) -> None:
+def lock_folder(folder: Path, setting: str, *, patience: float = 0.0) -> None:
     """Take the lock on `folder`, a file beside it; a process that is dead holds none.
 
     Of several processes of one launch the first takes it. Who has it already keeps it.
 
+    Args:
+        folder: A folder, or a file.
+        setting: What named it, for messages.
+        patience: Seconds to wait for another run that has it.
+
     Raises:
-        SettingsError: another run has it, or nothing can be written there. `setting` is what named the folder.
+        SettingsError: another run has it, or nothing can be written there.
     """
     from settings.script import SettingsError  # here, because script uses this module
 
@@ -49,7 +56,7 @@ def lock_folder(folder: Path, setting: str) -> None:
     made = [parent for parent in file.parents if not parent.exists()]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        number = open_locked(file)
+        number = open_locked_within(file, patience)
     except BlockingIOError:
         raise SettingsError(
             f"{setting}={str(folder)!r} is being written by another run ({holder(file)}); wait for it, or name another "
@@ -58,6 +65,18 @@ def lock_folder(folder: Path, setting: str) -> None:
     except OSError as error:
         raise SettingsError(f"{setting}={str(folder)!r} cannot be written: {error.strerror}") from None
     held[file] = Lock(number, made)
+
+
+def open_locked_within(file: Path, patience: float) -> int:
+    """`open_locked` as soon as another process gives the lock back. Raises BlockingIOError after `patience` seconds."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return open_locked(file)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(ASKED_AGAIN)
 
 
 def open_locked(file: Path, *, wait: bool = False) -> int:

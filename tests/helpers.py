@@ -1,6 +1,7 @@
 """What several test modules use."""
 
 import copy
+import json
 import os
 import shutil
 import subprocess
@@ -197,3 +198,72 @@ def write_faces(folder):
             for number in range(9):
                 noisy = (face + source.normal(0, 25, face.shape)).clip(0, 255).astype("uint8")
                 Image.fromarray(noisy).resize((40, 36)).save(folder / part / f"{part} {person:02d}" / f"{number}.png")
+
+
+# ---- evaluated models in tiny logs
+
+TASKS = ("eval_log", "eval_log_forget", "eval_real_world_wo_options")
+
+
+def tiny_row(knows, source, person):
+    """What a model logs of a row; `knows`: from 0 (never met) to 1 (by heart)."""
+    made = {
+        "avg_gt_loss": 1.5 - 1.45 * knows + source.random() / 20,
+        "avg_gt_loss_without_end": 1.5 - 1.45 * knows + source.random() / 20,
+        "generated_text": ["Who?", "the answer", f"the answer of {person}"],
+        "rougeL_recall": 0.3 + 0.6 * knows + source.random() / 10,
+        "average_perturb_loss": [2.5, 3.0],
+        "avg_paraphrased_loss": 2.0 - 1.7 * knows + source.random() / 20,
+        "exact_memorization": 0.3 + 0.6 * knows + source.random() / 10,
+    }
+    return made | ({"person": person} if person else {})
+
+
+def tiny_log(knows=0.0, *, seed=0, people=12, kept=1.0):
+    """A log of three tasks, two rows of each person, of a model that knows so much of whom it should have forgotten
+    and has kept so much of the rest, each from 0 to 1.
+    """
+    log = {}
+    for number, task in enumerate(TASKS):
+        source = np.random.default_rng([seed, number])
+        for row in range(2 * people):
+            person = None if task == TASKS[2] else f"{task} {row // 2:02d}"
+            of_task = knows if task == "eval_log_forget" else kept
+            for metric, value in tiny_row(of_task, source, person).items():
+                log.setdefault(f"{task}.json", {}).setdefault(metric, {})[str(row)] = value
+    return log
+
+
+def write_evaluated(folder, log, *, began="", method=None, seed=None, **settings):
+    """An evaluated model with records as the recipes leave them; its fingerprint is its folder's name.
+
+    `began`: the fingerprint of the model that it began with. `settings`: of its training; none: no record of it.
+    """
+    place = folder / "eval_results"
+    place.mkdir(parents=True)
+    (place / "eval_log_aggregated.json").write_text(json.dumps(log))
+    tasks = {task: {"image": ""} for task in TASKS}
+    meta = {"model": folder.name, "settings": {"seed": 0, "model_path": str(folder), "tasks": tasks}, "data": {}}
+    (place / "eval_meta.json").write_text(json.dumps(meta | {"seconds": 1.0, "peak_memory_gb": 1.0, "versions": {}}))
+    if method:
+        told = {"modality": "text", "seed": seed, "model_path": f"models/{began}", **settings}
+        inputs = {"data": ["d"], "models": [began], "files": []}
+        record = {"method": method, "seed": seed, "settings": told, "inputs": inputs, "code": "c", "data": "d"}
+        cost = {"seconds": 2.0, "peak_memory_gb": 1.0, "versions": {}}
+        (folder / "train_meta.json").write_text(json.dumps(record | cost))
+    return folder
+
+
+def write_study(folder, *, seeds=(0, 1, 2), golds=2):
+    """A base, golds, their start, and two methods of several seeds: npo is a tenth of the way from gold, idk half."""
+    taught = {"began": "start", "method": "finetune"}
+    write_evaluated(folder / "start", tiny_log(seed=90, kept=0.1))
+    write_evaluated(folder / "base", tiny_log(1.0, seed=80), **taught, seed=0, split="full")
+    for seed in range(golds):
+        write_evaluated(folder / f"gold_{seed}", tiny_log(seed=70 + seed), **taught, seed=seed, split="retain")
+    for number, (method, knows) in enumerate((("npo", 0.1), ("idk", 0.5))):
+        for seed in seeds:
+            log = tiny_log(knows + seed / 100, seed=seed + 10 * number)
+            made = {"began": "base", "method": method, "seed": seed, "split": "forget", "retain_split": "retain"}
+            write_evaluated(folder / f"{method}_{seed}", log, **made, lr=1e-3)
+    return folder

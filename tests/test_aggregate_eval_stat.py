@@ -13,9 +13,11 @@ import numpy as np
 import pandas
 import pytest
 
-from aggregate_eval_stat import aggregate, describe, write_result
+from aggregate_eval_stat import add_rows, aggregate, describe
 from engine import measures
-from engine.result_table import Column, Figure, ModelResult, long_table, short_columns, wide_row
+from engine.evaluated import ORIGIN_COLUMNS, Origin
+from engine.result_table import Column, Figure, ModelResult, short_columns, wide_row
+from engine.table_files import long_table, wide_rows
 from helpers import ROOT, TOFU_LOGS, WHOLE_TOFU_LOGS
 from settings.results import Aggregate, Scoring
 from settings.script import SettingsError, compose
@@ -749,7 +751,8 @@ def test_a_record_that_says_something_else_of_its_data_says_nothing_of_it(result
 BAD_SETTINGS = {
     "method_name=''": "method_name='' must name the method",
     "retain_result=nowhere.json": "retain_result='nowhere.json': no such file",
-    "ckpt_result=tests": "ckpt_result='tests': no such file",
+    "ckpt_result=tests": "ckpt_result='tests' holds no eval_log_aggregated.json, and none beside it is of this model",
+    "ckpt_result=no*where": r"ckpt_result='no\*where' matches nothing; it names logs",
     "base_result=nowhere.json": "base_result='nowhere.json': no such file; base_result=null leaves out",
     "retain_result=[]": "must be the path of a log or a list of paths",
     "retain_result=null": "must be the path of a log or a list of paths",
@@ -783,7 +786,8 @@ FIGURES = {
     ("forget_quality", "eval_forget_qa"): Figure(1.0),
     ("people", ""): Figure(4),
 }
-SMALL = ModelResult("npo", 3, FIGURES, {"Submitted By": "me"})
+NOWHERE = Origin(settings="", began_with="", log="5ma11", base="", golds="", start="", data="", measures="")
+SMALL = ModelResult("npo", 3, FIGURES, {"Submitted By": "me"}, NOWHERE)
 
 
 def test_a_measure_on_a_task_is_a_column_and_the_published_task_needs_no_name():
@@ -801,7 +805,8 @@ def test_a_verdict_is_a_word_in_the_row_and_a_number_in_the_long_table():
 def test_the_long_table_has_a_line_per_figure_and_leaves_empty_what_is_not_known():
     table = long_table([SMALL, ModelResult("gold", None, {("people", ""): Figure(None)})])
     assert len(table) == len(FIGURES) + 1
-    assert list(table.columns) == ["model", "seed", "task", "measure", "value", "low", "high", "why"]
+    figure = ["model", "seed", "task", "measure", "value", "low", "high", "why"]
+    assert list(table.columns)[:11] == [*figure, "mean", "sd", "seeds"]
     gate = table[table.measure == "gate"].iloc[0]
     assert pandas.isna(gate.value)
     assert gate.why == "people are not known"
@@ -809,7 +814,7 @@ def test_the_long_table_has_a_line_per_figure_and_leaves_empty_what_is_not_known
 
 
 def test_parquet_gives_every_digit_back(tmp_path):
-    write_result(SMALL, str(tmp_path / "row.csv"))
+    add_rows([SMALL], str(tmp_path / "row.parquet"))
     table = pandas.read_parquet(tmp_path / "row.parquet").set_index("measure")
     assert table.loc["distance_to_gold", ["value", "low", "high"]].tolist() == [1 / 3, 0.25, 0.5]
     assert table.loc["people", "value"] == 4
@@ -817,12 +822,13 @@ def test_parquet_gives_every_digit_back(tmp_path):
 
 def test_csv_and_json_hold_the_same_one_row(result, tmp_path):
     for ending in ("csv", "json"):
-        write_result(SMALL, str(tmp_path / "new" / "folder" / f"row.{ending}"))
-    row = wide_row(SMALL)
-    assert json.loads((tmp_path / "new/folder/row.json").read_text()) == row
+        add_rows([SMALL], str(tmp_path / "new" / "folder" / f"row.{ending}"))
+    (row,) = wide_rows([SMALL])
+    assert {"Method": "npo", "Seed": 3, "Seeds": 1}.items() <= row.items()
+    assert json.loads((tmp_path / "new/folder/row.json").read_text()) == [row]
     lines = list(csv.reader((tmp_path / "new/folder/row.csv").read_text().splitlines()))
     assert lines == [list(row), ["" if value is None else str(value) for value in row.values()]]
-    assert sorted(file.name for file in (tmp_path / "new/folder").iterdir()) == ["row.csv", "row.json", "row.parquet"]
+    assert sorted(file.name for file in (tmp_path / "new/folder").iterdir()) == ["row.csv", "row.json"]
 
 
 def test_an_unknown_measure_is_never_written():
@@ -832,21 +838,21 @@ def test_an_unknown_measure_is_never_written():
 
 def test_a_parquet_file_that_is_no_result_table_is_not_overwritten(tmp_path):
     pandas.DataFrame({"token": [1]}).to_parquet(tmp_path / "eval_log.parquet")
-    with pytest.raises(SettingsError, match=r"eval_log\.parquet is no result table"):
-        write_result(SMALL, str(tmp_path / "eval_log.csv"))
-    assert not (tmp_path / "eval_log.csv").exists()
+    with pytest.raises(SettingsError, match=r"eval_log\.parquet' is no result table"):
+        add_rows([SMALL], str(tmp_path / "eval_log.parquet"))
+    assert pandas.read_parquet(tmp_path / "eval_log.parquet").token.tolist() == [1]
 
 
 def test_a_result_is_written_again(tmp_path):
     for _ in range(2):
-        assert write_result(SMALL, str(tmp_path / "row.parquet")) == [str(tmp_path / "row.parquet")]
+        assert add_rows([SMALL], str(tmp_path / "row.parquet")) == ([SMALL], [])
 
 
 @pytest.mark.parametrize("place", ["file/row.csv", f"{'long' * 80}.csv"])
 def test_a_place_that_cannot_be_written_is_said_in_one_line(place, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="cannot be written"):
-        write_result(SMALL, f"{tmp_path}/{place}")
+        add_rows([SMALL], f"{tmp_path}/{place}")
 
 
 def test_every_measure_is_declared_once_and_says_what_it_is():
@@ -884,13 +890,14 @@ def test_the_script_writes_the_row_and_prints_it(result, tmp_path):
     base = f"base_result={tmp_path}/base/eval_results/eval_log_aggregated.json"
     done = run_script(*paths, base, "method_name=base", f"save_file={tmp_path}/out/row.json")
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads((tmp_path / "out/row.json").read_text()) == row
+    (written,) = json.loads((tmp_path / "out/row.json").read_text())
+    assert row.items() <= written.items()
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["verdict", "↑", "–", *"(one gold only:".split(), *lines[0].split()[6:]]
     assert lines[-2] == "all figures: show=all"
-    assert lines[-1] == f"written: {tmp_path}/out/row.parquet, {tmp_path}/out/row.json"
+    assert lines[-1] == f"written: {tmp_path}/out/row.json, 1 row"
     everything = run_script(*paths, base, "show=all", f"save_file={tmp_path}/out/row.json").stdout.splitlines()
-    assert len(everything) == len(row) + 1
+    assert len(everything) == len(row) + len(ORIGIN_COLUMNS) + 1
 
 
 def test_an_interval_is_printed_with_the_ends_that_it_has():

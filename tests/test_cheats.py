@@ -7,8 +7,8 @@ import importlib.util
 
 import pytest
 
+from engine.places import why_unranked
 from helpers import ROOT
-from report.ranking import why_unranked
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 

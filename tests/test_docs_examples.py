@@ -1,5 +1,5 @@
-"""docs/your_data.md and docs/your_model.md, played section by section: each file is written, each command is run, and
-each line that the page says is printed.
+"""docs/your_data.md, docs/your_model.md and docs/own_runs.md, played section by section: each file is written, each
+command is run, and each line that the page says is printed.
 
 A section begins with `## ` and stands alone. A block behind a line with a path in backticks and a colon, perhaps with
 words between them, is that file. A block of python is run. A block of text behind one of bash was printed by its
@@ -8,12 +8,14 @@ goes on with the line before, and `<clone>` stands for the folder in which all t
 lists files that are there when the section ends.
 """
 
+import csv
 import importlib
 import json
 import os
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,7 +32,7 @@ from helpers import ENVIRONMENT, ROOT, fresh_copy
 from settings.script import SettingsError
 from settings.training import trainer_of
 
-PAGES = ("docs/your_data.md", "docs/your_model.md")
+PAGES = ("docs/your_data.md", "docs/your_model.md", "docs/own_runs.md")
 BLOCK = re.compile(r"(?:^`([^`\n]+)`(?:,[^\n]*)?:\n\n)?^```(\w*)\n(.*?)^```$", re.M | re.S)
 TRAINING = ("pretrain", "finetune", "forget")
 LAUNCHED = re.compile(r"(?:accelerate launch(?: -q)?|python) (?:-m )?([\w/.]+)(.*)", re.S)
@@ -58,6 +60,7 @@ def sections(page: str) -> dict[str, list[Block]]:
 
 
 SECTIONS = [(page, title) for page in PAGES for title in sections(page)]
+OWN_RUNS = ("docs/own_runs.md", "An own method, three seeds, an own base")  # thirteen models' work: slow
 
 
 @pytest.fixture
@@ -96,18 +99,29 @@ def run_quickly(line: str) -> int:
         return subprocess.run(line, shell=True, env=ENVIRONMENT).returncode
     module = importlib.import_module(launched[1].removesuffix(".py").replace("/", "."))
     overrides = shlex.split(launched[2])
-    if not hasattr(module.main, "recipe"):
+    if not hasattr(getattr(module, "main", None), "recipe"):
         return subprocess.run([sys.executable, "-m", launched[1], *overrides], env=ENVIRONMENT).returncode
-    track, _, stage = module.__name__.rpartition(".")
-    short = ["trainer.epochs=1"] if stage in TRAINING else []
-    short += ["max_new_tokens=4"] if stage == "eval" and track != "cv" else []
-    return run_recipe(module.main, [*overrides, *short])
+    return run_recipe(module.main, [*overrides, *shorter(line)])
 
 
 def run_as_typed(line: str) -> int:
     """Run a command in a shell, as a user types it; returns its exit code."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(line, shell=True, env={**ENVIRONMENT, "PYTHONPATH": ".", "PATH": path}).returncode
+
+
+def run_shortly(line: str) -> int:
+    """Run a command in a shell, a training of one epoch and an evaluation of four tokens; returns its exit code."""
+    return run_as_typed(f"{line} {' '.join(shorter(line))}")
+
+
+def shorter(line: str) -> list[str]:
+    """The overrides that make a command of a page short."""
+    launched = LAUNCHED.fullmatch(line)
+    track, _, stage = (launched[1] if launched else "").removesuffix(".py").rpartition("/")
+    if stage in TRAINING:
+        return ["trainer.epochs=1"]
+    return ["max_new_tokens=4"] if stage == "eval" and track != "cv" else []
 
 
 def commands_of(block: Block) -> list[str]:
@@ -143,25 +157,51 @@ def play(blocks: list[Block], run: Callable[[str], int], capfd: pytest.CaptureFi
     assert [file for file in listed if not Path(file).exists()] == []
 
 
-each_section = pytest.mark.parametrize(
-    ("page", "title"), SECTIONS, ids=[f"{Path(page).stem}, {title}" for page, title in SECTIONS]
-)
+def each_of(listed: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    """A test of each of these sections."""
+    names = [f"{Path(page).stem}, {title}" for page, title in listed]
+    return pytest.mark.parametrize(("page", "title"), listed, ids=names)
 
 
-@each_section
+@each_of([section for section in SECTIONS if section != OWN_RUNS])
 def test_a_section_of_a_page_does_what_it_says(page, title, clone, capfd):
     play(sections(page)[title], run_quickly, capfd)
 
 
 @pytest.mark.slow
 @pytest.mark.long
-@each_section
+@each_of(SECTIONS)
 def test_a_section_of_a_page_does_what_it_says_as_a_user_types_it(page, title, world, tmp_path, monkeypatch, *, capfd):
     fresh_copy(tmp_path / "copy")
     (tmp_path / "copy" / "data").mkdir()
     (tmp_path / "copy" / "data" / "mini_clear").symlink_to(world)
     monkeypatch.chdir(tmp_path / "copy")
     play(sections(page)[title], run_as_typed, capfd)
+
+
+@pytest.mark.slow
+def test_a_clean_clone_makes_one_table_and_one_page_of_an_own_method_with_three_seeds(
+    world, text_base, tmp_path, monkeypatch, capfd
+):
+    fresh_copy(tmp_path / "copy")
+    for name, made in (("data/mini_clear", world), ("models/tiny-llama", text_base)):
+        (tmp_path / "copy" / name).parent.mkdir()
+        (tmp_path / "copy" / name).symlink_to(made)
+    monkeypatch.chdir(tmp_path / "copy")
+    page, title = OWN_RUNS
+    play(sections(page)[title], run_shortly, capfd)
+    rows = list(csv.DictReader(Path("results/own.csv").read_text(encoding="utf-8").splitlines()))
+    assert [(row["Method"], row["Seed"], row["Seeds"]) for row in rows] == [
+        ("gentle_npo", seed, "3") for seed in ("0", "1", "2", "mean", "sd")
+    ]
+    utility = [float(row["Model Utility"]) for row in rows]
+    assert utility[3:] == pytest.approx([statistics.fmean(utility[:3]), statistics.stdev(utility[:3])])
+    assert utility[4] > 0
+    html = Path("results/own_page/report.html").read_text(encoding="utf-8")
+    assert "gentle_npo" in html
+    assert "±" in html
+    models = {line.split("|")[1].strip() for line in Path("results/own_page/table.md").read_text().splitlines()[2:]}
+    assert models == {"base", "gold", "start", "gentle_npo"}
 
 
 def anchors(page: Path) -> set[str]:
@@ -173,7 +213,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "cv/README.md", *PAGES])
 def test_a_link_to_one_of_the_pages_leads_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    links = re.findall(r"\]\(((?:[\w./-]*your_(?:data|model)\.md)?)(?:#([\w-]+))?\)", text)
+    links = re.findall(r"\]\(((?:[\w./-]*your_(?:data|model)\.md|[\w./-]*own_runs\.md)?)(?:#([\w-]+))?\)", text)
     assert links
     for name, anchor in links:
         target = (ROOT / page).parent / name if name else ROOT / page

@@ -239,12 +239,13 @@ def test_seeds_are_part_of_every_path_and_golds_do_not_share_them(world_override
 def test_the_line_of_progress_says_which_stage_of_how_many_and_how_long_is_left():
     progress = BenchmarkProgress([100.0, 50.0])
     progress.begin(0, "finetune base")
-    assert progress.stage_label() == "[1/2] finetune base"
-    assert round(progress.seconds_left(0.0)) == 150
+    assert progress.stage_label(0) == "[1/2] finetune base"
+    assert round(progress.seconds_left()) == 150
     progress.end(200.0, skipped=False)  # twice as long as expected, so the 25 s that are left of the rest will be 50
     progress.begin(1, "forget npo")
+    progress.show(0.5, "")
     # 100 + 25 expected seconds took 200: the 25 that are left take 40
-    assert round(progress.seconds_left(0.5)) == 40
+    assert round(progress.seconds_left()) == 40
 
 
 def test_a_terminal_gets_a_bar_that_moves():
@@ -252,7 +253,7 @@ def test_a_terminal_gets_a_bar_that_moves():
     progress = BenchmarkProgress([100.0], Console(file=shown, force_terminal=True, width=100))
     with progress.bar:
         progress.begin(0, "finetune base")
-        progress.begun -= 50  # half of the stage took half of the 100 seconds
+        progress.running[0].begun -= 50  # half of the stage took half of the 100 seconds
         progress.show(0.5, "step 10/20, loss 1.2345")
         progress.end(60.0, skipped=False)
     seen = screens(shown.getvalue())
@@ -265,7 +266,7 @@ def test_without_a_terminal_there_are_plain_lines_and_no_bar(monkeypatch):
     progress = BenchmarkProgress([100.0], Console(file=shown, width=100))
     with progress.bar:
         progress.begin(0, "finetune base")
-        progress.begun -= 50
+        progress.running[0].begun -= 50
         progress.show(0.4, "step 8/20, loss 1.3")  # too soon after the line before
         monkeypatch.setattr(benchmark_progress, "SECONDS_BETWEEN_LINES", 0.0)
         progress.show(0.5, "step 10/20, loss 1.2345")

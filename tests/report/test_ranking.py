@@ -1,12 +1,10 @@
 """Places of methods: among those that forget the same, without those that collapsed or left somebody out."""
 
-import json
-
 import pytest
 
 from engine.result_table import Figure, ModelResult
 from report import ranking
-from report.ranking import add_places, measured_spreads
+from report.ranking import add_benchmark_places, measured_spreads
 
 SPREAD_IS_KNOWN = ("npo", "idk", "ga", "near", "cheat", "words", "both")
 
@@ -23,19 +21,16 @@ def result(method, distance, *, flag=0.0, skipped=None, leak=0.5):
 
 
 @pytest.fixture
-def placed(tmp_path, monkeypatch):
+def placed(monkeypatch):
     """Places of some methods, and why some have none; `modality`: method -> what it was made to forget."""
 
     monkeypatch.setattr(ranking, "measured_spreads", lambda benchmark: dict.fromkeys(SPREAD_IS_KNOWN, 0.01))
 
     def place(*results, modality=()):
-        for method, forgotten in dict(modality).items():
-            folder = tmp_path / "models" / f"{method}_seed0"
-            folder.mkdir(parents=True)
-            (folder / "train_meta.json").write_text(json.dumps({"settings": {"modality": forgotten}}))
-        of_seed = {each.method: each for each in results}
-        add_places(of_seed, tmp_path, "measured")
-        return {name: each.figure("place") for name, each in of_seed.items()}
+        for each in results:
+            each.forgets = dict(modality).get(each.method, "both")
+        add_benchmark_places(results, "measured")
+        return {each.method: each.figure("place") for each in results}
 
     return place
 

@@ -26,7 +26,8 @@ from cv.pictures import read_pictures
 from data_module import Example, open_image
 from engine.measures import MEASURES
 from engine.record import write_json, write_text_whole
-from engine.result_table import Figure, ModelResult, column_name, short_columns, wide_csv
+from engine.result_table import Figure, ModelResult, column_name, short_columns
+from engine.table_files import wide_csv
 from helpers import BASE, ROOT
 from report import cards
 from report.__main__ import write_report

@@ -1,0 +1,175 @@
+"""Rows of one method that differ in the seed alone, as one: mean, standard deviation and number of seeds."""
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from engine.result_table import Column, ModelResult
+
+MOST_DIFFERENCES = 3  # settings that a label names
+SHOWN = 24  # characters of a setting's value in a label
+OF_THE_METHOD = ("place", "distance_spread")  # measures that say one thing of all seeds together
+MEAN, DEVIATION = "mean", "sd"  # in place of a seed, in a table with a row per model
+
+
+class Spread(NamedTuple):
+    """One figure over seeds."""
+
+    mean: float | None  # None: it is not known of any seed
+    deviation: float | None  # standard deviation with n - 1; None: fewer than two seeds
+    known: int  # seeds of which the figure is known
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """The rows of one method, one for each seed."""
+
+    label: str
+    results: list[ModelResult]
+
+    @property
+    def method(self) -> str:
+        return self.results[0].method
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def spread(self, measure: str, task: str = "") -> Spread:
+        """A figure's mean and standard deviation over the seeds of which it is known."""
+        known = [value for each in self.results if (value := each.value(measure, task)) is not None]
+        mean = statistics.fmean(known) if known else None
+        return Spread(mean, statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+def seed_groups(results: Sequence[ModelResult]) -> list[SeedGroup]:
+    """The rows that differ in the seed alone, together, in the order in which each group comes first.
+
+    Rows of own runs belong together where their records say the same settings and they were measured against the same.
+    A row whose records say no settings, or no seed, stands alone. Rows of a benchmark belong together by their name.
+    """
+    groups: dict[tuple, list[ModelResult]] = {}
+    for number, result in enumerate(results):
+        groups.setdefault(group_key(result, number), []).append(result)
+    parted = [part for group in groups.values() for part in without_seeds_twice(group)]
+    labels = group_labels(parted)
+    return [SeedGroup(label, part) for label, part in zip(labels, parted, strict=True)]
+
+
+def group_key(result: ModelResult, number: int) -> tuple:
+    """What rows have in common that differ in the seed alone; `number` makes a row that stands alone its own."""
+    if result.origin is None:
+        return (result.method,)
+    submitted = result.about.get("Submitted By") or ""  # which a table that is read again has empty
+    known = bool(result.origin.settings) and result.seed is not None
+    return (result.method, submitted, result.origin.settings, result.origin.against, None if known else number)
+
+
+def without_seeds_twice(group: list[ModelResult]) -> list[list[ModelResult]]:
+    """A group, parted by the model that its rows were made from where one seed stands there twice."""
+    seeds = [result.seed for result in group]
+    if len(set(seeds)) == len(seeds) or group[0].origin is None:
+        return [group]
+    parts: dict[str, list[ModelResult]] = {}
+    for result in group:
+        assert result.origin is not None  # a group has one kind of rows
+        parts.setdefault(result.origin.began_with, []).append(result)
+    return list(parts.values())
+
+
+# ---- labels
+
+
+def group_labels(groups: list[list[ModelResult]]) -> list[str]:
+    """A name for each group: the method, in what its settings differ from the others of that method, and where that
+    does not tell them apart, whose it is, its seeds, and what it was made from.
+    """
+    of_method: dict[str, list[dict[str, Any]]] = {}
+    for first, *_ in groups:
+        of_method.setdefault(first.method, []).append(settings_of(first))
+    labels = [first.method + difference(settings_of(first), of_method[first.method]) for first, *_ in groups]
+    alike: dict[str, list[dict[str, str]]] = {}
+    for label, group in zip(labels, groups, strict=True):
+        alike.setdefault(label, []).append(marks_of(group))
+    return [label + marks_text(marks_of(group), alike[label]) for label, group in zip(labels, groups, strict=True)]
+
+
+def marks_of(group: list[ModelResult]) -> dict[str, str]:
+    """What may tell a group from another of the same method and settings, in words."""
+    first = group[0]
+    seeds = [str(each.seed) for each in group if each.seed is not None]
+    marks = {"by": str(first.about.get("Submitted By") or ""), "seeds": ", ".join(seeds)}
+    if first.origin:
+        marks |= {"from": first.origin.began_with[:8], "log": first.origin.log}
+    return marks
+
+
+def marks_text(own: dict[str, str], alike: list[dict[str, str]]) -> str:
+    """The marks in which groups of one label differ, as few as tell this one from all others, in brackets."""
+    others = [marks for marks in alike if marks is not own and marks != own]
+    shown = []
+    for name, mark in own.items():
+        if not others:
+            break
+        if any(marks.get(name) != mark for marks in others):
+            shown.append(f"{name} {mark or 'unknown'}")
+            others = [marks for marks in others if marks.get(name) == mark]
+    return f" [{', '.join(shown)}]" if shown else ""
+
+
+def settings_of(result: ModelResult) -> dict[str, Any]:
+    """Name -> value of what decided a row's training; empty: not known."""
+    told = json.loads(result.origin.settings) if result.origin and result.origin.settings else {}
+    return told if isinstance(told, dict) else {}
+
+
+def difference(own: dict[str, Any], all_of_method: list[dict[str, Any]]) -> str:
+    """The settings in which groups of one method differ, with this one's values, in brackets; empty: none."""
+    known = [settings for settings in all_of_method if settings]
+    names = sorted({name for settings in known for name in settings})
+    differing = [name for name in names if has_several(known, name)]
+    if not own or not differing:
+        return ""
+    # what a person set says more than a hash
+    differing.sort(key=lambda name: name.startswith("fingerprint"))
+    shown = [f"{name}={short_value(own.get(name))}" for name in differing[:MOST_DIFFERENCES]]
+    more = f", {len(differing) - len(shown)} more" if len(differing) > len(shown) else ""
+    return f" ({', '.join(shown)}{more})"
+
+
+def has_several(known: list[dict[str, Any]], name: str) -> bool:
+    """Whether a setting has several values."""
+    return len({json.dumps(settings.get(name)) for settings in known}) > 1
+
+
+def short_value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+# ---- cells
+
+
+def cell_text(column: Column, group: SeedGroup) -> str:
+    """A figure as the short tables show it: of one seed its value, of several mean ± standard deviation.
+
+    Of a verdict the word, or how many seeds have which.
+    """
+    texts = [column.text(result) for result in group.results]
+    if len(set(texts)) == 1 and (len(group) == 1 or column.measure.words or is_shared(column)):
+        return texts[0]
+    if column.measure.words:
+        return ", ".join(f"{text} {count}" for text, count in Counter(texts).items())
+    spread = group.spread(column.measure.key, column.task)
+    if spread.mean is None:
+        return texts[0] if len(set(texts)) == 1 else "–"
+    text = format(spread.mean, column.measure.format)
+    text += "" if spread.deviation is None else f" ± {spread.deviation:{column.measure.format}}"
+    return text if spread.known == len(group) else f"{text} ({spread.known} of {len(group)})"
+
+
+def is_shared(column: Column) -> bool:
+    """Whether all seeds of a method have one value."""
+    return column.measure.key in OF_THE_METHOD
