@@ -43,8 +43,9 @@ def write_report(folder: Path, console: "Console | None" = None) -> None:
         "results.csv": wide_csv(results),
         "table.md": markdown_table(results, columns),
         "table.tex": latex_table(results, columns),
-        "report.html": render_page(folder, plan, results, columns, scoring),
     }
+    offered = {name: texts[name] for name in ("results.csv", "table.tex")}
+    texts["report.html"] = render_page(folder, plan, results, columns, scoring, downloads=offered)
     write_bytes_whole(folder / "results.parquet", parquet(results))
     for name, text in texts.items():
         write_bytes_whole(folder / name, text.encode())

@@ -1,0 +1,68 @@
+"""The methods of a page: what each does in a line, its formula, its values, and a link to its source."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from settings.results import Benchmark
+from settings.script import ROOT
+
+LOSSES = ROOT / "unlearn_losses.py"
+METHODS = ROOT / "config" / "method"
+SECTION = re.compile(r"(Args|Returns|Raises|Source):")  # how a paragraph of a docstring begins that is no formula
+
+
+def method_notes(benchmark: Benchmark, values: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """name, method, line, formula, link and settings of each row of a benchmark.
+
+    Args:
+        benchmark: Its `runs` are made by methods; its `models` were made elsewhere.
+        values: Row -> the method's values that its training recorded.
+    """
+    losses = loss_docstrings()
+    notes = []
+    for row in benchmark.runs:
+        named = [text for text in benchmark.row_overrides(row) if text.startswith("method=")]
+        method = named[-1].removeprefix("method=")
+        recorded = ", ".join(f"{name} {value}" for name, value in values.get(row, {}).items())
+        notes.append({"name": row, "method": method, "settings": recorded, **method_note(method, losses)})
+    for row, path in benchmark.models.items():
+        made = {"name": row, "method": "", "line": f"Made elsewhere: {path}.", "formula": "", "link": "", "settings": ""}
+        notes.append(made)
+    return notes
+
+
+def method_note(method: str, losses: dict[str, str]) -> dict[str, str]:
+    """line, formula and link of a method, from its file and the docstring of its loss; empty where they lack it.
+
+    Args:
+        method: The name of its file in config/method, which may be gone since the run.
+        losses: Loss -> docstring.
+    """
+    file = METHODS / f"{method}.yaml"
+    if not file.is_file():
+        return {"line": "", "formula": "", "link": ""}
+    text = file.read_text(encoding="utf-8")
+    comment = " ".join(re.findall(r"^# ?(.*)$", text, re.M))
+    link = re.search(r"https?://[^\s),:]+", comment)
+    loss = yaml.safe_load(text).get("loss", "")
+    paragraphs = [" ".join(part.split()) for part in losses.get(loss, "").split("\n\n")]
+    line = paragraphs[0] if loss == method else first_sentence(comment)
+    formula = paragraphs[1] if len(paragraphs) > 1 and not SECTION.match(paragraphs[1]) else ""
+    return {"line": line, "formula": formula, "link": link[0] if link else ""}
+
+
+def first_sentence(comment: str) -> str:
+    """The first sentence of a method's comment, without the link."""
+    plain = re.sub(r"\s*\(([^()]*?),?\s*https?://[^\s)]+\)", lambda found: f" ({found[1]})" if found[1] else "", comment)
+    return plain.partition(". ")[0].rstrip(".") + "."
+
+
+def loss_docstrings(file: Path = LOSSES) -> dict[str, str]:
+    """Function of unlearn_losses -> its docstring, read without torch."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {node.name: ast.get_docstring(node) or "" for node in functions}
