@@ -4,6 +4,11 @@ The logs are those of the judged model, of gold and of the base. The figures are
 parquet file. `save_file` holds them as one row. Where a figure cannot be known, the table says why.
 """
 
+from settings.help import say_help
+
+if __name__ == "__main__":
+    say_help("aggregate_eval_stat")  # here, so that --help need not wait for the libraries below
+
 import json
 from collections import Counter
 from pathlib import Path

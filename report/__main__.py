@@ -17,6 +17,12 @@ from settings.script import Arguments, check_installation, one_line_errors
 if TYPE_CHECKING:
     from rich.console import Console
 
+EXAMPLES = (
+    "python -m report results/demo",
+    "python -m report /media/stick/demo",
+    "python -m report --verify results/demo",
+)
+
 
 def write_report(folder: Path, console: "Console | None" = None) -> None:
     """Write a finished benchmark's tables and its page into its folder.
@@ -65,7 +71,7 @@ def say_verified(folder: Path) -> int:
 
 
 def main() -> None:
-    parser = Arguments(prog="python -m report", description="Tables and a page of a finished benchmark.")
+    parser = Arguments("python -m report", "Tables and a page of a finished benchmark.", EXAMPLES)
     parser.add_argument("folder", type=Path, help="a benchmark's results, such as results/demo")
     help_ = "say what no longer is as the records have it; write nothing"
     parser.add_argument("--verify", action="store_true", help=help_)

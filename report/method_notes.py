@@ -7,7 +7,6 @@ from typing import Any
 
 import yaml
 
-from settings.results import Benchmark
 from settings.script import ROOT
 
 LOSSES = ROOT / "unlearn_losses.py"
@@ -15,23 +14,21 @@ METHODS = ROOT / "config" / "method"
 SECTION = re.compile(r"(Args|Returns|Raises|Source):")  # how a paragraph of a docstring begins that is no formula
 
 
-def method_notes(benchmark: Benchmark, values: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """name, method, line, formula, link and settings of each row of a benchmark.
+def method_notes(rows: list[str], recorded: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """name, method, line, formula, link and settings of each row of a table.
 
     Args:
-        benchmark: Its `runs` are made by methods; its `models` were made elsewhere.
-        values: Row -> the method's values that its training recorded.
+        rows: Their names, without base, gold and start.
+        recorded: Row -> the method that its training recorded; a row of a failed training, or one of a model that was
+            made elsewhere, has none, and is explained where it is called like a method.
     """
     losses = loss_docstrings()
     notes = []
-    for row in benchmark.runs:
-        named = [text for text in benchmark.row_overrides(row) if text.startswith("method=")]
-        method = named[-1].removeprefix("method=")
-        recorded = ", ".join(f"{name} {value}" for name, value in values.get(row, {}).items())
-        notes.append({"name": row, "method": method, "settings": recorded, **method_note(method, losses)})
-    for row, path in benchmark.models.items():
-        made = {"name": row, "method": "", "line": f"Made elsewhere: {path}.", "formula": "", "link": "", "settings": ""}
-        notes.append(made)
+    for row in rows:
+        method = recorded.get(row, {})
+        values = ", ".join(f"{name} {value}" for name, value in method.get("args", {}).items())
+        name = method.get("name", row)
+        notes.append({"name": row, "method": name, "settings": values, **method_note(name, losses)})
     return notes
 
 
@@ -57,7 +54,9 @@ def method_note(method: str, losses: dict[str, str]) -> dict[str, str]:
 
 def first_sentence(comment: str) -> str:
     """The first sentence of a method's comment, without the link."""
-    plain = re.sub(r"\s*\(([^()]*?),?\s*https?://[^\s)]+\)", lambda found: f" ({found[1]})" if found[1] else "", comment)
+    plain = re.sub(
+        r"\s*\(([^()]*?),?\s*https?://[^\s)]+\)", lambda found: f" ({found[1]})" if found[1] else "", comment
+    )
     return plain.partition(". ")[0].rstrip(".") + "."
 
 

@@ -56,8 +56,13 @@ class MethodRow:
         return self.figure(key, task).mean
 
     @property
+    def method(self) -> str:
+        """What made the row: base, gold, start, or a benchmark's row."""
+        return self.of_seeds[0].method
+
+    @property
     def is_method(self) -> bool:
-        return self.name not in ANCHORS
+        return self.method not in ANCHORS
 
     @property
     def failed(self) -> bool:
@@ -81,7 +86,7 @@ class MethodRow:
     def place_on_page(self) -> tuple:
         """What the rows are ordered by: anchors, then by verdict, then by distance; what does not count is last."""
         if not self.is_method:
-            return (0, FIRST.index(self.name))
+            return (0, FIRST.index(self.method))
         verdict, distance = self.mean("verdict"), nearness(self)
         nearest_first = (distance is None, distance or 0.0)
         return (1, self.failed, self.lost, verdict is None, -(verdict or 0.0), *nearest_first, self.name)

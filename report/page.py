@@ -69,7 +69,7 @@ def render_page(
     asked = [task for task in names if f"{task}.json" in logs["base"]]
     return load_template().render(
         name=f"{benchmark.name}: forgetting {counted(len(cards.forgotten), 'person', 'people')}",
-        done=what_was_done(benchmark, settings, cards.forgotten),
+        done=what_was_done(rows, settings, cards.forgotten),
         forgotten=cards.forgotten,
         outcome=outcome(rows, names),
         gates=gates(results, names),
@@ -77,7 +77,7 @@ def render_page(
         plots=[{**each, "svg": Markup(each["svg"])} for each in render_plots(plots)],
         distributions=ratios,
         sampled=cards.note,
-        methods=method_notes(benchmark, recorded_values(stages)),
+        methods=method_notes(list(dict.fromkeys(r.method for r in rows if r.is_method)), recorded_methods(stages)),
         tasks=[{"key": task, "name": names[task]} for task in asked],
         **run_description(benchmark, plan, stages),
         data=cards.data | {"tasks": names, "downloads": downloads},
@@ -112,14 +112,14 @@ def loss_curves(stages: Recorded) -> dict[str, list]:
     return {stage.model: record["loss"] for stage, record in stages if "loss" in record}
 
 
-def recorded_values(stages: Recorded) -> dict[str, dict[str, Any]]:
-    """Row -> the values of its method that the first of its trainings recorded."""
-    values: dict[str, dict[str, Any]] = {}
+def recorded_methods(stages: Recorded) -> dict[str, dict[str, Any]]:
+    """Row -> its method that the first of its trainings recorded."""
+    methods: dict[str, dict[str, Any]] = {}
     for stage, record in stages:
         method = record.get("settings", {}).get("method") if stage.kind == "forget" else None
         if method:
-            values.setdefault(stage.model.rpartition("_seed")[0], method["args"])
-    return values
+            methods.setdefault(stage.model.rpartition("_seed")[0], method)
+    return methods
 
 
 def recorded_settings(stages: Recorded) -> list[dict[str, str]]:
@@ -191,9 +191,7 @@ def face_plots(folder: Path, models: dict[str, str]) -> list:
     return attack_plots(attacks) + verification_plots(verifications)
 
 
-def truth_ratios(
-    logs: dict[str, dict], scoring: dict[str, Scoring], rows: list[MethodRow]
-) -> list[dict[str, Any]]:
+def truth_ratios(logs: dict[str, dict], scoring: dict[str, Scoring], rows: list[MethodRow]) -> list[dict[str, Any]]:
     """The Truth Ratio plots by method; of those that kept what they should, the one nearest to gold is shown first."""
     plots = truth_ratio_plots(logs, scoring)
     nearest = sorted((nearness(row) or 0.0, row.name) for row in rows if row.counts and row.name in plots)

@@ -12,8 +12,9 @@ from settings.results import Scoring
 
 MOST = 2.0  # where bars end; what lies past it is marked as cut off
 # Group -> its columns: measure and heading. Groups without figures are left out.
+NEAR = "How near to gold"
 GROUPS = {
-    "How near to gold": {
+    NEAR: {
         "verdict": "verdict",
         "place": "place",
         "distance_people": "distance, as trained",
@@ -45,6 +46,11 @@ def column_of(key: str, task: str, heading: str) -> Column:
     return Column(MEASURES[key], task, heading + arrow)
 
 
+def columns_of(headings: Mapping[str, str]) -> list[Column]:
+    """Columns of measures over all tasks; `headings`: measure -> its heading."""
+    return [column_of(key, "", heading) for key, heading in headings.items()]
+
+
 def column_groups(rows: list[MethodRow], columns: list[Column], scoring: Mapping[str, Scoring]) -> list[Group]:
     """The page's columns: verdict, people, what was kept, attacks, p-values, then what else the short tables show.
 
@@ -53,9 +59,9 @@ def column_groups(rows: list[MethodRow], columns: list[Column], scoring: Mapping
         columns: Those of the short tables.
         scoring: Task -> how it is scored.
     """
-    groups = {title: [column_of(key, "", text) for key, text in of.items()] for title, of in GROUPS.items()}
+    groups = {title: columns_of(headings) for title, headings in GROUPS.items()}
     if not any(row.figure("verdict").values for row in rows):
-        groups = {"How near to gold": [column_of(key, "", text) for key, text in WITHOUT_VERDICT.items()]} | groups
+        groups[NEAR] += columns_of(WITHOUT_VERDICT)
     names = {task: each.name or task for task, each in scoring.items()}
     attacks = [column for column in columns if column.measure.key.startswith("u-")]
     members = [each.members for each in scoring.values() if each.members]
@@ -91,8 +97,9 @@ def page_table(rows: list[MethodRow], groups: list[Group], names: Mapping[str, s
     lines = []
     for row in rows:
         cells = [render_cell(row, column, scale, names) for column in columns]
-        seeds = [result.seed for result in row.of_seeds]
-        lines.append({"name": row.name, "kind": row_kind(row), "seeds": len(seeds), "cells": cells})
+        lines.append(
+            {"name": row.name, "method": row.method, "kind": row_kind(row), "seeds": len(row.of_seeds), "cells": cells}
+        )
     return {
         "groups": groups,
         "columns": [
@@ -116,7 +123,7 @@ def glossary(columns: list[Column], names: Mapping[str, str]) -> list[dict[str, 
 def row_kind(row: MethodRow) -> str:
     """The row's class in the style sheet: base, gold, start, method, or out for a row that does not count."""
     if not row.is_method:
-        return row.name
+        return row.method
     return "out" if row.lost or row.failed else "method"
 
 

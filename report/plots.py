@@ -90,7 +90,8 @@ def render_svg(figure: Figure, name: str) -> str:
         about = {"Date": None, "Creator": None}
         figure.savefig(stream, format="svg", metadata=about, bbox_inches="tight", transparent=True)
     plt.close(figure)
-    text = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda color: THEMED.get(color[0], color[0]), stream.getvalue())
+    drawn = re.sub(r"(\.\d\d)\d+", r"\1", stream.getvalue())  # a hundredth of a point is enough
+    text = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda color: THEMED.get(color[0], color[0]), drawn)
     # it fills its column, but a small plot is not blown up
     most = f' style="max-width: {125 * figure.get_figwidth():.0f}px"'
     return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', most, text[text.index("<svg") :], count=1)

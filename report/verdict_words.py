@@ -9,9 +9,7 @@ from engine.verdicts import LIKE, is_clearly_better
 from report.method_rows import MethodRow, nearness
 from report.ranking import judged
 from report.words import counted, in_words, listed
-from settings.results import Benchmark
 
-KIND = {"mm": "a vision-language model", "nlp": "a language model", "cv": "a face network"}
 WORST, ALL = "distance_worst_way", "distance_to_gold"  # what the nearest is found by; all measures without a verdict
 NOISE = {WORST: "distance_held_out_worst_way", ALL: "noise_floor"}  # what two golds differ by
 
@@ -23,30 +21,39 @@ class Outcome(NamedTuple):
     sentences: list[str]
 
 
-def what_was_done(benchmark: Benchmark, settings: Mapping[str, Any], forgotten: list[str]) -> list[str]:
+def what_was_done(rows: list[MethodRow], settings: Mapping[str, Any], forgotten: list[str]) -> list[str]:
     """What base and gold are and what the methods had to do, in sentences.
 
     Args:
-        benchmark: Its settings.
-        settings: Those that an evaluation of base recorded; they name model and data.
+        rows: The table's rows.
+        settings: Those that an evaluation of base recorded; they name model, data and tasks.
         forgotten: The people to forget.
     """
     model, data = (settings.get(part, {}).get("name", "") for part in ("model", "data"))
     people = counted(len(forgotten), "person", "people")
-    methods = counted(len(benchmark.rows), "method")
+    methods = [row for row in rows if row.is_method]
+    golds = max([1, *(int(count) for row in rows for count in row.figure("golds").values)])
     sentences = [
-        f"Base is {KIND[benchmark.modality]} ({model}) that learned everybody in {data}.",
-        f"It was made to forget {people} by {methods}, and was to keep everything else.",
+        f"Base is {kind_of_model(settings)} ({model}) that learned everybody in {data}.",
+        f"It was made to forget {people} by {counted(len(methods), 'method')}, and was to keep everything else.",
         f"Gold learned everybody but these {people} and is what a perfect forgetting would leave.",
         "Start is the model before it was taught anybody.",
     ]
-    if benchmark.golds > 1:
-        sentences[2] += f" Each base has {benchmark.golds} golds of different seeds, which differ by chance alone."
+    if golds > 1:
+        sentences[2] += f" Each base has {golds} golds of different seeds, which differ by chance alone."
     sentences.append("A distance is a share of the way from gold, 0, to base, 1: less is better.")
-    if len(benchmark.seeds) > 1:
-        seeds = listed(map(str, benchmark.seeds))
+    if several := [row for row in methods if len(row.of_seeds) > 1]:
+        seeds = listed(str(result.seed) for result in several[0].of_seeds)
         sentences.append(f"Figures are means over the seeds {seeds}, with ± their standard deviation.")
     return sentences
+
+
+def kind_of_model(settings: Mapping[str, Any]) -> str:
+    """What was evaluated, in words, by the tasks that the evaluation recorded: faces have none."""
+    if "tasks" not in settings:
+        return "a face network"
+    sees = any(task.get("image") for task in settings["tasks"].values())
+    return "a vision-language model" if sees else "a language model"
 
 
 def outcome(rows: list[MethodRow], names: Mapping[str, str]) -> Outcome:
@@ -133,7 +140,9 @@ def lead_text(nearest: MethodRow, second: MethodRow, measure: str) -> str:
     clear = is_clear(nearest, second) if measure == WORST else None
     if clear is None:
         return f"{ahead}. There is one seed and no repeated run, so that another training may order them otherwise."
-    return f"{ahead}. " + ("The lead is beyond repeated runs too." if clear else "Repeated runs may order them otherwise.")
+    return f"{ahead}. " + (
+        "The lead is beyond repeated runs too." if clear else "Repeated runs may order them otherwise."
+    )
 
 
 def paired(one: MethodRow, other: MethodRow, measure: str) -> list[float]:

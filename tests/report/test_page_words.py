@@ -1,18 +1,15 @@
 """The page's words: p-values, seeds as one row, the order of rows, bars past 1, and the verdict in sentences."""
 
-from dataclasses import replace
-
 import pytest
 
 from engine.measures import MEASURES
 from engine.result_table import Column, Figure, ModelResult
-from helpers import ROOT
 from report.method_notes import METHODS, loss_docstrings, method_note, method_notes
 from report.method_rows import method_rows, shown
 from report.page_table import badges, column_groups, page_table, render_cell
-from report.verdict_words import outcome, what_was_done
+from report.verdict_words import kind_of_model, outcome, what_was_done
 from report.words import in_words, p_text, task_names
-from settings.results import Aggregate, Benchmark, RunBenchmark
+from settings.results import Aggregate
 from settings.script import compose
 
 SCORING = compose("aggregate_eval_stat", Aggregate, ["scoring=mm"]).scoring
@@ -46,7 +43,15 @@ def column(key, task=""):
 
 @pytest.mark.parametrize(
     ("p", "text"),
-    [(1.0, "1.00"), (0.996, "1.00"), (0.58, ".58"), (0.0449, ".04"), (0.0042, ".004"), (0.0009, "< .001"), (0, "< .001")],
+    [
+        (1.0, "1.00"),
+        (0.996, "1.00"),
+        (0.58, ".58"),
+        (0.0449, ".04"),
+        (0.0042, ".004"),
+        (0.0009, "< .001"),
+        (0, "< .001"),
+    ],
 )
 def test_a_p_value_is_said_as_a_reader_reads_it(p, text):
     assert p_text(p) == text
@@ -123,6 +128,13 @@ def test_privacy_and_p_values_have_columns_of_their_own():
     assert [group.title for group in groups] == ["Attacks on privacy", "Told from gold, p"]
 
 
+def test_a_table_without_a_verdict_has_the_distance_over_all_measures():
+    figures = {"verdict": Figure(None, why="one gold only"), "distance_to_gold": Figure(0.4)}
+    result = ModelResult("npo", 0, {(key, ""): figure for key, figure in figures.items()})
+    (near,) = column_groups(method_rows([result]), [], SCORING)
+    assert [column.measure.key for column in near.columns] == ["verdict", "distance_to_gold"]
+
+
 # ---- the verdict in words
 
 
@@ -178,12 +190,21 @@ def test_a_page_without_a_method_that_counts_calls_none_the_nearest():
 
 
 def test_what_was_done_is_said_with_model_data_and_people():
-    benchmark: Benchmark = compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark
-    settings = {"model": {"name": "tiny-llava"}, "data": {"name": "mini_clear"}}
-    said = " ".join(what_was_done(replace(benchmark, seeds=[0, 1]), settings, ["Ada", "Bo"]))
+    settings = {"model": {"name": "tiny-llava"}, "data": {"name": "mini_clear"}, "tasks": {"a": {"image": "image"}}}
+    rows = method_rows([method("base", 1.0), *(method("npo", 0.2, seed=seed, golds=2.0) for seed in (0, 1))])
+    said = " ".join(what_was_done(rows, settings, ["Ada", "Bo"]))
     assert "a vision-language model (tiny-llava) that learned everybody in mini_clear" in said
-    assert "forget 2 people by 5 methods" in said
+    assert "forget 2 people by 1 method," in said
+    assert "has 2 golds" in said
     assert "means over the seeds 0 and 1" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [({}, "a face network"), ({"tasks": {"a": {"image": ""}}}, "a language model")],
+)
+def test_what_was_evaluated_is_known_by_its_tasks(settings, kind):
+    assert kind_of_model(settings) == kind
 
 
 # ---- methods
@@ -198,11 +219,11 @@ def test_every_method_has_a_line_a_formula_and_a_link(file):
     assert note["link"].startswith("https://")
 
 
-def test_a_method_whose_file_is_gone_and_a_model_made_elsewhere_have_their_rows():
-    benchmark: Benchmark = compose("run_benchmark", RunBenchmark, ["benchmark=demo"]).benchmark
-    object.__setattr__(benchmark, "runs", {"mine": ["method=gone"]})
-    benchmark.models["theirs"] = "hub/model"
-    mine, theirs = method_notes(benchmark, {"mine": {"beta": 0.1}})
-    assert (mine["line"], mine["settings"]) == ("", "beta 0.1")
-    assert theirs["line"] == "Made elsewhere: hub/model."
-    assert (ROOT / "config" / "method" / "gone.yaml").exists() is False
+def test_a_row_shows_the_method_and_the_values_that_its_training_recorded():
+    long, gone, theirs = method_notes(
+        ["npo_long", "mine", "theirs"],
+        {"npo_long": {"name": "npo", "args": {"beta": 0.5}}, "mine": {"name": "gone", "args": {}}},
+    )
+    assert (long["method"], long["settings"]) == ("npo", "beta 0.5")
+    assert long["line"].startswith("Negative preference optimization")
+    assert (gone["line"], theirs["line"]) == ("", "")

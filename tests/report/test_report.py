@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -341,6 +342,31 @@ def test_the_page_is_the_same_bytes_each_time(folder):
 
 def test_the_page_is_small(folder):
     assert (folder / "report.html").stat().st_size < 3_000_000
+
+
+def test_rows_that_do_not_fit_on_the_page_are_left_out_and_that_is_said(folder, monkeypatch):
+    monkeypatch.setattr(cards, "MOST_CHARACTERS", 2000)
+    log = folder / "models" / "base_seed0" / "eval_results" / "eval_log_aggregated.json"
+    settings = json.loads(log.with_name("eval_meta.json").read_text())["settings"]
+    scoring = aggregation_settings(read_plan(folder).benchmark).scoring
+    made = cards.answer_cards({"base": json.loads(log.read_text())}, settings, scoring)
+    assert len(json.dumps(made.data["rows"], separators=(",", ":"))) < 4000
+    assert "until the page is full (" in made.note
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [((0, 0), "and of the others."), ((0, 5), "(5 rows are not shown)"), ((2, 5), "(2 are not shown)")],
+)
+def test_the_page_says_which_rows_it_shows(left_out, said):
+    assert said in cards.shown_rows(*left_out)
+
+
+def test_a_plot_has_coordinates_of_two_decimals(folder):
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    drawing = html.partition("<svg")[2].partition("</svg>")[0]
+    assert re.search(r" d=\"M \d+\.\d\d? ", drawing)
+    assert not re.search(r"\d\.\d{3}", drawing)
 
 
 @pytest.mark.parametrize(("seeds", "runs"), [([0, 1], {"npo": []}), ([0], {})])
