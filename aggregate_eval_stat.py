@@ -5,6 +5,11 @@ into `save_file`, beside those that are there, and a table of all of them is pri
 the table says why.
 """
 
+from settings.help import say_help
+
+if __name__ == "__main__":
+    say_help("aggregate_eval_stat")  # here, so that --help need not wait for the libraries below
+
 import json
 import operator
 from collections import Counter

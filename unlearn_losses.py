@@ -745,7 +745,7 @@ def wga(forget: Scored, retain: Scored, *, a: float, retain_weight: float) -> Te
 def satimp(forget: Scored, retain: Scored, *, b1: float, b2: float, retain_weight: float) -> Tensor:
     """Gradient ascent in which each token counts by how well it is known and how much it matters.
 
-    -mean over tokens of p^b1 * (1 - p)^b2 * (-log p) on F + retain_weight * NLL(R)
+    -mean over tokens of p^b1 * (1 - p)^b2 * (-log p) on F + retain_weight * NLL(R);
     no gradient flows through the weight p^b1 * (1 - p)^b2
 
     Args:

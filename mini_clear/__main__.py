@@ -3,16 +3,21 @@
 import sys
 import time
 
-import datasets
-
-from mini_clear.dataset_folder import write_world
 from settings.script import Arguments
+
+EXAMPLES = (
+    "python -m mini_clear --out data/mini_clear",
+    "python -m mini_clear --out data/hundred --people 100 --seed 1",
+    "python -m mini_clear --out data/mini_clear --overwrite",
+)
 
 
 def main() -> int:
     """Write the world that the command line asks for. Returns 0, or 1 after one line on stderr where that fails."""
     parser = Arguments(
-        prog="python -m mini_clear", description="Write the embedded world as two dataset folders, clear and tofu."
+        prog="python -m mini_clear",
+        description="Write the embedded world as two dataset folders, clear and tofu.",
+        examples=EXAMPLES,
     )
     parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")
     parser.add_argument("--people", type=int, default=48, help="number of invented people (default 48)")
@@ -20,9 +25,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other people (default 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     start = time.monotonic()
-    datasets.disable_progress_bars()
     try:
         given = parser.parse_args()
+        # here, so that --help and a mistyped option need not wait for them
+        import datasets
+
+        from mini_clear.dataset_folder import write_world
+
+        datasets.disable_progress_bars()
         rows = write_world(given.out, given.people, given.views, given.seed, given.overwrite)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

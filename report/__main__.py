@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
     from engine.result_table import ModelResult
 
+EXAMPLES = (
+    "python -m report results/demo",
+    "python -m report models/mm --gold models/mm/gold_seed0 --base models/mm/base --out results/mine",
+    "python -m report --verify results/demo",
+)
+
 OWN = "own_runs.json"  # what a page of own runs was made of; it marks the folder as one that may be written again
 WRITTEN = ("results.parquet", "results.csv", "table.md", "table.tex", "report.html")
 
@@ -116,8 +122,9 @@ def write_tables(
         "results.csv": wide_csv(results),
         "table.md": markdown_table(results, columns),
         "table.tex": latex_table(results, columns),
-        "report.html": render_page(folder, told, results, columns, scoring),
     }
+    offered = {name: texts[name] for name in ("results.csv", "table.tex")}
+    texts["report.html"] = render_page(folder, told, results, columns, scoring, downloads=offered)
     write_bytes_whole(out / "results.parquet", parquet(results))
     for name, text in texts.items():
         write_bytes_whole(out / name, text.encode())
@@ -138,7 +145,7 @@ def say_verified(folder: Path) -> int:
 
 def main() -> None:
     about = "Tables and a page of a finished benchmark, or of any evaluated models."
-    parser = Arguments(prog="python -m report", description=about)
+    parser = Arguments("python -m report", about, EXAMPLES)
     help_ = "a benchmark's results, such as results/demo, or folders in which evaluated models stand"
     parser.add_argument("folders", type=Path, nargs="+", metavar="folder", help=help_)
     help_ = "say what no longer is as the records have it; write nothing"

@@ -3,6 +3,7 @@
 import base64
 import difflib
 import hashlib
+import json
 import random
 import re
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from settings.language import ANY, Task
 from settings.results import Scoring
 
 SAMPLED_PEOPLE = 6  # of those who were not forgotten, drawn for each task
-MOST_ROWS = 1500  # of all tasks together; the forgotten people's come first
+MOST_CHARACTERS = 1_200_000  # of all rows and pictures together; the forgotten people's come first
 ROWS_WITHOUT_PERSON = 10  # of a task about nobody in particular: as many rows as a person would bring
 PICTURE = 128  # pixels of the longer side
 GROUP_WORDS = {
@@ -69,26 +70,36 @@ def answer_cards(logs: dict[str, dict], settings: dict[str, Any], scoring: dict[
     thumbnails = Thumbnails()
     cards: list[dict[str, Any]] = []
     forgotten: set[str] = set()
-    left_out = 0
+    left_out = {True: 0, False: 0}  # whether it is about the forgotten people -> rows that are not shown
+    used = 0
     tasks = [name.removesuffix(".json") for name in next(iter(logs.values()))]
     for task in sorted(tasks, key=lambda name: (scoring[name].group != "forget", scoring[name].group != "retain")):
         group = scoring[task].group
         every = rows_of_task(task, settings)
         kept = every if group == "forget" else rows_of_some_people(every)
-        kept = kept[: max(0, MOST_ROWS - len(cards))]
-        left_out += len(every) - len(kept)
         if group == "forget":
             forgotten |= {row.example.person for row in every if row.example.person}
         of_task = {model: log[f"{task}.json"] for model, log in logs.items()}
+        before = len(cards)
         for row in kept:
-            cards.append(answer_card(row.example, task, GROUP_WORDS[group], thumbnails.number(row.example), of_task))
-    note = "Every row of the forgotten people, asked as trained"
-    note += (
-        f"; of the others {SAMPLED_PEOPLE} people a task, drawn at random ({left_out} rows are not shown)."
-        if left_out
-        else " and of the others."
-    )
+            if used + thumbnails.characters > MOST_CHARACTERS:
+                break
+            card = answer_card(row.example, task, GROUP_WORDS[group], thumbnails.number(row.example), of_task)
+            cards.append(card)
+            used += len(json.dumps(card, ensure_ascii=False, separators=(",", ":")))
+        left_out[group == "forget"] += len(every) - (len(cards) - before)
+    note = shown_rows(left_out[True], left_out[False])
     return Cards(script_data(cards, list(logs), thumbnails.urls), sorted(forgotten), note)
+
+
+def shown_rows(of_forgotten: int, of_others: int) -> str:
+    """Which rows are shown, in a sentence; the arguments count those that are not."""
+    note = "Every row of the forgotten people, asked as trained"
+    if of_forgotten:
+        return f"Rows of the forgotten people, asked as trained, until the page is full ({of_forgotten} are not shown)."
+    if not of_others:
+        return f"{note} and of the others."
+    return f"{note}; of the others {SAMPLED_PEOPLE} people a task, drawn at random ({of_others} rows are not shown)."
 
 
 def rows_of_task(task: str, settings: dict[str, Any]) -> list[TaskRow]:
@@ -226,6 +237,11 @@ class Thumbnails:
     def __init__(self) -> None:
         self.urls: list[str] = []
         self.numbers: dict[str, int] = {}  # hash of the content -> place among `urls`
+
+    @property
+    def characters(self) -> int:
+        """How many characters the pictures take."""
+        return sum(map(len, self.urls))
 
     def number(self, example: Example) -> int | None:
         """The place of the example's picture among `urls`; None: it has none."""

@@ -7,17 +7,18 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from engine.kept import COLLAPSED
-from engine.places import ANCHORS
 from engine.record import EVAL_RECORD, RECORDS, TRAIN_RECORD, read_json
 from engine.result_table import Column, ModelResult
-from engine.seeds import SeedGroup, cell_text, seed_groups
-from engine.short_tables import row_label
 from report.cards import make_cards
 from report.faces import attack_verdict, read_attack, read_verification
 from report.folder import START, Described, FinishedStage
+from report.method_notes import method_notes
+from report.method_rows import MethodRow, method_rows, nearness
+from report.page_table import column_groups, page_table
 from report.plots import attack_plots, common_plots, render_plots, truth_ratio_plots, verification_plots
-from report.tables import failure_texts, flag_text, gate_text, verdict_text
+from report.tables import gate_text
+from report.verdict_words import outcome, what_was_done
+from report.words import counted, listed, task_names
 from settings.results import Scoring
 from settings.script import ROOT
 
@@ -28,7 +29,13 @@ Recorded = list[tuple[FinishedStage, dict[str, Any]]]  # stages of the plan, eac
 
 
 def render_page(
-    folder: Path, told: Described, results: list[ModelResult], columns: list[Column], scoring: dict[str, Scoring]
+    folder: Path,
+    told: Described,
+    results: list[ModelResult],
+    columns: list[Column],
+    scoring: dict[str, Scoring],
+    *,
+    downloads: dict[str, str],
 ) -> str:
     """The page of a finished benchmark or of own runs, report.html, as text.
 
@@ -38,8 +45,9 @@ def render_page(
         folder: Where the page will stand.
         told: What it says of the runs.
         results: The figures of the models, base and gold among them.
-        columns: Those that the table shows.
+        columns: Those that the short tables show.
         scoring: Task -> how it is scored.
+        downloads: Name of a file that the page offers -> its text; the page holds it.
 
     Raises:
         SettingsError: A log, a record or the data cannot be read.
@@ -51,21 +59,29 @@ def render_page(
     settings = read_json(places["base"].with_name(EVAL_RECORD))["settings"]
     cards = make_cards(logs, settings, scoring)
     stages = [(stage, read_record(folder, stage)) for stage in told.stages]
+    names = task_names(scoring)
+    rows = method_rows(results)
     # the Truth Ratios of a face are all near 0, so that their distributions show nothing
-    ratios = truth_ratios(logs, scoring, first) if "tasks" in settings else []
+    ratios = truth_ratios(logs, scoring, rows) if "tasks" in settings else []
     tasks = settings["tasks"] if "tasks" in settings else picture_tasks(logs["base"])
     plots = common_plots(results, tasks, scoring, loss_curves(stages)) + face_plots(places)
+    asked = [task for task in names if f"{task}.json" in logs["base"]]
     return load_template().render(
-        **head(told, cards.forgotten, stages),
-        verdicts=verdicts(results),
-        **result_table(results, columns),
+        name=f"{told.name}: forgetting {counted(len(cards.forgotten), 'person', 'people')}",
+        done=what_was_done(rows, settings, cards.forgotten),
+        forgotten=cards.forgotten,
+        outcome=outcome(rows, names),
+        gates=gates(results, names),
+        **page_table(rows, column_groups(rows, columns, scoring), names),
         plots=[{**each, "svg": Markup(each["svg"])} for each in render_plots(plots)],
         distributions=ratios,
         sampled=cards.note,
+        methods=method_notes(list(dict.fromkeys(r.method for r in rows if r.is_method)), recorded_methods(stages)),
+        tasks=[{"key": task, "name": names[task]} for task in asked],
         **run_description(told, stages),
-        data=cards.data,
+        data=cards.data | {"tasks": names, "downloads": downloads},
         css=template_text("page.css"),
-        js=template_text("page.js"),
+        js=template_text("page.js") + template_text("table.js"),
     )
 
 
@@ -100,6 +116,16 @@ def loss_curves(stages: Recorded) -> dict[str, list]:
     return {stage.model: record["loss"] for stage, record in stages if "loss" in record}
 
 
+def recorded_methods(stages: Recorded) -> dict[str, dict[str, Any]]:
+    """Row -> its method that the first of its trainings recorded."""
+    methods: dict[str, dict[str, Any]] = {}
+    for stage, record in stages:
+        method = record.get("settings", {}).get("method") if stage.kind == "forget" else None
+        if method:
+            methods.setdefault(stage.model.rpartition("_seed")[0], method)
+    return methods
+
+
 def recorded_settings(stages: Recorded) -> list[dict[str, str]]:
     """Settings and versions that the first stage of each kind recorded, and every forget stage."""
     texts = []
@@ -121,88 +147,39 @@ def cost_sentence(stages: Recorded) -> str:
     return f"{minutes:.1f} minutes of work in {len(stages)} stages, at most {memory:.1f} GB of memory"
 
 
-def head(told: Described, forgotten: list[str], stages: Recorded) -> dict[str, str]:
-    """The page's title and what was done, in a sentence."""
-    done = f"Forgotten: {', '.join(forgotten)}, by {told.methods} methods."
-    return {
-        "name": f"{told.name}: forgetting {len(forgotten)} people",
-        "summary": f"{done} Cost: {cost_sentence(stages)}.",
-    }
+def gates(results: list[ModelResult], names: dict[str, str]) -> list[dict[str, Any]]:
+    """What must hold before a figure means anything: the attack where models were attacked, the gates of the bases.
 
-
-def verdicts(results: list[ModelResult]) -> list[dict[str, Any]]:
-    """What must hold before a figure means anything: the attack where models were attacked, the gate of each base."""
+    Gates that say the same make one box, which names its seeds.
+    """
     attack = attack_verdict(results)
-    gates = [gate_verdict(result) for result in results if result.method == "base"]
-    return [attack, *gates] if attack else gates
+    boxes = [{**attack, "why": [attack["why"]]}] if attack else []
+    of_texts: dict[str, list[ModelResult]] = {}
+    for result in results:
+        if result.method == "base":
+            of_texts.setdefault(gate_text(result), []).append(result)
+    return boxes + [gate_box(text, bases, names) for text, bases in of_texts.items()]
 
 
-def gate_verdict(base: ModelResult) -> dict[str, Any]:
-    """The gate of one base in words, with its figures."""
+def gate_box(text: str, bases: list[ModelResult], names: dict[str, str]) -> dict[str, Any]:
+    """The gates of bases that say the same, with the figures of each."""
+    passed = bases[0].value("gate") == 1
+    meaning = "The base knew the people by heart and gold did not."
+    if not passed:
+        meaning = "Without it the figures below mean nothing."
+    seeds = listed(str(base.seed) for base in bases)
+    title = f"Memorisation gate, {'seed' if len(bases) == 1 else 'seeds'} {seeds}"
+    return {"title": title, "passed": passed, "text": text, "why": [meaning, *(gate_figures(b, names) for b in bases)]}
+
+
+def gate_figures(base: ModelResult, names: dict[str, str]) -> str:
+    """What the gate of one base rests on."""
     figures = []
     for task, memorized in sorted(base.tasks_of("gate_base")):
         if memorized.value is not None:
             rise = base.value("gate_rise", task) or 0
-            figures.append(f"{task}: base {memorized.value:.2f}, rise {rise:.2f}")
-    passed = base.value("gate") == 1
-    meaning = "The base knew the people by heart and gold did not"
-    if not passed:
-        meaning = "Without it the numbers below mean nothing"
-    why = f"{meaning} ({'; '.join(figures)})."
-    return {"title": "Memorisation gate", "passed": passed, "text": gate_text(base), "why": why}
-
-
-def result_table(results: list[ModelResult], columns: list[Column]) -> dict[str, Any]:
-    """The table's columns and rows, and a note on each model that collapsed or failed."""
-    anchors = "base: before forgetting; gold: trained without the forgotten people; start: before it met anybody"
-    first = {"heading": "method", "explanation": anchors}
-    headings = [{"heading": column.heading, "explanation": column.measure.sentence} for column in columns]
-    groups = seed_groups(results)
-    several = any(len(group) > 1 for group in groups)
-    if several:
-        headings.insert(0, {"heading": "seeds", "explanation": "How many; a number is their mean ± standard deviation"})
-    lines = []
-    for group in groups:
-        count = str(len(group))
-        counted = [{"text": count, "value": count, "title": None, "bar": None}] if several else []
-        cells = [{"text": group.label}, *counted, *(render_cell(group, column) for column in columns)]
-        lines.append({"kind": row_kind(group.results[0]), "cells": cells})
-    notes = [f"{row_label(each, results)}: {verdict_text(each)}." for each in results if each.figure("verdict").why]
-    notes += [f"{row_label(each, results)} {flag_text(each)}." for each in results if each.value("flag")]
-    for result in results:
-        notes += [f"{row_label(result, results)} {failure}" for failure in failure_texts(result)]
-    return {"columns": [first, *headings], "table": lines, "notes": notes}
-
-
-def render_cell(group: SeedGroup, column: Column) -> dict[str, Any]:
-    """A cell as the template takes it: text, value to sort by, reason to show on hovering, share of a bar."""
-    mean = group.spread(column.measure.key, column.task).mean
-    has_bar = mean is not None and column.measure.key == "distance_people"
-    return {
-        "text": cell_text(column, group),
-        "value": "" if mean is None else repr(mean),
-        "title": reasons(group, column),
-        "bar": round(100 * min(1.0, max(0.0, mean)), 1) if has_bar else None,
-    }
-
-
-def reasons(group: SeedGroup, column: Column) -> str | None:
-    """Why a cell is what it is: of one seed its reason, of several that of each; None: nothing says why."""
-    found = {}
-    for result in group.results:
-        figure = column.figure(result)
-        reason = figure.why or (result.figure("failed").why if figure.value is None else None)
-        found |= {result.seed: reason} if reason else {}
-    if len(set(found.values())) <= 1 and len(found) in (0, len(group)):
-        return next(iter(found.values()), None)
-    return "; ".join(f"seed {seed}: {reason}" for seed, reason in found.items())
-
-
-def row_kind(result: ModelResult) -> str:
-    """The row's class in the style sheet: base, gold, method, or out for a row that does not count."""
-    if result.method in ANCHORS:
-        return result.method
-    return "out" if result.value("flag") == COLLAPSED or result.value("failed") else "method"
+            figures.append(f"{names.get(task, task)}: base {memorized.value:.2f}, rise above gold {rise:.2f}")
+    return f"Seed {base.seed}: {'; '.join(figures) or 'no figures'}."
 
 
 def picture_tasks(log: dict[str, dict]) -> dict[str, dict]:
@@ -218,14 +195,11 @@ def face_plots(logs: dict[str, Path]) -> list:
     return attack_plots(attacks) + verification_plots(verifications)
 
 
-def truth_ratios(
-    logs: dict[str, dict], scoring: dict[str, Scoring], results: list[ModelResult]
-) -> list[dict[str, Any]]:
-    """The Truth Ratio plots by method; the method nearest to gold is shown first."""
+def truth_ratios(logs: dict[str, dict], scoring: dict[str, Scoring], rows: list[MethodRow]) -> list[dict[str, Any]]:
+    """The Truth Ratio plots by method; of those that kept what they should, the one nearest to gold is shown first."""
     plots = truth_ratio_plots(logs, scoring)
-    distances = {each.method: each.value("distance_to_gold") for each in results if row_kind(each) == "method"}
-    distances = {method: distance for method, distance in distances.items() if distance is not None}
-    chosen = min(distances, key=distances.get) if distances else next(iter(plots), None)
+    nearest = sorted((nearness(row) or 0.0, row.method) for row in rows if row.counts and row.method in plots)
+    chosen = nearest[0][1] if nearest else next(iter(plots), None)
     return [{"method": method, "svg": Markup(svg), "chosen": method == chosen} for method, svg in plots.items()]
 
 

@@ -28,17 +28,27 @@ plt.rcParams |= {
     "axes.spines.right": False,
     "font.family": "sans-serif",
 }
-# Okabe and Ito's colours, told apart by the colour-blind
+# Okabe and Ito's colours, told apart by the colour-blind; the page has lighter ones for its dark scheme
 BLUE = "#0072b2"
 ORANGE = "#d55e00"
 GREEN = "#009e73"
 GREY = "#6e7781"
 INK = "#1b1f24"
+# colour -> what a page that has another scheme may put in its place
+THEMED = {
+    BLUE: f"var(--plot-blue, {BLUE})",
+    ORANGE: f"var(--plot-orange, {ORANGE})",
+    GREEN: f"var(--plot-green, {GREEN})",
+    GREY: f"var(--plot-grey, {GREY})",
+    INK: "currentColor",
+    "#000000": "currentColor",
+}
 STYLE = {
     "base": (ORANGE, "s"),
     "gold": (GREEN, "*"),
     "start": (GREY, "D"),
 }  # colour and shape of a point; methods are blue and round
+ON_LIGHT = "#111111"  # of texts on a coloured ground, which no scheme changes
 LEAST_LOG10 = -20.0  # below, forget quality is drawn at the edge
 MOST_POINTS = 120  # of a loss curve
 WIDE = 13  # inches of a figure that takes the page's whole width
@@ -70,15 +80,18 @@ def render_plots(plots: Iterable[Plot]) -> list[dict[str, Any]]:
 
 
 def render_svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element, the same bytes each time.
+    """The figure as an <svg> element, the same bytes each time, on no background.
 
-    Its ids depend on its name, because a page holds many, some hidden.
+    Its ids depend on its name, because a page holds many, some hidden. Its colours are those of THEMED where the page
+    has them.
     """
     stream = io.StringIO()
     with plt.rc_context({"svg.hashsalt": name}):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+        about = {"Date": None, "Creator": None}
+        figure.savefig(stream, format="svg", metadata=about, bbox_inches="tight", transparent=True)
     plt.close(figure)
-    text = stream.getvalue()
+    drawn = re.sub(r"(\.\d\d)\d+", r"\1", stream.getvalue())  # a hundredth of a point is enough
+    text = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda color: THEMED.get(color[0], color[0]), drawn)
     # it fills its column, but a small plot is not blown up
     most = f' style="max-width: {125 * figure.get_figwidth():.0f}px"'
     return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', most, text[text.index("<svg") :], count=1)
@@ -146,8 +159,12 @@ def draw_points(axes: Axes, points: list[tuple[ModelResult, float, float]]) -> N
     axes.margins(0.12)
     axes.figure.canvas.draw()
     placed: list[tuple[float, float]] = []
+    named: set[str] = set()
     for result, x, y in sorted(points, key=lambda point: -point[2]):
         name = result.method
+        if name in named:  # of several seeds one has the name
+            continue
+        named.add(name)
         across, up = axes.transData.transform((x, y)) * 72 / axes.figure.dpi  # points
         level = up + 3
         while any(abs(across - left) < 6 * len(name) + 12 and abs(level - height) < 10 for left, height in placed):
@@ -206,7 +223,7 @@ def draw_losses(losses: dict[str, list]) -> Figure | None:
     for axes, (name, curve) in zip(grid, losses.items(), strict=True):
         steps, values = thin_curve(curve)
         axes.plot(steps, values, color=color_of(name.split("_seed")[0]), linewidth=1)
-        axes.set_title(name, fontsize=10)
+        axes.set_title(name.replace("_seed", ", seed "), fontsize=10)
         axes.tick_params(labelsize=8)
     figure.tight_layout()
     return figure
@@ -237,18 +254,19 @@ def truth_ratio_plots(logs: dict[str, dict], scoring: dict[str, Scoring]) -> dic
     if not tasks:
         return {}
     methods = [name for name in logs if name not in STYLE]
-    return {method: render_svg(draw_truth_ratios(logs, method, tasks), method) for method in methods}
+    names = {task: scoring[task].name or task for task in tasks}
+    return {method: render_svg(draw_truth_ratios(logs, method, names), method) for method in methods}
 
 
-def draw_truth_ratios(logs: dict[str, dict], method: str, tasks: list[str]) -> Figure:
-    """Draw one method's distribution functions, one plot a task."""
+def draw_truth_ratios(logs: dict[str, dict], method: str, tasks: dict[str, str]) -> Figure:
+    """Draw one method's distribution functions, one plot a task; `tasks`: task -> its title."""
     figure, grid = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 2.9), sharey=True, squeeze=False)
-    for axes, task in zip(grid.flat, tasks, strict=True):
+    for axes, (task, title) in zip(grid.flat, tasks.items(), strict=True):
         for model, color, line in (("base", ORANGE, ":"), ("gold", GREEN, "--"), (method, BLUE, "-")):
             shares = truth_share(list(logs[model][f"{task}.json"]["truth_ratio"].values()))
             axes.ecdf(shares, color=color, linestyle=line, linewidth=2, label=model)
         axes.set_xlim(0, 1)
-        axes.set_title(task, fontsize=10)
+        axes.set_title(title, fontsize=10)
         axes.set_xlabel("R/(1+R)")
     grid[0, 0].set_ylabel("share of rows")
     handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -318,7 +336,7 @@ def draw_people(attacks: dict[str, Any]) -> Figure:
     axes.set_yticks(range(len(attacks)), attacks, fontsize=8)
     for (y, x), value in np.ndenumerate(accuracies):
         if np.isfinite(value):
-            color = "white" if value > 0.75 else "black"
+            color = "white" if value > 0.75 else ON_LIGHT
             axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     return figure
 

@@ -18,6 +18,7 @@ GROUPS = ("forget", "retain", "real", "holdout", "way")
 @dataclass
 class Scoring:
     group: str = MISSING  # one of GROUPS
+    name: str = ""  # what a report calls the task; empty: its key
     multiple_choice: bool = MISSING  # Probability is the right answer's share among the options
     gate: bool = False  # counts for the memorisation gate
     members: str = ""  # of a holdout task: the forget task whose rows a membership attack tells from its own

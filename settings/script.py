@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
@@ -24,6 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from settings.help import say_help
 from settings.runs import end_with_launcher, is_first_process, locks_given_back
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -249,7 +250,9 @@ def check_command_line() -> argparse.Namespace:
     except argparse.ArgumentError as error:
         raise SettingsError(one_line(error)) from None
     if unknown and unknown[0].startswith("-"):
-        raise SettingsError(f"{unknown[0]} is no option; a setting is written name=value, and --help lists the options")
+        raise SettingsError(
+            f"{unknown[0]} is no option; a setting is written name=value, and --help lists the settings"
+        )
     if unknown:
         raise SettingsError(f"{unknown[0]} stands behind an option and other settings; write options first")
     check_overrides(typed.overrides, sweeps=typed.multirun)
@@ -266,7 +269,18 @@ def check_command_line() -> argparse.Namespace:
 
 
 class Arguments(argparse.ArgumentParser):
-    """The options of a command that has no settings; a wrong one raises SettingsError."""
+    """The options of a command that has no settings; a wrong one raises SettingsError.
+
+    Args:
+        prog: How the command is called.
+        description: What it does, in a sentence.
+        examples: What one would type behind it, the whole command each.
+    """
+
+    def __init__(self, prog: str, description: str, examples: Sequence[str] = ()):
+        layout = argparse.RawDescriptionHelpFormatter
+        epilog = "\n".join(["examples:", *(f"  {example}" for example in examples)]) if examples else None
+        super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=layout)
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"{message}; --help lists what may stand behind {self.prog}")
@@ -308,8 +322,9 @@ def script(config_name: str, schema: type[Schema]) -> Callable:
     """Turn a recipe `f(settings)` into the `main()` of a script that reads config/<config_name>.yaml and the command
     line.
 
-    A user's mistake ends in one line on stderr and exit code 1. The recipe itself stays at hand as `main.recipe`, and
-    how to read its settings as `main.compose(overrides)`, for whoever runs recipes in one process.
+    `--help` prints what settings/help.py makes of that file. A user's mistake ends in one line on stderr and exit code
+    1. The recipe itself stays at hand as `main.recipe`, and how to read its settings as `main.compose(overrides)`, for
+    whoever runs recipes in one process.
     """
 
     def decorate(recipe: Callable[[Schema], None]) -> Callable[[], None]:
@@ -320,6 +335,7 @@ def script(config_name: str, schema: type[Schema]) -> Callable:
 
         @functools.wraps(recipe)
         def main() -> None:
+            say_help(config_name)
             end_with_launcher()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # else hydra prints its own many lines and exits by itself
             run = hydra.main(version_base=None, config_path=CONFIG_DIR, config_name=config_name)

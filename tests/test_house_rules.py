@@ -39,6 +39,12 @@ def test_two_loops_of_one_comprehension_are_not_nested():
     assert nested_comprehensions("[x for row in rows for x in row]") == []
 
 
+def test_readme_has_an_index_line_for_every_page_of_the_documentation():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## The documentation\n")[2].splitlines()
+    listed = [line.split("](")[1].split(")")[0] for line in lines if line.startswith("| [")]
+    assert sorted(listed) == sorted(["cv/README.md", *(f"docs/{file.name}" for file in ROOT.glob("docs/*.md"))])
+
+
 # ---- lines of texts and settings; ruff holds those of code
 
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("cv/*.md"), *ROOT.glob("*.txt"), ROOT / "Makefile"]

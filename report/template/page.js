@@ -12,9 +12,22 @@ function element(name, text, className) {
   return made;
 }
 
-function fill(name, values, all) {
+function fill(name, values, all, text = (value) => value) {
   const select = form.elements[name];
-  select.replaceChildren(new Option(all, ""), ...values.map((value) => new Option(value, value)));
+  select.replaceChildren(new Option(all, ""), ...values.map((value) => new Option(text(value), value)));
+}
+
+function taskName(task) {
+  return data.tasks[task] || task;
+}
+
+function answer(row, model) {
+  return (row.answers[model] || []).map((part) => part[1]).join("");
+}
+
+// the two models that are compared; fewer: nothing is compared
+function compared() {
+  return [form.elements.one.value, form.elements.other.value].filter((model) => model);
 }
 
 function distinct(field) {
@@ -24,7 +37,9 @@ function distinct(field) {
 function matches(row) {
   const wanted = form.elements;
   const text = wanted.text.value.trim().toLowerCase();
-  const said = [row.question, row.truth, ...data.models.map((model) => (row.answers[model] || []).map((part) => part[1]).join(""))];
+  const said = [row.question, row.truth, ...data.models.map((model) => answer(row, model))];
+  const [one, other] = compared();
+  if (wanted.differs.checked && other && answer(row, one) === answer(row, other)) return false;
   return (
     ["group", "person", "task"].every((name) => !wanted[name].value || row[name] === wanted[name].value) &&
     (!text || said.some((each) => each.toLowerCase().includes(text)))
@@ -40,7 +55,7 @@ function card(row, models) {
     made.append(image);
   }
   const body = element("div");
-  body.append(element("p", `${row.person} · ${row.task} · ${row.group}`, "where"), element("p", row.question, "question"));
+  body.append(element("p", `${row.person} · ${taskName(row.task)} · ${row.group}`, "where"), element("p", row.question, "question"));
   const list = element("dl");
   list.append(element("dt", "truth"), element("dd", row.truth, "truth"));
   for (const model of models) {
@@ -56,8 +71,11 @@ function card(row, models) {
 
 function show() {
   const found = data.rows.filter(matches);
-  const method = form.elements.method.value;
-  const models = method ? data.models.filter((model) => data.anchors.includes(model) || model === method) : data.models;
+  const chosen = compared();
+  form.elements.differs.disabled = chosen.length < 2;
+  let models = data.models;
+  if (chosen.length === 1) models = data.models.filter((model) => data.anchors.includes(model) || model === chosen[0]);
+  if (chosen.length === 2) models = [...new Set(chosen)];
   cards.replaceChildren(...found.slice(0, shown).map((row) => card(row, models)));
   document.getElementById("count").textContent = `${found.length} of ${data.rows.length} rows`;
   document.getElementById("more").hidden = found.length <= shown;
@@ -70,9 +88,15 @@ function remember() {
 
 fill("group", distinct("group"), "all");
 fill("person", distinct("person").sort(), "everybody");
-fill("task", distinct("task"), "all");
-fill("method", data.models.filter((model) => !data.anchors.includes(model)), "all");
-for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (form.elements[name]) form.elements[name].value = value;
+fill("task", distinct("task"), "all", taskName);
+fill("one", data.models, "all");
+fill("other", data.models, "base and gold");
+for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+  const field = form.elements[name];
+  if (field && field.type === "checkbox") field.checked = true;
+  else if (field) field.value = value;
+}
+if (matchMedia("(max-width: 600px)").matches) document.getElementById("fold").open = false;
 form.addEventListener("input", () => { shown = PAGE; remember(); show(); });
 form.addEventListener("submit", (event) => event.preventDefault());
 document.getElementById("more").addEventListener("click", () => {
@@ -86,22 +110,4 @@ show();
 const chooser = document.getElementById("distribution");
 if (chooser) chooser.addEventListener("change", () => {
   document.querySelectorAll(".distribution").forEach((each, number) => { each.hidden = number !== Number(chooser.value); });
-});
-
-document.querySelectorAll("#table thead button").forEach((button, column) => {
-  button.addEventListener("click", () => {
-    const head = button.parentElement;
-    const rising = head.getAttribute("aria-sort") !== "ascending";
-    document.querySelectorAll("#table th[aria-sort]").forEach((each) => each.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-    const value = (row) => (column ? row.cells[column].dataset.value : row.cells[0].textContent);
-    const body = document.querySelector("#table tbody");
-    const rows = [...body.rows].sort((one, other) => {
-      const [a, b] = [value(one), value(other)];
-      if (!a || !b) return (a ? 0 : 1) - (b ? 0 : 1);
-      const order = isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
-      return rising ? order : -order;
-    });
-    body.replaceChildren(...rows);
-  });
 });

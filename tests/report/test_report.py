@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas
@@ -41,6 +43,7 @@ from settings.results import GROUPS, Benchmark, RunBenchmark
 from settings.script import compose
 
 EVIL = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "100 % of A & B | C_d"]
+OFFLINE = ("file://", "data:image/", "blob:")  # how the address of what a page asks for may begin
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -342,6 +345,31 @@ def test_the_page_is_small(folder):
     assert (folder / "report.html").stat().st_size < 3_000_000
 
 
+def test_rows_that_do_not_fit_on_the_page_are_left_out_and_that_is_said(folder, monkeypatch):
+    monkeypatch.setattr(cards, "MOST_CHARACTERS", 2000)
+    log = folder / "models" / "base_seed0" / "eval_results" / "eval_log_aggregated.json"
+    settings = json.loads(log.with_name("eval_meta.json").read_text())["settings"]
+    scoring = aggregation_settings(read_plan(folder).benchmark).scoring
+    made = cards.answer_cards({"base": json.loads(log.read_text())}, settings, scoring)
+    assert len(json.dumps(made.data["rows"], separators=(",", ":"))) < 4000
+    assert "until the page is full (" in made.note
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [((0, 0), "and of the others."), ((0, 5), "(5 rows are not shown)"), ((2, 5), "(2 are not shown)")],
+)
+def test_the_page_says_which_rows_it_shows(left_out, said):
+    assert said in cards.shown_rows(*left_out)
+
+
+def test_a_plot_has_coordinates_of_two_decimals(folder):
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    drawing = html.partition("<svg")[2].partition("</svg>")[0]
+    assert re.search(r" d=\"M \d+\.\d\d? ", drawing)
+    assert not re.search(r"\d\.\d{3}", drawing)
+
+
 @pytest.mark.parametrize(("seeds", "runs"), [([0, 1], {"npo": []}), ([0], {})])
 def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, runs, folder, tmp_path):
     copy = tmp_path / "copy"
@@ -357,22 +385,25 @@ def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, ru
     (copy / PLAN).write_text(json.dumps(plan))
     write_report(copy)
     wide = pandas.read_csv(copy / "results.csv")
-    assert list(zip(wide["Method"], wide["Seed"], strict=True)) == [
-        (name, seed) for seed in seeds for name in ("base", "gold", "start", *runs)
-    ]
+    names = ("base", "gold", "start", *runs)
+    rows = [(name, str(seed)) for seed in seeds for name in names]
+    rows += [(name, kind) for name in names for kind in ("mean", "sd")] if len(seeds) == 2 else []
+    assert list(zip(wide["Method"], wide["Seed"].astype(str), strict=True)) == rows
     html = (copy / "report.html").read_text(encoding="utf-8")
     assert ("npo, seed 1" in html) == (len(seeds) == 2)
-    assert html.count("Memorisation gate:") == len(seeds)
+    assert ("<small> n = 2</small>" in html) == (len(seeds) == 2)
+    assert html.count("Memorisation gate, ") == 1  # both say the same
+    assert ("Memorisation gate, seeds 0 and 1:" in html) == (len(seeds) == 2)
 
 
-@pytest.mark.parametrize(("gate", "text", "look"), [(0.0, "failed", "bad"), (1.0, "passed", "good")])
-def test_the_gate_is_said_and_marked(gate, text, look, folder):
+@pytest.mark.parametrize(("gate", "text", "look"), [(0.0, "failed", 'bad" open'), (1.0, "passed", 'good"')])
+def test_the_gate_is_said_and_marked_and_folded_only_where_it_passed(gate, text, look, folder):
     plan = read_plan(folder)
     results = benchmark_results(folder, plan)
     for result in results:
         result.figures["gate", ""] = Figure(gate)
-    html = render_page(folder, plan, results, [], aggregation_settings(plan.benchmark).scoring)
-    assert f'<p class="verdict {look}"><strong>Memorisation gate: {text}.' in html
+    html = render_page(folder, plan.described, results, [], aggregation_settings(plan.benchmark).scoring, downloads={})
+    assert f'<details class="gate {look}><summary><strong>Memorisation gate, seed 0: {text}.' in html
 
 
 def test_distances_are_averaged_over_pictures_and_words_apart():
@@ -428,7 +459,7 @@ def page(browser, folder):
     opened.on("dialog", lambda dialog: (noise.append(dialog.message), dialog.dismiss()))
     opened.on(
         "request",
-        lambda request: noise.append(request.url) if not request.url.startswith(("file://", "data:image/")) else None,
+        lambda request: noise.append(request.url) if not request.url.startswith(OFFLINE) else None,
     )
     opened.goto(f"file://{folder}/report.html")
     yield opened
@@ -457,7 +488,7 @@ def test_filters_narrow_the_rows_and_survive_a_reload(page):
     assert page.inner_text("#count") == f"3 of {every} rows"
     assert len(card_texts(page)) == 3
     page.select_option("[name=person]", EVIL[0])
-    page.select_option("[name=method]", "npo")
+    page.select_option("[name=one]", "npo")
     assert len(card_texts(page)) == 1
     assert page.locator(".card dt").all_inner_texts() == ["truth", "base", "gold", "npo"]
     page.reload()
@@ -474,15 +505,92 @@ def test_keys_alone_filter_sort_and_choose(page):
     assert page.input_value("[name=group]") != ""
     page.locator("#table thead th button", has_text="memorised, words").focus()
     page.keyboard.press("Enter")
+    heading = page.locator("#table th", has_text="memorised, words")
+    assert heading.get_attribute("aria-sort") == "ascending"
     order = page.locator("#table tbody th").all_inner_texts()
     assert order[0] == "start"  # the lowest
     assert order[-1] == "broken"  # rows without a figure stand last
+
+
+def test_two_models_are_compared_and_only_rows_in_which_they_differ_are_kept(page):
+    every = int(page.inner_text("#count").split()[0])
+    assert page.is_disabled("[name=differs]")
+    page.select_option("[name=one]", "base")
+    page.select_option("[name=other]", "npo")  # whose answers are those of base, in this folder
+    assert set(page.locator(".card dt").all_inner_texts()) == {"truth", "base", "npo"}
+    assert int(page.inner_text("#count").split()[0]) == every
+    page.check("[name=differs]")
+    assert page.inner_text("#count") == f"0 of {every} rows"
+    page.select_option("[name=other]", "gold")
+    assert page.inner_text("#count") == f"{every} of {every} rows"
+    page.reload()
+    assert page.is_checked("[name=differs]")
+
+
+def test_tasks_have_human_names_on_the_page(page):
+    assert "questions in words" in page.locator("[name=task] option").all_inner_texts()
+    assert "eval_" not in page.inner_text("header") + page.inner_text("#table") + page.inner_text("#cards")
+
+
+def test_every_entry_of_the_contents_leads_to_its_heading(page):
+    links = page.locator("nav a").all()
+    assert len(links) == 6
+    for link in links:
+        target = link.get_attribute("href").removeprefix("#")
+        assert page.locator(f"h2[id={target}]").count() == 1
+    page.click("nav a >> text=Methods")
+    assert page.locator("#methods").bounding_box()["y"] < 100
+
+
+def test_the_files_and_plots_that_a_page_offers_are_saved_without_a_network(page, folder, tmp_path):
+    page.context.set_offline(True)
+    for name in ("results.csv", "table.tex"):
+        with page.expect_download() as download:
+            page.click(f"[data-download='{name}']")
+        assert download.value.suggested_filename == name
+        download.value.save_as(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    with page.expect_download() as download:
+        page.locator("[data-svg]").first.click()
+    download.value.save_as(tmp_path / "plot.svg")
+    assert ElementTree.parse(tmp_path / "plot.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
 def test_a_phone_scrolls_the_table_and_not_the_page(page):
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == 400
     assert page.locator(".card img").first.evaluate("image => image.complete && image.naturalWidth > 0")
+
+
+def test_a_phone_keeps_the_first_column_says_that_a_table_scrolls_and_folds_the_filters(page):
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.reload()
+    frame, first = page.locator(".frame").first, page.locator("#table tbody th").first
+    page.wait_for_selector(".frame.after")
+    assert not page.is_visible("[name=group]")
+    before = first.bounding_box()["x"]
+    page.locator("#table").evaluate("table => { table.parentElement.scrollLeft = 1e6; }")
+    page.wait_for_selector(".frame.before")
+    assert first.bounding_box()["x"] == before
+    assert "after" not in frame.get_attribute("class")
+
+
+def test_the_dark_scheme_is_the_readers_preference(page):
+    shades = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        shades[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert shades == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 29)"}
+
+
+def test_every_control_and_every_region_has_a_name_for_a_screen_reader(page):
+    nameless = page.evaluate("""() => {
+      const named = (each) => each.getAttribute("aria-label") || each.getAttribute("aria-labelledby")
+        || each.textContent.trim() || [...(each.labels || [])].some((label) => label.textContent.trim());
+      const asked = "button, a, select, input, summary, nav, [role], section, form";
+      return [...document.querySelectorAll(asked)].filter((each) => !named(each)).map((each) => each.outerHTML);
+    }""")
+    assert nameless == []
 
 
 def test_more_rows_come_when_asked_for(page):

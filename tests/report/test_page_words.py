@@ -1,0 +1,229 @@
+"""The page's words: p-values, seeds as one row, the order of rows, bars past 1, and the verdict in sentences."""
+
+import pytest
+
+from engine.measures import MEASURES
+from engine.result_table import Column, Figure, ModelResult
+from report.method_notes import METHODS, loss_docstrings, method_note, method_notes
+from report.method_rows import method_rows, shown
+from report.page_table import badges, column_groups, page_table, render_cell
+from report.verdict_words import kind_of_model, outcome, what_was_done
+from report.words import in_words, p_text, task_names
+from settings.results import Aggregate
+from settings.script import compose
+
+SCORING = compose("aggregate_eval_stat", Aggregate, ["scoring=mm"]).scoring
+NAMES = task_names(SCORING)
+
+
+def method(name, distance, *, seed=0, held_out=0.05, flag=0.0, **more):
+    """A model with what the verdict in words rests on."""
+    figures = {
+        "distance_worst_way": Figure(distance, distance - 0.1, distance + 0.1, "eval_log_forget, as trained"),
+        "distance_held_out_worst_way": Figure(held_out),
+        "flag": Figure(flag, why="kept_taught 0.10"),
+        "verdict": Figure(0.0, why="remembers 2 of 12 people, Ada 0.92 (eval_log_forget, as trained)"),
+        **{key: Figure(value) for key, value in more.items()},
+    }
+    return ModelResult(name, seed, {(key, ""): figure for key, figure in figures.items()})
+
+
+def words_of(*results):
+    """What the page says of these models."""
+    said = outcome(method_rows(list(results)), NAMES)
+    return " ".join([said.headline, *said.sentences])
+
+
+def column(key, task=""):
+    return Column(MEASURES[key], task, key)
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [
+        (1.0, "1.00"),
+        (0.996, "1.00"),
+        (0.58, ".58"),
+        (0.0449, ".04"),
+        (0.0042, ".004"),
+        (0.0009, "< .001"),
+        (0, "< .001"),
+    ],
+)
+def test_a_p_value_is_said_as_a_reader_reads_it(p, text):
+    assert p_text(p) == text
+
+
+def test_tasks_and_measures_in_a_sentence_have_their_human_names():
+    text = "Ada 0.92 (eval_log_forget, as trained); kept_taught 0.10; my_eval_log_forget"
+    assert in_words(text, NAMES) == "Ada 0.92 (captions, as trained); Kept, taught 0.10; my_eval_log_forget"
+
+
+@pytest.mark.parametrize("track", ["mm", "nlp", "cv"])
+def test_every_task_of_the_suite_has_a_human_name_of_its_own(track):
+    names = task_names(compose("aggregate_eval_stat", Aggregate, [f"scoring={track}"]).scoring)
+    assert [task for task, name in names.items() if "_" in name] == []
+    assert len(set(names.values())) == len(names)
+
+
+# ---- seeds
+
+
+def test_several_seeds_are_one_row_with_mean_and_standard_deviation():
+    (row,) = method_rows([method("npo", 0.2, seed=0), method("npo", 0.4, seed=1)])
+    said = shown(row, column("distance_worst_way"))
+    assert (said.text, said.spread) == ("0.30", "± 0.14")  # mean .3; sqrt(((.1)^2 + (.1)^2) / 1) = .141
+
+
+def test_a_seed_without_a_value_is_counted():
+    failed = ModelResult("npo", 1, {("failed", ""): Figure(1.0, why="nan")})
+    (row,) = method_rows([method("npo", 0.2), failed])
+    said = shown(row, column("distance_worst_way"))
+    assert (said.text, said.spread, said.count) == ("0.20", "", "n = 1")
+    assert badges(row) == ["failed"]
+
+
+def test_verdicts_of_seeds_that_differ_are_counted_and_p_values_are_a_range():
+    first = ModelResult("npo", 0, {("verdict", ""): Figure(1.0), ("forget_quality", "a"): Figure(0.58)})
+    second = ModelResult("npo", 1, {("verdict", ""): Figure(0.0), ("forget_quality", "a"): Figure(0.0001)})
+    (row,) = method_rows([first, second])
+    assert shown(row, column("verdict")).text == "1 × like gold, 1 × unlike gold"
+    assert shown(row, column("forget_quality", "a")).text == "< .001 to .58"
+
+
+# ---- the table
+
+
+def test_rows_stand_by_verdict_then_by_distance_and_what_does_not_count_is_last():
+    models = [
+        ModelResult("broken", 0, {("failed", ""): Figure(1.0)}),
+        method("lost", 0.01, flag=1.0),
+        method("far", 0.9),
+        method("near", 0.2),
+        method("like", 0.95, verdict=1.0),
+        *(method(name, 0.0) for name in ("start", "base", "gold")),
+    ]
+    order = [row.name for row in method_rows(models)]
+    assert order == ["gold", "base", "start", "like", "near", "far", "lost", "broken"]
+
+
+def test_a_bar_past_one_goes_past_the_line_and_one_past_the_end_is_cut_off():
+    results = [method("a", 0.5, worst_person=1.5), method("b", 0.5, worst_person=9.0)]
+    rows = method_rows(results)
+    bars = {}
+    for row in rows:
+        bars[row.name] = render_cell(row, column("worst_person"), 2.0, NAMES)["bar"]
+    assert (bars["a"]["share"], bars["a"]["past"], bars["a"]["cut"]) == (50.0, 25.0, False)  # 1 of 2, then .5 of 2
+    assert (bars["b"]["share"], bars["b"]["past"], bars["b"]["cut"]) == (50.0, 50.0, True)
+    assert page_table(rows, column_groups(rows, [], SCORING), NAMES)["one_at"] == 50.0
+
+
+def test_privacy_and_p_values_have_columns_of_their_own():
+    figures = {"membership_auc:loss": "eval_forget_qa", "forget_quality": "eval_log_forget"}
+    result = ModelResult("npo", 0, {place: Figure(0.5) for place in figures.items()})
+    groups = column_groups(method_rows([result]), [], SCORING)
+    assert [group.title for group in groups] == ["Attacks on privacy", "Told from gold, p"]
+
+
+def test_a_table_without_a_verdict_has_the_distance_over_all_measures():
+    figures = {"verdict": Figure(None, why="one gold only"), "distance_to_gold": Figure(0.4)}
+    result = ModelResult("npo", 0, {(key, ""): figure for key, figure in figures.items()})
+    (near,) = column_groups(method_rows([result]), [], SCORING)
+    assert [column.measure.key for column in near.columns] == ["verdict", "distance_to_gold"]
+
+
+# ---- the verdict in words
+
+
+def test_the_nearest_is_named_with_its_lead_and_its_noise():
+    said = words_of(method("npo", 0.2), method("idk", 0.5), method("ga", 0.1, flag=1.0))
+    assert "Of 2 methods that kept what they should, npo is nearest to gold: 0.20 of the way" in said
+    assert "(captions, as trained), 95 % interval 0.10 to 0.30" in said
+    assert "Next is idk at 0.50, 0.30 farther, and two golds differ by 0.05" in said
+    assert "one seed and no repeated run" in said
+    assert "Not counted: ga (collapsed)." in said
+
+
+def test_a_lead_within_what_golds_differ_by_is_none():
+    said = words_of(method("npo", 0.2), method("idk", 0.24))
+    assert "Two golds differ by 0.05: these two methods cannot be told apart." in said
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    # leads of .3 and .32 spread by .014; leads of .1 and .7 by .42
+    [((0.5, 0.62), "(0.03): it holds."), ((0.3, 1.0), "(0.85): it may be chance.")],
+)
+def test_a_lead_over_seeds_is_compared_with_its_own_spread(second, said):
+    npo = [method("npo", value, seed=seed) for seed, value in enumerate((0.2, 0.3))]
+    idk = [method("idk", value, seed=seed) for seed, value in enumerate(second)]
+    assert said in words_of(*npo, *idk)
+
+
+@pytest.mark.parametrize(("spread", "said"), [(0.01, "beyond repeated runs too"), (0.2, "may order them otherwise")])
+def test_a_lead_of_one_seed_is_compared_with_repeated_runs(spread, said):
+    leak = {("worst_person", ""): Figure(0.1, 0.0), ("distance_spread", ""): Figure(spread)}
+    models = [method("npo", 0.1), method("idk", 0.45)]
+    for model in models:
+        model.figures |= leak
+    assert said in words_of(*models)
+
+
+def test_without_a_verdict_the_page_says_why_and_orders_by_the_mean_of_all_measures():
+    why = Figure(None, why="one gold only")
+    models = []
+    for name, distance in (("npo", 0.2), ("idk", 0.5)):
+        figures = {"distance_to_gold": Figure(distance), "flag": Figure(0.0), "verdict": why}
+        models.append(ModelResult(name, 0, {(key, ""): figure for key, figure in figures.items()}))
+    said = words_of(*models)
+    assert "npo is nearest to gold: 0.20" in said
+    assert "how far two golds differ is not known" in said
+    assert "Whether it is like gold is not known: one gold only." in said
+
+
+def test_a_page_without_a_method_that_counts_calls_none_the_nearest():
+    assert words_of(method("ga", 0.1, flag=1.0)).startswith("No method can be called the nearest to gold.")
+    assert words_of(method("base", 1.0)).startswith("No method was run")
+
+
+def test_what_was_done_is_said_with_model_data_and_people():
+    settings = {"model": {"name": "tiny-llava"}, "data": {"name": "mini_clear"}, "tasks": {"a": {"image": "image"}}}
+    rows = method_rows([method("base", 1.0), *(method("npo", 0.2, seed=seed, golds=2.0) for seed in (0, 1))])
+    said = " ".join(what_was_done(rows, settings, ["Ada", "Bo"]))
+    assert "a vision-language model (tiny-llava) that learned everybody in mini_clear" in said
+    assert "forget 2 people by 1 method," in said
+    assert "has 2 golds" in said
+    assert "means over the seeds 0 and 1" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [({}, "a face network"), ({"tasks": {"a": {"image": ""}}}, "a language model")],
+)
+def test_what_was_evaluated_is_known_by_its_tasks(settings, kind):
+    assert kind_of_model(settings) == kind
+
+
+# ---- methods
+
+
+@pytest.mark.parametrize("file", sorted(METHODS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_method_has_a_line_a_formula_and_a_link(file):
+    note = method_note(file.stem, loss_docstrings())
+    assert note["line"].endswith(".")
+    assert "http" not in note["line"]
+    assert note["formula"]
+    assert note["link"].startswith("https://")
+
+
+def test_a_row_shows_the_method_and_the_values_that_its_training_recorded():
+    long, gone, theirs = method_notes(
+        ["npo_long", "mine", "theirs"],
+        {"npo_long": {"name": "npo", "args": {"beta": 0.5}}, "mine": {"name": "gone", "args": {}}},
+    )
+    assert (long["method"], long["settings"]) == ("npo", "beta 0.5")
+    assert long["line"].startswith("Negative preference optimization")
+    assert (gone["line"], theirs["line"]) == ("", "")
