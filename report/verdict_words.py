@@ -67,6 +67,8 @@ def outcome(rows: list[MethodRow], names: Mapping[str, str]) -> Outcome:
     methods = [row for row in rows if row.is_method]
     if not methods:
         return Outcome("No method was run: base and gold are here alone.", [])
+    if any(0.0 in row.figure("gate").values for row in rows if row.method == "base"):
+        return Outcome("The memorisation gate failed: there was too little to forget, and no method can be judged.", [])
     counting = [row for row in methods if row.counts and nearness(row) is not None]
     others = [not_counted(row) for row in methods if row not in counting]
     left_out = [f"Not counted: {listed(others)}."] if others else []

@@ -189,6 +189,13 @@ def test_a_page_without_a_method_that_counts_calls_none_the_nearest():
     assert words_of(method("base", 1.0)).startswith("No method was run")
 
 
+def test_where_the_gate_failed_no_method_is_called_the_nearest():
+    said = words_of(method("base", 1.0, gate=0.0), method("npo", 0.2))
+    assert said.startswith("The memorisation gate failed")
+    assert "nearest" not in said
+    assert "nearest" in words_of(method("base", 1.0, gate=1.0), method("npo", 0.2))
+
+
 def test_what_was_done_is_said_with_model_data_and_people():
     settings = {"model": {"name": "tiny-llava"}, "data": {"name": "mini_clear"}, "tasks": {"a": {"image": "image"}}}
     rows = method_rows([method("base", 1.0), *(method("npo", 0.2, seed=seed, golds=2.0) for seed in (0, 1))])
