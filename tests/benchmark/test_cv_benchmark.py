@@ -240,4 +240,5 @@ def test_a_failed_attack_is_said_and_no_former_figures_stand_in_its_row(results,
     assert row["U-LiRA accuracy forget"] == ""
     assert row["EER forget"]
     assert "scrub, seed 0, attack failed: step 3" in capsys.readouterr().out
-    assert "scrub attack failed: step 3" in Path(settings.results_dir, "report.html").read_text(encoding="utf-8")
+    page = Path(settings.results_dir, "report.html").read_text(encoding="utf-8")
+    assert "<dt>scrub</dt><dd>attack failed: step 3" in page

@@ -11,7 +11,7 @@ from benchmark import launch
 from benchmark import stages as benchmark_stages
 from benchmark.plan import Stage
 from benchmark.progress import BenchmarkProgress
-from benchmark.stages import Work, run_side_by_side
+from benchmark.stages import StagesAtWork, run_side_by_side
 from helpers import ROOT
 from settings.results import RunBenchmark
 from settings.script import SettingsError, compose
@@ -42,7 +42,7 @@ def work(tmp_path, monkeypatch):
         progress = BenchmarkProgress([1.0] * len(stages), workers=2)
         codes = {"eval": None}
         nothing = [None] * len(stages)
-        made = Work(benchmark, tmp_path, stages, nothing, codes, overwrite=True, progress=progress, workers=2)
+        made = StagesAtWork(benchmark, tmp_path, stages, nothing, codes, overwrite=True, progress=progress, workers=2)
         return made, order
 
     return make
@@ -123,9 +123,9 @@ def test_what_is_left_is_shared_by_the_workers():
     for number in range(2):
         progress.begin(number, f"eval {number}")
         progress.running[number].begun -= 50  # seconds ago
-        progress.show(0.5, number)
+        progress.show(0.5, "", number)
     # 50 s of each are done, as expected; the 50 that are left of each run side by side
-    assert progress.time_left() == "about 0 min 50 s left in all"
+    assert round(progress.seconds_left()) == 50
     progress.end(100.0, skipped=False, number=0)
     assert list(progress.running) == [1]
 

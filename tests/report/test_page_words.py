@@ -193,7 +193,7 @@ def test_where_the_gate_failed_no_method_is_called_the_nearest():
     said = words_of(method("base", 1.0, gate=0.0), method("npo", 0.2))
     assert said.startswith("The memorisation gate failed")
     assert "nearest" not in said
-    assert "nearest" in words_of(method("base", 1.0, gate=1.0), method("npo", 0.2))
+    assert "nearest" in words_of(method("base", 1.0, gate=1.0), method("npo", 0.2), method("idk", 0.6))
 
 
 def test_what_was_done_is_said_with_model_data_and_people():

@@ -77,7 +77,7 @@ def test_a_figure_that_the_logs_do_not_give_is_named(tmp_path, monkeypatch):
     now = pd.DataFrame([{**line, "value": 0.25, "low": None}, {**line, "measure": "kept", "value": 0.5, "low": None}])
     monkeypatch.setattr(verify_module, "read_plan", lambda folder: None)
     monkeypatch.setattr("report.rows.benchmark_results", lambda folder, plan: [])
-    monkeypatch.setattr("engine.result_table.long_table", lambda results: now)
+    monkeypatch.setattr("engine.table_files.long_table", lambda results: now)
     now.to_parquet(tmp_path / "results.parquet")
     assert changed_figures(tmp_path) == []
     now.assign(value=[0.2, 0.5]).to_parquet(tmp_path / "results.parquet")
