@@ -1,6 +1,7 @@
 """What --help prints: what a script does, examples that are right, its own settings with a comment each, in no time."""
 
 import importlib
+import re
 import resource
 import shlex
 import subprocess
@@ -49,7 +50,7 @@ def test_help_says_what_a_script_does_and_has_three_examples_of_it(script):
 def test_every_example_of_the_help_has_settings_that_the_script_takes(script):
     _, examples = introduction(lines_of(script))
     for example in examples:
-        overrides = shlex.split(example.partition(f"{script}.py")[2].replace("<log>", "log.json"))
+        overrides = shlex.split(re.sub(r"<\w+>", "log.json", example.partition(f"{script}.py")[2]))
         # of a sweep its first value
         overrides = [text if "[" in text else text.partition(",")[0] for text in overrides if text != "-m"]
         main_of(script).compose(overrides)

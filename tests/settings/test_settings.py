@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import asdict, fields
+from importlib.machinery import ModuleSpec
 
 import pytest
 from omegaconf import OmegaConf
@@ -136,7 +137,7 @@ def test_a_mask_is_refused_with_an_adapter_and_with_weight_decay():
 
 def test_an_optimizer_that_needs_cuda_says_so_where_there_is_none(monkeypatch):
     monkeypatch.setattr("settings.training.cuda_is_there", lambda: False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: ModuleSpec(name, None, origin="there"))
     for optimizer in ("adamw_bnb_8bit", "paged_adamw_8bit"):
         with pytest.raises(
             SettingsError, match=f"trainer.optimizer={optimizer} needs a CUDA GPU, and this machine has none"
