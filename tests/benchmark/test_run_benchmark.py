@@ -400,7 +400,11 @@ def launched(world_overrides, tmp_path_factory):
     settings = benchmark(world_overrides, tmp_path_factory.mktemp("launched"), launch=True)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BenchmarkProgress, "show", lambda self, share, words: seen.append((self.name, share)))
+
+        def show(self, share, words, number=None):
+            seen.append((self.running[self.number].name, share))
+
+        patch.setattr(BenchmarkProgress, "show", show)
         run_benchmark.main.recipe(settings)
     return settings, seen
 
