@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import errno
 import functools
+import gc
 import importlib.util
 import math
 import os
@@ -109,6 +110,19 @@ def processes() -> Any:
     from accelerate import PartialState  # here, so that settings are read without it
 
     return PartialState(cpu=not cuda_is_there())
+
+
+def end_processes() -> None:
+    """Take leave of the other processes of a launch.
+
+    Threads of the connections that still let go of a tensor while Python ends would abort a process whose work is done.
+    """
+    if "torch" in sys.modules:
+        import torch.distributed  # here, so that settings are read without it
+
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+            gc.collect()  # wrapped models hold the connections; their threads end with the last who does
 
 
 def check_installation(root: Path = ROOT) -> None:
@@ -314,7 +328,7 @@ def one_line_errors(schema: type) -> Iterator[None]:
         line, code = known
         # each process of a launch says its own error: a row that cannot be read is met by one of them only
         if is_first_process() or not isinstance(error, Stopped):
-            print(line, file=sys.stderr)
+            sys.stderr.write(f"{line}\n")  # at once: `print` writes the end of the line apart, behind another's line
         sys.exit(code)
 
 
@@ -348,6 +362,7 @@ def script(config_name: str, schema: type[Schema]) -> Callable:
                     run_sweep(config_name, typed, Task(alone, schema))
                 else:
                     run(one_line_errors(schema)(lambda cfg: alone(read(cfg, schema))))()
+                end_processes()
 
         vars(main).update(recipe=alone, compose=functools.partial(compose, config_name, schema))
         return main

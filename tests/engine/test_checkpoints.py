@@ -479,7 +479,7 @@ from engine.loss_trainer import LossTrainer
 from helpers import BASE, engage_fsdp2
 from mm.encoder import PictureEncoder
 from settings.language import Columns, Data
-from settings.script import processes
+from settings.script import end_processes, processes
 from settings.training import Lora
 
 folder, kill_at, backend = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -513,6 +513,7 @@ test_checkpoints.run(data, encoder, folder, settings, test_checkpoints.METHODS["
 assert wrappers == {{"FSDPModule" if backend == "fsdp2" else "DistributedDataParallel"}}, wrappers
 if processes().is_main_process and kill_at == 100:
     assert any("going on from step 4" in line for line in said)
+end_processes()
 """
 
 

@@ -490,7 +490,7 @@ from engine.train import train
 from helpers import BASE, TRAINER, Few, pairs, training_settings, without_dropout
 from mm.encoder import PictureEncoder
 from settings.language import Columns, Data
-from settings.script import processes
+from settings.script import end_processes, processes
 
 assert processes().num_processes == int(sys.argv[3])
 columns = Columns(image="image", caption="caption", question="question", answer="answer", person="name")
@@ -527,6 +527,7 @@ if processes().is_main_process and sys.argv[4] == "npo" and processes().num_proc
     (one, count), (other, of_other) = everywhere
     assert one != other, "the rows of the two processes would be grouped alike: the test shows nothing"
     assert count == of_other, f"{{count}} and {{of_other}} forwards"
+end_processes()
 """
 
 

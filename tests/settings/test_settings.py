@@ -3,15 +3,17 @@
 import re
 from dataclasses import asdict, fields
 from importlib.machinery import ModuleSpec
+from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from cv.face_settings import AttackFaces, EvalFaces, FinetuneFaces, ForgetFaces, Pretrain
 from helpers import ROOT
 from settings.language import Eval, Finetune, Forget
 from settings.results import Aggregate, RunBenchmark
-from settings.script import SettingsError, check_installation, choices, compose
+from settings.script import SettingsError, check_installation, choices, compose, end_processes, one_line_errors
 from settings.training import Trainer, trainer_of
 
 SCRIPTS = {
@@ -362,3 +364,20 @@ def test_only_a_base_model_that_is_named_by_its_own_path_is_made():
     other = compose("nlp/finetune", Finetune, ["model_path=elsewhere"])
     assert [maker.setting for maker in base.inputs().makers] == ["model.made_by", "data.made_by"]
     assert [maker.setting for maker in other.inputs().makers] == ["data.made_by"]
+
+
+def test_an_error_goes_out_in_one_piece_with_the_end_of_its_line(monkeypatch):
+    """Two processes of a launch say their lines at once: a piece for the end would stand behind the other's line."""
+    pieces = []
+    monkeypatch.setattr("sys.stderr", SimpleNamespace(write=pieces.append, flush=lambda: None))
+    with pytest.raises(SystemExit, match=r"^1$"), one_line_errors(Forget):
+        raise SettingsError("seed=-1")
+    assert pieces == ["error: seed=-1\n"]
+
+
+def test_a_process_takes_leave_of_the_others_of_its_launch(tmp_path):
+    end_processes()  # where there is no launch, nothing happens
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    end_processes()
+    assert not torch.distributed.is_initialized()
