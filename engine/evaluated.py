@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ UNKNOWN = ""
 UNFINISHED = (".partial", ".former", ".tasks", ".checkpoints")  # endings of folders beside those that a run writes
 TAUGHT = ("finetune", "pretrain")  # what the record of a training that forgets nobody calls its method
 DIGITS = 8  # of a fingerprint in a table
-# last parts of the names of settings that say where something stands: records hold fingerprints of what stands there
+# last parts of the names of settings that say where something stands: what stands there decides, and not where
 OF_PLACES: tuple[str, ...] = (
     "path",
     "text_path",
@@ -39,8 +39,9 @@ OF_PLACES: tuple[str, ...] = (
     "idk_pictures",
     "split_file",
     "file",
+    "gold_result",
+    "dataset",
 )
-OF_PLACES += ("gold_result", "dataset")
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,13 @@ def find_logs(name: str, value: str) -> list[Path]:
     if not GLOB & set(value):
         raise SettingsError(f"{name}={value!r}: no such file; it names the {AGGREGATED} of an evaluated model")
     found = [Path(each) for each in natsorted(glob.glob(value, recursive=True))]
+    typed = set(Path(value).parts)  # what somebody typed is meant, whatever it ends with
+    found = [each for each in found if not is_unfinished(set(each.parts) - typed)]
     logs = [each for each in found if each.is_file() and each.suffix == ".json"]
     for folder in [each for each in found if each.is_dir()]:
-        logs += logs_in(folder)
-        if not logs_in(folder) and (folder / TRAIN_RECORD).is_file():  # else a seed would be missing without a word
+        of_folder = logs_of_folder(folder)
+        logs += of_folder
+        if not of_folder and (folder / TRAIN_RECORD).is_file():  # else a seed would be missing without a word
             print(f"{name}: {folder} is left out: it was not evaluated", file=sys.stderr)
     logs = [log for log in logs if log.name not in (EVAL_RECORD, TRAIN_RECORD, ATTACK_RECORD)]
     if not logs:
@@ -118,7 +122,7 @@ def find_logs(name: str, value: str) -> list[Path]:
 
 def log_of_folder(name: str, folder: Path) -> Path:
     """The log in a model's folder, or beside it; raises SettingsError where there is none, or several."""
-    found = logs_in(folder) or logs_beside(folder)
+    found = logs_of_folder(folder)
     if not found:
         raise SettingsError(
             f"{name}={str(folder)!r} holds no {AGGREGATED}, and none beside it is of this model: evaluate it with "
@@ -127,6 +131,16 @@ def log_of_folder(name: str, folder: Path) -> Path:
     if len(found) > 1:
         raise SettingsError(f"{name}={str(folder)!r} holds several logs: name one of {', '.join(map(str, found))}")
     return found[0]
+
+
+def logs_of_folder(folder: Path) -> list[Path]:
+    """The logs of a model: those in its folder, else those beside it."""
+    return logs_in(folder) or logs_beside(folder)
+
+
+def is_unfinished(parts: Iterable[str]) -> bool:
+    """Whether one of the parts of a path is what an interrupted run left."""
+    return any(part.endswith(UNFINISHED) for part in parts)
 
 
 def logs_in(folder: Path) -> list[Path]:
@@ -150,7 +164,7 @@ def logs_beside(folder: Path) -> list[Path]:
 def logs_below(folder: Path) -> Iterator[Path]:
     """Every log in a folder and below, without those that an interrupted run left."""
     for log in natsorted(folder.rglob(AGGREGATED), key=str):
-        if not any(part.endswith(UNFINISHED) for part in log.relative_to(folder).parts):
+        if not is_unfinished(log.relative_to(folder).parts):
             yield log
 
 

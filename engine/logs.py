@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from engine.metrics import ASCII, ROUNDING
-from engine.record import EVAL_RECORD, TRAIN_RECORD, model_fingerprint
+from engine.record import EVAL_RECORD, NO_FOLDER, TRAIN_RECORD, model_fingerprint
 from settings.script import SettingsError, nearest
 
 # what is read of the records beside a log, where they hold it
@@ -116,20 +116,24 @@ def read_records(name: str, file: Path) -> tuple[dict[str, Any], dict[str, Any]]
 def training_record(file: Path, meta: dict[str, Any]) -> Path | None:
     """Where the training of an evaluated model left its record; None: nowhere that is known to be this model's.
 
-    It is the folder above the log, unless the evaluation's record names another model: one may be evaluated into any
-    folder, also into another model's. Then the weights decide.
+    It is the folder above the log where the evaluation's record names that folder. A model may be evaluated into any
+    folder, also into another model's, and folders are moved: else the weights decide. Where the record has no fingerprint
+    of them, or they are gone, the folder's name does.
 
     Args:
         file: The log.
         meta: The evaluation's record; empty where there is none.
     """
     above, told = file.parent.parent, recorded(meta, "settings", "model_path")
-    if not isinstance(told, str) or Path(told).name == above.resolve().name:
+    if not isinstance(told, str) or Path(told).resolve() == above.resolve():
         return above / TRAIN_RECORD
-    for folder in (Path(told), above):
-        if (folder / TRAIN_RECORD).is_file() and model_fingerprint(str(folder)) == meta.get("model"):
+    fingerprint = meta.get("model")
+    for folder in (Path(told), above) if fingerprint else ():
+        if (folder / TRAIN_RECORD).is_file() and model_fingerprint(str(folder)) == fingerprint:
             return folder / TRAIN_RECORD
-    return None
+    is_named = Path(told).name == above.resolve().name
+    has_weights = bool(fingerprint) and not model_fingerprint(str(above)).startswith(NO_FOLDER)
+    return above / TRAIN_RECORD if is_named and not has_weights else None
 
 
 def read_record(name: str, file: Path) -> dict[str, Any]:

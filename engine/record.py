@@ -29,6 +29,7 @@ METRICS = "metrics.jsonl"  # a line for every step of a training
 PLACES = ("save_dir", "model_path", "shadows_dir", "overwrite", "report_to")
 # settings of a training that decide no result, by the names of the settings that hold them
 OF_TRAINERS = {"trainer": ("save_every", "report_to"), "finetune": ("save_every", "report_to")}
+NO_FOLDER = "hub:"  # how the fingerprint of what is no model's folder begins
 NO_PART_OF_A_MODEL = (TRAIN_RECORD, METRICS, MARK, "README.md")
 
 
@@ -310,7 +311,7 @@ def model_fingerprint(path: str) -> str:
     folder = Path(path)
     kept = [*folder.glob("*"), *(folder / "additional_chat_templates").glob("*")]
     files = sorted(file for file in kept if file.is_file() and is_part_of_a_model(file))
-    return hash_of_files(folder, files) if files else f"hub:{path}"
+    return hash_of_files(folder, files) if files else f"{NO_FOLDER}{path}"
 
 
 def is_part_of_a_model(file: Path) -> bool:

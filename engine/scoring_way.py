@@ -38,7 +38,7 @@ class Way:
 def way_for(
     model: nn.Module, encoder: Any, tasks: dict[str, list[TaskRow]], batch_size: int, say: Callable[[str], None]
 ) -> Way:
-    """The way that is right for the rows of all tasks, those in words and those with pictures.
+    """The way in which all tasks are scored: tried on a few rows in words, and on a few with pictures.
 
     Arguments as `way_of_scoring` has them. Raises SettingsError.
     """
@@ -122,9 +122,11 @@ def difference(
             right = torch.tensor(alone.losses)
             moved = (torch.tensor(result.answers[answer].losses) - right).abs()
             scale = max(1.0, alone.spread)  # rounding grows with the logits, as those of a broken model do
-            if (moved > LOSS * right.clamp(min=scale)).any() if exact else moved.mean() > LOSS_IN_HALF * scale:
+            # asked in the positive, so that a loss that is no number agrees with nothing
+            agrees = (moved <= LOSS * right.clamp(min=scale)).all() if exact else moved.mean() <= LOSS_IN_HALF * scale
+            if not agrees:
                 return f"losses by {moved.max().item():.2g}"
-        if behind(model, encoder, prompt, result) > (CHOICE if exact else CHOICE_IN_HALF):
+        if not behind(model, encoder, prompt, result) <= (CHOICE if exact else CHOICE_IN_HALF):
             return "generations"
     return None
 
