@@ -16,7 +16,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-all: test
-	$(BIN)/python -m pytest -q -m "slow and not long" -n $(WORKERS) --dist load
+	$(BIN)/python -m pytest -q -m "slow and not long" -n $(WORKERS) --dist load --maxschedchunk 1
 
 # every cheat built, every block of the pages through the shell, kills at random moments: about an hour
 test-long: $(INSTALLED) $(WORLD)

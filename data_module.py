@@ -147,7 +147,12 @@ def check_split(path: str, split: str, setting: str = "split", advice: str = "")
         setting: what named it, which begins the line.
         advice: what ends the line.
     """
-    known = split_names(path)
+    check_known(path, split, fingerprint(path), setting, advice)
+
+
+def check_known(path: str, split: str, content: str, setting: str = "split", advice: str = "") -> None:
+    """`check_split` of a dataset that holds `content`."""
+    known = natsorted(known_splits(path, content))
     if split not in known:
         listed = ", ".join(known)
         raise SettingsError(f"{setting}={split!r} is not in {path}{nearest(split, known)}; it has {listed}{advice}")
@@ -158,8 +163,9 @@ def load_split(path: str, split: str) -> datasets.Dataset:
 
     Raises SettingsError naming the splits that exist if `split` is none of them.
     """
-    check_split(path, split)
-    return read_split(path, split, fingerprint(path))
+    content = fingerprint(path)
+    check_known(path, split, content)
+    return read_split(path, split, content)
 
 
 # ---- rows -> examples (the one place where column names are read)

@@ -19,7 +19,7 @@ def main(settings: EvalFaces) -> None:
     from cv.division import met_by, read_division
     from cv.network import load_network
     from data_module import fingerprint, make_missing
-    from engine.tracking import track_evaluation
+    from engine.tracking import tracked_evaluation
 
     model, _ = load_network(settings.model_path, settings.model)
     make_missing(settings.inputs())
@@ -31,21 +31,21 @@ def main(settings: EvalFaces) -> None:
 
     record.start_of_peak()
     started = time.perf_counter()
-    network, album = model.to(processes().device), settings.data.people
-    compared = compare(network, division, album, size=settings.model.size, batch_size=settings.batch_size)
-    logs = row_logs(compared, met, settings.model.logit_scale)
-    groups = verification_figures(compared, met)
-    facts["figure"] = ", ".join(f"accuracy of {group} {each['accuracy']:.3f}" for group, each in groups.items())
-    if processes().is_main_process:
-        with written_whole(Path(settings.save_dir)) as aside:
-            write_logs(aside, logs, groups)
-            record.write_record(aside / record.EVAL_RECORD, seconds=time.perf_counter() - started, **facts)
+    with tracked_evaluation(settings.report_to, settings.save_dir):
+        network, album = model.to(processes().device), settings.data.people
+        compared = compare(network, division, album, size=settings.model.size, batch_size=settings.batch_size)
+        logs = row_logs(compared, met, settings.model.logit_scale)
+        groups = verification_figures(compared, met)
+        facts["figure"] = ", ".join(f"accuracy of {group} {each['accuracy']:.3f}" for group, each in groups.items())
+        if processes().is_main_process:
+            with written_whole(Path(settings.save_dir)) as aside:
+                write_logs(aside, logs, groups)
+                record.write_record(aside / record.EVAL_RECORD, seconds=time.perf_counter() - started, **facts)
     for group, figures in groups.items():
         record.say_line(
             f"{TASKS[group]}: {figures['queries']} rows, accuracy {figures['accuracy']:.3f}, "
             f"equal error rate {figures['eer']:.3f}"
         )
-    track_evaluation(settings.report_to, settings.save_dir)
     record.say_line(f"evaluated: {settings.save_dir}")
 
 

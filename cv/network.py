@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cv.face_settings import FaceModel
 from engine.frozen_start import Forward, Start
 from engine.pairs import Batch
-from settings.script import SettingsError
+from settings.script import SettingsError, first_line
 from settings.training import Activations
 from unlearn_losses import Scored
 
@@ -231,7 +231,7 @@ def load_network(path: str, settings: FaceModel) -> tuple[FaceNetwork, list[str]
     except KeyError as error:
         raise SettingsError(f"model_path={path!r}: its {CONFIG} does not say {error}; train it again") from None
     except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise SettingsError(f"model_path={path!r} could not be loaded: {str(error).splitlines()[0]}") from None
+        raise SettingsError(f"model_path={path!r} could not be loaded: {first_line(error)}") from None
     check_classes(path, config["classes"])
     check_whole(path, weights, model)
     model.load_state_dict(weights)

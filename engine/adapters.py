@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from engine.record import say_line
-from settings.script import SettingsError
+from settings.script import SettingsError, first_line
 from settings.training import Lora
 
 LINEAR = (nn.Linear, Conv1D)  # GPT-2's linear layers are of the second kind
@@ -79,7 +79,7 @@ def add_lora(model: LanguageModel, lora: Lora, targets: str, seed: int) -> PeftM
     try:
         return get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise SettingsError(
             f"LoRA on {type(model).__name__}: {why}; trainer.lora=null trains its own weights, model.lora_targets "
             "names other layers"

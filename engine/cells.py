@@ -15,7 +15,7 @@ import pyarrow
 
 from engine.decode import ENDINGS
 from settings.language import Data, Task
-from settings.script import SettingsError, nearest
+from settings.script import SettingsError, first_line, nearest
 
 
 class Strange(Exception):
@@ -109,7 +109,7 @@ def values_of(rows: datasets.Dataset, column: str, where: str) -> list[Any]:
     try:
         values = list(rows[column])
     except (ValueError, pyarrow.ArrowException) as error:  # bytes that are no UTF-8 are one
-        raise SettingsError(f"{where}: column {column!r} cannot be read ({str(error).splitlines()[0]})") from None
+        raise SettingsError(f"{where}: column {column!r} cannot be read ({first_line(error)})") from None
     kind = rows.features[column]
     if not isinstance(kind, datasets.ClassLabel):
         return values

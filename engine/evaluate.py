@@ -9,6 +9,7 @@ computed anew.
 import inspect
 import json
 import math
+import re
 import shutil
 import sys
 import time
@@ -326,9 +327,11 @@ def evaluate(
     places: dict[str, Path] = {}
     state.wait_for_everyone()  # nothing is written before everyone has looked
     model.eval()
-    for example in first_rows(tasks):  # words and pictures are never of one batch
-        check_start(model, encoder, [example], forward, say)
-    way = way_for(model, encoder, tasks, settings.batch_size, say)
+    way = Way(True, settings.batch_size)
+    if not all(finished.values()):
+        for example in first_rows(tasks):  # words and pictures are never of one batch
+            check_start(model, encoder, [example], forward, say)
+        way = way_for(model, encoder, tasks, settings.batch_size, say)
     with Work("row", sum(map(passes_of, tasks.values())), say=say) as work:
         for name, rows in tasks.items():
             if place := finished[name]:
@@ -430,9 +433,14 @@ def write_results(folder: Path, done: dict[str, Path], settings: Eval, record: d
         write_record(aside / EVAL_RECORD, **record, **about, **cost)
 
 
+def is_of(split: str, forget: str) -> bool:
+    """Whether a split holds rows of the people to forget: `forget10` itself, `forget10_perturbed`, `forget10+tofu`."""
+    return bool(forget) and re.match(rf"{re.escape(forget)}(?![A-Za-z0-9])", split) is not None
+
+
 def figure_of(logs: dict[str, Any], settings: Eval) -> str:
     """The figure by which the jobs of a sweep are told apart: how much is remembered of the people to forget."""
-    about = [f"{name}.json" for name, task in settings.tasks.items() if task.split.startswith(settings.forget)]
+    about = [f"{name}.json" for name, task in settings.tasks.items() if is_of(task.split, settings.forget)]
     rows: list[float] = []
     for name in about:
         rows += logs.get(name, {}).get("exact_memorization", {}).values()

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.adapters import LINEAR, LanguageModel
 from engine.start_checks import in_eval_mode
-from settings.script import SettingsError, one_of
+from settings.script import SettingsError, first_line, one_of
 from settings.training import Activations
 
 PROBE = torch.tensor([[5, 6, 7]])  # tokens, whichever they are
@@ -53,9 +53,8 @@ def end_at_layer(model: LanguageModel, activations: Activations) -> None:
         raise SettingsError(
             f"method.activations.layer={activations.layer}: {type(model).__name__} has layers 0 to {len(layers) - 1}"
         )
-    training = {
-        id(parameter) for parameter in model.parameters() if parameter.requires_grad
-    }  # `freeze` has stopped some
+    # `freeze` has stopped some
+    training = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     model.requires_grad_(False)
     for number in activations.trained:
         for parameter in part_of(layers[number], activations.part, decoder.config).parameters():
@@ -65,7 +64,7 @@ def end_at_layer(model: LanguageModel, activations: Activations) -> None:
         cut(model, decoder, stack, activations.layer, behind=behind)
         given = given_by(model, probed(model))
     except Exception as error:  # what a family's forward raises depends on the family
-        why = f": {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        why = f": {first_line(error)}"
     else:
         if torch.allclose(given, states, rtol=1e-3, atol=1e-5):
             return
@@ -101,7 +100,7 @@ def run_to_layer(
     """What a decoder layer gives for the probe, (1, T, H), and the names of the decoder's children that run behind all
     layers, as its final norm does. Names do not tell that one from a norm of the embeddings.
 
-    A layer that only looks at pictures does not run; then it is the last one before it.
+    A layer that only looks at pictures does not run. Then the output is that of the last layer before it that runs.
     """
     states: list[Tensor] = []
     behind: list[str] = []

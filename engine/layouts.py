@@ -22,7 +22,7 @@ from engine.decode import ENDINGS
 from settings.script import SettingsError
 
 DATA_ENDINGS = (".jsonl", ".parquet")
-JOINED_ENDINGS = (".csv", ".tsv", ".json", ".arrow")  # the library would join such files of a folder into one split
+JOINED_ENDINGS = (".csv", ".tsv", ".json")  # the library would join such files of a folder into one split
 SHARD = re.compile(r"-\d+-of-(\d+)(-[0-9a-f]+)?$")  # train-00000-of-00002
 METADATA, DEFAULT = "metadata", "default"  # rows beside a folder of pictures, and what the library calls their split
 FILE_NAME, IMAGE = "file_name", "image"  # their column of names, and what the library makes of it
@@ -107,12 +107,17 @@ def splits_of(path: str) -> dict[str, Source | tuple[str, str]]:
 
 def check_not_joined(folder: Path) -> None:
     """Raise SettingsError for files of several names that the library would read as one split."""
-    files = sorted(file for file in visible(folder) if file.suffix in JOINED_ENDINGS)
-    if len({SHARD.sub("", file.stem) for file in files}) > 1:
-        raise SettingsError(
-            f"data path {str(folder)!r} holds {files[0].name} and {files[1].name}, which would be read as one split: "
-            "save the rows of each split as <split>.jsonl or <split>.parquet"
-        )
+    firsts: dict[str, dict[str, str]] = {ending: {} for ending in JOINED_ENDINGS}  # ending -> split -> a file of it
+    for file in natsorted(visible(folder)):
+        if file.suffix in firsts:
+            firsts[file.suffix].setdefault(SHARD.sub("", file.stem), file.name)
+    for of_splits in firsts.values():
+        if len(of_splits) > 1:
+            one, other, *_ = of_splits.values()
+            raise SettingsError(
+                f"data path {str(folder)!r} holds {one} and {other}, which would be read as one split: save the rows "
+                "of each split as <split>.jsonl or <split>.parquet"
+            )
 
 
 def parts_of(path: str, config: str) -> list[str]:

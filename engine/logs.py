@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.metrics import ASCII, ROUNDING
 from engine.record import EVAL_RECORD, NO_FOLDER, TRAIN_RECORD, model_fingerprint
-from settings.script import SettingsError, nearest
+from settings.script import SettingsError, first_line, nearest
 
 # what is read of the records beside a log, where they hold it
 RECORDED = {
@@ -117,8 +117,8 @@ def training_record(file: Path, meta: dict[str, Any]) -> Path | None:
     """Where the training of an evaluated model left its record; None: nowhere that is known to be this model's.
 
     It is the folder above the log where the evaluation's record names that folder. A model may be evaluated into any
-    folder, also into another model's, and folders are moved: else the weights decide. Where the record has no fingerprint
-    of them, or they are gone, the folder's name does.
+    folder, also into another model's, and folders are moved: else the weights decide. Where the record has no
+    fingerprint of them, or they are gone, the folder's name does.
 
     Args:
         file: The log.
@@ -184,7 +184,7 @@ def read_json(name: str, file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # bad UTF-8 as well as bad JSON
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise SettingsError(f"{name}: {str(file)!r} is not JSON ({reason})") from None
 
 

@@ -1,4 +1,6 @@
-"""What a run leaves beside its results: whole files, the key of what it did, cost, versions."""
+"""The record of a run: what is looked at before it begins, and what it leaves beside its results (whole files, the key
+of what it did, cost, versions).
+"""
 
 import contextlib
 import functools

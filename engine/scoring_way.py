@@ -17,7 +17,7 @@ from engine.encode import Encoded
 from engine.language_model import forward
 from engine.score_answers import Prompt, PromptResult, answer_losses, ends_of, score_prompts, unshareable
 from engine.start_checks import is_exact, name_of
-from settings.script import SettingsError
+from settings.script import SettingsError, first_line
 
 TOKENS = 6  # of a generation that is tried
 ROWS = 64  # of a task that the shortest and the longest question are chosen from
@@ -115,7 +115,7 @@ def difference(
     except SettingsError:
         raise
     except Exception as error:  # what a family's forward raises depends on the family
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     exact = is_exact(model)
     for prompt, result, truth in zip(prompts, results, truths, strict=True):
         for answer, alone in truth.items():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data_module import Example
 from engine.frozen_start import Forward
 from engine.pairs import Batch
-from settings.script import SettingsError
+from settings.script import SettingsError, first_line
 from unlearn_losses import IGNORE
 
 # of the logits' spread, what counts as moved
@@ -53,7 +53,7 @@ def check_start(
         except SettingsError:
             raise
         except Exception as error:  # what a family's forward raises depends on the family
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            why = first_line(error)
             raise SettingsError(f"scoring check: {name} cannot score {len(examples)} rows: {why}") from None
         share = MOVED if is_exact(model) else MOVED_IN_HALF
         check_causal(name, batch, logits.float(), changed.float(), share=share)

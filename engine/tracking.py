@@ -80,12 +80,18 @@ def run_of(folder: Path) -> Path:
     return folder.parent if folder.name == OF_A_MODEL else folder
 
 
-def track_evaluation(report_to: str, save_dir: str) -> None:
-    """Log the means of a finished evaluation, task by task, under the name of its model."""
+@contextlib.contextmanager
+def tracked_evaluation(report_to: str, save_dir: str) -> Iterator[None]:
+    """Log the means of the evaluation that is made within, task by task, under the name of its model.
+
+    Raises SettingsError as `tracked` does, before anything is evaluated.
+    """
     if report_to == "none" or not processes().is_main_process:
+        yield
         return
     run = run_of(Path(save_dir))
     with tracked(report_to, run.parent, run.name, job="eval") as log:
+        yield
         log(means_of_logs(read_json(Path(save_dir) / AGGREGATED)), 0)
 
 

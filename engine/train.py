@@ -32,7 +32,7 @@ from engine.record import (
 )
 from engine.start_checks import rows_to_check
 from engine.tracking import Log, run_of, tracked
-from settings.script import SettingsError, processes
+from settings.script import SettingsError, first_line, processes
 from settings.training import Method, Trainer
 
 VANISHING = 1e-5  # a first gradient below this norm is rounding
@@ -294,7 +294,7 @@ def deterministic_kernels(wanted: bool) -> Iterator[None]:
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
-        raise SettingsError(f"trainer.deterministic=true: {str(error).splitlines()[0]}") from None
+        raise SettingsError(f"trainer.deterministic=true: {first_line(error)}") from None
     finally:
         torch.use_deterministic_algorithms(before)
 
@@ -308,7 +308,8 @@ def run(trainer: LossTrainer, first_weights: dict[str, Tensor], last: str | None
     trainer.train(resume_from_checkpoint=last)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     make_whole(trained)
-    if not all(torch.isfinite(weight).all() for weight in trained_weights(trained).values()):
+    finite = all(torch.isfinite(weight).all() for weight in trained_weights(trained).values())
+    if not all(gather_object([finite])):  # after `make_whole` the first process alone may have the weights
         trainer.stop("the weights are not finite", "the last step's update")
     task_vector = trainer.bound.method.task_vector
     if task_vector and trainer.is_world_process_zero():  # who writes the model

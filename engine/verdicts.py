@@ -129,8 +129,11 @@ class Gap(NamedTuple):
 
 
 def is_clearly_better(one: Judged, other: Judged) -> bool:
-    """Whether the first is nearer to gold than the second, beyond what golds, seeds and repeated runs differ by, and
-    does not pay for that with one person. Without intervals nothing is clear.
+    """Whether the first is nearer to gold than the second, beyond what golds differ by and what seeds or repeated runs
+    do, and does not pay for that with one person. Without intervals nothing is clear.
+
+    Methods with two seeds or more in common are compared seed by seed. The spread of repeated runs then does not count:
+    most of it is what a seed does to base and golds, which falls on both methods.
     """
     if one.distance.value is None or other.distance.value is None:
         return False

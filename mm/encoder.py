@@ -12,7 +12,7 @@ from engine.frozen_start import Start
 from engine.language_model import load, load_model, positions_of, start_of
 from engine.processor_tensors import Layout, check_joined, layout_of
 from settings.language import Finetune, Model
-from settings.script import SettingsError
+from settings.script import SettingsError, first_line
 
 
 class PictureEncoder(ChatEncoder):
@@ -78,10 +78,6 @@ class PictureEncoder(ChatEncoder):
         except Exception as error:
             raise SettingsError(f"{name} cannot read a prompt with a picture: {first_line(error)}") from None
         return layout
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def open_encoder(path: str, model: Model, *, max_length: int = 0, truncate: bool = False) -> PictureEncoder:

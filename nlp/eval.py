@@ -15,7 +15,7 @@ def main(settings: Eval) -> None:
     from engine.encode import check_answers
     from engine.evaluate import evaluate, read_tasks
     from engine.language_model import check_model_path
-    from engine.tracking import track_evaluation
+    from engine.tracking import tracked_evaluation
     from nlp.encoder import open_encoder, open_model
 
     make_missing(settings.inputs())
@@ -25,8 +25,8 @@ def main(settings: Eval) -> None:
     encoder = open_encoder(settings.model_path, settings.model)
     check_answers(encoder, tasks)
     model = open_model(settings.model_path, settings.model)
-    evaluate(model.to(processes().device), encoder, tasks, settings, facts=run_facts(settings, code))
-    track_evaluation(settings.report_to, settings.save_dir)
+    with tracked_evaluation(settings.report_to, settings.save_dir):
+        evaluate(model.to(processes().device), encoder, tasks, settings, facts=run_facts(settings, code))
     say_line(f"evaluated: {settings.save_dir}")
 
 

@@ -200,6 +200,11 @@ PLAINER = {
 }
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error of a library; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def one_line(error: Exception) -> str:
     text = re.sub(r"\s+", " ", str(error).split("\n    full_key")[0]).strip()
     for pattern, plainer in PLAINER.items():

@@ -39,7 +39,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from settings.runs import end_with_parent, is_first_process
-from settings.script import CONFIG_DIR, FolderExists, SettingsError, Stopped, choices, end_of, hydra_line, read
+from settings.script import (
+    CONFIG_DIR,
+    FolderExists,
+    SettingsError,
+    Stopped,
+    choices,
+    end_of,
+    first_line,
+    hydra_line,
+    read,
+)
 
 PLACES = ("save_dir", "results_dir")  # the settings that name what a run writes
 OUTCOME, LOG, TABLE = "outcome.json", "log.txt", "table.txt"  # of each job, and of all, below hydra.sweep.dir
@@ -105,17 +115,24 @@ class Task:
     def outcome_of(self, cfg: DictConfig) -> Outcome:
         """Run the recipe; whatever ends it ends this job alone."""
         started = time.monotonic()
-        outcome = Outcome("done")
         try:
             with told_by_signal():
-                self.recipe(read(cfg, self.schema))
-        except FolderExists as error:
-            outcome = Outcome("done before") if error.is_same() else Outcome("failed", str(error))
+                outcome = self.done(cfg)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             outcome = self.outcome_of_error(error)
         gc.collect()  # a model lies in cycles: the next job needs its memory
         outcome.seconds = time.monotonic() - started
         return outcome
+
+    def done(self, cfg: DictConfig) -> Outcome:
+        """Run the recipe, unless an earlier run of the same has done it. Whatever ends either is raised."""
+        try:
+            self.recipe(read(cfg, self.schema))
+        except FolderExists as error:
+            if not error.is_same():
+                raise
+            return Outcome("done before")
+        return Outcome("done")
 
     def outcome_of_error(self, error: BaseException) -> Outcome:
         """What ended a job; one that runs beside others has it among its lines too."""
@@ -163,10 +180,6 @@ def told_by_signal() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
 
 
 def say(line: str) -> None:
@@ -321,7 +334,11 @@ class Sweep:
     def plan(self, batch: list[list[str]]) -> list[Job]:
         """The jobs with their folders. Raises SettingsError for one that could not run as it is written."""
         jobs = []
+        first: dict[tuple[str, ...], int] = {}  # overrides -> the first job that has them
         for number, (overrides, swept) in enumerate(zip(batch, swept_of(batch), strict=True)):
+            same = first.setdefault(tuple(overrides), number)
+            if same != number:
+                raise SettingsError(f"jobs {same} and {number} of this sweep are the same ({' '.join(overrides)})")
             job = Job(number, overrides, swept)
             job.setting, job.place = place_of(self.checked(job))
             jobs.append(job)

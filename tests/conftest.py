@@ -26,6 +26,11 @@ from mm.encoder import PictureEncoder
 from settings.language import Columns, Data
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first, so that no worker has it left when all others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("begins_first") is None)
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A world of ten people with two views each."""

@@ -15,7 +15,7 @@ import aggregate_eval_stat
 from aggregate_eval_stat import aggregate_all
 from engine.evaluated import find_logs, training_settings
 from engine.logs import read_eval_log
-from engine.record import write_json
+from engine.record import model_fingerprint, write_json
 from helpers import start, tiny_log, write_evaluated, write_study
 from settings import runs
 from settings.results import Aggregate
@@ -108,6 +108,32 @@ def test_a_model_evaluated_into_another_models_folder_does_not_take_its_record(t
     assert log.train_meta == {}
     own = read_eval_log("x", str(tmp_path / "idk" / LOG), ["eval_log", *TASKS_KNOWN])
     assert own.train_meta["seed"] == 5
+
+
+def test_models_of_one_name_are_told_apart_by_their_weights(tmp_path):
+    """`b/npo` was evaluated into the folder of `a/npo`."""
+    for parent, seed in (("a", 1), ("b", 2)):
+        folder = write_evaluated(tmp_path / parent / "npo", tiny_log(people=2), method="npo", seed=seed, lr=1)
+        (folder / "model.safetensors").write_text(parent)
+    meta = {"settings": {"model_path": str(tmp_path / "b/npo")}, "model": model_fingerprint(str(tmp_path / "b/npo"))}
+    write_json(tmp_path / "a/npo/eval_results/eval_meta.json", meta)
+    log = read_eval_log("x", str(tmp_path / "a/npo" / LOG), ["eval_log", *TASKS_KNOWN])
+    assert log.train_meta["seed"] == 2
+
+
+def test_a_glob_passes_over_what_an_interrupted_run_left_and_finds_logs_beside_models(tmp_path, capsys):
+    for name in ("npo", "npo.former", "idk.partial"):
+        write_evaluated(tmp_path / "models.former" / name, tiny_log(people=2))
+    # a folder that somebody typed is meant
+    (found,) = find_logs("ckpt_result", str(tmp_path / "models.former" / "*"))
+    assert found.parent.parent.name == "npo"
+    beside = write_evaluated(tmp_path / "own" / "rmu", tiny_log(people=2), method="rmu", seed=0, lr=1)
+    (beside / "model.safetensors").write_text("weights")
+    shutil.move(beside / "eval_results", tmp_path / "own" / "rmu_log")
+    write_json(tmp_path / "own" / "rmu_log" / "eval_meta.json", {"model": model_fingerprint(str(beside))})
+    for value in ("rmu", "rm[u]"):
+        assert [log.parent.name for log in find_logs("ckpt_result", str(tmp_path / "own" / value))] == ["rmu_log"]
+    assert capsys.readouterr().err == ""
 
 
 TASKS_KNOWN = ["eval_log_forget", "eval_real_world_wo_options"]

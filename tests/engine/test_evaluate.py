@@ -655,3 +655,11 @@ def test_another_line_in_a_file_of_affixes_asks_again_what_reads_it(world_overri
         keys.append({name: task_key(name, settings, code, "cpu") for name in settings.tasks})
         assert str(file) in settings.inputs().files
     assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"eval_forget_qa_prefix"}
+
+
+def test_the_figure_of_a_sweep_is_of_the_people_to_forget_alone(world_overrides, tmp_path):
+    assert eval_engine.is_of("forget10", "forget10")
+    assert eval_engine.is_of("forget10_perturbed", "forget10")
+    assert eval_engine.is_of("forget10+tofu", "forget10")
+    assert not eval_engine.is_of("forget100", "forget10")
+    assert not eval_engine.is_of("retain90", "")

@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from data_module import TrainingRows, load_split, open_image, split_names, task_rows
-from engine.layouts import read_jsonl
+from engine.layouts import check_not_joined, read_jsonl
 from helpers import example, png
 from settings.language import Columns, Data, Task
 from settings.script import SettingsError
@@ -207,6 +207,16 @@ def test_tables_of_several_names_that_the_library_would_join_are_refused(tmp_pat
     )
     (tmp_path / "retain90.csv").unlink()
     assert load_split(str(tmp_path), "default")["answer"] == ["Ann"]
+
+
+def test_tables_that_the_library_reads_as_they_are_meant_are_not_refused(tmp_path):
+    """Parts of one split, and a file of another kind beside it."""
+    for part in range(2):
+        write(tmp_path, f"full-0000{part}-of-00002.csv", f"question,answer\nWho?,{part}\n".encode())
+    write(tmp_path, "notes.json", b"{}")
+    assert check_not_joined(tmp_path) is None
+    write(tmp_path, "other.csv", b"question,answer\nWho?,2\n")
+    assert "holds full-00000-of-00002.csv and other.csv, which" in error_of(check_not_joined, tmp_path)
 
 
 # ---- pictures in rows

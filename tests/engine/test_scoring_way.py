@@ -1,5 +1,7 @@
 """An evaluation scores in the fastest way that gives what a forward of each row alone gives."""
 
+import math
+
 import pytest
 import torch
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, RobertaConfig, RobertaForCausalLM
@@ -10,7 +12,7 @@ from engine.adapters import add_lora
 from engine.epoch_evaluation import EpochEvaluation
 from engine.evaluate import evaluate_together
 from engine.score_answers import Prompt, SharedPrompts
-from engine.scoring_way import Way, losses_alone, prompts_to_try, way_for, way_of_scoring
+from engine.scoring_way import Way, difference, losses_alone, prompts_to_try, way_for, way_of_scoring
 from families import TAGS, byte_level, llama, loud, rwkv, sizes
 from family_checks import LORA
 from helpers import example, png
@@ -184,3 +186,12 @@ def test_a_model_in_training_is_tried_when_its_first_epoch_ends_and_not_again(mo
     assert judge.way == Way(False, 1)
     monkeypatch.setattr("engine.epoch_evaluation.way_for", None)
     assert judge(model) == first
+
+
+def test_losses_that_are_no_numbers_agree_with_nothing():
+    model, encoder = reader(llama)
+    truths = [losses_alone(model, encoder, prompt) for prompt in PROMPTS]
+    assert difference(model, encoder, PROMPTS, truths, Way(True, 8)) is None
+    first, *others = truths[0].items()
+    broken = dict([(first[0], first[1]._replace(losses=[math.nan] * len(first[1].losses))), *others])
+    assert difference(model, encoder, PROMPTS, [broken, truths[1]], Way(True, 8)) == "losses by nan"

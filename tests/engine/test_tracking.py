@@ -1,5 +1,6 @@
 """Figures that go to tensorboard or Weights & Biases: what a training, an evaluation and a row log there."""
 
+import contextlib
 import importlib.util
 import json
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 import aggregate_eval_stat
 from engine import tracking
-from engine.tracking import means_of_logs, run_of, track_evaluation, tracked, wandb_refusal_said
+from engine.tracking import means_of_logs, run_of, tracked, tracked_evaluation, wandb_refusal_said
 from helpers import TOFU_LOGS, TRAINER, start
 from settings import training as training_settings
 from settings.script import SettingsError
@@ -72,7 +73,8 @@ def test_an_evaluation_logs_the_means_of_every_task_under_the_name_of_its_model(
     folder.mkdir(parents=True)
     columns = {"avg_gt_loss": {"0": 1.0, "1": 2.0}, "person": {"0": "Ann", "1": "Bo"}}
     (folder / tracking.AGGREGATED).write_text(json.dumps({"eval_forget_qa.json": columns}))
-    track_evaluation("tensorboard", str(folder))
+    with tracked_evaluation("tensorboard", str(folder)):
+        pass
     assert logged(tmp_path / "tensorboard" / "npo_seed0") == {"eval_forget_qa/avg_gt_loss": [(0, 1.5)]}
 
 
@@ -117,7 +119,8 @@ def test_the_means_of_a_log_are_those_of_numbers_alone():
 def test_who_reports_to_nobody_writes_nothing(tmp_path):
     with tracked("none", tmp_path, "npo", job="train") as log:
         log({"train/loss": 1.0}, 1)
-    track_evaluation("none", str(tmp_path / "not there"))
+    with tracked_evaluation("none", str(tmp_path / "not there")):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
@@ -173,3 +176,14 @@ def test_a_tracker_that_is_not_installed_names_the_file_that_installs_it(tracker
     said = rf"^trainer\.report_to={tracker}: {tracker} is not installed \(pip install -r req-track\.txt\)$"
     with pytest.raises(SettingsError, match=said):
         replace(TRAINER, report_to=tracker)
+
+
+def test_who_may_not_report_is_told_before_anything_is_evaluated(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def refused(*told, **options):
+        raise SettingsError("report_to=wandb: not logged in")
+        yield
+
+    monkeypatch.setattr(tracking, "tracked", refused)
+    with pytest.raises(SettingsError, match="not logged in"), tracked_evaluation("wandb", str(tmp_path)):
+        pytest.fail("it was evaluated")

@@ -260,6 +260,7 @@ def test_every_readme_command_is_run_by_ci_or_by_the_test_below():
         assert command in by_ci + by_make or command.startswith(IN_A_COPY), command
 
 
+@pytest.mark.begins_first
 @pytest.mark.slow
 def test_the_readmes_commands_run_in_their_order_in_a_fresh_copy(tmp_path):
     """The commands verbatim, with only `export PYTHONPATH=.`; one epoch instead of many and 10 networks of 128, set

@@ -106,6 +106,22 @@ def test_settings_of_one_job_that_are_wrong_are_refused_before_the_first_begins(
     assert capsys.readouterr().err == "error: job 1 (trainer.lr=-1): trainer.lr=-1.0 must be at least 0\n"
 
 
+def test_two_jobs_that_are_the_same_are_refused(sweep, capsys):
+    assert sweep(lambda settings: pytest.fail("it ran"), "seed=1,1") == 1
+    assert capsys.readouterr().err == "error: jobs 0 and 1 of this sweep are the same (seed=1)\n"
+
+
+def test_what_a_job_fails_by_while_it_looks_at_a_former_run_is_its_reason(sweep, capsys):
+    def exists(settings):
+        def is_same():
+            raise SettingsError("nope.txt cannot be read")
+
+        raise FolderExists("it exists", is_same)
+
+    assert sweep(exists, "seed=0,1") == 1
+    assert [said for _, _, said in table(capsys.readouterr().out)] == ["nope.txt cannot be read"] * 2
+
+
 FAILURES = [
     (SettingsError("x=1 is wrong"), "x=1 is wrong"),
     (RuntimeError("CUDA out of memory.\nmore"), "RuntimeError: CUDA out of memory."),
