@@ -14,7 +14,7 @@ import json
 import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from rich.console import Console
 
 from engine.evaluated import (
     Origin,
+    base_among,
     began_with,
     data_of,
     digest_of,
     find_logs,
     fingerprint_of,
+    how_taught,
     losses_of,
+    made_from,
     method_of,
     model_name_of,
     training_settings,
@@ -37,7 +40,7 @@ from engine.logs import EvalLog, check_different_models, check_same_rows, read_e
 from engine.measures import MEASURES
 from engine.metrics import ASCII, rouge_tokenizer
 from engine.places import ANCHORS, add_places
-from engine.record import write_bytes_whole
+from engine.record import OWN_RUNS, PLAN, VIEWS, write_bytes_whole
 from engine.result_table import Column, ModelResult, short_columns, wide_row
 from engine.seeds import seed_groups
 from engine.short_tables import against_notes, against_of, place_notes, print_texts, table_texts
@@ -86,28 +89,29 @@ class References:
     golds: list[EvalLog]
     bases: list[EvalLog]  # none: not given
     start: EvalLog | None
+    parents: dict[str, str] = field(default_factory=dict)  # judged model -> the one that it began with
 
     def base_of(self, log: EvalLog) -> EvalLog | None:
-        """The model that a judged one began with: the one that is given, or of several the one that its record names.
+        """The model that a judged one was made from: the one that is given, of several the one that its record names.
 
-        Gold and start, which began with no base, are set against the first of several.
+        A model may have been made from another judged one, which was made from base. Gold and start, which began with
+        no base, are set against the first of several.
 
         Raises:
             SettingsError: Its record names none of several.
         """
         if len(self.bases) < 2:
             return next(iter(self.bases), None)
-        wanted = (began_with(log.train_meta), fingerprint_of(log))
-        found = [base for base in self.bases if fingerprint_of(base) in wanted]
-        anchors = [fingerprint_of(each) for each in (*self.golds, self.start) if each is not None]
-        if not found and fingerprint_of(log) in anchors:
-            return self.bases[0]
-        if not found:
+        bases = {fingerprint_of(base): base for base in self.bases}
+        own = fingerprint_of(log)
+        if found := base_among(bases, own, self.parents):
+            return bases[found]
+        if own not in [fingerprint_of(each) for each in (*self.golds, self.start) if each is not None]:
             raise SettingsError(
                 f"{log.name}: no record says that it began with one of the {len(self.bases)} models of base_result; "
                 "name its own alone"
             )
-        return found[0]
+        return self.bases[0]
 
 
 def aggregate(settings: Aggregate) -> ModelResult:
@@ -117,7 +121,8 @@ def aggregate(settings: Aggregate) -> ModelResult:
         SettingsError: A log cannot be read, or two logs do not cover the same rows of the same tasks.
     """
     references = read_references(settings)
-    (ckpt,) = read_judged(settings, references)
+    (ckpt,) = judged = read_judged(settings, references)
+    references = replace(references, parents=parents_of(judged))
     return result_of(settings, ckpt[1], references, ckpt[0])
 
 
@@ -130,18 +135,20 @@ def aggregate_all(settings: Aggregate) -> tuple[list[ModelResult], list[str]]:
     """
     references = read_references(settings)
     judged = read_judged(settings, references)
+    references = replace(references, parents=parents_of(judged))
     check_one_method(settings, [log for _, log in judged])
     against = origin_of_references(settings, references)
     results, notes = [], []
     for path, log in judged:
         result = result_of(settings, log, references, path)
+        result.method = anchor_name(log, references) or result.method
         told = training_settings(log.train_meta)
         text = json.dumps(told, sort_keys=True, ensure_ascii=False) if told else ""
-        made = {"settings": text, "began_with": began_with(log.train_meta), "log": digest_of(losses_of(log))}
-        result.origin = replace(against, **made)
+        own = {"settings": text, "began_with": began_with(log.train_meta), "log": digest_of(losses_of(log))}
+        result.origin = replace(against, **own, taught=taught_as(references.base_of(log)))
         if (not told or result.seed is None) and result.method not in ANCHORS:
             notes.append(f"{result.method}: no record beside {path} says its settings and its seed; it stands alone")
-        notes += other_base_note(log, references, result)
+        notes += [*other_name_note(settings, result), *other_base_note(log, references, result)]
         results.append(result)
     check_different_runs(results)
     return results, notes + same_model_notes(results)
@@ -179,6 +186,11 @@ def read_judged(settings: Aggregate, references: References) -> list[tuple[Path,
         for other in others:
             check_same_rows(log, other)
     return judged
+
+
+def parents_of(judged: Sequence[tuple[Path, EvalLog]]) -> dict[str, str]:
+    """Judged model -> the model that it began with."""
+    return made_from({fingerprint_of(log): log.train_meta for _, log in judged})
 
 
 def read_named(settings: Aggregate, name: str) -> list[tuple[Path, EvalLog]]:
@@ -247,18 +259,26 @@ def result_of(settings: Aggregate, log: EvalLog, references: References, path: P
         "Truth Ratio definition": settings.truth_ratio,
         "ROUGE definition": f"ROUGE-L recall, stemmed{other_words(log)}",
     }
-    name = settings.method_name or own_name(log, references, path)
+    own_name = anchor_name(log, references) or method_of(log.train_meta) or model_name_of(path)
+    name = settings.method_name or own_name
     forgets = recorded(log.train_meta, "settings", "modality") or "both"
     return ModelResult(name, log.train_meta.get("seed"), figures, about, forgets=forgets, log=path)
 
 
-def own_name(log: EvalLog, references: References, path: Path) -> str:
-    """What a model is called whom nobody named: base, gold or start, where it is one; else by its records or folder."""
+def anchor_name(log: EvalLog, references: References) -> str | None:
+    """base, gold or start, where the judged model is one; no other name hides that."""
     own = fingerprint_of(log)
     for name, models in (("base", references.bases), ("gold", references.golds), ("start", [references.start])):
         if any(model is not None and fingerprint_of(model) == own for model in models):
             return name
-    return method_of(log.train_meta) or model_name_of(path)
+    return None
+
+
+def other_name_note(settings: Aggregate, result: ModelResult) -> list[str]:
+    """A line where a model is not called as the settings say, because it is base, gold or start."""
+    if settings.method_name in (None, result.method):
+        return []
+    return [f"{result.log} is {result.method}, and its row is called so, not {settings.method_name!r}"]
 
 
 def other_words(log: EvalLog) -> str:
@@ -278,10 +298,18 @@ def origin_of_references(settings: Aggregate, references: References) -> Origin:
     models = {"golds": references.golds, "base": references.bases, "start": [references.start]}
     against = {name: fingerprint_of_all(logs) for name, logs in models.items()}
     return Origin(
-        **{"settings": "", "began_with": "", "log": "", **against},
+        **{"settings": "", "began_with": "", "log": "", "taught": "", **against},
         data=data_of(references.golds[0]),
         measures=measures_version(settings.scoring, settings.truth_ratio),
     )
+
+
+def taught_as(base: EvalLog | None) -> str:
+    """A hash of how a base was taught; of one whose records say nothing its own, so that it is like no other."""
+    if base is None:
+        return ""
+    told = how_taught(base.train_meta)
+    return digest_of(told) if told else fingerprint_of(base)
 
 
 def fingerprint_of_all(logs: Sequence[EvalLog | None]) -> str:
@@ -300,7 +328,9 @@ def measures_version(scoring: dict[str, Scoring], truth_ratio: str) -> str:
 def other_base_note(log: EvalLog, references: References, result: ModelResult) -> list[str]:
     """A line where a model's record says that it began with another model than the one base that is given."""
     began, base = began_with(log.train_meta), references.base_of(log)
-    if not method_of(log.train_meta) or not began or base is None or began == fingerprint_of(base):
+    if not method_of(log.train_meta) or not began or base is None:
+        return []
+    if base_among([fingerprint_of(base)], fingerprint_of(log), references.parents):
         return []
     return [f"{row_name(result)} began with another model ({began}) than {base.name} ({fingerprint_of(base)})"]
 
@@ -348,6 +378,7 @@ def add_rows(made: Sequence[ModelResult], save_file: str) -> tuple[list[ModelRes
         SettingsError: The file cannot be written, or something else than a result table stands there.
     """
     file = Path(save_file)
+    check_no_view(save_file)
     try:
         with locks_given_back():
             lock_folder(file.resolve(), "save_file", patience=PATIENCE)
@@ -359,6 +390,16 @@ def add_rows(made: Sequence[ModelResult], save_file: str) -> tuple[list[ModelRes
         if against_of(row) != against_of(new):
             lines.append(f"{row_name(row)} is replaced; it had been measured against something else")
     return rows, lines
+
+
+def check_no_view(save_file: str) -> None:
+    """Raise SettingsError where a table of a benchmark or of a page would lose the places that its own spreads gave."""
+    file = Path(save_file)
+    if file.name in VIEWS and any((file.parent / name).is_file() for name in (PLAN, OWN_RUNS)):
+        raise SettingsError(
+            f"save_file={save_file!r} is a table that python -m report writes, with places by repeated runs; name "
+            "another file"
+        )
 
 
 def upsert(made: Sequence[ModelResult], file: Path) -> tuple[list[ModelResult], list[tuple[ModelResult, ModelResult]]]:
@@ -432,10 +473,13 @@ def readable(value: Any) -> str:
 
 
 def track_rows(made: Sequence[ModelResult], settings: Aggregate) -> None:
-    """Log the known figures of the new rows where the settings say so, each under the name of its row."""
+    """Log the known figures of the new rows where the settings say so, each under the name of its model's folder,
+    with that of `method_name` before it.
+    """
     for result in made:
         figures = {name: value for name, value in wide_row(result).items() if isinstance(value, int | float)}
-        name = result.method if result.seed is None else f"{result.method}_seed{result.seed}"
+        assert result.log is not None  # it comes from one
+        name = "_".join(filter(None, [settings.method_name, model_name_of(result.log)]))
         with tracked(settings.report_to, Path(settings.save_file).parent, name, job="row") as log:
             log(figures, 0)
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.record import write_json
-from report.folder import PLAN, START, base_model, gold_models, gold_seeds, model_folder
+from engine.record import EVAL_FOLDER, PLAN, write_json
+from report.folder import START, base_model, gold_models, gold_seeds, model_folder
 from settings.results import Benchmark
 from settings.script import SettingsError
 
@@ -66,7 +66,7 @@ def plan_given(benchmark: Benchmark, folder: Path) -> Iterator[Stage]:
     if benchmark.base is not None and "{seed}" not in benchmark.base:
         given = {base_model(benchmark, first): benchmark.base, **given}
     for name, path in given.items():
-        yield plan_evaluation(benchmark, name, path, model_folder(folder, name) / "eval_results")
+        yield plan_evaluation(benchmark, name, path, model_folder(folder, name) / EVAL_FOLDER)
 
 
 def with_overrides(planned: list[str], written: list[str]) -> list[str]:
@@ -98,9 +98,7 @@ def plan_pretraining(benchmark: Benchmark, folder: Path) -> Iterator[Stage]:
 
 def plan_start(benchmark: Benchmark, folder: Path) -> Stage:
     """The evaluation of the model before it is taught anybody: the pretrained one, or the one that `model` names."""
-    return plan_evaluation(
-        benchmark, START, start_path(benchmark, folder), model_folder(folder, START) / "eval_results"
-    )
+    return plan_evaluation(benchmark, START, start_path(benchmark, folder), model_folder(folder, START) / EVAL_FOLDER)
 
 
 def start_path(benchmark: Benchmark, folder: Path) -> str:
@@ -114,7 +112,7 @@ def plan_base(benchmark: Benchmark, folder: Path, seed: int) -> Iterator[Stage]:
     name = base_model(benchmark, seed)
     if benchmark.base is not None:
         if "{seed}" in benchmark.base:
-            output = model_folder(folder, name) / "eval_results"
+            output = model_folder(folder, name) / EVAL_FOLDER
             yield plan_evaluation(benchmark, name, base_path(benchmark, folder, seed), output)
         return
     training = plan_finetuning(benchmark, folder, name, benchmark.base_split, seed)
@@ -155,7 +153,7 @@ def plan_model(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Stage
     """The evaluation of a model made elsewhere."""
     name = f"{row}_seed{seed}"
     path = model_path(benchmark, row, seed)
-    return plan_evaluation(benchmark, name, path, model_folder(folder, name) / "eval_results")
+    return plan_evaluation(benchmark, name, path, model_folder(folder, name) / EVAL_FOLDER)
 
 
 def model_path(benchmark: Benchmark, row: str, seed: int) -> str:
@@ -180,7 +178,7 @@ def plan_evaluation(benchmark: Benchmark, model: str, path: str | Path, output: 
 
 def evaluation_of(benchmark: Benchmark, training: Stage) -> Stage:
     """The evaluation of a model that a stage trains."""
-    return plan_evaluation(benchmark, training.model, training.output, training.output / "eval_results")
+    return plan_evaluation(benchmark, training.model, training.output, training.output / EVAL_FOLDER)
 
 
 def plan_attack(benchmark: Benchmark, folder: Path, training: Stage, seed: int, of_row: list[str]) -> Iterator[Stage]:

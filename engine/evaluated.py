@@ -4,7 +4,7 @@ import glob
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from engine.logs import EvalLog, read_records, recorded
 from engine.record import (
     AGGREGATED,
     ATTACK_RECORD,
+    EVAL_FOLDER,
     EVAL_RECORD,
     TRAIN_RECORD,
     decisive_settings,
@@ -23,12 +24,12 @@ from engine.record import (
 )
 from settings.script import SettingsError
 
-IN_A_MODEL = "eval_results"  # where eval.py writes unless it is told another folder
 GLOB = frozenset("*?[")
 UNKNOWN = ""
 UNFINISHED = (".partial", ".former", ".tasks", ".checkpoints")  # endings of folders beside those that a run writes
 TAUGHT = ("finetune", "pretrain")  # what the record of a training that forgets nobody calls its method
 DIGITS = 8  # of a fingerprint in a table
+CODE = "fingerprint of the code"  # among the settings of a training
 # last parts of the names of settings that say where something stands: what stands there decides, and not where
 OF_PLACES: tuple[str, ...] = (
     "path",
@@ -51,10 +52,11 @@ class Origin:
     settings: str  # all that its records say of its training but the seed, as JSON
     began_with: str  # the model that it was made from
     log: str
+    taught: str  # how its base was taught, but with which seed
     base: str  # before forgetting; of several bases all
     golds: str
     start: str  # before it was taught anybody
-    data: str  # tasks, rows, right answers and how the questions were drawn
+    data: str  # tasks, rows, right answers, how the questions were drawn, and the precision of the weights
     measures: str  # how the figures were computed: the code, the scoring, the Truth Ratio
 
     @property
@@ -75,6 +77,7 @@ ORIGIN_COLUMNS = {
     "settings": "Settings",
     "began_with": "Began with",
     "log": "Log",
+    "taught": "Base was taught",
     "base": "Against base",
     "golds": "Against golds",
     "start": "Against start",
@@ -145,7 +148,7 @@ def is_unfinished(parts: Iterable[str]) -> bool:
 
 def logs_in(folder: Path) -> list[Path]:
     """The logs of a model's folder: that in `eval_results`, or of a folder of logs its own, else those one below."""
-    for own in (folder / IN_A_MODEL / AGGREGATED, folder / AGGREGATED):
+    for own in (folder / EVAL_FOLDER / AGGREGATED, folder / AGGREGATED):
         if own.is_file():
             return [own]
     return natsorted(folder.glob(f"*/{AGGREGATED}"), key=str)
@@ -173,7 +176,7 @@ def model_name_of(log: Path) -> str:
     if log.name != AGGREGATED:
         return log.stem
     folder = log.resolve().parent
-    return folder.parent.name if folder.name == IN_A_MODEL else folder.name
+    return folder.parent.name if folder.name == EVAL_FOLDER else folder.name
 
 
 # ---- what records say
@@ -191,6 +194,46 @@ def began_with(train_meta: dict[str, Any]) -> str:
     return models[0] if isinstance(models, list) and models and isinstance(models[0], str) else UNKNOWN
 
 
+def made_from(train_metas: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """Model -> the model that it began with, of those that were made to forget.
+
+    Args:
+        train_metas: Fingerprint of a model -> the record of its training.
+    """
+    return {model: began_with(record) for model, record in train_metas.items() if method_of(record)}
+
+
+def base_among(bases: Collection[str], model: str, parents: Mapping[str, str]) -> str | None:
+    """The one of several bases that a model was made from, through other models that were made to forget; None: none.
+
+    Args:
+        bases: Fingerprints.
+        model: The fingerprint of the model; a base is its own.
+        parents: What `made_from` tells.
+    """
+    seen: set[str] = set()
+    while model not in seen:
+        if model in bases:
+            return model
+        seen.add(model)
+        model = parents.get(model, UNKNOWN)
+    return None
+
+
+def how_taught(train_meta: dict[str, Any], leave_out: Collection[str] = ()) -> tuple:
+    """The model that a training began with and all that decided it but its seed and the code, which may have changed in
+    between; empty: not recorded.
+
+    Args:
+        train_meta: The record of the training.
+        leave_out: Settings that do not matter.
+    """
+    told = training_settings(train_meta)
+    left = {*leave_out, CODE}
+    kept = sorted((name, repr(value)) for name, value in told.items() if name not in left)
+    return (began_with(train_meta), *kept) if told else ()
+
+
 def training_settings(train_meta: dict[str, Any]) -> dict[str, Any]:
     """Name -> value of all that decided a training but its seed: settings, data, files and code; empty: not recorded.
 
@@ -201,7 +244,7 @@ def training_settings(train_meta: dict[str, Any]) -> dict[str, Any]:
         return {}
     told = {name: value for name, value in flat(decisive_settings(settings)).items() if decides(name)}
     inputs = {f"fingerprint of the {kind}": recorded(train_meta, "inputs", kind) for kind in ("data", "files")}
-    code = {"fingerprint of the code": train_meta.get("code")}
+    code = {CODE: train_meta.get("code")}
     return told | {name: value for name, value in (inputs | code).items() if value}
 
 
@@ -228,11 +271,15 @@ def losses_of(log: EvalLog) -> dict[str, Any]:
 
 
 def data_of(log: EvalLog) -> str:
-    """A hash of what was asked: tasks, rows, people, right answers, and how the questions were drawn."""
+    """A hash of what was asked: tasks, rows, people, right answers, how the questions were drawn, and with weights of
+    which precision.
+    """
     rows = {name: [task.rows, task.truths, task.people] for name, task in log.tasks.items()}
     drawn = ("seed", "affix_seed", "limit", "fold", "validation_share", "max_new_tokens")
-    prints = {name: recorded(log.meta, "data", name, "fingerprint") for name in log.tasks}
-    return digest_of([rows, prints, [recorded(log.meta, "settings", name) for name in drawn]])
+    files = ("fingerprint", "affixes")
+    prints = {name: [recorded(log.meta, "data", name, each) for each in files] for name in log.tasks}
+    weights = recorded(log.meta, "settings", "model", "weights")
+    return digest_of([rows, prints, weights, [recorded(log.meta, "settings", name) for name in drawn]])
 
 
 def as_columns(origin: Origin) -> dict[str, str]:

@@ -413,8 +413,8 @@ def check_same_source(a: EvalLog, b: EvalLog) -> None:
             f"{a.name} and {b.name} were evaluated with seeds {seeds[0]} and {seeds[1]}: "
             "their rows have different questions"
         )
-    for name in ("max_new_tokens", "limit", "fold", "affix_seed"):
-        values = [recorded(log.meta, "settings", name) for log in (a, b)]
+    for name in ("max_new_tokens", "limit", "fold", "affix_seed", "model.weights"):
+        values = [recorded(log.meta, "settings", *name.split(".")) for log in (a, b)]
         if None not in values and values[0] != values[1]:
             raise SettingsError(f"{a.name} and {b.name} were evaluated with {name} {values[0]} and {values[1]}")
     for task in a.tasks:

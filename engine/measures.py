@@ -7,6 +7,7 @@ A figure is a measure of one model on one task, or over all tasks. Some measures
 from dataclasses import dataclass, field
 
 HIGHER, LOWER, LIKE_GOLD, NEITHER = "higher", "lower", "like gold", "neither"  # which value is better
+P_VALUES = ("forget_quality", "forget_quality_by_person")  # keys; a mean of these says nothing
 ARROWS = {HIGHER: " ↑", LOWER: " ↓"}
 
 

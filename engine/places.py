@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from engine.kept import KEPT
+from engine.measures import MEASURES
 from engine.result_table import Figure, ModelResult
 from engine.seeds import SeedGroup
 from engine.verdicts import Judged, places
 
 ANCHORS = ("base", "gold", "start")  # what methods are compared with
 RANKED_BY = "distance_worst_way"
+ALSO_NEEDED = ("worst_person", "distance_held_out_worst_way")  # they come with the distance
 
 
 def add_places(groups: Sequence[SeedGroup], spreads: Mapping[str, float], unmeasured: str) -> None:
@@ -49,24 +51,34 @@ def set_all(group: SeedGroup, measure: str, figure: Figure) -> None:
 
 def spread_of(group: SeedGroup, spreads: Mapping[str, float]) -> float | None:
     """How far a method's distance moves: over its seeds or over repeated runs, whichever is more; None: not known."""
-    known = [spreads.get(group.method), group.spread(RANKED_BY).deviation]
+    known = [spreads.get(group.method), group.figure(RANKED_BY).deviation]
     return max((spread for spread in known if spread is not None), default=None)
 
 
 def why_group_unranked(group: SeedGroup) -> str | None:
     """Why a method has no place, by the first seed that is in its way; None: it has one."""
     for result in group.results:
-        why = f"failed: {result.figure('failed').why}" if result.value("failed") else why_unranked(result)
-        if why:
+        if why := why_unranked(result):
             return why if len(group) == 1 else f"seed {result.seed}: {why}"
     return None
 
 
 def why_unranked(result: ModelResult) -> str | None:
     """Why a model cannot be ranked; None: it can."""
-    distance, flag, skipped = (result.figure(key) for key in (RANKED_BY, "flag", "skipped"))
-    if distance.value is None:
-        return result.figure("verdict").why or "its distance is not known"
+    if not result.value("failed"):
+        if result.value(RANKED_BY) is None:
+            return result.figure("verdict").why or "its distance is not known"
+        lacking = [MEASURES[key].heading for key in ALSO_NEEDED if result.value(key) is None]
+        if lacking or result.figure("worst_person").low is None:
+            return f"its table lacks {', '.join(lacking) or 'the lower end of the worst person'}"
+    return why_not_counted(result)
+
+
+def why_not_counted(result: ModelResult) -> str | None:
+    """Why a model cannot be called near to gold, however near it is; None: it can."""
+    failed, flag, skipped = (result.figure(key) for key in ("failed", "flag", "skipped"))
+    if failed.value:
+        return f"failed: {failed.why}"
     if flag.value is None:
         return f"what was kept is not known: {flag.why}"
     if flag.value != KEPT:
@@ -79,7 +91,7 @@ def why_unranked(result: ModelResult) -> str | None:
 def judged(result: ModelResult, spread: float) -> Judged:
     """What the place of a model is decided by; `spread` of its distance over repeated runs."""
     worst, held_out = result.figure("worst_person"), result.value("distance_held_out_worst_way")
-    assert worst.value is not None and worst.low is not None and held_out is not None  # they come with the distance
+    assert worst.value is not None and worst.low is not None and held_out is not None  # else it is unranked
     return Judged(result.figure(RANKED_BY), held_out, worst.value, worst.value - worst.low, spread)
 
 

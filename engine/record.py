@@ -23,9 +23,14 @@ from settings.script import SettingsError, processes
 
 TRAIN_RECORD, EVAL_RECORD, ATTACK_RECORD = "train_meta.json", "eval_meta.json", "attack_meta.json"
 RECORDS = {"eval": EVAL_RECORD, "attack": ATTACK_RECORD}  # by kind of run; all others train
+EVAL_FOLDER = "eval_results"  # in a model's folder, where eval.py writes unless it is told another
 AGGREGATED = "eval_log_aggregated.json"  # all tasks of an evaluation in one file
 VERIFICATION = "verification.json"  # accuracy, equal error rate and score distributions of face recognition
 ATTACK_FIGURES = "attack.json"  # what membership attacks tell of the forgotten and of the kept people
+PLAN = "benchmark.json"  # what run_benchmark.py leaves of its settings and stages
+OWN_RUNS = "own_runs.json"  # what a page of own runs was made of
+# what python -m report writes into the folder that holds one of these two
+VIEWS = ("results.parquet", "results.csv", "table.md", "table.tex", "report.html")
 METRICS = "metrics.jsonl"  # a line for every step of a training
 # settings that say where things go, and decide no result; a model's folder is an input, known by what it holds
 PLACES = ("save_dir", "model_path", "shadows_dir", "overwrite", "report_to")

@@ -3,29 +3,45 @@
 import json
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from engine.measures import P_VALUES, Measure
 from engine.result_table import Column, ModelResult
 
 MOST_DIFFERENCES = 3  # settings that a label names
 SHOWN = 24  # characters of a setting's value in a label
 OF_THE_METHOD = ("place", "distance_spread")  # measures that say one thing of all seeds together
-MEAN, DEVIATION = "mean", "sd"  # in place of a seed, in a table with a row per model
+# in place of a seed, in a table with a row per model; the last counts the seeds of which a figure is known
+SUMMARIES = MEAN, DEVIATION, COUNT = "mean", "sd", "n"
 
 
-class Spread(NamedTuple):
-    """One figure over seeds."""
+class SeedFigure(NamedTuple):
+    """A figure over seeds."""
 
-    mean: float | None  # None: it is not known of any seed
-    deviation: float | None  # standard deviation with n - 1; None: fewer than two seeds
-    known: int  # seeds of which the figure is known
+    key: str  # of the measure
+    values: tuple[float, ...]  # of the seeds of which it is known
+    low: float | None  # ends of the 95 % interval; None: there is none, or there are several seeds
+    high: float | None
+    why: str | None  # why there is no value, or what it rests on
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over the seeds of which the figure is known; None: there is none, or several p-values."""
+        is_told = self.values and (len(self.values) == 1 or self.key not in P_VALUES)
+        return statistics.fmean(self.values) if is_told else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over the seeds, with n - 1; None: fewer than two seeds, or p-values."""
+        is_told = len(self.values) > 1 and self.key not in P_VALUES
+        return statistics.stdev(self.values) if is_told else None
 
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """The rows of one method, one for each seed."""
+    """The rows of one method, one for each seed: a line of the short tables and of the page."""
 
     label: str
     results: list[ModelResult]
@@ -37,18 +53,29 @@ class SeedGroup:
     def __len__(self) -> int:
         return len(self.results)
 
-    def spread(self, measure: str, task: str = "") -> Spread:
-        """A figure's mean and standard deviation over the seeds of which it is known."""
-        known = [value for each in self.results if (value := each.value(measure, task)) is not None]
-        mean = statistics.fmean(known) if known else None
-        return Spread(mean, statistics.stdev(known) if len(known) > 1 else None, len(known))
+    def figure(self, measure: str, task: str = "") -> SeedFigure:
+        """A measure over the seeds; its reason is said once where all seeds have the same."""
+        figures = [result.figure(measure, task) for result in self.results]
+        values = tuple(figure.value for figure in figures if figure.value is not None)
+        reasons = {result.seed: figure.why for result, figure in zip(self.results, figures, strict=True)}
+        said = set(reasons.values())
+        if len(said) == 1:
+            why = said.pop()
+        else:
+            why = "; ".join(f"seed {seed}: {reason}" for seed, reason in reasons.items() if reason)
+        ends = figures[0][1:3] if len(figures) == 1 else (None, None)
+        return SeedFigure(measure, values, *ends, why)
+
+    def mean(self, measure: str, task: str = "") -> float | None:
+        return self.figure(measure, task).mean
 
 
 def seed_groups(results: Sequence[ModelResult]) -> list[SeedGroup]:
     """The rows that differ in the seed alone, together, in the order in which each group comes first.
 
-    Rows of own runs belong together where their records say the same settings and they were measured against the same.
-    A row whose records say no settings, or no seed, stands alone. Rows of a benchmark belong together by their name.
+    Rows of own runs belong together where their records say the same settings, their bases were taught alike, and they
+    were measured against the same. A row whose records say no settings, or no seed, stands alone. Rows of a benchmark
+    belong together by their name.
     """
     groups: dict[tuple, list[ModelResult]] = {}
     for number, result in enumerate(results):
@@ -64,7 +91,8 @@ def group_key(result: ModelResult, number: int) -> tuple:
         return (result.method,)
     submitted = result.about.get("Submitted By") or ""  # which a table that is read again has empty
     known = bool(result.origin.settings) and result.seed is not None
-    return (result.method, submitted, result.origin.settings, result.origin.against, None if known else number)
+    made = (result.origin.settings, result.origin.taught, result.origin.against)
+    return (result.method, submitted, *made, None if known else number)
 
 
 def without_seeds_twice(group: list[ModelResult]) -> list[list[ModelResult]]:
@@ -152,22 +180,51 @@ def short_value(value: Any) -> str:
 # ---- cells
 
 
-def cell_text(column: Column, group: SeedGroup) -> str:
-    """A figure as the short tables show it: of one seed its value, of several mean ± standard deviation.
+class Shown(NamedTuple):
+    """A figure as a table shows it."""
 
-    Of a verdict the word, or how many seeds have which.
+    text: str
+    spread: str = ""  # standard deviation over seeds
+    known: int = 0  # of how many seeds the figure is known, where that is not all; 0: of all or of none
+
+
+def shown(group: SeedGroup, column: Column, text: Callable[[float], str] | None = None) -> Shown:
+    """A method's figure: one seed's value, of several mean and standard deviation; of p-values the smallest and the
+    largest; of a verdict the word, or how many seeds have which.
+
+    Args:
+        group: The method.
+        column: The figure.
+        text: How its numbers are written; None: as the short tables do.
     """
-    texts = [column.text(result) for result in group.results]
-    if len(set(texts)) == 1 and (len(group) == 1 or column.measure.words or is_shared(column)):
-        return texts[0]
+    figure = group.figure(column.measure.key, column.task)
+    if not figure.values or (is_shared(column) and len(set(figure.values)) == 1):
+        return Shown(column.text(group.results[0]))
+    known = len(figure.values) if len(figure.values) < len(group) else 0
+    text = text or number_text(column.measure)
     if column.measure.words:
-        return ", ".join(f"{text} {count}" for text, count in Counter(texts).items())
-    spread = group.spread(column.measure.key, column.task)
-    if spread.mean is None:
-        return texts[0] if len(set(texts)) == 1 else "–"
-    text = format(spread.mean, column.measure.format)
-    text += "" if spread.deviation is None else f" ± {spread.deviation:{column.measure.format}}"
-    return text if spread.known == len(group) else f"{text} ({spread.known} of {len(group)})"
+        return Shown(words_text(column.measure, figure.values), known=known)
+    if figure.mean is None:
+        ends = dict.fromkeys(text(end) for end in (min(figure.values), max(figure.values)))
+        return Shown(" to ".join(ends), known=known)
+    return Shown(text(figure.mean), "" if figure.deviation is None else text(figure.deviation), known)
+
+
+def number_text(measure: Measure) -> Callable[[float], str]:
+    return lambda value: format(value, measure.format)
+
+
+def words_text(measure: Measure, values: tuple[float, ...]) -> str:
+    """The word that all seeds have, else each with how many have it."""
+    words = Counter(measure.words[value] for value in values)
+    return ", ".join(f"{count} × {word}" for word, count in words.items()) if len(words) > 1 else next(iter(words))
+
+
+def cell_text(column: Column, group: SeedGroup) -> str:
+    """A figure as the short tables show it."""
+    said = shown(group, column)
+    text = f"{said.text} ± {said.spread}" if said.spread else said.text
+    return f"{text} ({said.known} of {len(group)})" if said.known else text
 
 
 def is_shared(column: Column) -> bool:

@@ -11,16 +11,6 @@ from engine.result_table import Column, ModelResult
 from engine.seeds import cell_text, seed_groups
 
 
-def row_label(result: ModelResult, results: Sequence[ModelResult]) -> str:
-    """What one row is called among others, for a note on it: its line in the table, with its seed where that has
-    several.
-    """
-    for group in seed_groups(results):
-        if any(each is result for each in group.results):
-            return f"{group.label}, seed {result.seed}" if len(group) > 1 else group.label
-    return result.method
-
-
 def table_texts(results: Sequence[ModelResult], columns: Sequence[Column]) -> list[list[str]]:
     """Headings and cells as text: one list for the headings, then one per method.
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pyarrow.parquet
 from engine.evaluated import ORIGIN_COLUMNS, Origin
 from engine.measures import MEASURES, Measure
 from engine.result_table import Figure, Figures, ModelResult, column_name, wide_row
-from engine.seeds import DEVIATION, MEAN, OF_THE_METHOD, SeedGroup, seed_groups, settings_of
+from engine.seeds import COUNT, DEVIATION, MEAN, OF_THE_METHOD, SUMMARIES, SeedGroup, seed_groups, settings_of
 from settings.script import SettingsError
 
 FORMULA_BEGINS = ("=", "+", "-", "@", "\t")
+POOLS = ("forget", "retain", "holdout")  # people of whom a figure may be, in place of a task
 ENDS_AND_REASON = ("low", "high", "why")  # what follows the heading of a figure, in columns beside it
 
 # ---- the long table
@@ -31,16 +33,18 @@ FIGURE_COLUMNS = {
     "high": "float64",
     "why": "string",
 }
-SEED_COLUMNS = {"mean": "float64", "sd": "float64", "seeds": "Int64"}  # over the rows that differ in the seed alone
+# over the rows that differ in the seed alone and have the figure
+SEED_COLUMNS = {"mean": "float64", "sd": "float64", "seeds": "Int64"}
 COLUMNS = FIGURE_COLUMNS | SEED_COLUMNS
 
 
 def long_table(results: Sequence[ModelResult]) -> pd.DataFrame:
     """One line per figure: model, seed, task, measure, value, low, high, why; mean, sd and seeds of the same figure
-    over all seeds of the method; of own runs also how each was made and what it was measured against.
+    over the seeds of the method; of own runs also how each was made and what it was measured against.
 
     Args:
-        results: The models, each with its figures. A verdict is 1 or 0; what cannot be known is empty.
+        results: The models, each with its figures. A verdict is 1 or 0; what cannot be known is empty. Several p-values
+            have no mean.
     """
     lines = []
     for group in seed_groups(results):
@@ -49,8 +53,10 @@ def long_table(results: Sequence[ModelResult]) -> pd.DataFrame:
             about = origin_cells(result)
             for (measure, task), figure in result.figures.items():
                 assert measure in MEASURES, measure
-                spread = spreads.setdefault((measure, task), group.spread(measure, task))
-                line = (result.method, result.seed, task, measure, *figure, *spread)
+                if (measure, task) not in spreads:
+                    over = group.figure(measure, task)
+                    spreads[measure, task] = (over.mean, over.deviation, len(over.values))
+                line = (result.method, result.seed, task, measure, *figure, *spreads[measure, task])
                 lines.append(dict(zip(COLUMNS, line, strict=True)) | about)
     further = dict.fromkeys((name for line in lines for name in line if name not in COLUMNS), "string")
     return pd.DataFrame(lines, columns=[*COLUMNS, *further]).astype(COLUMNS | further)
@@ -80,7 +86,8 @@ def parquet(results: Sequence[ModelResult]) -> bytes:
 def is_long_table(file: Path) -> bool:
     """Whether a file holds a long table."""
     try:
-        return pyarrow.parquet.read_schema(file).names[: len(COLUMNS)] == list(COLUMNS)
+        # a table of an earlier version has no columns over seeds
+        return pyarrow.parquet.read_schema(file).names[: len(FIGURE_COLUMNS)] == list(FIGURE_COLUMNS)
     except (OSError, pyarrow.ArrowInvalid):
         return False
 
@@ -90,7 +97,8 @@ def is_long_table(file: Path) -> bool:
 
 def wide_rows(results: Sequence[ModelResult]) -> list[dict[str, Any]]:
     """A row per model, with the number of seeds of its method; after these, of each method with several seeds a row of
-    means and one of standard deviations, which say `mean` and `sd` in place of a seed.
+    means, one of standard deviations, and one of the number of seeds of which each figure is known. These say `mean`,
+    `sd` and `n` in place of a seed.
     """
     groups = seed_groups(results)
     counts = {id(result): len(group) for group in groups for result in group.results}
@@ -107,17 +115,22 @@ def with_seeds(row: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def summary_rows(group: SeedGroup) -> list[dict[str, Any]]:
-    """Means and standard deviations of a method's figures; a verdict has neither, and a place no deviation."""
+    """Means, standard deviations and numbers of seeds of a method's figures.
+
+    Several p-values and verdicts have no mean and no deviation, and what is one of all seeds has its value as mean.
+    """
     first = group.results[0]
     shared = about_cells(first)
     for other in map(about_cells, group.results):
         shared = {name: value for name, value in shared.items() if other.get(name) == value}
     rows = []
-    for name, part in ((MEAN, 0), (DEVIATION, 1)):
+    over = {place: group.figure(*place) for each in group.results for place in each.figures}
+    for name in SUMMARIES:
         row: dict[str, Any] = {"Method": group.method, "Seed": name}
-        for key, task in dict.fromkeys(place for each in group.results for place in each.figures):
-            if not MEASURES[key].words and (name == MEAN or key not in OF_THE_METHOD):
-                row[column_name(MEASURES[key], task)] = group.spread(key, task)[part]
+        for (key, task), figure in over.items():
+            cells = {MEAN: figure.mean, DEVIATION: figure.deviation, COUNT: len(figure.values)}
+            if (name != DEVIATION or key not in OF_THE_METHOD) and (name == COUNT or not MEASURES[key].words):
+                row[column_name(MEASURES[key], task)] = cells[name]
         rows.append(row | shared)
     return rows
 
@@ -180,7 +193,7 @@ def read_results(name: str, file: Path) -> list[ModelResult]:
     rows = [rows] if isinstance(rows, dict) else rows  # an earlier version wrote one row
     if not isinstance(rows, list) or not all(isinstance(row, dict) and row.get("Method") for row in rows):
         raise SettingsError(f"{no_table} (a row of it has no Method)")
-    return [result_of_row(name, file, row) for row in rows if row.get("Seed") not in (MEAN, DEVIATION)]
+    return [result_of_row(name, file, row) for row in rows if row.get("Seed") not in SUMMARIES]
 
 
 def csv_rows(file: Path) -> list[dict[str, Any]]:
@@ -198,7 +211,7 @@ def result_of_row(name: str, file: Path, row: dict[str, Any]) -> ModelResult:
     about: dict[str, Any] = {}
     for column, cell in row.items():
         place = place_of(column)
-        if place is None:
+        if place is None or is_own_text(column, place, cell):
             about[column] = plain(cell)
         elif cell is not None or file.suffix != ".csv":  # in a CSV a model that lacks a figure has an empty cell
             key, task, part = place
@@ -238,6 +251,20 @@ def place_of(column: str) -> tuple[str, str, str] | None:
     return (*place, "value") if place else None
 
 
+def is_own_text(column: str, place: tuple[str, str, str], cell: Any) -> bool:
+    """Whether a column that begins with the heading of a measure is somebody's own, such as `Verdict mine`: what
+    follows is no task by its looks, and the cell holds no figure.
+    """
+    key, task, part = place
+    if not task or column in HEADINGS or "_" in task or task in POOLS:
+        return False
+    try:
+        figure_of(MEASURES[key], {part: cell})
+    except (ValueError, TypeError):
+        return True
+    return False
+
+
 def measure_of(column: str) -> tuple[str, str] | None:
     """The measure and the task that a column is headed by; None: none is."""
     if column in HEADINGS:
@@ -262,10 +289,15 @@ def figure_of(measure: Measure, cells: dict[str, Any]) -> Figure:
 
 
 def number(cell: Any) -> float | None:
-    """A cell as a number; None: it is empty. Raises ValueError for a text that is none."""
-    if cell is None or isinstance(cell, int | float):
-        return cell
-    return int(cell) if cell.lstrip("-").isdecimal() else float(cell)
+    """A cell as a number; None: it is empty. Raises ValueError or TypeError for anything else, nan and inf too."""
+    if cell is None:
+        return None
+    if isinstance(cell, bool) or not isinstance(cell, int | float | str):
+        raise TypeError(cell)
+    read = int(cell) if isinstance(cell, str) and cell.lstrip("-").isdecimal() else float(cell)
+    if not math.isfinite(read):
+        raise ValueError(cell)
+    return int(cell) if isinstance(cell, int) else read
 
 
 def seed_number(cell: Any) -> int | None:

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine.record import AGGREGATED, read_json
+from engine.record import AGGREGATED, EVAL_FOLDER, read_json
 from settings.script import SettingsError, processes
 
 PROJECT = "clear-unlearning"  # of Weights & Biases, where WANDB_PROJECT names no other
-OF_A_MODEL = "eval_results"  # the folder of an evaluation within that of its model
 
 Log = Callable[[dict[str, float], int], Any]  # takes figures by name, and the step that they are of
 
@@ -77,7 +76,7 @@ def wandb_refusal_said() -> Iterator[None]:
 def run_of(folder: Path) -> Path:
     """The folder whose name a run's figures go by: of an evaluation within its model's folder, that one."""
     folder = folder.resolve()
-    return folder.parent if folder.name == OF_A_MODEL else folder
+    return folder.parent if folder.name == EVAL_FOLDER else folder
 
 
 @contextlib.contextmanager

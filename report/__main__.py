@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.record import write_bytes_whole, write_json
-from report.folder import PLAN, Described, read_plan
+from engine.record import OWN_RUNS, PLAN, VIEWS, write_bytes_whole, write_json
+from report.folder import Described, read_plan
 from settings.results import Aggregate, Scoring
 from settings.script import Arguments, SettingsError, check_installation, one_line_errors
 
@@ -29,9 +29,6 @@ EXAMPLES = (
     "python -m report models/mm --gold models/mm/gold_seed0 --base models/mm/base --out results/mine",
     "python -m report --verify results/demo",
 )
-
-OWN = "own_runs.json"  # what a page of own runs was made of; it marks the folder as one that may be written again
-WRITTEN = ("results.parquet", "results.csv", "table.md", "table.tex", "report.html")
 
 
 def write_report(folder: Path, console: "Console | None" = None, out: Path | None = None) -> None:
@@ -54,7 +51,7 @@ def write_report(folder: Path, console: "Console | None" = None, out: Path | Non
     results = benchmark_results(folder, plan)
     if out is not None:
         check_ours(out)
-        write_json(out / OWN, {"benchmark": str(folder.resolve())})
+        write_json(out / OWN_RUNS, {"benchmark": str(folder.resolve())})
     write_tables(folder, out or folder, told, results, aggregation_settings(plan.benchmark).scoring, console=console)
 
 
@@ -87,7 +84,7 @@ def write_own_report(
     results, notes, settings = own_results(chosen, str(out / "results.csv"))
     models = {"bases": chosen.bases, "golds": chosen.golds, "runs": chosen.runs}
     logs = {name: list(map(log_of, each)) for name, each in models.items()}
-    write_json(out / OWN, logs | {"start": log_of(chosen.start) if chosen.start else None})
+    write_json(out / OWN_RUNS, logs | {"start": log_of(chosen.start) if chosen.start else None})
     command = shlex.join(["python", "-m", "report", *sys.argv[1:]])
     told = describe(chosen, folders[0].resolve().name, command)
     write_tables(out, out, told, results, settings.scoring, console=console)
@@ -97,8 +94,8 @@ def write_own_report(
 
 def check_ours(out: Path) -> None:
     """Raise SettingsError where files stand in the way that no page of ours was."""
-    there = [name for name in WRITTEN if (out / name).exists()]
-    if there and not (out / OWN).is_file():
+    there = [name for name in VIEWS if (out / name).exists()]
+    if there and not (out / OWN_RUNS).is_file():
         raise SettingsError(f"{str(out / there[0])!r} is there, and no page of own runs wrote it; --out names a folder")
 
 

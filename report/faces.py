@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from engine.measures import EER, FACE_ATTACKS
 from engine.metrics import distance_to_gold
-from engine.record import ATTACK_FIGURES, VERIFICATION, read_json
+from engine.record import ATTACK_FIGURES, EVAL_FOLDER, VERIFICATION, read_json
 from engine.result_table import Figure, Figures, ModelResult
 from settings.script import SettingsError
 
@@ -17,7 +17,7 @@ OTHER_PEOPLE = ("eval_retain_faces", "eval_holdout_faces")
 
 def read_verification(model: Path) -> dict[str, Any] | None:
     """Group -> verification figures of a model's queries; None: the model is of another modality."""
-    file = model / "eval_results" / VERIFICATION
+    file = model / EVAL_FOLDER / VERIFICATION
     return read_json(file) if file.is_file() else None
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-from engine.record import AGGREGATED, read_json
+from engine.record import AGGREGATED, EVAL_FOLDER, PLAN, read_json
 from settings.results import GOLD_SEEDS_APART, Benchmark
 from settings.script import SettingsError
 
 START = "start"  # the model before it was taught anybody, one for all seeds
-PLAN = "benchmark.json"  # what run_benchmark.py leaves of its settings and stages
 
 
 class FinishedStage(BaseModel):
@@ -90,7 +89,7 @@ def model_folder(folder: Path, model: str) -> Path:
 
 def log_file(folder: Path, model: str) -> Path:
     """The file with all tasks of a model's evaluation."""
-    return model_folder(folder, model) / "eval_results" / AGGREGATED
+    return model_folder(folder, model) / EVAL_FOLDER / AGGREGATED
 
 
 def read_plan(folder: Path) -> Plan:

@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from aggregate_eval_stat import ONE_SEED, aggregate_all
-from engine.evaluated import TAUGHT, began_with, find_logs, logs_below, method_of, model_name_of, training_settings
+from engine.evaluated import (
+    CODE,
+    TAUGHT,
+    UNKNOWN,
+    base_among,
+    began_with,
+    find_logs,
+    how_taught,
+    logs_below,
+    made_from,
+    method_of,
+    model_name_of,
+    training_settings,
+)
 from engine.logs import read_records, recorded, training_record
-from engine.places import add_places
+from engine.places import ANCHORS, add_places
 from engine.record import EVAL_RECORD
 from engine.result_table import ModelResult
 from engine.seeds import seed_groups
@@ -85,6 +98,17 @@ class OwnRuns:
     golds: list[Evaluated]
     start: Evaluated | None
     notes: list[str] = field(default_factory=list)  # what is missing or left out, a line each
+
+    @property
+    def anchors(self) -> set[str]:
+        """The fingerprints of bases, golds and start."""
+        return {each.fingerprint for each in (*self.bases, *self.golds, *([self.start] if self.start else []))}
+
+    def base_of(self, model: Evaluated) -> Evaluated:
+        """The base that a model was made from; gold, start and a model made elsewhere are set against the first."""
+        bases = {each.fingerprint: each for each in self.bases}
+        found = base_among(bases, model.fingerprint, parents_of(self.runs))
+        return bases[found] if found else self.bases[0]
 
     @property
     def models(self) -> list[Evaluated]:
@@ -184,20 +208,22 @@ def find_bases(runs: Sequence[Evaluated], every: Sequence[Evaluated], folders: S
             f"no base: no record below {listed(folders)} is of a model that was made to forget, which would name its "
             "base; name it with --base"
         )
-    by_fingerprint = {each.fingerprint: each for each in every}
+    by_fingerprint = {each.fingerprint: each for each in every if not each.method}
     bases: dict[str, Evaluated] = {}
     for run in runs:
-        base, above = by_fingerprint.get(run.began_with), {run.fingerprint}
-        while base and base.method and base.fingerprint not in above:
-            above.add(base.fingerprint)
-            base = by_fingerprint.get(base.began_with)
-        if base is None or base.method:
+        base = by_fingerprint.get(base_among(by_fingerprint, run.fingerprint, parents_of(every)) or UNKNOWN)
+        if base is None:
             raise SettingsError(
                 f"no base: {run.name} began with {recorded(run.train_meta, 'settings', 'model_path')!r}, of which no "
                 f"evaluation lies below {listed(folders)}; evaluate it there, or name its log with --base"
             )
         bases[base.fingerprint] = base
     return list(bases.values())
+
+
+def parents_of(models: Sequence[Evaluated]) -> dict[str, str]:
+    """Fingerprint -> that of the model that it began with, of those that were made to forget."""
+    return made_from({each.fingerprint: each.train_meta for each in models})
 
 
 def find_golds(
@@ -229,13 +255,13 @@ def find_golds(
 
 def comparable(model: Evaluated) -> tuple:
     """How a model was taught, but whom and with which seed."""
-    return (model.began_with, *sorted((name, repr(value)) for name, value in taught_settings(model).items()))
+    return how_taught(model.train_meta, SPLITS)
 
 
 def taught_settings(model: Evaluated) -> dict[str, Any]:
     """The settings that golds and base have in common; the code may have changed in between."""
     told = training_settings(model.train_meta)
-    return {name: value for name, value in told.items() if name not in (*SPLITS, "fingerprint of the code")}
+    return {name: value for name, value in told.items() if name not in (*SPLITS, CODE)}
 
 
 def why_otherwise(one: Evaluated, other: Evaluated) -> str:
@@ -310,20 +336,35 @@ def own_results(chosen: OwnRuns, save_file: str) -> tuple[list[ModelResult], lis
     add_face_figures(chosen, results)
     for group in seed_groups(results):
         for result in group.results:
-            result.method = group.label  # runs of one method with other settings are rows of their own
+            if result.method not in ANCHORS:  # runs of one method with other settings are rows of their own
+                result.method = group.label
     add_places(seed_groups(results), {}, ONE_SEED)
     return results, notes, settings
 
 
 def add_face_figures(chosen: OwnRuns, results: Sequence[ModelResult]) -> None:
-    """Add what the logs of face networks do not hold: verification, attacks, and their distances to gold."""
+    """Add what the logs of face networks do not hold: verification, attacks, and their distances to gold, of each model
+    by its own base.
+
+    Args:
+        chosen: The models.
+        results: Their figures, in the order of `chosen.models`; they are changed.
+    """
     for result in results:
         assert result.log is not None  # they come from logs
         result.figures |= face_figures(result.log.parent.parent)
-    if chosen.track == "cv":
-        of_method = {f"{number} {result.method}": result for number, result in enumerate(results)}
-        anchors = {result.method: result for result in reversed(results) if result.method in ("base", "gold")}
-        add_distances(of_method | anchors, [face_figures(each.log.parent.parent) for each in chosen.golds[1:]])
+    if chosen.track != "cv":
+        return
+    of_base: dict[str, dict[str, ModelResult]] = {}
+    for number, (model, result) in enumerate(zip(chosen.models, results, strict=True)):
+        name = str(number) if model.fingerprint not in chosen.anchors else result.method
+        of_base.setdefault(chosen.base_of(model).fingerprint, {})[name] = result
+    gold = next(result for result in results if result.method == "gold")
+    further = [face_figures(each.log.parent.parent) for each in chosen.golds[1:]]
+    for number, of_method in enumerate(of_base.values()):
+        # gold's own distance is 0 by every base; what golds differ by is said of the first
+        own_gold = gold if number == 0 else replace(gold, figures=dict(gold.figures))
+        add_distances(of_method | {"gold": own_gold}, further)
 
 
 def describe(chosen: OwnRuns, name: str, command: str) -> Described:

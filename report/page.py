@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from engine.logs import read_records, recorded
 from engine.record import EVAL_RECORD, RECORDS, TRAIN_RECORD, read_json
 from engine.result_table import Column, ModelResult
 from report.cards import make_cards
@@ -52,15 +53,14 @@ def render_page(
     Raises:
         SettingsError: A log, a record or the data cannot be read.
     """
-    first = first_seeds(results)
-    judged = {each.method: each for each in first if not each.value("failed") and each.method != START}
+    rows = method_rows(results)
+    judged = {name: each for name, each in first_rows(rows).items() if not each.value("failed")}
     places = {method: each.log for method, each in judged.items() if each.log is not None}
     logs = {method: read_json(log) for method, log in places.items()}
     settings = read_json(places["base"].with_name(EVAL_RECORD))["settings"]
     cards = make_cards(logs, settings, scoring)
     stages = [(stage, read_record(folder, stage)) for stage in told.stages]
     names = task_names(scoring)
-    rows = method_rows(results)
     # the Truth Ratios of a face are all near 0, so that their distributions show nothing
     ratios = truth_ratios(logs, scoring, rows) if "tasks" in settings else []
     tasks = settings["tasks"] if "tasks" in settings else picture_tasks(logs["base"])
@@ -76,7 +76,7 @@ def render_page(
         plots=[{**each, "svg": Markup(each["svg"])} for each in render_plots(plots)],
         distributions=ratios,
         sampled=cards.note,
-        methods=method_notes(list(dict.fromkeys(r.method for r in rows if r.is_method)), recorded_methods(stages)),
+        methods=method_notes([row.label for row in rows if row.is_method], recorded_methods(rows)),
         tasks=[{"key": task, "name": names[task]} for task in asked],
         **run_description(told, stages),
         data=cards.data | {"tasks": names, "downloads": downloads},
@@ -85,9 +85,17 @@ def render_page(
     )
 
 
-def first_seeds(results: list[ModelResult]) -> list[ModelResult]:
-    """The first row of each method, for what the page shows of one seed."""
-    return list({result.method: result for result in reversed(results)}.values())[::-1]
+def first_rows(rows: list[MethodRow]) -> dict[str, ModelResult]:
+    """Name -> the first seed of each row but start's, for what the page shows of one model.
+
+    Of several bases or golds that stand apart the first has the plain name, which methods are set against.
+    """
+    first: dict[str, ModelResult] = {}
+    for row in rows:
+        if row.method != START:
+            is_plain = not row.is_method and row.method not in first
+            first[row.method if is_plain else row.label] = row.results[0]
+    return first
 
 
 def load_template() -> jinja2.Template:
@@ -116,13 +124,15 @@ def loss_curves(stages: Recorded) -> dict[str, list]:
     return {stage.model: record["loss"] for stage, record in stages if "loss" in record}
 
 
-def recorded_methods(stages: Recorded) -> dict[str, dict[str, Any]]:
-    """Row -> its method that the first of its trainings recorded."""
-    methods: dict[str, dict[str, Any]] = {}
-    for stage, record in stages:
-        method = record.get("settings", {}).get("method") if stage.kind == "forget" else None
-        if method:
-            methods.setdefault(stage.model.rpartition("_seed")[0], method)
+def recorded_methods(rows: list[MethodRow]) -> dict[str, dict[str, Any]]:
+    """Row -> its method, as the training of its first model recorded it, where it did."""
+    methods = {}
+    for row in rows:
+        logs = [result.log for result in row.results if result.log is not None]
+        train_meta = read_records(str(logs[0]), logs[0])[1] if logs else {}
+        method = recorded(train_meta, "settings", "method")
+        if isinstance(method, dict):
+            methods[row.label] = method
     return methods
 
 
@@ -198,7 +208,7 @@ def face_plots(logs: dict[str, Path]) -> list:
 def truth_ratios(logs: dict[str, dict], scoring: dict[str, Scoring], rows: list[MethodRow]) -> list[dict[str, Any]]:
     """The Truth Ratio plots by method; of those that kept what they should, the one nearest to gold is shown first."""
     plots = truth_ratio_plots(logs, scoring)
-    nearest = sorted((nearness(row) or 0.0, row.method) for row in rows if row.counts and row.method in plots)
+    nearest = sorted((nearness(row) or 0.0, row.label) for row in rows if row.counts and row.label in plots)
     chosen = nearest[0][1] if nearest else next(iter(plots), None)
     return [{"method": method, "svg": Markup(svg), "chosen": method == chosen} for method, svg in plots.items()]
 

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from engine.measures import ARROWS, MEASURES
+from engine.measures import ARROWS, MEASURES, P_VALUES
 from engine.result_table import Column, is_known
-from report.method_rows import MethodRow, shown
+from engine.seeds import shown
+from report.method_rows import MethodRow
 from report.tables import failure_texts, flag_text, verdict_text
-from report.words import in_words
+from report.words import in_words, p_text
 from settings.results import Scoring
 
 MOST = 2.0  # where bars end; what lies past it is marked as cut off
@@ -86,7 +87,7 @@ def is_told(rows: list[MethodRow], column: Column) -> bool:
     """Whether some row has a figure or says why not; a place, whether some row has one."""
     if column.measure.key == "place":
         return any(row.figure("place").values for row in rows)
-    results = [result for row in rows for result in row.of_seeds]
+    results = [result for row in rows for result in row.results]
     return any(is_known(column.figure(result)) for result in results)
 
 
@@ -98,7 +99,7 @@ def page_table(rows: list[MethodRow], groups: list[Group], names: Mapping[str, s
     for row in rows:
         cells = [render_cell(row, column, scale, names) for column in columns]
         lines.append(
-            {"name": row.name, "method": row.method, "kind": row_kind(row), "seeds": len(row.of_seeds), "cells": cells}
+            {"name": row.label, "method": row.method, "kind": row_kind(row), "seeds": len(row.results), "cells": cells}
         )
     return {
         "groups": groups,
@@ -130,8 +131,8 @@ def row_kind(row: MethodRow) -> str:
 def row_notes(row: MethodRow, names: Mapping[str, str]) -> list[dict[str, str]]:
     """Why a row has its verdict and its flag, and what failed."""
     notes = []
-    for result in row.of_seeds:
-        title = row.name if len(row.of_seeds) == 1 else f"{row.name}, seed {result.seed}"
+    for result in row.results:
+        title = row.label if len(row.results) == 1 else f"{row.label}, seed {result.seed}"
         texts = [verdict_text(result)] if result.figure("verdict").why else []
         texts += [flag_text(result)] if result.value("flag") else []
         notes += [{"name": title, "text": in_words(text, names)} for text in [*texts, *failure_texts(result)]]
@@ -154,11 +155,11 @@ def render_cell(row: MethodRow, column: Column, scale: float, names: Mapping[str
     reasons = [interval_text(column, figure.low, figure.high), figure.why]
     if not figure.values:
         reasons.append(row.figure("failed").why)
-    said = shown(row, column)
+    said = shown(row, column, p_text if column.measure.key in P_VALUES else None)
     return {
         "text": said.text,
-        "spread": said.spread,
-        "count": said.count,
+        "spread": f"± {said.spread}" if said.spread else "",
+        "count": f"n = {said.known}" if said.known else "",
         "value": "" if figure.mean is None else repr(figure.mean),
         "title": in_words("; ".join(filter(None, reasons)), names),
         "bar": bar(row, column, scale) if column.measure.key in BARS and figure.values else None,
@@ -182,8 +183,8 @@ def bar(row: MethodRow, column: Column, scale: float) -> dict[str, Any]:
     end = clipped(figure.mean, scale)
     held_out = row.mean(BARS[column.measure.key]) if BARS[column.measure.key] else None
     low, high = figure.low, figure.high
-    if figure.sd is not None:
-        low, high = figure.mean - figure.sd, figure.mean + figure.sd
+    if figure.deviation is not None:
+        low, high = figure.mean - figure.deviation, figure.mean + figure.deviation
     interval = None if low is None or high is None else (clipped(low, scale), clipped(high, scale))
     return {
         "share": min(end, clipped(1.0, scale)),

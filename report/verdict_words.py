@@ -5,10 +5,9 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from engine.measures import MEASURES
-from engine.places import judged_over_seeds
-from engine.seeds import SeedGroup
-from engine.verdicts import LIKE, is_clearly_better
-from report.method_rows import MethodRow, nearness
+from engine.places import judged_over_seeds, why_group_unranked
+from engine.verdicts import LIKE, is_clearly_better, spreads_needed
+from report.method_rows import MethodRow
 from report.words import counted, in_words, listed
 
 WORST, ALL = "distance_worst_way", "distance_to_gold"  # what the nearest is found by; all measures without a verdict
@@ -43,8 +42,8 @@ def what_was_done(rows: list[MethodRow], settings: Mapping[str, Any], forgotten:
     if golds > 1:
         sentences[2] += f" Each base has {golds} golds of different seeds, which differ by chance alone."
     sentences.append("A distance is a share of the way from gold, 0, to base, 1: less is better.")
-    if several := [row for row in methods if len(row.of_seeds) > 1]:
-        seeds = listed(str(result.seed) for result in several[0].of_seeds)
+    if several := [row for row in methods if len(row.results) > 1]:
+        seeds = listed(str(result.seed) for result in several[0].results)
         sentences.append(f"Figures are means over the seeds {seeds}, with ± their standard deviation.")
     return sentences
 
@@ -69,30 +68,35 @@ def outcome(rows: list[MethodRow], names: Mapping[str, str]) -> Outcome:
         return Outcome("No method was run: base and gold are here alone.", [])
     if any(0.0 in row.figure("gate").values for row in rows if row.method == "base"):
         return Outcome("The memorisation gate failed: there was too little to forget, and no method can be judged.", [])
-    counting = [row for row in methods if row.counts and nearness(row) is not None]
+    measure = WORST if any(known_of_all(row, WORST) for row in methods) else ALL
+    counting = [row for row in methods if row.counts and known_of_all(row, measure)]
     others = [not_counted(row) for row in methods if row not in counting]
     left_out = [f"Not counted: {listed(others)}."] if others else []
     if not counting:
         return Outcome("No method can be called the nearest to gold.", left_out)
-    measure = WORST if all(row.mean(WORST) is not None for row in counting) else ALL
     ranked = sorted(counting, key=lambda row: row.mean(measure) or 0.0)
     nearest = ranked[0]
     where = f"{distance_text(nearest, measure)} of the way from gold to base"
     if len(ranked) == 1:
-        headline = f"{nearest.name} alone kept what it should have kept: it is {where}."
+        headline = f"{nearest.label} alone kept what it should have kept: it is {where}."
     else:
-        headline = f"Of {len(ranked)} methods that kept what they should, {nearest.name} is nearest to gold: {where}."
+        headline = f"Of {len(ranked)} methods that kept what they should, {nearest.label} is nearest to gold: {where}."
     sentences = [distance_meaning(nearest, measure, names)]
     if len(ranked) > 1:
         sentences.append(lead_text(nearest, ranked[1], measure))
     return Outcome(headline, [*sentences, verdict_sentence(methods, nearest, names), *left_out])
 
 
+def known_of_all(row: MethodRow, measure: str) -> bool:
+    """Whether a figure is known of every seed."""
+    return len(row.figure(measure).values) == len(row)
+
+
 def not_counted(row: MethodRow) -> str:
     """A method that cannot be the nearest, with why."""
     flags = row.figure("flag").values
-    if row.failed:
-        why = "failed"
+    if any(failed := [bool(result.value("failed")) for result in row.results]):
+        why = "failed" if all(failed) else f"{counted(sum(failed), 'seed')} failed"
     elif any(row.figure("hook").values):
         why = "asks through a hook"
     elif any(row.figure("skipped").values):
@@ -100,13 +104,13 @@ def not_counted(row: MethodRow) -> str:
     elif any(flags):
         why = MEASURES["flag"].words[max(flags)]
     else:
-        why = "what it kept is not known" if not flags else "its distance is not known"
-    return f"{row.name} ({why})"
+        why = "its distance is not known" if known_of_all(row, "flag") else "what it kept is not known"
+    return f"{row.label} ({why})"
 
 
 def distance_text(row: MethodRow, measure: str) -> str:
     figure = row.figure(measure)
-    spread = "" if figure.sd is None else f" ± {figure.sd:.2f}"
+    spread = "" if figure.deviation is None else f" ± {figure.deviation:.2f}"
     return f"{figure.mean:.2f}{spread}"
 
 
@@ -116,17 +120,17 @@ def distance_meaning(nearest: MethodRow, measure: str, names: Mapping[str, str])
     interval = f", 95 % interval {figure.low:.2f} to {figure.high:.2f}" if None not in (figure.low, figure.high) else ""
     if measure == ALL:
         return f"That is the mean over all measures{interval}; a verdict needs more than these logs hold."
-    way = f" ({in_words(figure.why, names)})" if figure.why and len(nearest.of_seeds) == 1 else ""
+    way = f" ({in_words(figure.why, names)})" if figure.why and len(nearest.results) == 1 else ""
     return f"That is in the way of asking in which it is farthest{way}{interval}."
 
 
 def lead_text(nearest: MethodRow, second: MethodRow, measure: str) -> str:
     """By how much the nearest leads the next, against what two golds and several seeds differ by."""
-    pairs = paired(nearest, second, measure)
-    gap = fmean(pairs) if pairs else (second.mean(measure) or 0.0) - (nearest.mean(measure) or 0.0)
+    leads = leads_by_seed(nearest, second, measure)
+    gap = fmean(leads) if leads else (second.mean(measure) or 0.0) - (nearest.mean(measure) or 0.0)
     # of the figures as they are shown, so that a reader's own subtraction gives it
     shown_gap = round(second.mean(measure) or 0.0, 2) - round(nearest.mean(measure) or 0.0, 2)
-    ahead = f"Next is {second.name} at {distance_text(second, measure)}, {shown_gap:.2f} farther"
+    ahead = f"Next is {second.label} at {distance_text(second, measure)}, {shown_gap:.2f} farther"
     floors = [*nearest.figure(NOISE[measure]).values, *second.figure(NOISE[measure]).values]
     if not floors:
         return f"{ahead}; how far two golds differ is not known, so that this may be chance."
@@ -134,13 +138,9 @@ def lead_text(nearest: MethodRow, second: MethodRow, measure: str) -> str:
     if gap <= noise:
         return f"{ahead}. Two golds differ by {noise:.2f}: these two methods cannot be told apart."
     ahead += f", and two golds differ by {noise:.2f}"
-    if len(pairs) > 1:
-        spread = 2 * stdev(pairs)
-        over = f"twice its standard deviation over {len(pairs)} seeds ({spread:.2f})"
-        return f"{ahead}. The lead is {'more' if gap > spread else 'no more'} than {over}: " + (
-            "it holds." if gap > spread else "it may be chance."
-        )
     clear = is_clear(nearest, second) if measure == WORST else None
+    if len(leads) > 1:
+        return f"{ahead}. {over_seeds(gap, leads, clear)}"
     if clear is None:
         return f"{ahead}. There is one seed and no repeated run, so that another training may order them otherwise."
     return f"{ahead}. " + (
@@ -148,11 +148,28 @@ def lead_text(nearest: MethodRow, second: MethodRow, measure: str) -> str:
     )
 
 
-def paired(one: MethodRow, other: MethodRow, measure: str) -> list[float]:
-    """The other's figure less the one's, seed by seed."""
-    values = {result.seed: result.value(measure) for result in one.of_seeds}
+def over_seeds(gap: float, leads: list[float], clear: bool | None) -> str:
+    """Whether a lead holds over several seeds.
+
+    Args:
+        gap: The lead.
+        leads: The same, seed by seed.
+        clear: What the rule of the places says; None: it is not known.
+    """
+    needed = spreads_needed(len(leads)) * stdev(leads)
+    asked = f"{needed:.2f} that {len(leads)} seeds ask for"
+    if gap <= needed:
+        return f"The lead is no more than the {asked}: it may be chance."
+    if clear is False:
+        return f"The lead is more than the {asked}, but intervals meet, or one person pays for it: it may be chance."
+    return f"The lead is more than the {asked}: it holds."
+
+
+def leads_by_seed(one: MethodRow, other: MethodRow, measure: str) -> list[float]:
+    """The other's figure less the one's, for each seed that both have."""
+    values = {result.seed: result.value(measure) for result in one.results}
     found = []
-    for result in other.of_seeds:
+    for result in other.results:
         theirs, ours = result.value(measure), values.get(result.seed)
         if theirs is not None and ours is not None:
             found.append(theirs - ours)
@@ -160,14 +177,12 @@ def paired(one: MethodRow, other: MethodRow, measure: str) -> list[float]:
 
 
 def is_clear(one: MethodRow, other: MethodRow) -> bool | None:
-    """Whether the one is clearly better, by the rule of the places; None: no repeated runs say how far each moves."""
-    rows = []
-    for row in (one, other):
-        spread = row.of_seeds[0].value("distance_spread")
-        if spread is None:
-            return None
-        rows.append(judged_over_seeds(SeedGroup(row.name, row.of_seeds), spread))
-    return is_clearly_better(*rows)
+    """Whether the one is clearly better, by the rule of the places; None: one of them could not have a place."""
+    spreads = [row.results[0].value("distance_spread") for row in (one, other)]
+    if any(why_group_unranked(row) for row in (one, other)) or None in spreads:
+        return None
+    own, others = (judged_over_seeds(row, spread or 0.0) for row, spread in zip((one, other), spreads, strict=True))
+    return is_clearly_better(own, others)
 
 
 def verdict_sentence(methods: list[MethodRow], nearest: MethodRow, names: Mapping[str, str]) -> str:
@@ -176,9 +191,9 @@ def verdict_sentence(methods: list[MethodRow], nearest: MethodRow, names: Mappin
     if not verdicts.values:
         why = in_words(verdicts.why or "the golds are too few", names)
         return f"Whether it is like gold is not known: {why}."
-    like = [row.name for row in methods if set(row.figure("verdict").values) == {LIKE}]
+    like = [row.label for row in methods if set(row.figure("verdict").values) == {LIKE}]
     if like:
         return f"Like gold, by every person and every way of asking: {listed(like)}."
     word = MEASURES["verdict"].words[min(verdicts.values)]
-    why = f": {in_words(nearest.of_seeds[0].figure('verdict').why or '', names)}" if len(nearest.of_seeds) == 1 else ""
-    return f"No method is like gold. {nearest.name} is {word}{why}."
+    why = f": {in_words(nearest.results[0].figure('verdict').why or '', names)}" if len(nearest.results) == 1 else ""
+    return f"No method is like gold. {nearest.label} is {word}{why}."

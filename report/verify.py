@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from engine.record import ATTACK_RECORD, EVAL_RECORD, TRAIN_RECORD, what_no_longer_matches
-from report.folder import PLAN, read_plan
+from engine.record import ATTACK_RECORD, EVAL_RECORD, PLAN, TRAIN_RECORD, what_no_longer_matches
+from report.folder import read_plan
 from settings.script import SettingsError
 
 TABLE = "results.parquet"

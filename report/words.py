@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from engine.measures import MEASURES
 from settings.results import Scoring
 
-P_VALUES = ("forget_quality", "forget_quality_by_person")
 CERTAIN = 0.995  # a p-value from here on rounds to 1.00
 SMALLEST = 0.001  # below, a p-value is only said to be smaller
 

@@ -786,7 +786,7 @@ FIGURES = {
     ("forget_quality", "eval_forget_qa"): Figure(1.0),
     ("people", ""): Figure(4),
 }
-NOWHERE = Origin(settings="", began_with="", log="5ma11", base="", golds="", start="", data="", measures="")
+NOWHERE = Origin(settings="", began_with="", log="5ma11", taught="", base="", golds="", start="", data="", measures="")
 SMALL = ModelResult("npo", 3, FIGURES, {"Submitted By": "me"}, NOWHERE)
 
 

@@ -16,7 +16,7 @@ from aggregate_eval_stat import aggregate_all
 from engine.evaluated import find_logs, training_settings
 from engine.logs import read_eval_log
 from engine.record import model_fingerprint, write_json
-from helpers import start, tiny_log, write_evaluated, write_study
+from helpers import TASKS, start, tiny_log, write_evaluated, write_study
 from settings import runs
 from settings.results import Aggregate
 from settings.script import SettingsError, compose
@@ -166,7 +166,7 @@ def test_three_commands_make_one_line_with_mean_and_deviation(study, run, tmp_pa
         code, said = run(*told(study, f"npo_{seed}"))
         assert code == 0, said
     assert rows_of(tmp_path / "table.csv") == [
-        *(("npo", str(seed), "3") for seed in range(3)), ("npo", "mean", "3"), ("npo", "sd", "3"),
+        *(("npo", str(seed), "3") for seed in range(3)), *(("npo", part, "3") for part in ("mean", "sd", "n")),
     ]  # fmt: skip
     assert line_of(said, "seeds") == ["3"]
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
@@ -186,7 +186,7 @@ def test_the_same_rows_come_in_one_command_and_in_every_format(study, run, tmp_p
     assert sorted(file.name for file in tmp_path.iterdir()) == ["table.csv", "table.json", "table.parquet"]
     table = pandas.read_parquet(tmp_path / "table.parquet")
     assert table[(table.model == "npo") & (table.measure == "distance_people")].seeds.tolist() == [3, 3, 3]
-    assert len(json.loads((tmp_path / "table.json").read_text())) == 6 + 4
+    assert len(json.loads((tmp_path / "table.json").read_text())) == 6 + 6
 
 
 def test_a_sweep_has_a_line_for_each_setting(study, run, tmp_path):
@@ -272,6 +272,56 @@ def test_a_model_of_none_of_several_bases_is_refused(study, tmp_path):
         aggregate_all(compose("aggregate_eval_stat", Aggregate, [*overrides, f"ckpt_result={tmp_path}/npo_b"]))
 
 
+def test_a_model_made_from_another_judged_one_has_the_base_of_that(study, tmp_path):
+    write_evaluated(tmp_path / "base_b", tiny_log(1.0, seed=81), began="start", method="finetune", seed=1, split="full")
+    write_evaluated(tmp_path / "npo_b", tiny_log(0.1, seed=5), began="base_b", method="npo", seed=1)
+    write_evaluated(tmp_path / "idk_b", tiny_log(0.2, seed=6), began="npo_b", method="idk", seed=1)
+    judged = f"ckpt_result=[{tmp_path}/npo_b,{tmp_path}/idk_b]"
+
+    def results_with(bases):
+        overrides = [*told(study, "npo_0")[2:3], f"base_result={bases}", "scoring=nlp", judged]
+        return aggregate_all(compose("aggregate_eval_stat", Aggregate, overrides))
+
+    results, notes = results_with(f"[{study}/base,{tmp_path}/base_b]")
+    expected, notes_of_one = results_with(f"{tmp_path}/base_b")
+    assert [each.figures for each in results] == [each.figures for each in expected]
+    assert notes == notes_of_one == []
+
+
+@pytest.mark.parametrize(("lr", "lines"), [(2.0, 1), (5.0, 2)])
+def test_seeds_from_bases_that_were_taught_otherwise_are_no_one_line(lr, lines, study, run, tmp_path):
+    taught = {"began": "start", "method": "finetune", "split": "full"}
+    for number, own_lr in enumerate((2.0, lr)):
+        write_evaluated(tmp_path / f"base_{number}", tiny_log(1.0, seed=81 + number), **taught, seed=number, lr=own_lr)
+        made = {"began": f"base_{number}", "method": "kl", "seed": number, "lr": 1}
+        write_evaluated(tmp_path / f"kl_{number}", tiny_log(0.3, seed=number), **made)
+    bases = f"base_result=[{tmp_path}/base_0,{tmp_path}/base_1]"
+    code, said = run(f"ckpt_result={tmp_path}/kl_*", bases, *told(study, "npo_0")[2:3], "scoring=nlp")
+    assert code == 0, said
+    assert {row["Seeds"] for row in csv.DictReader((tmp_path / "table.csv").open())} == {str(3 - lines)}
+    summaries = [seed for _, seed, _ in rows_of(tmp_path / "table.csv") if not seed.isdecimal()]
+    assert summaries == (["mean", "sd", "n"] if lines == 1 else [])
+
+
+def test_base_and_gold_keep_their_names_whatever_the_settings_call_the_rows(study, run, tmp_path):
+    code, said = run(*told(study, "base", "gold_0", "npo_0"), "method_name=ours")
+    assert code == 0, said
+    assert [method for method, _, _ in rows_of(tmp_path / "table.csv")] == ["base", "gold", "ours"]
+    assert f"{study}/base/{LOG} is base, and its row is called so, not 'ours'" in said.splitlines()
+
+
+@pytest.mark.parametrize("plan", ["benchmark.json", "own_runs.json"])
+@pytest.mark.parametrize("file", ["results.csv", "results.parquet"])
+def test_the_table_of_a_benchmark_or_a_page_is_not_added_to(plan, file, study, run, tmp_path):
+    (tmp_path / plan).write_text("{}")
+    (tmp_path / file).write_text("places by repeated runs")
+    code, said = run(*told(study, "npo_0"), file=file)
+    assert code == 1
+    assert "is a table that python -m report writes, with places by repeated runs; name another file" in said
+    assert (tmp_path / file).read_text() == "places by repeated runs"
+    assert run(*told(study, "npo_0"), file="mine.csv")[0] == 0
+
+
 def test_a_model_that_began_with_another_base_is_said(study, tmp_path):
     write_evaluated(tmp_path / "npo_b", tiny_log(0.1, seed=5), began="base_c", method="npo", seed=1)
     overrides = [*told(study, "npo_0")[2:], "scoring=nlp", f"ckpt_result={tmp_path}/npo_b"]
@@ -302,27 +352,26 @@ def test_a_row_that_somebody_wrote_by_hand_stays(study, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "line"),
+    "changed",
     [
-        ({"golds": "gold_0"}, "B was measured against other golds than A"),
-        ({"base": "npo_1"}, "B was measured against another base than A"),
-        ({"start_": "npo_1"}, "B was measured against another start than A"),
+        ({"golds": "gold_0"}, "other golds", None),  # one gold ranks nobody
+        ({"base": "npo_1"}, "another base", 1.0),
+        ({"start_": "npo_1"}, "another start", None),
     ],
 )
 def test_rows_that_were_measured_against_something_else_are_told_apart_and_not_ranked_together(
-    change, line, study, run, tmp_path
+    changed, study, run, tmp_path
 ):
-    run(*told(study, "npo_*"))
-    code, said = run(*told(study, "idk_*", **change))
+    change, what, own_place = changed
+    run(*told(study, "npo_*"), file="table.json")
+    code, said = run(*told(study, "idk_*", **change), file="table.json")
     assert code == 0, said
-    assert line in said.splitlines()
+    assert f"B was measured against {what} than A" in said.splitlines()
     assert "places are given within A and within B, and never across" in said
     assert line_of(said, "against") == ["A", "B"]
-    places = {
-        row["Method"]: row["Place"] for row in csv.DictReader((tmp_path / "table.csv").open()) if row["Seed"] != "sd"
-    }
-    assert places["npo"] == "1.0"
-    assert places["idk"] in ("1.0", "")  # its own, or none: never second to npo
+    rows = json.loads((tmp_path / "table.json").read_text())
+    places = {row["Method"]: row["Place"] for row in rows if isinstance(row["Seed"], int)}
+    assert places == {"npo": 1.0, "idk": own_place}  # its own, or none: never second to npo
 
 
 def test_another_version_of_the_measures_is_told_apart(study, run):
@@ -344,6 +393,35 @@ def test_other_data_is_told_apart(study, run, tmp_path):
     code, said = run(*told(fewer, "idk_0"))
     assert code == 0, said
     assert "B was measured against other data or questions than A" in said
+
+
+@pytest.mark.parametrize("what", ["affixes", "weights"])
+def test_other_affixes_and_weights_of_another_precision_are_told_apart(what, study, run, tmp_path):
+    run(*told(study, "npo_*"))
+    others = tmp_path / "others"
+    shutil.copytree(study, others)
+    for folder in others.iterdir():
+        meta = json.loads((folder / "eval_results/eval_meta.json").read_text())
+        if what == "affixes":
+            meta["data"] = {task: {"fingerprint": "f", "affixes": "another list"} for task in TASKS}
+        else:
+            meta["settings"]["model"] = {"weights": "bfloat16"}
+        write_json(folder / "eval_results/eval_meta.json", meta)
+    code, said = run(*told(others, "idk_0"))
+    assert code == 0, said
+    assert "B was measured against other data or questions than A" in said
+
+
+def test_weights_of_another_precision_are_not_set_against_gold(study, run, tmp_path):
+    for name, weights in (("npo_0", "bfloat16"), ("gold_0", "float32")):
+        shutil.copytree(study / name, tmp_path / name)
+        file = tmp_path / name / "eval_results/eval_meta.json"
+        meta = json.loads(file.read_text())
+        meta["settings"]["model"] = {"weights": weights}
+        write_json(file, meta)
+    code, said = run(f"ckpt_result={tmp_path}/npo_0", f"retain_result={tmp_path}/gold_0", "scoring=nlp")
+    assert code == 1
+    assert "were evaluated with model.weights bfloat16 and float32" in said
 
 
 def test_a_row_that_is_replaced_though_it_was_measured_against_something_else_is_said(study, run):

@@ -72,6 +72,19 @@ def test_a_method_that_collapsed_with_one_seed_has_no_place_and_says_which():
     ] * 2
 
 
+@pytest.mark.parametrize("lacking", ["worst_person", "distance_held_out_worst_way", "the lower end"])
+def test_a_row_whose_table_lost_a_column_has_no_place_and_says_why(lacking):
+    rows = [row("npo", seed, 0.1 + seed / 100) for seed in range(2)]
+    for each in rows:
+        if lacking == "the lower end":
+            each.figures["worst_person", ""] = Figure(each.value("worst_person"))
+        else:
+            del each.figures[lacking, ""]
+    add_places(seed_groups(rows), {}, "one seed")
+    assert rows[0].value("place") is None
+    assert rows[0].figure("place").why.startswith("seed 0: its table lacks ")
+
+
 def test_the_spread_is_that_of_the_seeds_or_of_repeated_runs_whichever_is_more():
     rows = [row("npo", 0, 0.1), row("npo", 1, 0.3)]
     add_places(seed_groups(rows), {"npo": 0.5}, "one seed")

@@ -12,7 +12,7 @@ from engine.result_table import Figure, ModelResult, column_name
 from engine.table_files import file_content, long_table, place_of, read_results, wide_rows
 from settings.script import SettingsError
 
-AGAINST = {"base": "b", "golds": "g", "start": "", "data": "d", "measures": "m"}
+AGAINST = {"taught": "t", "base": "b", "golds": "g", "start": "", "data": "d", "measures": "m"}
 ORIGIN = Origin(settings='{"lr": 0.1}', began_with="b", log="l", **AGAINST)
 FIGURES = {
     ("distance_people", ""): Figure(1 / 3, 0.25, 0.5, "=1+1"),
@@ -49,15 +49,28 @@ def test_every_measure_on_a_task_is_found_again_by_its_column():
                 assert place_of(f"{column} {part}") == (*expected, part)
 
 
-def test_a_table_has_a_row_of_means_and_one_of_deviations_for_several_seeds():
-    first, second, mean, deviation = wide_rows(rows())
-    assert [row["Seed"] for row in (first, second, mean, deviation)] == [0, 1, "mean", "sd"]
-    assert {row["Seeds"] for row in (first, second, mean, deviation)} == {2}
+def test_a_table_has_rows_of_means_deviations_and_numbers_of_seeds_for_several_seeds():
+    first, second, mean, deviation, count = wide_rows(rows())
+    assert [row["Seed"] for row in (first, second, mean, deviation, count)] == [0, 1, "mean", "sd", "n"]
+    assert {row["Seeds"] for row in (first, second, mean, deviation, count)} == {2}
     # 1/3 and 1/6: mean 1/4, deviation (1/6) / sqrt(2)
     assert mean["Distance (people)"] == pytest.approx(0.25)
     assert deviation["Distance (people)"] == pytest.approx(0.117851, abs=1e-6)
     assert "Verdict" not in mean
     assert mean["Submitted By"] == "@me"
+    assert (count["Distance (people)"], count["Verdict"]) == (2, 2)
+
+
+def test_a_mean_over_fewer_seeds_than_the_method_has_says_so_and_p_values_have_none():
+    first, second = rows()
+    del second.figures["distance_people", ""]
+    _, _, mean, deviation, count = wide_rows([first, second])
+    assert (mean["Seeds"], count["Distance (people)"]) == (2, 1)
+    assert mean["Distance (people)"] == pytest.approx(1 / 3)
+    assert deviation["Distance (people)"] is None
+    assert (mean["Forget Quality"], deviation["Forget Quality"], count["Forget Quality"]) == (None, None, 2)
+    lines = long_table([first, second])
+    assert lines[lines.measure == "forget_quality"]["mean"].isna().all()
 
 
 def test_a_row_alone_has_no_means():
@@ -121,6 +134,43 @@ def test_a_word_where_a_number_belongs_is_named_by_row_and_column(tmp_path):
     (tmp_path / "table.csv").write_text("Method,Seed,Distance (people)\nours,7,near\n")
     with pytest.raises(SettingsError, match=r"the row of 'ours' holds no number in its column 'Distance \(people\)'"):
         read_results("save_file", tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize("cell", ["nan", "inf", "-Infinity"])
+def test_what_is_no_finite_number_is_named_by_row_and_column(cell, tmp_path):
+    (tmp_path / "table.csv").write_text(f"Method,Seed,Distance (people)\nours,7,{cell}\n")
+    with pytest.raises(SettingsError, match=r"the row of 'ours' holds no number in its column 'Distance \(people\)'"):
+        read_results("save_file", tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize("cell", ["NaN", "Infinity", "true", "[1]", '"near"'])
+@pytest.mark.parametrize("column", ["Distance (people)", "Distance (people) low", "Seed"])
+def test_the_same_of_a_json_table(cell, column, tmp_path):
+    (tmp_path / "table.json").write_text(f'[{{"Method": "ours", "{column}": {cell}}}]')
+    with pytest.raises(SettingsError, match=r"the row of 'ours' holds no number in its column"):
+        read_results("save_file", tmp_path / "table.json")
+
+
+@pytest.mark.parametrize("column", ["Verdict mine", "ROUGE comment", "Gate remark why"])
+def test_somebodys_own_text_beside_a_measure_stays(column, tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text(f"Method,Seed,{column}\nours,7,I doubt it\n")
+    (row,) = read_results("save_file", file)
+    file.write_bytes(file_content([row, *rows()], ".csv"))
+    assert next(csv.DictReader(file.open()))[column] == "I doubt it"
+
+
+def test_a_word_in_the_figure_of_a_task_is_refused(tmp_path):
+    for column in ("ROUGE eval_log_forget", "EER forget", "Verdict"):
+        (tmp_path / "table.csv").write_text(f"Method,Seed,{column}\nours,7,I doubt it\n")
+        with pytest.raises(SettingsError, match=rf"holds no number in its column '{column}'"):
+            read_results("save_file", tmp_path / "table.csv")
+
+
+def test_a_parquet_table_without_columns_over_seeds_is_read(tmp_path):
+    file = tmp_path / "earlier.parquet"
+    long_table(rows()).drop(columns=["mean", "sd", "seeds"]).to_parquet(file, index=False)
+    assert read_results("save_file", file) == rows()
 
 
 def test_a_parquet_table_of_an_earlier_version_is_refused(tmp_path):

@@ -84,7 +84,7 @@ def test_a_result_row_is_logged_under_its_name(tmp_path, monkeypatch, capsys):
     row = [f"{name}={TOFU_LOGS}/{file}.json" for name, file in logs.items()]
     options = ["scoring=nlp", "method_name=mine", f"save_file={tmp_path}/row.json", "report_to=tensorboard"]
     assert start(aggregate_eval_stat, [*row, *options], monkeypatch) == 0, capsys.readouterr().err
-    found = logged(tmp_path / "tensorboard" / "mine")
+    found = logged(tmp_path / "tensorboard" / "mine_llama2-7b_full")
     (written,) = json.loads((tmp_path / "row.json").read_text())
     # how many seeds a row of the table stands for is no figure of the model
     known = {name: value for name, value in written.items() if is_number(value) and name != "Seeds"}

@@ -2,12 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 import report.__main__ as report_command
+from engine.record import write_json
+from engine.result_table import ModelResult
+from engine.seeds import seed_groups
 from helpers import TASKS, tiny_log, write_evaluated, write_study
-from report.own_runs import describe, find_own_runs, own_results
+from report.__main__ import write_own_report
+from report.cards import Cards
+from report.own_runs import add_face_figures, describe, find_own_runs, own_results
 from settings.script import SettingsError
 
 TAUGHT = {"began": "start", "method": "finetune"}
@@ -165,6 +172,74 @@ def test_a_log_without_a_record_of_its_questions_makes_no_page(study):
     (study / "npo_0" / "eval_results" / "eval_meta.json").unlink()
     with pytest.raises(SettingsError, match=r"has no eval_meta.json beside it .* makes a table without\)$"):
         found(study)
+
+
+# ---- two bases that were taught otherwise
+
+
+@pytest.fixture
+def two_bases(study):
+    """The study with a second base, taught at another learning rate, and a run of `kl` from each base."""
+    write_evaluated(study / "fast", tiny_log(1.0, seed=83), **TAUGHT, seed=1, split="full", lr=5)
+    for seed, base in enumerate(("base", "fast")):
+        made = {"began": base, "seed": seed, "retain_split": "retain", "split": "forget"}
+        write_evaluated(study / f"kl_{seed}", tiny_log(0.3, seed=seed), **made, method="kl", lr=1)
+        settings_of_method(study / f"kl_{seed}", {"name": "kl", "args": {"retain_weight": 2.5}})
+    return study
+
+
+def settings_of_method(model, method):
+    """Write the method into the record of a training, as the recipes do."""
+    record = json.loads((model / "train_meta.json").read_text())
+    record["settings"]["method"] = method
+    (model / "train_meta.json").write_text(json.dumps(record))
+
+
+def test_bases_that_do_not_belong_together_stay_bases_and_their_runs_apart(two_bases, tmp_path):
+    results, _, _ = own_results(found(two_bases), str(tmp_path / "results.csv"))
+    assert [each.method for each in results].count("base") == 2
+    groups = {group.label: len(group) for group in seed_groups(results)}
+    assert [count for label, count in groups.items() if label.startswith("kl")] == [1, 1]
+    assert [each.value("place") for each in results if each.method == "base"] == [None, None]
+
+
+def test_the_page_shows_both_bases_and_what_each_run_recorded_of_its_method(two_bases, tmp_path, monkeypatch):
+    shown = {}
+
+    def no_cards(logs, settings, scoring):
+        shown.update(logs)
+        models = list(logs)
+        return Cards({"rows": [], "models": models, "anchors": ["base", "gold"], "images": []}, ["Ada"], "a note")
+
+    monkeypatch.setattr("report.page.make_cards", no_cards)
+    write_own_report([two_bases], tmp_path / "page", golds=(), base=(), start=None, console=Console(quiet=True))
+    page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    bases = [name for name in shown if name.startswith("base")]
+    assert bases == ["base", "base (lr=5)"]
+    assert {"gold", "npo", "idk"} < set(shown)
+    for name in bases:
+        assert f">{name}<" in page
+    assert page.count("retain_weight 2.5") == 2
+    assert "by 4 methods" in page  # npo, idk, and kl of either base
+
+
+def test_each_face_network_is_set_against_its_own_base(study):
+    """EER of base .5, of the second base .9, of gold .1, of a run of either .3."""
+    write_evaluated(study / "second", tiny_log(1.0, seed=83), **TAUGHT, seed=1, split="full", lr=5)
+    write_evaluated(study / "kl", tiny_log(0.3), began="second", method="kl", seed=0, retain_split="retain")
+    chosen = replace(found(study), track="cv")
+    results = []
+    for model in chosen.models:
+        eer = {"base": 0.5, "second": 0.9, "gold_0": 0.1}.get(model.name, 0.3)
+        write_json(model.log.with_name("verification.json"), {"forget": {"eer": eer}})
+        name = model.name if model.name in ("base", "start") else model.method or "base"
+        name = "gold" if model.name == "gold_0" else name
+        results.append(ModelResult(name, model.seed, {}, log=model.log))
+    add_face_figures(chosen, results)
+    distances = {result.log.parts[-3]: result.value("distance_to_gold:eer", "forget") for result in results}
+    assert distances["npo_0"] == pytest.approx(0.5)  # (.3 - .1) / (.5 - .1)
+    assert distances["kl"] == pytest.approx(0.25)  # (.3 - .1) / (.9 - .1)
+    assert (distances["base"], distances["second"], distances["gold_0"]) == (1, 1, 0)
 
 
 # ---- the command

@@ -4,8 +4,9 @@ import pytest
 
 from engine.measures import MEASURES
 from engine.result_table import Column, Figure, ModelResult
+from engine.seeds import shown
 from report.method_notes import METHODS, loss_docstrings, method_note, method_notes
-from report.method_rows import method_rows, shown
+from report.method_rows import method_rows
 from report.page_table import badges, column_groups, page_table, render_cell
 from report.verdict_words import kind_of_model, outcome, what_was_done
 from report.words import in_words, p_text, task_names
@@ -75,14 +76,16 @@ def test_every_task_of_the_suite_has_a_human_name_of_its_own(track):
 def test_several_seeds_are_one_row_with_mean_and_standard_deviation():
     (row,) = method_rows([method("npo", 0.2, seed=0), method("npo", 0.4, seed=1)])
     said = shown(row, column("distance_worst_way"))
-    assert (said.text, said.spread) == ("0.30", "± 0.14")  # mean .3; sqrt(((.1)^2 + (.1)^2) / 1) = .141
+    assert (said.text, said.spread) == ("0.30", "0.14")  # mean .3; sqrt(((.1)^2 + (.1)^2) / 1) = .141
 
 
 def test_a_seed_without_a_value_is_counted():
     failed = ModelResult("npo", 1, {("failed", ""): Figure(1.0, why="nan")})
     (row,) = method_rows([method("npo", 0.2), failed])
     said = shown(row, column("distance_worst_way"))
-    assert (said.text, said.spread, said.count) == ("0.20", "", "n = 1")
+    assert (said.text, said.spread, said.known) == ("0.20", "", 1)
+    cell = render_cell(row, column("distance_worst_way"), 1.0, NAMES)
+    assert (cell["text"], cell["spread"], cell["count"]) == ("0.20", "", "n = 1")
     assert badges(row) == ["failed"]
 
 
@@ -91,7 +94,7 @@ def test_verdicts_of_seeds_that_differ_are_counted_and_p_values_are_a_range():
     second = ModelResult("npo", 1, {("verdict", ""): Figure(0.0), ("forget_quality", "a"): Figure(0.0001)})
     (row,) = method_rows([first, second])
     assert shown(row, column("verdict")).text == "1 × like gold, 1 × unlike gold"
-    assert shown(row, column("forget_quality", "a")).text == "< .001 to .58"
+    assert render_cell(row, column("forget_quality", "a"), 1.0, NAMES)["text"] == "< .001 to .58"
 
 
 # ---- the table
@@ -106,7 +109,7 @@ def test_rows_stand_by_verdict_then_by_distance_and_what_does_not_count_is_last(
         method("like", 0.95, verdict=1.0),
         *(method(name, 0.0) for name in ("start", "base", "gold")),
     ]
-    order = [row.name for row in method_rows(models)]
+    order = [row.label for row in method_rows(models)]
     assert order == ["gold", "base", "start", "like", "near", "far", "lost", "broken"]
 
 
@@ -115,7 +118,7 @@ def test_a_bar_past_one_goes_past_the_line_and_one_past_the_end_is_cut_off():
     rows = method_rows(results)
     bars = {}
     for row in rows:
-        bars[row.name] = render_cell(row, column("worst_person"), 2.0, NAMES)["bar"]
+        bars[row.label] = render_cell(row, column("worst_person"), 2.0, NAMES)["bar"]
     assert (bars["a"]["share"], bars["a"]["past"], bars["a"]["cut"]) == (50.0, 25.0, False)  # 1 of 2, then .5 of 2
     assert (bars["b"]["share"], bars["b"]["past"], bars["b"]["cut"]) == (50.0, 50.0, True)
     assert page_table(rows, column_groups(rows, [], SCORING), NAMES)["one_at"] == 50.0
@@ -154,13 +157,46 @@ def test_a_lead_within_what_golds_differ_by_is_none():
 
 @pytest.mark.parametrize(
     ("second", "said"),
-    # leads of .3 and .32 spread by .014; leads of .1 and .7 by .42
-    [((0.5, 0.62), "(0.03): it holds."), ((0.3, 1.0), "(0.85): it may be chance.")],
+    [
+        # leads of .3 and .32: their deviation .01414 times 12.706 / sqrt(2), Student's t of two seeds
+        ((0.5, 0.62), "The lead is more than the 0.13 that 2 seeds ask for: it holds."),
+        # leads of .3 and .4: twice the deviation would be .14
+        ((0.5, 0.7), "The lead is no more than the 0.64 that 2 seeds ask for: it may be chance."),
+        # leads of .5, .51 and .49: .01 times 4.303 / sqrt(3)
+        ((0.7, 0.81, 0.84), "The lead is more than the 0.02 that 3 seeds ask for: it holds."),
+    ],
 )
 def test_a_lead_over_seeds_is_compared_with_its_own_spread(second, said):
-    npo = [method("npo", value, seed=seed) for seed, value in enumerate((0.2, 0.3))]
+    count = len(second)
+    npo = [method("npo", value, seed=seed) for seed, value in enumerate((0.2, 0.3, 0.35)[:count])]
     idk = [method("idk", value, seed=seed) for seed, value in enumerate(second)]
     assert said in words_of(*npo, *idk)
+
+
+def test_a_lead_over_seeds_that_one_person_pays_for_does_not_hold():
+    models = [method("npo", 0.1 + seed / 100, seed=seed) for seed in range(3)]
+    models += [method("idk", 0.6 + seed / 100, seed=seed) for seed in range(3)]
+    for model, leak in zip(models, (0.9, 0.9, 0.9, 0.1, 0.1, 0.1), strict=True):
+        model.figures |= {("worst_person", ""): Figure(leak, leak - 0.1), ("distance_spread", ""): Figure(0.01)}
+    assert "but intervals meet, or one person pays for it: it may be chance" in words_of(*models)
+    for model in models[:3]:
+        model.figures["worst_person", ""] = Figure(0.1, 0.0)
+    assert "it holds" in words_of(*models)
+
+
+def test_a_method_of_which_a_seed_failed_is_not_the_nearest():
+    failed = ModelResult("npo", 1, {("failed", ""): Figure(1.0, why="diverged")})
+    said = words_of(method("npo", 0.1), failed, method("idk", 0.5), method("idk", 0.5, seed=1))
+    assert said.startswith("idk alone kept what it should have kept")
+    assert "Not counted: npo (1 seed failed)." in said
+
+
+def test_a_method_whose_distance_is_unknown_with_one_seed_is_not_the_nearest():
+    blind = method("npo", 0.1, seed=1)
+    blind.figures["distance_worst_way", ""] = Figure(None)
+    said = words_of(method("npo", 0.1), blind, method("idk", 0.5), method("idk", 0.5, seed=1))
+    assert said.startswith("idk alone kept what it should have kept")
+    assert "Not counted: npo (its distance is not known)." in said
 
 
 @pytest.mark.parametrize(("spread", "said"), [(0.01, "beyond repeated runs too"), (0.2, "may order them otherwise")])

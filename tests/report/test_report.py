@@ -27,13 +27,13 @@ from cv.face_settings import Album
 from cv.pictures import read_pictures
 from data_module import Example, open_image
 from engine.measures import MEASURES
-from engine.record import write_json, write_text_whole
+from engine.record import PLAN, write_json, write_text_whole
 from engine.result_table import Figure, ModelResult, column_name, short_columns
 from engine.table_files import wide_csv
 from helpers import BASE, ROOT
 from report import cards
 from report.__main__ import write_report
-from report.folder import PLAN, read_plan
+from report.folder import read_plan
 from report.page import render_page
 from report.plots import mean_distance
 from report.rows import aggregation_settings, benchmark_results
