@@ -8,8 +8,10 @@ import jinja2
 from markupsafe import Markup
 
 from engine.logs import read_records, recorded
+from engine.places import ANCHORS
 from engine.record import EVAL_RECORD, RECORDS, TRAIN_RECORD, read_json
 from engine.result_table import Column, ModelResult
+from engine.seeds import seed_groups
 from report.cards import make_cards
 from report.faces import attack_verdict, read_attack, read_verification
 from report.folder import START, Described, FinishedStage
@@ -54,7 +56,7 @@ def render_page(
         SettingsError: A log, a record or the data cannot be read.
     """
     rows = method_rows(results)
-    judged = {name: each for name, each in first_rows(rows).items() if not each.value("failed")}
+    judged = {name: each for name, each in first_rows(results).items() if not each.value("failed")}
     places = {method: each.log for method, each in judged.items() if each.log is not None}
     logs = {method: read_json(log) for method, log in places.items()}
     settings = read_json(places["base"].with_name(EVAL_RECORD))["settings"]
@@ -85,16 +87,16 @@ def render_page(
     )
 
 
-def first_rows(rows: list[MethodRow]) -> dict[str, ModelResult]:
-    """Name -> the first seed of each row but start's, for what the page shows of one model.
+def first_rows(results: list[ModelResult]) -> dict[str, ModelResult]:
+    """Name -> the first seed of each method, base and gold, for what the page shows of one model.
 
     Of several bases or golds that stand apart the first has the plain name, which methods are set against.
     """
     first: dict[str, ModelResult] = {}
-    for row in rows:
-        if row.method != START:
-            is_plain = not row.is_method and row.method not in first
-            first[row.method if is_plain else row.label] = row.results[0]
+    for group in seed_groups(results):
+        if group.method != START:
+            is_plain = group.method in ANCHORS and group.method not in first
+            first[group.method if is_plain else group.label] = group.results[0]
     return first
 
 

@@ -387,7 +387,7 @@ def test_several_seeds_and_a_benchmark_without_methods_make_a_page_too(seeds, ru
     wide = pandas.read_csv(copy / "results.csv")
     names = ("base", "gold", "start", *runs)
     rows = [(name, str(seed)) for seed in seeds for name in names]
-    rows += [(name, kind) for name in names for kind in ("mean", "sd")] if len(seeds) == 2 else []
+    rows += [(name, kind) for name in names for kind in ("mean", "sd", "n")] if len(seeds) == 2 else []
     assert list(zip(wide["Method"], wide["Seed"].astype(str), strict=True)) == rows
     html = (copy / "report.html").read_text(encoding="utf-8")
     assert ("npo, seed 1" in html) == (len(seeds) == 2)
