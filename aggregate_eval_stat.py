@@ -142,6 +142,7 @@ def aggregate_all(settings: Aggregate) -> tuple[list[ModelResult], list[str]]:
     for path, log in judged:
         result = result_of(settings, log, references, path)
         result.method = anchor_name(log, references) or result.method
+        check_row_name(result, references, log)
         told = training_settings(log.train_meta)
         text = json.dumps(told, sort_keys=True, ensure_ascii=False) if told else ""
         own = {"settings": text, "began_with": began_with(log.train_meta), "log": digest_of(losses_of(log))}
@@ -272,6 +273,16 @@ def anchor_name(log: EvalLog, references: References) -> str | None:
         if any(model is not None and fingerprint_of(model) == own for model in models):
             return name
     return None
+
+
+def check_row_name(result: ModelResult, references: References, log: EvalLog) -> None:
+    """Raise SettingsError where a row would be called base, gold or start, and its model is not that one."""
+    given = {"base": references.bases, "gold": references.golds, "start": references.start}
+    if given.get(result.method) and anchor_name(log, references) is None:
+        raise SettingsError(
+            f"{result.log} is not the {result.method} that is given, and its row would be called so; method_name= "
+            "names it otherwise"
+        )
 
 
 def other_name_note(settings: Aggregate, result: ModelResult) -> list[str]:

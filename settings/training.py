@@ -58,6 +58,9 @@ class TaskVector:
     step: float = MISSING  # theta0 - step * (theta - theta0)
 
 
+NO_METHODS = ("base", "gold", "start", "finetune", "pretrain")  # what models are called that forgot nobody
+
+
 @dataclass
 class Method:
     name: str = MISSING  # the name of its file in config/method
@@ -79,6 +82,16 @@ class Method:
     def losses(self) -> list[str]:
         """The functions of unlearn_losses that it names."""
         return [self.loss] if self.mask is None else [self.loss, self.mask.loss]
+
+
+def check_forgets(method: Method) -> None:
+    """Raise SettingsError for a method that is called like a model that forgot nobody, for which a table would take its
+    models.
+    """
+    if method.name in NO_METHODS:
+        raise SettingsError(
+            f"method.name={method.name!r} is what a model is called that forgot nobody; name it otherwise"
+        )
 
 
 # how a model learns what it has not met: of finetuning, and of the pretraining of faces

@@ -249,6 +249,7 @@ def model_inputs() -> Iterator[WrongInput]:
 def method_inputs() -> Iterator[WrongInput]:
     """What a forgetting is told."""
     script = "mm/forget.py"
+    yield wrong(script, "a method that is called like base", "method.name=base")
     yield wrong(script, "an unknown method", "method=nppo")
     yield wrong(script, "rows to forget that are also kept", "retain_split=full+tofu")
     yield wrong(script, "a mistyped hyperparameter", "+method.args.gama=1")
@@ -376,6 +377,10 @@ def log_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a model that was not evaluated", "ckpt_result=<folder>/model", files=empty)
     diary = broken.all_of(logs, broken.text_file("diary.csv", "monday,tuesday\n1,2\n"))
     yield wrong(script, "a table of something else", "save_file=<folder>/diary.csv", files=diary)
+    no_number = broken.all_of(logs, broken.text_file("own.csv", "Method,Seed,Distance (people)\nours,7,nan\n"))
+    yield wrong(script, "a table with a figure that is no number", "save_file=<folder>/own.csv", files=no_number)
+    written = broken.all_of(logs, broken.text_file("benchmark.json", "{}"))
+    yield wrong(script, "the table of a benchmark", "save_file=<folder>/results.csv", files=written)
     yield wrong(script, "a log that is no JSON", "ckpt_result=<folder>/text/log.json", files=text)
     listed = broken.all_of(logs, broken.text_file("text/log.json", "[1]"))
     yield wrong(script, "a log that is a list", "ckpt_result=<folder>/text/log.json", files=listed)

@@ -319,6 +319,13 @@ def test_a_forgetting_reads_the_files_of_i_do_not_know_wherever_it_is_started():
     assert inputs.files == [str(ROOT / "config" / "idk" / name) for name in ("questions.txt", "pictures.txt")]
 
 
+@pytest.mark.parametrize("script", ["mm/forget", "nlp/forget", "cv/forget"])
+@pytest.mark.parametrize("name", ["base", "gold", "start", "finetune", "pretrain"])
+def test_no_method_is_called_like_a_model_that_forgot_nobody(script, name):
+    with pytest.raises(SettingsError, match=rf"^method.name='{name}' is what a model is called that forgot nobody"):
+        compose(script, SCRIPTS[script], [f"method.name={name}"])
+
+
 def test_a_method_with_a_mask_runs_the_losses_of_both():
     inputs = compose("mm/forget", Forget, ["method=salun", "trainer.weight_decay=0"]).inputs()
     assert inputs.losses == ["idk", "grad_ascent"]
