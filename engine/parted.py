@@ -13,14 +13,24 @@ from settings.script import SettingsError, processes
 WHOLE = "take zero_stage=2, or FSDP with fsdp_version=2"
 
 
-def check_parts(accelerator: Any) -> None:
+def check_parts(accelerator: Any, precision: str) -> None:
     """Raise SettingsError where processes would each hold a part of the weights that nobody puts together again.
 
-    Saved, such a model would have weights without a number in them.
+    Saved, such a model would have weights without a number in them. DeepSpeed in bf16 or fp16 is refused too: the model
+    that it leaves is rounded, and updates that are smaller than the rounding would be lost.
+
+    `precision`: bf16 or fp32, of the training.
     """
     kind, parts = accelerator.distributed_type, "parts the weights, and what is saved would have none"
-    if kind == DistributedType.DEEPSPEED and accelerator.state.deepspeed_plugin.hf_ds_config.is_zero3():
-        raise SettingsError(f"DeepSpeed's zero_stage=3 {parts}; {WHOLE}")
+    if kind == DistributedType.DEEPSPEED:
+        told = accelerator.state.deepspeed_plugin.hf_ds_config
+        if told.is_zero3():
+            raise SettingsError(f"DeepSpeed's zero_stage=3 {parts}; {WHOLE}")
+        if precision != "fp32" or told.is_true("bf16.enabled") or told.is_true("fp16.enabled"):
+            raise SettingsError(
+                "DeepSpeed would round the weights that it saves, and small updates would be lost; take "
+                "trainer.precision=fp32 and mixed_precision: no, or FSDP with fsdp_version=2"
+            )
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise SettingsError(f"fsdp_version=1 {parts}; {WHOLE}")
 

@@ -215,7 +215,7 @@ def train(
         options = {"train_dataset": pairs, "data_collator": collator, "callbacks": [progress]}
         arguments = training_arguments(settings, seed, scratch)
         trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
-        check_parts(trainer.accelerator)
+        check_parts(trainer.accelerator, settings.precision)
         trainer.remove_callback(transformers.PrinterCallback)
         progress.trainer = trainer
         check_before_training(trainer, start, pairs, encoder, say)

@@ -11,9 +11,9 @@ from engine.parted import check_parts, check_whole, shapes_of
 from settings.script import SettingsError
 
 
-def launched(kind, *, zero3=False, fsdp2=False):
-    """What accelerate says of a launch."""
-    plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(is_zero3=lambda: zero3))
+def launched(kind, *, zero3=False, fsdp2=False, rounds=""):
+    """What accelerate says of a launch; `rounds`: what DeepSpeed's own configuration switches on."""
+    plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(is_zero3=lambda: zero3, is_true=lambda name: name == rounds))
     return SimpleNamespace(
         distributed_type=kind, is_fsdp2=fsdp2, state=SimpleNamespace(deepspeed_plugin=plugin, fsdp_plugin=None)
     )
@@ -29,7 +29,7 @@ def launched(kind, *, zero3=False, fsdp2=False):
 )
 def test_a_backend_whose_parts_nobody_puts_together_is_refused_before_the_first_step(launch, line):
     with pytest.raises(SettingsError, match=line):
-        check_parts(launch)
+        check_parts(launch, "fp32")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,13 @@ def test_a_backend_whose_parts_nobody_puts_together_is_refused_before_the_first_
     ids=["ZeRO-2", "FSDP 2", "DDP", "one process"],
 )
 def test_one_whose_weights_are_whole_or_made_whole_is_not(launch):
-    check_parts(launch)
+    check_parts(launch, "fp32")
+
+
+@pytest.mark.parametrize(("precision", "rounds"), [("bf16", ""), ("fp32", "bf16.enabled"), ("fp32", "fp16.enabled")])
+def test_deepspeed_is_refused_where_it_would_save_rounded_weights(precision, rounds):
+    with pytest.raises(SettingsError, match="DeepSpeed would round the weights that it saves"):
+        check_parts(launched(DistributedType.DEEPSPEED, rounds=rounds), precision)
 
 
 def test_a_model_that_was_left_in_parts_is_not_written_by_the_process_that_writes():
