@@ -169,7 +169,7 @@ def positions_of(path: str, settings: Model, tokenizer: Any) -> int:
             f"model_path={path!r}: its tokenizer numbers tokens up to {number} ({token!r}), and its config.json has "
             f"vocab_size {rows}: they are not of one model"
         )
-    return getattr(config, "max_position_embeddings", None) or 0
+    return max(0, getattr(config, "max_position_embeddings", None) or 0)  # -1 where a family takes any number
 
 
 def start_of(auto_class: Any, settings: Finetune, processor: Any) -> Start:

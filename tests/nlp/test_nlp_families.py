@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, OPTForCausalLM
+from transformers import AutoModelForCausalLM, OPTForCausalLM, XLNetConfig, XLNetLMHeadModel
 from transformers.utils import chat_template_utils
 
 import aggregate_eval_stat
@@ -16,7 +16,7 @@ import nlp.forget
 from engine.adapters import add_lora, lora_targets
 from engine.encode import one_day
 from engine.frozen_start import silence_dropout
-from engine.language_model import forward, load_model
+from engine.language_model import forward, load_model, positions_of
 from engine.score_answers import Prompt, ends_of, score_prompts
 from engine.start_checks import check_silent, check_start
 from families import READING, TAGS, Family, gemma2, gpt2, llama, llama4, loud, mixtral, opt, qwen2_5, qwen3, smollm3
@@ -123,6 +123,14 @@ def test_llama_4_that_looks_back_over_chunks_scores_each_row_as_alone(tmp_path):
     check_rows(opened, ROWS)
     check_scores(opened, ROWS)
     check_starts(opened, ROWS)
+
+
+def test_a_family_that_takes_any_number_of_tokens_is_asked_for_what_its_tokenizer_takes(tmp_path):
+    """XLNet's configuration says -1."""
+    _, tokenizer = llama()
+    config = XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=64)
+    XLNetLMHeadModel(config).save_pretrained(tmp_path)
+    assert positions_of(str(tmp_path), replace(MODEL, path=str(tmp_path)), tokenizer) == 0
 
 
 # ---- the end of a turn
