@@ -24,12 +24,11 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 
 from engine.folders import beside, check_space, full_disk_said, marked, remove_ours, written_whole
 from engine.language_model import trained_weights
+from engine.parted import parted_like, whole
 from engine.progress import start_of_line
 from engine.record import METRICS, other_versions, peak_memory_gb, read_json, versions, why_another, write_json
 from settings.script import GOES_ON, MAKE_ROOM, SettingsError, Stopped, processes
@@ -326,41 +325,6 @@ def kept_weights(model: nn.Module) -> dict[str, Tensor]:
     buffers = {name: value for name, value in model.named_buffers() if name in saved}
     weights: dict[str, Tensor] = {name: weight.detach() for name, weight in trained_weights(model).items()}
     return weights | buffers
-
-
-def whole(value: Tensor) -> Tensor:
-    """A tensor with all its parts, in the main memory of the first process; the others get an empty one.
-
-    Under FSDP2 every process has a part, and all must call this.
-    """
-    value = value.detach()
-    gathered = value.full_tensor() if isinstance(value, DTensor) else value
-    return gathered.cpu().contiguous() if processes().is_main_process else torch.empty(0)
-
-
-def make_whole(model: nn.Module) -> None:
-    """Undo FSDP2 after the last step: the first process gets its model back as it was before it was parted.
-
-    All processes must call this. Another model stays as it is.
-    """
-    made: dict[int, nn.Parameter] = {}  # by the parted one, because two modules may share a weight
-    for module in model.modules():
-        for name, weight in module.named_parameters(recurse=False):
-            if isinstance(weight, DTensor):
-                if id(weight) not in made:
-                    made[id(weight)] = nn.Parameter(whole(weight), weight.requires_grad)
-                setattr(module, name, made[id(weight)])
-    for module in model.modules():
-        if isinstance(module, FSDPModule):  # which FSDP2 has made a base of the module's own class
-            own: Any = next(kind for kind in type(module).__mro__[1:] if not issubclass(kind, FSDPModule))
-            module.__class__ = own
-
-
-def parted_like(value: Tensor, like: Tensor) -> Tensor:
-    """`value` as `like` lies: under FSDP2 this process's part of it."""
-    if isinstance(like, DTensor) and value.shape == like.shape:
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-    return value
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

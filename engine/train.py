@@ -14,13 +14,14 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from engine.checkpoints import Checkpoints, Metrics, check_room, make_whole
+from engine.checkpoints import Checkpoints, Metrics, check_room
 from engine.folders import written_whole
 from engine.frozen_start import Start, silence_dropout
 from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
 from engine.methods import BoundLoss
 from engine.pairs import PassCollator
+from engine.parted import check_parts, check_whole, make_whole, shapes_of
 from engine.progress import Work
 from engine.record import (
     METRICS,
@@ -214,6 +215,7 @@ def train(
         options = {"train_dataset": pairs, "data_collator": collator, "callbacks": [progress]}
         arguments = training_arguments(settings, seed, scratch)
         trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
+        check_parts(trainer.accelerator, settings.precision)
         trainer.remove_callback(transformers.PrinterCallback)
         progress.trainer = trainer
         check_before_training(trainer, start, pairs, encoder, say)
@@ -305,9 +307,11 @@ def run(trainer: LossTrainer, first_weights: dict[str, Tensor], last: str | None
     `first_weights`: what `weights_to_subtract_from` gives. `last`: the checkpoint to go on from.
     Raises SettingsError where the weights diverged.
     """
+    shapes = shapes_of(trainer.model)
     trainer.train(resume_from_checkpoint=last)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     make_whole(trained)
+    check_whole(trained, shapes, trainer.is_world_process_zero())
     finite = all(torch.isfinite(weight).all() for weight in trained_weights(trained).values())
     if not all(gather_object([finite])):  # after `make_whole` the first process alone may have the weights
         trainer.stop("the weights are not finite", "the last step's update")
