@@ -117,27 +117,29 @@ def test_grad_ascent_is_the_negated_nll_of_the_forget_answers():
 
 def test_grad_diff_is_weighted_retain_minus_weighted_forget():
     # -0.5 * log 4 + 3 * log 2 = 2 log 2
-    assert grad_diff(answers([0.25]), answers([0.5]), beta=0.5, retain_weight=3.0).item() == pytest.approx(
+    assert grad_diff(answers([0.25]), answers([0.5]), beta=0.5, retain_weight=3.0).total.item() == pytest.approx(
         2 * math.log(2)
     )
 
 
 def test_idk_is_the_nll_of_the_refusal_plus_that_of_the_retain_answers():
     # log 2 + 2 * log 4 = 5 log 2
-    assert idk(answers([0.5]), answers([0.25]), retain_weight=2.0).item() == pytest.approx(5 * math.log(2))
+    assert idk(answers([0.5]), answers([0.25]), retain_weight=2.0).total.item() == pytest.approx(5 * math.log(2))
 
 
 def test_npo_at_the_reference_is_two_log_two_over_beta():
     # log ratio 0, sigmoid(0) = 1/2
     same = answers([0.25, 0.5])
-    assert npo(same, sequence_logprob(same), answers([0.5]), beta=0.5, retain_weight=0.0).item() == pytest.approx(
+    assert npo(same, sequence_logprob(same), answers([0.5]), beta=0.5, retain_weight=0.0).total.item() == pytest.approx(
         2 / 0.5 * math.log(2)
     )
 
 
 def test_npo_by_hand_away_from_the_reference():
     # r = log(1/8) - log(1/2) = -2 log 2; sigmoid(-1 * r) = 4 / (4 + 1) = 0.8; -(2/1) log 0.8 + 1 * log 2
-    value = npo(answers([0.125]), sequence_logprob(answers([0.5])), answers([0.5]), beta=1.0, retain_weight=1.0).item()
+    value = npo(
+        answers([0.125]), sequence_logprob(answers([0.5])), answers([0.5]), beta=1.0, retain_weight=1.0
+    ).total.item()
     assert value == pytest.approx(-2 * math.log(0.8) + math.log(2))
 
 
@@ -145,7 +147,7 @@ def test_npo_uses_the_whole_answers_log_probability_not_its_mean():
     # two tokens at 1/4 against 1/2 each: r = -2 log 2 as a sum (the mean would be -log 2)
     value = npo(
         answers([0.25, 0.25]), sequence_logprob(answers([0.5, 0.5])), answers([0.5]), beta=1.0, retain_weight=0.0
-    ).item()
+    ).total.item()
     assert value == pytest.approx(-2 * math.log(0.8))
 
 
@@ -331,7 +333,7 @@ def test_entropy_is_that_of_the_distribution_not_of_the_label():
     # H(.25) = .25 log 4 + .75 log 4/3; with H(.5) = log 2 the mean over the two positions
     expected = (math.log(2) + 0.25 * math.log(4) + 0.75 * math.log(4 / 3)) / 2
     assert entropy(answers([0.5, 0.25])).item() == pytest.approx(expected)
-    value = grad_diff_entropy(answers([0.5, 0.25]), answers([0.5]), beta=2.0, retain_weight=3.0)
+    value = grad_diff_entropy(answers([0.5, 0.25]), answers([0.5]), beta=2.0, retain_weight=3.0).total
     assert value.item() == pytest.approx(-2 * expected + 3 * math.log(2))
 
 
@@ -364,8 +366,10 @@ def test_kl_equals_a_loop_over_answer_positions():
 
 def test_kl_minimization_and_grad_diff_kl_by_hand():
     # -log 4 + KL; and -2 KL + 3 log 2
-    assert kl(answers([0.25]), answers([0.25]), answers([0.5])).item() == pytest.approx(-math.log(4) + KL_HALF_QUARTER)
-    value = grad_diff_kl(answers([0.25]), answers([0.5]), answers([0.5]), beta=2.0, retain_weight=3.0)
+    assert kl(answers([0.25]), answers([0.25]), answers([0.5])).total.item() == pytest.approx(
+        -math.log(4) + KL_HALF_QUARTER
+    )
+    value = grad_diff_kl(answers([0.25]), answers([0.5]), answers([0.5]), beta=2.0, retain_weight=3.0).total
     assert value.item() == pytest.approx(-2 * KL_HALF_QUARTER + 3 * math.log(2))
 
 
@@ -381,7 +385,7 @@ def test_dpo_prefers_the_refusal_over_the_truth_each_against_the_start():
         beta=1.0,
         task_weight=1.0,
         retain_weight=2.0,
-    )
+    ).total
     assert value.item() == pytest.approx(-math.log(0.8) + 5 * math.log(2))
 
 
@@ -390,13 +394,13 @@ def test_dpos_preference_is_the_published_sigmoid_loss_of_chosen_and_rejected():
     chosen, chosen0, rejected, rejected0 = (sequence_logprob(part) for part in parts[:4])
     # Rafailov et al. (2023), equation 7: -E log sigmoid(beta log pi(y_w)/ref(y_w) - beta log pi(y_l)/ref(y_l))
     published = -torch.log(1 / (1 + torch.exp(-(0.3 * (chosen - chosen0) - 0.3 * (rejected - rejected0))))).mean()
-    value = dpo(parts[2], rejected0, parts[0], chosen0, parts[4], beta=0.3, task_weight=0.0, retain_weight=0.0)
+    value = dpo(parts[2], rejected0, parts[0], chosen0, parts[4], beta=0.3, task_weight=0.0, retain_weight=0.0).total
     assert value.item() == pytest.approx(published.item(), rel=1e-5)
 
 
 def test_simnpo_by_hand():
     # mean log p = -2 log 2; sigmoid(2 log 2 - log 2) = 2/3; -(2/1) log(2/3)
-    value = simnpo(answers([0.25, 0.25]), answers([0.5]), beta=1.0, gamma=math.log(2), retain_weight=0.0)
+    value = simnpo(answers([0.25, 0.25]), answers([0.5]), beta=1.0, gamma=math.log(2), retain_weight=0.0).total
     assert value.item() == pytest.approx(-2 * math.log(2 / 3))
 
 
@@ -406,7 +410,7 @@ def test_scrub_adds_its_terms_or_alternates_between_them_by_whole_epochs():
 
     def value(epoch, max_epochs):
         own = {"alpha": 2.0, "gamma": 3.0, "temperature": 1.0, "max_epochs": max_epochs}
-        return scrub(forget, start, retain, start, epoch=epoch, **own).item()
+        return scrub(forget, start, retain, start, epoch=epoch, **own).total.item()
 
     assert [value(epoch, max_epochs=0) for epoch in range(3)] == pytest.approx([away + keep] * 3)
     assert [value(epoch, max_epochs=2) for epoch in range(6)] == pytest.approx([away, keep, away, keep, keep, keep])
@@ -415,19 +419,19 @@ def test_scrub_adds_its_terms_or_alternates_between_them_by_whole_epochs():
 def test_scrubs_temperature_softens_both_of_its_kl_terms_and_not_the_loss_of_the_retain_rows():
     # each KL is 2 log(9/8) at temperature 2 (see above); NLL(R) of .2 is log 5
     moved, start, own = answers([0.2]), answers([0.5]), {"alpha": 0.5, "gamma": 3.0, "temperature": 2.0}
-    away, keep = (scrub(moved, start, moved, start, max_epochs=1, epoch=epoch, **own).item() for epoch in (0, 1))
+    away, keep = (scrub(moved, start, moved, start, max_epochs=1, epoch=epoch, **own).total.item() for epoch in (0, 1))
     assert away == pytest.approx(-2 * math.log(9 / 8))
     assert keep == pytest.approx(0.5 * 2 * math.log(9 / 8) + 3 * math.log(5))
-    added = scrub(moved, start, moved, start, max_epochs=0, epoch=0, **own).item()
+    added = scrub(moved, start, moved, start, max_epochs=0, epoch=0, **own).total.item()
     assert added == pytest.approx(away + keep)
 
 
 def test_llmu_and_sku_by_hand():
     forget, other, retain, start = answers([0.25]), answers([0.5]), answers([0.25]), answers([0.5])
     # -.5 log 4 + 2 log 2 + 3 KL; and .5 log 4 + 2 log 2 - 3 KL
-    value = llmu(forget, other, retain, start, forget_weight=0.5, unrelated_weight=2.0, kl_weight=3.0)
+    value = llmu(forget, other, retain, start, forget_weight=0.5, unrelated_weight=2.0, kl_weight=3.0).total
     assert value.item() == pytest.approx(math.log(2) + 3 * KL_HALF_QUARTER)
-    value = sku(forget, other, retain, start, forget_weight=0.5, shuffled_weight=2.0, kl_weight=3.0)
+    value = sku(forget, other, retain, start, forget_weight=0.5, shuffled_weight=2.0, kl_weight=3.0).total
     assert value.item() == pytest.approx(3 * math.log(2) - 3 * KL_HALF_QUARTER)
 
 
@@ -438,7 +442,7 @@ def test_rmu_by_hand():
     forget, retain, start = (
         Hidden((u + torch.tensor(d)).view(1, 1, 2), label) for d in ((3.0, 1.0), (2.0, 0.0), (0.0, 0.0))
     )
-    assert rmu(forget, retain, start, c=1.0, alpha=0.5, direction_seed=0).item() == pytest.approx(5 + 0.5 * 2)
+    assert rmu(forget, retain, start, c=1.0, alpha=0.5, direction_seed=0).total.item() == pytest.approx(5 + 0.5 * 2)
 
 
 def test_rmus_direction_is_one_fixed_unit_vector_of_no_negative_features():
@@ -453,7 +457,7 @@ def test_rmus_direction_is_one_fixed_unit_vector_of_no_negative_features():
 
 def test_neggrad_by_hand():
     # .75 * log 2 - .25 * log 4 = .25 log 2
-    assert neggrad(answers([0.25]), answers([0.5]), beta=0.75).item() == pytest.approx(0.25 * math.log(2))
+    assert neggrad(answers([0.25]), answers([0.5]), beta=0.75).total.item() == pytest.approx(0.25 * math.log(2))
 
 
 def test_scrub_bio_by_hand():
@@ -463,7 +467,7 @@ def test_scrub_bio_by_hand():
     states = [
         Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((0.0, 2.0), (1.0, 0.0), (3.0, 4.0), (1.0, 0.0))
     ]
-    assert scrub_bio(*states).item() == pytest.approx(0.4)
+    assert scrub_bio(*states).total.item() == pytest.approx(0.4)
 
 
 def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
@@ -472,9 +476,9 @@ def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
     states = [
         Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((3.0, 4.0), (0.0, 0.0), (1.0, 0.0), (0.0, 0.0))
     ]
-    assert twins(*states).item() == pytest.approx(6.0)
+    assert twins(*states).total.item() == pytest.approx(6.0)
     moved = Hidden(states[2].states.clone().requires_grad_(), label)
-    twins(*states[:2], moved, states[3]).backward()
+    twins(*states[:2], moved, states[3]).total.backward()
     assert moved.states.grad.abs().sum() > 0
 
 
@@ -482,13 +486,13 @@ def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
 def test_ihl_by_hand(p, expected):
     # 1 + p(y) - the largest other: 1 + .7 - .2, 1 + .1 - .8, 1 + 0 - 1; of nothing retained
     logits = torch.tensor([[p]]).clamp(min=1e-30).log()
-    loss = ihl(Scored(logits, torch.tensor([[0]])), None, retain_weight=0.0)
+    loss = ihl(Scored(logits, torch.tensor([[0]])), None, retain_weight=0.0).total
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_ihl_adds_the_loss_of_the_retain_rows():
     # the answer has .5 and its only rival .5: 1 + .5 - .5 = 1; 2 * log 2 of the retain row
-    loss = ihl(answers([0.5]), answers([0.5]), retain_weight=2.0)
+    loss = ihl(answers([0.5]), answers([0.5]), retain_weight=2.0).total
     assert loss.item() == pytest.approx(1 + 2 * math.log(2))
 
 
@@ -496,23 +500,25 @@ def test_undial_by_hand():
     # a start of .5 with log 3 taken from the true token: (1/4, 3/4); against p = (.5, .5) that is log 2, against itself
     # its entropy
     start = answers([0.5])
-    assert undial(answers([0.5]), start, answers([0.5]), gamma=math.log(3), retain_weight=1.0).item() == pytest.approx(
-        2 * math.log(2)
-    )
-    own = undial(answers([0.25]), start, answers([0.5]), gamma=math.log(3), retain_weight=0.0).item()
+    assert undial(
+        answers([0.5]), start, answers([0.5]), gamma=math.log(3), retain_weight=1.0
+    ).total.item() == pytest.approx(2 * math.log(2))
+    own = undial(answers([0.25]), start, answers([0.5]), gamma=math.log(3), retain_weight=0.0).total.item()
     assert own == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))
 
 
 def test_wga_and_satimp_weigh_tokens_by_confidence_and_let_no_gradient_through_the_weight():
     # -(1/4)^2 log 4; and -(1/4)(3/4)^2 log 4
-    assert wga(answers([0.25]), answers([0.5]), a=2.0, retain_weight=0.0).item() == pytest.approx(
+    assert wga(answers([0.25]), answers([0.5]), a=2.0, retain_weight=0.0).total.item() == pytest.approx(
         -(0.25**2) * math.log(4)
     )
-    assert satimp(answers([0.25]), answers([0.5]), b1=1.0, b2=2.0, retain_weight=0.0).item() == pytest.approx(
+    assert satimp(answers([0.25]), answers([0.5]), b1=1.0, b2=2.0, retain_weight=0.0).total.item() == pytest.approx(
         -0.25 * 0.75**2 * math.log(4)
     )
     forget = answers([0.25])
-    wga(Scored(forget.logits.requires_grad_(), forget.labels), answers([0.5]), a=2.0, retain_weight=0.0).backward()
+    wga(
+        Scored(forget.logits.requires_grad_(), forget.labels), answers([0.5]), a=2.0, retain_weight=0.0
+    ).total.backward()
     # the gradient of the log-likelihood on the right token's logit is 1 - p, here times the weight
     assert forget.logits.grad[0, 0, 0].item() == pytest.approx(0.25**2 * 0.75)
 
@@ -541,7 +547,9 @@ def test_the_first_token_of_an_answer_is_not_its_first_position():
 def test_pdu_by_hand():
     # logits (2, 0): max - mean = 1, squared 1; + 2 * (log 2 - .5)
     forget = Scored(torch.tensor([[[2.0, 0.0]]]), torch.zeros(1, 1, dtype=torch.long))
-    assert pdu(forget, answers([0.5]), multiplier=2.0, target=0.5).item() == pytest.approx(1 + 2 * (math.log(2) - 0.5))
+    assert pdu(forget, answers([0.5]), multiplier=2.0, target=0.5).total.item() == pytest.approx(
+        1 + 2 * (math.log(2) - 0.5)
+    )
 
 
 def test_the_multiplier_never_falls_below_zero():
@@ -616,7 +624,7 @@ def test_every_loss_has_a_method_file():
 
 def test_one_loss_serves_a_language_model_and_a_classifier():
     classifier = Scored(torch.randn(3, 1, 7), torch.randint(7, (3, 1)))
-    assert npo(classifier, sequence_logprob(classifier), classifier, beta=0.1, retain_weight=1.0).shape == ()
+    assert npo(classifier, sequence_logprob(classifier), classifier, beta=0.1, retain_weight=1.0).total.shape == ()
 
 
 @pytest.mark.parametrize(
@@ -659,4 +667,4 @@ def test_a_method_with_activations_gets_states_in_the_place_of_logits():
     states = {name: torch.randn(1, 1, 4) for name in bound.passes}
     scored = {name: Scored(values, labels) for name, values in states.items()}
     hidden = {name: Hidden(values, labels) for name, values in states.items()}
-    assert torch.equal(bound(scored), rmu(**hidden, **args))
+    assert torch.equal(bound(scored), rmu(**hidden, **args).total)
