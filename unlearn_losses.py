@@ -14,7 +14,8 @@ Positional parameters name the forward passes that a loss needs:
 - `augmented`: forget pictures of which a part is hidden.
 
 `ref_` before a name means the same pass of the frozen start. `_logprob` behind such a name means the log-probabilities
-(B,) of its answers alone, which are computed once for a whole run.
+(B,) of its answers alone, which are computed once for a whole run. `_labels` behind a name means its answers' labels
+(B, T) alone: no model scores that pass.
 
 Keyword-only parameters are the hyperparameters. They have no defaults: config/method/<name>.yaml is the one place for
 values. The engine fills in three of them. `epoch` says how many epochs are finished. `multiplier` and `target` come
@@ -31,7 +32,8 @@ Most losses end in a retain term, retain_weight * NLL(R). A method file with `re
 retain_weight 0 the retain pass is not run. A loss of forget and of retain rows returns its two Parts, whose sum it is.
 """
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -927,3 +929,120 @@ def ihl(forget: Scored, retain: Scored, *, retain_weight: float) -> Parts:
     rival = probabilities.scatter(-1, place, 0.0).amax(-1)
     hinge = mean_over_answers((1 + right - rival).clamp(min=0), forget)
     return Parts(hinge, retain_weight * retain_term(retain))
+
+
+def jensun(forget: Scored, idk_labels: Tensor, retain: Scored, ref_retain: Scored, *, jsd_weight: float) -> Parts:
+    """JensUn: draw p at the forget answers to the tokens of a refusal, and keep it near the start on the retain rows.
+
+    JSD(p || onehot(c)) on F + jsd_weight * JSD(p || p0) on R, JSD = Jensen-Shannon divergence of each answer token
+
+    c runs through the tokens of an "I don't know" answer, again and again, along the true answer. Each divergence is at
+    most log 2, and the push on a token fades as the refusal takes its place.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        idk_labels: labels (B, T') of an "I don't know" answer to each; its end-of-sequence is no target, unless it
+            stands alone.
+        retain: retain answers scored by p, logits (B, T, V).
+        ref_retain: the same answers scored by p0, logits (B, T, V).
+        jsd_weight: weight of the retain part, 0 or more. The file has 1.0, as the authors have.
+
+    Returns:
+        Two scalars in nats; the first is at most log 2.
+
+    Source: Singh et al. (arXiv 2509.02820).
+    """
+    logs = forget.logits.float().log_softmax(-1)
+    drawn = mean_over_answers(jsd_to_token(logs.gather(-1, cycled(idk_labels, forget)[..., None]).squeeze(-1)), forget)
+    return Parts(drawn, jsd_weight * jsd_from_start(retain, ref_retain))
+
+
+def jsd_to_token(logprob: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of a distribution from the one that is all on one token.
+
+    Args:
+        logprob: log-probability of that token, in nats, of any shape.
+
+    Returns:
+        Of the same shape, between 0 and log 2: with q = exp(logprob),
+        (log(2 / (1 + q)) + q log(2 q / (1 + q)) + (1 - q) log 2) / 2.
+    """
+    q = logprob.exp()
+    log_of_sum = q.log1p() - math.log(2)
+    return (-log_of_sum + q * (logprob - log_of_sum) + (1 - q) * math.log(2)) / 2
+
+
+def jsd_from_start(batch: Scored, start: Scored) -> Tensor:
+    """The mean over examples of the mean over answer positions of the Jensen-Shannon divergence of p from p0.
+
+    At p = p0 the value and its gradient are both zero.
+
+    Args:
+        batch: answers scored by p.
+        start: the same answers scored by p0, logits (B, T, V). No gradient flows into them.
+
+    Returns:
+        A scalar in nats, between 0 and log 2.
+    """
+    now, then = log_probabilities(batch.logits, 1.0), log_probabilities(start.logits.detach(), 1.0)
+    middle = torch.logaddexp(now, then) - math.log(2)
+    apart = now.exp() * (now - middle) + then.exp() * (then - middle)
+    return mean_over_answers(apart.sum(-1) / 2, batch)
+
+
+def cycled(labels: Tensor, along: Scored) -> Tensor:
+    """The tokens of other answers, each repeated along an answer without its last, which ends it.
+
+    Args:
+        labels: of the other answers, (B, T'), IGNORE where there is none. Each has at least one.
+        along: the answers (B, T) along which they are repeated.
+
+    Returns:
+        (B, T); what stands at positions without an answer means nothing.
+    """
+    present = labels != IGNORE
+    first = labels.gather(1, (~present).int().argsort(dim=1, stable=True))  # wherever the padding stands
+    count = (present.sum(1, keepdim=True) - 1).clamp(min=1)
+    place = ((along.labels != IGNORE).cumsum(1) - 1).clamp(min=0)
+    return first.gather(1, place % count)
+
+
+def flat(forget: Scored, idk: Scored, *, divergence: Literal["tv", "kl", "pearson", "js"]) -> Tensor:
+    """FLAT: an f-divergence between the "I don't know" answers and the forget answers is made large.
+
+    mean over forget rows of f*(g(P(y_f))) - g(P(y_idk)), P(y) = mean probability of an answer's tokens
+
+    tv: (tanh P_f - tanh P_idk) / 2; kl: exp(P_f - 1) - P_idk; pearson: P_f^2 / 4 + P_f - P_idk;
+    js: log(1 + exp P_f) + log(1 + exp -P_idk) - 2 log 2. There is no retain term and no reference. All are bounded.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        idk: scored "I don't know" answers to the same questions, logits (B, T', V).
+        divergence: tv, kl, pearson or js. The file has tv, as the authors have.
+
+    Returns:
+        A scalar.
+
+    Source: Wang et al. (arXiv 2410.11143).
+    """
+    wrong, right = mean_probability(forget), mean_probability(idk)
+    values = {
+        "tv": (wrong.tanh() - right.tanh()) / 2,
+        "kl": (wrong - 1).exp() - right,
+        "pearson": wrong.square() / 4 + wrong - right,
+        "js": F.softplus(wrong) + F.softplus(-right) - 2 * math.log(2),
+    }
+    return values[divergence].mean()
+
+
+def mean_probability(batch: Scored) -> Tensor:
+    """Mean probability of each answer's tokens.
+
+    Args:
+        batch: scored answers; the margin is not used.
+
+    Returns:
+        (B,), between 0 and 1.
+    """
+    p = (-token_nll(batch)).exp().masked_fill(batch.labels == IGNORE, 0.0)
+    return p.sum(-1) / answer_lengths(batch)

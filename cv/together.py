@@ -115,12 +115,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: Trainer, *, rows: 
     return transformers.get_scheduler(settings.schedule, optimizer, warmup, steps * settings.epochs)
 
 
-def stacked_batches(
-    shadows: list[Shadow], bound: BoundLoss, settings: Trainer
-) -> Iterator[tuple[int, dict[str, list[Batch]]]]:
+def stacked_batches(shadows: list[Shadow], bound: BoundLoss, settings: Trainer) -> Iterator[tuple[int, dict[str, Any]]]:
     """For each step the epoch and the networks' batches, stacked; every network has an order of its own."""
     frozen = frozen_passes(bound)
-    collators = [PassCollator(shadow.encoder, bound.trained, frozen, by_length=True) for shadow in shadows]
+    asked = {"by_length": True, "told": bound.told}
+    collators = [PassCollator(shadow.encoder, bound.trained, frozen, **asked) for shadow in shadows]
     counts = {len(shadow.pairs) for shadow in shadows}
     assert len(counts) == 1, f"shadow models of {sorted(counts)} rows cannot train together"
     for epoch in range(settings.epochs):
@@ -129,7 +128,9 @@ def stacked_batches(
             batches = []
             for shadow, collator, order in zip(shadows, collators, orders, strict=True):
                 batches.append(collator([shadow.pairs[key] for key in order[first : first + settings.batch_size]]))
-            yield epoch, {"trained": stack_batches(batches, "trained"), "frozen": stack_batches(batches, "frozen")}
+            stacked: dict[str, Any] = {kind: stack_batches(batches, kind) for kind in ("trained", "frozen")}
+            stacked["labels"] = {name: stack_labels(batches, name) for name in bound.told}
+            yield epoch, stacked
 
 
 def epoch_order(shadow: Shadow, epoch: int) -> list[int]:
@@ -147,7 +148,12 @@ def frozen_passes(bound: BoundLoss) -> list[str]:
     return list(dict.fromkeys([*bound.frozen, *bound.cached]))
 
 
-def stack_batches(batches: list[dict[str, list[Batch]]], kind: str) -> list[Batch]:
+def stack_labels(batches: list[dict[str, Any]], name: str) -> Tensor:
+    """The answers (B, N) of one pass of N networks."""
+    return torch.cat([each["labels"][name] for each in batches], dim=1)
+
+
+def stack_batches(batches: list[dict[str, Any]], kind: str) -> list[Batch]:
     """The batches of one step of each network, `trained` or `frozen`, as those of the stack."""
     of_networks = [each[kind] for each in batches]
     return [concat_batches(list(group)) for group in zip(*of_networks, strict=True)]
@@ -167,7 +173,7 @@ def passes_of_each(
     stack: FaceNetwork,
     frozen: FaceNetwork | None,
     bound: BoundLoss,
-    batches: dict[str, list[Batch]],
+    batches: dict[str, Any],
     *,
     forward: Forward,
 ) -> list[dict[str, Scored | Tensor]]:
@@ -190,6 +196,8 @@ def passes_of_each(
             passes[f"ref_{name}"] = pick_network(start[name], number)
         for name in bound.cached:
             passes[f"ref_{name}_logprob"] = sequence_logprob(pick_network(start[name], number))
+        for name, labels in batches["labels"].items():
+            passes[f"{name}_labels"] = labels[:, number : number + 1].to(device)
         each.append(passes)
     return each
 
@@ -263,8 +271,8 @@ def shadow_of(settings: AttackFaces, bound: BoundLoss, division: Division, numbe
         retain = training_rows(division, met.retain, "retain")
     encoder = FaceEncoder(classes, settings.data.people, settings.model.size)
     encoder.read([*(forget.files if forget else []), *retain.files])
-    draws = {"size": settings.model.size, "seed": seed, "other_answers": bound.method.other_answers}
-    return Shadow(FacePairs(bound.batches, forget, retain, **draws), encoder, seed)
+    draws = {"seed": seed, "other_answers": bound.method.other_answers, "scope": bound.method.scope}
+    return Shadow(FacePairs(bound.batches, forget, retain, size=settings.model.size, **draws), encoder, seed)
 
 
 def model_seed(settings: AttackFaces, number: int) -> int:

@@ -6,7 +6,7 @@ of its own (engine/gradient_<rule>.py).
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ State = dict[str, Gradients]  # what a rule keeps from step to step, by name
 class PartedGradient:
     """The gradients of a loss's forget and retain part over the batches of one optimizer step."""
 
-    def __init__(self, weights: Sequence[nn.Parameter]):
+    def __init__(self, weights: Iterable[nn.Parameter]):
         """`weights`: those that train."""
         self.weights = list(weights)
         self.clear()
@@ -71,7 +71,7 @@ def moved(weights: Sequence[nn.Parameter], by: Gradients) -> Iterator[None]:
     try:
         with torch.no_grad():
             for weight, more in zip(weights, by, strict=True):
-                weight += more
+                weight.add_(more)
         yield
     finally:
         with torch.no_grad():

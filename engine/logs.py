@@ -126,6 +126,16 @@ def recorded(record: Any, *names: str) -> Any:
     return record
 
 
+def forgotten_modality(record: Any) -> str | None:
+    """What a run's record says it was made to forget: both, text or visual; None where it does not say.
+
+    A method's scope goes before the rows of the run: one that forgets pictures alone is to keep what stands in words.
+    """
+    of_scope = {"pictures": "visual", "words": "text"}
+    modality: str | None = recorded(record, "settings", "modality")
+    return of_scope.get(str(recorded(record, "settings", "method", "scope")), modality)
+
+
 def is_table(content: Any) -> bool:
     """Whether a file's content maps names to mappings, and at least one."""
     return isinstance(content, dict) and bool(content) and all(isinstance(inner, dict) for inner in content.values())

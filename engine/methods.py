@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -68,7 +68,12 @@ class BoundLoss:
     @property
     def trained(self) -> list[str]:
         """The passes that the model in training scores."""
-        return [name for name in self.passes if not name.startswith("ref_")]
+        return [name for name in self.passes if not name.startswith("ref_") and not name.endswith("_labels")]
+
+    @property
+    def told(self) -> list[str]:
+        """The passes whose answers alone the loss gets: nobody scores them."""
+        return [base_pass(name) for name in self.passes if name.endswith("_labels")]
 
     @property
     def cached(self) -> list[str]:
@@ -83,7 +88,7 @@ class BoundLoss:
 
     @property
     def batches(self) -> list[str]:
-        """The batches to draw: the passes without `ref_` and `_logprob`, each once."""
+        """The batches to draw: the passes without `ref_`, `_logprob` and `_labels`, each once."""
         return list(dict.fromkeys(map(base_pass, self.passes)))
 
     def __call__(self, passes: Mapping[str, Scored | Tensor], **state: float) -> Tensor:
@@ -108,7 +113,7 @@ class BoundLoss:
 
 def base_pass(name: str) -> str:
     """The pass behind a parameter's name: `ref_idk_logprob` -> `idk`."""
-    return name.removeprefix("ref_").removesuffix("_logprob")
+    return name.removeprefix("ref_").removesuffix("_logprob").removesuffix("_labels")
 
 
 def known_losses() -> dict[str, Callable[..., Tensor | Parts]]:
@@ -189,6 +194,8 @@ def check_values(field: str, args: Mapping[str, Any], kinds: Mapping[str, Any]) 
     """Raise SettingsError for a value of the wrong type or out of its range."""
     for name, value in args.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if get_origin(kinds.get(name)) is Literal:
+            one_of(f"{field}.{name}", value, list(get_args(kinds[name])))
         if kinds.get(name) in (float, int) and not (is_number and math.isfinite(value)):
             raise SettingsError(f"{field}.{name}={value!r} must be a number")
         if name in ABOVE_ZERO and value <= 0:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from engine.kept import KEPT
+from engine.logs import forgotten_modality as forgotten
 from engine.record import TRAIN_RECORD, read_json
 from engine.result_table import Figure, ModelResult
 from engine.verdicts import Judged, places
@@ -70,8 +71,7 @@ def forgotten_modality(folder: Path, result: ModelResult) -> str:
     """What a method was made to forget: both, text or visual."""
     assert result.seed is not None  # every row of a benchmark has one
     file = model_folder(folder, model_name(result.method, result.seed)) / TRAIN_RECORD
-    settings = read_json(file).get("settings", {}) if file.is_file() else {}
-    return str(settings.get("modality", "both"))
+    return (file.is_file() and forgotten(read_json(file))) or "both"
 
 
 def measured_spreads(benchmark: str) -> dict[str, float]:

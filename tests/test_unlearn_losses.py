@@ -20,14 +20,19 @@ from unlearn_losses import (
     Hidden,
     Scored,
     ceu,
+    cycled,
     dpo,
     entropy,
+    flat,
     grad_ascent,
     grad_diff,
     grad_diff_entropy,
     grad_diff_kl,
     idk,
     ihl,
+    jensun,
+    jsd_from_start,
+    jsd_to_token,
     kl,
     kl_from_start,
     llmu,
@@ -86,6 +91,7 @@ def passes_of(bound, rows=3):
     for number, name in enumerate(name for name in bound.passes if name.startswith("ref_")):
         start = random_scored(rows, seed=100 + number)._replace(labels=passes[base_pass(name)].labels)
         passes[name] = sequence_logprob(start) if name.endswith("_logprob") else start
+    passes |= {f"{name}_labels": passes[name].labels for name in bound.told}
     return {name: passes[name] for name in bound.passes}
 
 
@@ -252,6 +258,13 @@ def gap(passes, name, start):
     return (passes[name].logits - passes[start].logits).norm(dim=-1)[passes[name].labels != IGNORE].sum()
 
 
+def refusals(passes, name):
+    """Log-probability of the tokens of a refusal at the answers' positions, summed."""
+    logs = passes[name].logits.log_softmax(-1)
+    wanted = cycled(passes["idk_labels"], passes[name])
+    return logs.gather(-1, wanted[..., None])[passes[name].labels != IGNORE].sum()
+
+
 # what a small step on the scored passes must raise (+1) or lower (-1), measured on which pass
 DIRECTIONS = {
     **{
@@ -261,6 +274,8 @@ DIRECTIONS = {
     "retain_ft": [(+1, "retain", right_answers)],
     "idk": [(+1, "idk", right_answers), (+1, "retain", right_answers)],
     "salun": [(+1, "idk", right_answers)],
+    "flat": [(+1, "idk", right_answers), (-1, "forget", right_answers)],
+    "jensun": [(+1, "forget", refusals)],
     "dpo": [(+1, "idk", right_answers), (-1, "forget", right_answers)],
     "llmu": [(-1, "forget", right_answers), (+1, "unrelated", right_answers)],
     "sku": [(+1, "forget", right_answers), (+1, "shuffled", right_answers)],  # what is learned, to be subtracted
@@ -494,6 +509,66 @@ def test_ihl_adds_the_loss_of_the_retain_rows():
     # the answer has .5 and its only rival .5: 1 + .5 - .5 = 1; 2 * log 2 of the retain row
     loss = ihl(answers([0.5]), answers([0.5]), retain_weight=2.0).total
     assert loss.item() == pytest.approx(1 + 2 * math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("divergence", "expected"),
+    [
+        ("tv", (math.tanh(0.8) - math.tanh(0.1)) / 2),  # .28218
+        ("kl", math.exp(0.8 - 1) - 0.1),  # .71873
+        ("pearson", 0.8**2 / 4 + 0.8 - 0.1),  # .86
+        ("js", math.log(1 + math.exp(-0.1)) + 0.8 + math.log(1 + math.exp(-0.8)) - 2 * math.log(2)),
+    ],
+)
+def test_flat_by_hand(divergence, expected):
+    # of the forget answer's two tokens the mean probability is .8, of the refusal's .1
+    assert flat(answers([0.7, 0.9]), answers([0.1]), divergence=divergence).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_flats_divergence_is_one_of_four():
+    with pytest.raises(SettingsError, match=r"method.args.divergence='kll' is not known .*did you mean 'kl'"):
+        bind(Method("flat", "flat", {"divergence": "kll"}))
+
+
+def test_the_divergence_from_one_token_is_that_of_the_two_distributions():
+    # q = .5: (log 4/3 + .5 log 2/3 + .5 log 2) / 2
+    assert jsd_to_token(torch.tensor(0.5).log()).item() == pytest.approx(0.21576, abs=1e-5)
+    assert jsd_to_token(torch.tensor([0.0, -200.0])).tolist() == pytest.approx([0.0, math.log(2)], abs=1e-6)
+    one, p = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.2, 0.3, 0.5])
+    middle = (one + p) / 2
+    both = [torch.special.xlogy(each, each / middle).sum().item() for each in (one, p)]
+    assert jsd_to_token(p[1].log()).item() == pytest.approx(sum(both) / 2, rel=1e-5)
+
+
+def test_jensun_by_hand():
+    # the refusal is token 1 (its end is no target), which has .5 and then .75; q = .75: .5 * (log 8/7 + .75 log 6/7 +
+    # .25 log 2) = .0956; the retain part: p = .25, p0 = .5, middle .375 and .625
+    forget, refusal = answers([0.5, 0.25]), torch.tensor([[1, 0]])
+    drawn = (0.21576 + 0.5 * (math.log(8 / 7) + 0.75 * math.log(6 / 7) + 0.25 * math.log(2))) / 2
+    of_p = 0.25 * math.log(0.25 / 0.375) + 0.75 * math.log(0.75 / 0.625)
+    of_start = 0.5 * math.log(0.5 / 0.375) + 0.5 * math.log(0.5 / 0.625)
+    parts = jensun(forget, refusal, answers([0.25]), answers([0.5]), jsd_weight=3.0)
+    assert parts.forget.item() == pytest.approx(drawn, abs=1e-5)
+    assert parts.retain.item() == pytest.approx(3 * (of_p + of_start) / 2, rel=1e-5)
+    assert jsd_from_start(answers([0.25]), answers([0.25])).item() == pytest.approx(0.0, abs=1e-7)
+
+
+def test_a_refusal_is_repeated_along_an_answer_without_its_end_wherever_the_padding_stands():
+    labels = torch.tensor([[7, 8, 2, IGNORE], [IGNORE, IGNORE, 9, 2], [IGNORE, 4, IGNORE, IGNORE]])
+    along = Scored(torch.zeros(3, 5, 2), torch.tensor([[IGNORE, 1, 1, 1, 1], [1, 1, 1, IGNORE, IGNORE], [1] * 5]))
+    made = cycled(labels, along)
+    assert made[0, 1:].tolist() == [7, 8, 7, 8]
+    assert made[1, :3].tolist() == [9, 9, 9]
+    assert made[2].tolist() == [4] * 5  # an answer of one token, as in face recognition, is its own end
+
+
+def test_the_two_parts_of_a_loss_add_up_to_it_and_a_loss_of_one_part_is_its_forget_part():
+    bound = bind(Method("npo", "npo", {"beta": 0.5, "retain_weight": 2.0}))
+    same = answers([0.25])
+    parts = bound.parts({"forget": same, "ref_forget_logprob": sequence_logprob(same), "retain": answers([0.5])})
+    assert parts.forget.item() == pytest.approx(4 * math.log(2))
+    assert parts.retain.item() == pytest.approx(2 * math.log(2))
+    assert bind(Method("grad_ascent", "grad_ascent")).parts({"forget": same}).retain == 0.0
 
 
 def test_undial_by_hand():
