@@ -86,9 +86,9 @@ class Pairs:
         """`idk`: the answers for questions in words (False) and with a picture (True); `scope`: of the method."""
         self.passes, self.all_forget, self.all_retain = passes, forget, retain
         self.forget: Any = None if forget is None else in_scope(forget, scope)
-        self.retain = in_scope(retain, scope)
+        self.retain: Any = in_scope(retain, scope)
         self.idk, self.seed, self.other_answers, self.scope = idk, seed, other_answers, scope
-        self.leading = self.retain if set(passes) == {"retain"} else self.forget
+        self.leading: Any = self.retain if set(passes) == {"retain"} else self.forget
         if unknown := [name for name in passes if not hasattr(self, f"{name}_examples")]:
             raise SettingsError(f"the method asks for {unknown[0]} pictures, which there are in face recognition only")
         drawn = (("shuffled", self.forget, "other forget rows"), ("unrelated", self.retain, "retain rows"))

@@ -363,6 +363,11 @@ def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say
         trainer.keep_start_logprobs(pairs, encoder)
     if method.mask:
         trainer.hold_all_but(method.mask, pairs, encoder)
+    if trainer.looks_coarsely:
+        say(
+            f"{method.name}: the weights beside the adapter are in bf16, whose rounding hides most of the way that the "
+            "forget gradient is taken up; model.weights=float32 shows it"
+        )
     if method.multiplier:
         trainer.add_callback(MultiplierCallback(trainer))
     judged = EachEpoch(trainer, each_epoch, say)

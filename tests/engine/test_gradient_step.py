@@ -25,7 +25,7 @@ from engine.loss_trainer import LossTrainer, exceeds
 from engine.methods import bind
 from engine.pairs import in_scope
 from engine.train import train
-from helpers import BASE, NPO, ROOT, TRAINER, Few, largest_difference, pairs, training_settings, without_dropout
+from helpers import BASE, MODEL, NPO, ROOT, TRAINER, Few, largest_difference, pairs, training_settings, without_dropout
 from settings.script import SettingsError
 from settings.training import Gradient, Lora, Mask, Method
 from unlearn_losses import Parts
@@ -45,9 +45,10 @@ MMUNLEARNER = of_file("mmunlearner")
 METHODS = {"sam": SAM, "project": GRU, "mask": MMUNLEARNER}
 
 
-def run(data, encoder, folder, settings=TRAINER, method=NPO, *, count=8, say=lambda line: None):
+def run(data, encoder, folder, settings=TRAINER, method=NPO, *, count=8, say=print, weights="float32"):
     bound = bind(method)
-    own = training_settings(lora=settings.lora, activations=method.activations)
+    model = replace(MODEL, weights=weights)
+    own = training_settings(model, lora=settings.lora, activations=method.activations)
     network = without_dropout(load_for_training(AutoModelForImageTextToText, own))
     start = Start(network, forward, partial(save, encoder.processor))
     few = Few(pairs(data, bound.batches, scope=method.scope), count)
@@ -184,6 +185,14 @@ def test_sam_looks_in_fp32_where_bf16_would_round_its_step_away(data, encoder, t
     monkeypatch.setattr(LossTrainer, "parts_of", watched)
     run(data, encoder, tmp_path / "out", replace(TRAINER, precision="bf16", batch_size=8), SAM)
     assert set(dtypes) == {(False, torch.bfloat16), (True, torch.float32)}
+
+
+def test_weights_in_bf16_beside_an_adapter_hide_sams_step_and_that_is_said(data, encoder, tmp_path):
+    settings = replace(TRAINER, lora=Lora(r=4, alpha=8, dropout=0.0), precision="bf16", batch_size=8)
+    for dtype, expected in (("bfloat16", 1), ("float32", 0)):
+        lines = []
+        run(data, encoder, tmp_path / dtype, settings, SAM, say=lines.append, weights=dtype)
+        assert sum("the weights beside the adapter are in bf16" in line for line in lines) == expected
 
 
 @pytest.mark.parametrize("method", [SAM, GRU], ids=["sam", "project"])
