@@ -184,16 +184,17 @@ class LossTrainer(transformers.Trainer):
 
         Weights that are held in bf16 beside an adapter need autocast.
         """
-        keeps_autocast = self.looks_coarsely
         inner = self.accelerator.unwrap_model(model)
-        with self.compute_loss_context_manager() if keeps_autocast else without_autocast(inner):
+        with self.compute_loss_context_manager() if self.looks_coarsely else without_autocast(inner):
             yield
 
     @property
     def looks_coarsely(self) -> bool:
         """Whether a rule looks at perturbed weights through the rounding of bf16."""
         looks_twice = self.bound.rule is not None and self.bound.rule.perturb is not None
-        return looks_twice and any(weight.dtype != torch.float32 for weight in self.model.parameters())
+        return (
+            looks_twice and self.args.bf16 and any(weight.dtype != torch.float32 for weight in self.model.parameters())
+        )
 
     def l1_penalty(self, model: nn.Module) -> Tensor:
         penalty = self.l1 * l1_norm(self.accelerator.unwrap_model(model))

@@ -7,8 +7,8 @@ import pytest
 from engine.logs import forgotten_modality
 from engine.result_table import Figure, ModelResult
 from report import ranking
-from settings.training import SCOPES
 from report.ranking import add_places, measured_spreads
+from settings.training import SCOPES
 
 SPREAD_IS_KNOWN = ("npo", "idk", "ga", "near", "cheat", "words", "both")
 
