@@ -5,7 +5,7 @@ change before it and after it.
 import contextlib
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
-from data_module import Example
+from data_module import Example, draw
 from engine import checkpoints
 from engine.frozen_start import FrozenStart, Start, forward_passes
 from engine.gradient_step import Gradients, PartedGradient, State, moved, statistics_kept, without_autocast
@@ -331,8 +331,9 @@ class LossTrainer(transformers.Trainer):
             return largest(self.mean_gradient(mask.loss, pairs, encoder), mask.share)
         assert mask.ratio is not None
         others = [pairs.rows_of(name) for name in mask.against]  # first: it says so where there are none
-        of_forget = self.squared_gradients(mask.loss, each_of(pairs.rows_of("forget")), encoder)
-        of_others = self.squared_gradients(mask.loss, itertools.chain.from_iterable(map(each_of, others)), encoder)
+        drawn = [drawn_of(rows, mask.rows, self.draw_seed) for rows in (pairs.rows_of("forget"), *others)]
+        of_forget = self.squared_gradients(mask.loss, drawn[0], encoder)
+        of_others = self.squared_gradients(mask.loss, itertools.chain.from_iterable(drawn[1:]), encoder)
         return [exceeds(f, o, mask.ratio) for f, o in zip(of_forget, of_others, strict=True)]
 
     def mean_gradient(self, loss: str, pairs: Any, encoder: Any) -> Gradients:
@@ -400,9 +401,12 @@ def largest(values: list[Tensor], share: float) -> list[Tensor]:
     return [(value >= least) & (value > 0) for value in values]
 
 
-def each_of(rows: Any) -> Iterator[Example]:
-    """The rows of a split, read one by one."""
-    return (rows[place] for place in range(len(rows)))
+def drawn_of(rows: Any, most: int, seed: int) -> Iterator[Example]:
+    """Some rows of a split, drawn with the seed and read one by one; `most` of 0 takes all."""
+    places: Sequence[int] = range(len(rows))
+    if 0 < most < len(rows):
+        places = draw(seed, "mask").sample(places, most)
+    return (rows[place] for place in places)
 
 
 def exceeds(values: Tensor, others: Tensor, ratio: float) -> Tensor:

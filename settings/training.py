@@ -28,6 +28,7 @@ class Mask:
     share: float | None = None
     ratio: float | None = None
     against: list[str] = field(default_factory=list)  # retain, forget_words, retain_words
+    rows: int = 0  # of each kind that a ratio looks at, drawn with the seed; 0: all
     applies_to: str = "all"  # what the mask holds still: all of the gradient, or that of the loss's forget part
 
     def __post_init__(self) -> None:
@@ -42,6 +43,9 @@ class Mask:
             raise SettingsError(f"method.mask.against={self.against}: a ratio is against some rows, a share is not")
         for rows in self.against:
             one_of("method.mask.against", rows, COMPARED)
+        at_least("method.mask.rows", self.rows, 0)
+        if self.rows and self.ratio is None:
+            raise SettingsError(f"method.mask.rows={self.rows}: a share looks at all forget rows; leave rows out")
 
 
 @dataclass

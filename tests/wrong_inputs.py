@@ -266,7 +266,7 @@ def method_inputs() -> Iterator[WrongInput]:
     undecayed = ("method=mmunlearner", "trainer.weight_decay=0")
     yield wrong(script, "a method of pictures on words", *undecayed, "modality=text")
     yield wrong(script, "a comparison with words that are not read", *undecayed, "modality=visual")
-    yield wrong(script, "a scope that is not there", "method.scope=faces")
+    yield wrong(script, "a scope that is not there", "+method.scope=faces")
     yield wrong(script, "an answer file that is not there", "data.idk_questions=no.txt")
     empty = broken.text_file("idk.txt", "\n\n")
     yield wrong(

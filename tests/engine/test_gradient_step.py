@@ -21,7 +21,7 @@ from engine.gradient_project import project
 from engine.gradient_sam import add, perturbation
 from engine.gradient_step import PartedGradient, moved, statistics_kept
 from engine.language_model import forward, load_for_training, save
-from engine.loss_trainer import LossTrainer, exceeds
+from engine.loss_trainer import LossTrainer, drawn_of, exceeds
 from engine.methods import bind
 from engine.pairs import in_scope
 from engine.train import train
@@ -138,6 +138,15 @@ def test_batch_normalisation_counts_nothing_where_a_rule_looks_again():
     assert layer.running_mean.tolist() == [0.0, 0.0]
     layer(torch.randn(8, 2) + 5)
     assert layer.running_mean.abs().min() > 0.1
+
+
+def test_a_mask_looks_at_so_many_rows_drawn_with_the_seed_or_at_all():
+    rows = [f"row {number}" for number in range(10)]
+    some = list(drawn_of(rows, 4, seed=0))
+    assert len(set(some)) == 4
+    assert some == list(drawn_of(rows, 4, seed=0))
+    assert some != list(drawn_of(rows, 4, seed=1))
+    assert list(drawn_of(rows, 0, seed=0)) == list(drawn_of(rows, 10, seed=0)) == rows
 
 
 # ---- what the training loop makes of them
@@ -333,6 +342,7 @@ def test_a_rule_that_does_not_fit_is_one_line(method, line):
         ({"ratio": 1.0}, r"method.mask.against=\[\]: a ratio is against some rows"),
         ({"ratio": 0.0, "against": ["retain"]}, "method.mask.ratio=0.0 must be above 0"),
         ({"ratio": 1.0, "against": ["words"]}, "method.mask.against='words' is not known"),
+        ({"share": 0.5, "rows": 8}, "method.mask.rows=8: a share looks at all forget rows"),
         ({"share": 0.5, "applies_to": "retain"}, "method.mask.applies_to='retain' is not known"),
     ],
 )
