@@ -316,9 +316,20 @@ class LossTrainer(transformers.Trainer):
 
         return sorted(wanted.items(), key=by_length)
 
-    def hold_all_but(self, mask: Mask, pairs: Any, encoder: Any) -> None:
-        """Let only the weights move that the mask chooses, or let only them move by the forget part."""
+    def hold_all_but(self, mask: Mask, pairs: Any, encoder: Any) -> float:
+        """Let only the weights move that the mask chooses, or let only them move by the forget part.
+
+        Returns the share of the trained weights that they are. Raises SettingsError where there are none.
+        """
         moves = self.chosen_by(mask, pairs, encoder)
+        share = sum(int(each.sum()) for each in moves) / sum(each.numel() for each in moves)
+        if not share:
+            raise SettingsError(f"method={self.bound.method.name}: method.mask chooses no weight, nothing would forget")
+        self.hold(mask, moves)
+        return share
+
+    def hold(self, mask: Mask, moves: list[Tensor]) -> None:
+        """Let only the entries move that `moves` has of each trained weight."""
         if self.bound.rule and mask.applies_to == "forget":
             self.rule_args["moves"] = moves
             return

@@ -91,7 +91,10 @@ class Pairs:
         self.leading: Any = self.retain if set(passes) == {"retain"} else self.forget
         if unknown := [name for name in passes if not hasattr(self, f"{name}_examples")]:
             raise SettingsError(f"the method asks for {unknown[0]} pictures, which there are in face recognition only")
-        drawn = (("shuffled", self.forget, "other forget rows"), ("unrelated", self.retain, "retain rows"))
+        drawn: tuple[tuple[str, Any, str], ...] = (
+            ("shuffled", self.forget, "other forget rows"),
+            ("unrelated", self.retain, "retain rows"),
+        )
         for name, rows, whose in drawn:
             if name in passes and len(set(rows.answers)) < 2:
                 raise SettingsError(f"the method asks for answers of {whose}, but these all have the same answer")

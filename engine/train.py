@@ -362,7 +362,8 @@ def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say
     if trainer.bound.cached:
         trainer.keep_start_logprobs(pairs, encoder)
     if method.mask:
-        trainer.hold_all_but(method.mask, pairs, encoder)
+        share = trainer.hold_all_but(method.mask, pairs, encoder)
+        say(f"{method.name}: the mask lets {share:.1%} of the trained weights move")
     if trainer.looks_coarsely:
         say(
             f"{method.name}: the weights beside the adapter are in bf16, whose rounding hides most of the way that the "

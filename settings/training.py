@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import re
 import sys
 from dataclasses import dataclass, field
@@ -37,8 +38,8 @@ class Mask:
             raise SettingsError(f"method.mask takes either share or ratio; got share={self.share} ratio={self.ratio}")
         if self.share is not None:
             share_of("method.mask.share", self.share)
-        if self.ratio is not None and self.ratio <= 0:
-            raise SettingsError(f"method.mask.ratio={self.ratio} must be above 0")
+        if self.ratio is not None and not 0 < self.ratio < math.inf:
+            raise SettingsError(f"method.mask.ratio={self.ratio} must be a number above 0")
         if (self.ratio is None) != (not self.against):
             raise SettingsError(f"method.mask.against={self.against}: a ratio is against some rows, a share is not")
         for rows in self.against:
