@@ -33,7 +33,7 @@ from engine.evaluated import (
     training_settings,
 )
 from engine.figures import figures_of_logs
-from engine.logs import EvalLog, check_different_models, check_same_rows, read_eval_log, recorded
+from engine.logs import EvalLog, check_different_models, check_same_rows, forgotten_modality, read_eval_log
 from engine.measures import MEASURES
 from engine.metrics import ASCII, rouge_tokenizer
 from engine.places import ANCHORS, add_places
@@ -248,7 +248,7 @@ def result_of(settings: Aggregate, log: EvalLog, references: References, path: P
         "ROUGE definition": f"ROUGE-L recall, stemmed{other_words(log)}",
     }
     name = settings.method_name or own_name(log, references, path)
-    forgets = recorded(log.train_meta, "settings", "modality") or "both"
+    forgets = forgotten_modality(log.train_meta) or "both"
     return ModelResult(name, log.train_meta.get("seed"), figures, about, forgets=forgets, log=path)
 
 

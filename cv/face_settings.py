@@ -6,7 +6,7 @@ from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
 from settings.script import SettingsError, at_least, check_seed, one_of
-from settings.training import FINETUNING, Method, Trainer, check_report_to
+from settings.training import FINETUNING, Method, Trainer, check_mask, check_report_to
 
 # whom a network learns: everyone it meets, or all of them but those to be forgotten (gold)
 FINETUNE_SPLITS = ("full", "retain")
@@ -121,6 +121,10 @@ class FinetuneFaces(Pretrain):
 class ForgetFaces(Pretrain):
     model_path: str = MISSING
     method: Method = MISSING
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_mask(self.method, self.trainer)
 
     def inputs(self) -> Inputs:
         return self.data.inputs(models=[self.model_path], losses=self.method.losses())
