@@ -36,7 +36,7 @@ from engine.evaluated import (
     training_settings,
 )
 from engine.figures import figures_of_logs
-from engine.logs import EvalLog, check_different_models, check_same_rows, read_eval_log, recorded
+from engine.logs import EvalLog, check_different_models, check_same_rows, forgotten_modality, read_eval_log
 from engine.measures import MEASURES
 from engine.metrics import ASCII, rouge_tokenizer
 from engine.places import ANCHORS, add_places
@@ -262,7 +262,7 @@ def result_of(settings: Aggregate, log: EvalLog, references: References, path: P
     }
     own_name = anchor_name(log, references) or method_of(log.train_meta) or model_name_of(path)
     name = settings.method_name or own_name
-    forgets = recorded(log.train_meta, "settings", "modality") or "both"
+    forgets = forgotten_modality(log.train_meta) or "both"
     return ModelResult(name, log.train_meta.get("seed"), figures, about, forgets=forgets, log=path)
 
 

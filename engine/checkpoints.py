@@ -37,6 +37,7 @@ from settings.training import Interval, Trainer, read_interval
 PROGRESS = "progress.json"
 STATE = "trainer_state.json"  # the library's own: how many steps are done
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+OWN = "method.safetensors"  # what a method's gradient step keeps from step to step
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MADE_OF = ("key", "settings", "inputs", "code")  # what a run's record says of what it was made of
 # bytes that an optimizer keeps for each trained weight
@@ -165,6 +166,7 @@ class Checkpoints(TrainerCallback):
         step = trainer.state.global_step
         weights = {name: whole(value) for name, value in kept_weights(unwrapped(trainer)).items()}
         tensors, facts = parted(trainer.optimizer.state_dict())
+        own = {name: whole(value) for name, value in trainer.own_tensors().items()}
         each = gather_object([{"draws": state_of_draws(), **trainer.own_state()}])
         if processes().is_main_process:
             progress = {
@@ -183,6 +185,7 @@ class Checkpoints(TrainerCallback):
             with written_whole(self.folder / f"step_{step}", then) as aside:
                 save_file(weights, aside / WEIGHTS)
                 save_file(tensors, aside / OPTIMIZER)
+                save_file(own, aside / OWN)
                 trainer.state.log_history = []  # ours stands in the parts
                 trainer.state.save_to_json(str(aside / STATE))
                 write_json(aside / PROGRESS, progress)
@@ -335,6 +338,12 @@ def load_weights(model: nn.Module, folder: Path) -> None:
             weight.copy_(parted_like(saved[name], weight))
 
 
+def load_own(folder: Path) -> dict[str, Tensor]:
+    """What a checkpoint keeps of a method's gradient step."""
+    with readable(folder):
+        return load_file(folder / OWN)
+
+
 def parted(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state_dict as tensors by `<number>.<name>`, and the rest of it for JSON."""
     tensors: dict[str, Tensor] = {}
@@ -399,10 +408,11 @@ def tensor_of(text: str) -> Tensor:
 # ---- room
 
 
-def check_room(model: nn.Module, save_dir: str, settings: Trainer) -> None:
+def check_room(model: nn.Module, save_dir: str, settings: Trainer, *, own: int = 0) -> None:
     """Raise SettingsError where the disk lacks room for the trained model and for two checkpoints.
 
     There are two while the second replaces the first. What an interrupted run has left of them needs no further room.
+    `own`: bytes that the method keeps for each trained weight besides.
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     parts = [model, *(part for _, _, part in inner.__dict__.get("removed_parts", []))]
@@ -412,7 +422,9 @@ def check_room(model: nn.Module, save_dir: str, settings: Trainer) -> None:
     checkpoint = 0
     if settings.save_every != "never":
         trained = trained_weights(model).values()
-        checkpoint = sum(weight.numel() * (weight.element_size() + KEPT[settings.optimizer]) for weight in trained)
+        checkpoint = sum(
+            weight.numel() * (weight.element_size() + KEPT[settings.optimizer] + own) for weight in trained
+        )
     how = f"{result / 1e9:.2f} for the model, {2 * checkpoint / 1e9:.2f} for checkpoints"
     left = beside(Path(save_dir), "checkpoints").rglob("*")
     there = min(2 * checkpoint, sum(file.stat().st_size for file in left if file.is_file()))

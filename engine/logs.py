@@ -164,6 +164,19 @@ def recorded(record: Any, *names: str) -> Any:
     return record
 
 
+def forgotten_modality(record: Any) -> str | None:
+    """What a run's record says it was made to forget: both, text or visual; None where it does not say."""
+    return forgotten(recorded(record, "settings", "method", "scope"), recorded(record, "settings", "modality"))
+
+
+def forgotten(scope: str | None, modality: str | None) -> str | None:
+    """What a method of some scope was made to forget on rows of some modality; None: not known.
+
+    A method's scope goes before the rows of the run: one that forgets pictures alone is to keep what stands in words.
+    """
+    return {"pictures": "visual", "words": "text"}.get(str(scope), modality)
+
+
 def is_table(content: Any) -> bool:
     """Whether a file's content maps names to mappings, and at least one."""
     return isinstance(content, dict) and bool(content) and all(isinstance(inner, dict) for inner in content.values())

@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 from engine.checkpoints import Checkpoints, Metrics, check_room
 from engine.folders import written_whole
 from engine.frozen_start import Start, silence_dropout
+from engine.gradient_step import without_autocast
 from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
 from engine.methods import BoundLoss
@@ -53,14 +54,12 @@ class EachEpoch(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         started = time.perf_counter()
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        wrapped = model.__dict__.pop("forward", None)  # the trainer's, with autocast; the class's own is below it
         model.eval()
         try:
-            self.results.append(self.judge(model))
+            with without_autocast(model):
+                self.results.append(self.judge(model))
         finally:
             model.train()
-            if wrapped:
-                model.forward = wrapped
         self.seconds += time.perf_counter() - started
         figures = ", ".join(f"{task} {means['Exact Memorization']:.2f}" for task, means in self.results[-1].items())
         self.say(f"  exact memorization on the validation fold: {figures}")
@@ -201,7 +200,7 @@ def train(
     """
     start_of_peak()
     transformers.set_seed(seed)
-    check_room(start.model, save_dir, settings)
+    check_room(start.model, save_dir, settings, own=4 if bound.rule and bound.rule.needs_retain else 0)
     if settings.lr == 0:
         say("trainer.lr=0: no weight will change")
     progress = TrainProgress(say)
@@ -211,7 +210,8 @@ def train(
     kernels = deterministic_kernels(settings.deterministic)
     # the library makes its output folder at once; ours must be whole
     with kernels, tempfile.TemporaryDirectory() as scratch:
-        collator = PassCollator(encoder, bound.trained, bound.frozen, by_length=processes().num_processes == 1)
+        alone = processes().num_processes == 1
+        collator = PassCollator(encoder, bound.trained, bound.frozen, by_length=alone, told=bound.told)
         options = {"train_dataset": pairs, "data_collator": collator, "callbacks": [progress]}
         arguments = training_arguments(settings, seed, scratch)
         trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
@@ -375,7 +375,13 @@ def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say
     if trainer.bound.cached:
         trainer.keep_start_logprobs(pairs, encoder)
     if method.mask:
-        trainer.hold_all_but(method.mask, pairs, encoder)
+        share = trainer.hold_all_but(method.mask, pairs, encoder)
+        say(f"{method.name}: the mask lets {share:.1%} of the trained weights move")
+    if trainer.looks_coarsely:
+        say(
+            f"{method.name}: the weights beside the adapter are in bf16, whose rounding hides most of the way that the "
+            "forget gradient is taken up; model.weights=float32 shows it"
+        )
     if method.multiplier:
         trainer.add_callback(MultiplierCallback(trainer))
     judged = EachEpoch(trainer, each_epoch, say)

@@ -26,8 +26,8 @@ def main(settings: Forget) -> None:
     retain = TrainingRows(settings.data, settings.retain_split, settings.modality, settings.seed)
     check_apart(forget, retain)
     idk = {False: idk_answers(settings.data.idk_questions), True: idk_answers(settings.data.idk_pictures)}
-    draws = {"idk": idk, "seed": settings.seed, "other_answers": settings.method.other_answers}
-    pairs = Pairs(loss.batches, forget, retain, **draws)
+    draws = {"seed": settings.seed, "other_answers": settings.method.other_answers, "scope": settings.method.scope}
+    pairs = Pairs(loss.batches, forget, retain, idk=idk, **draws)
 
     limits = {"max_length": settings.max_length, "truncate": settings.truncate}
     encoder = open_encoder(settings.model_path, settings.model, **limits)

@@ -7,7 +7,7 @@ from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
 from settings.script import ROOT, SettingsError, at_least, check_seed, one_of, share_of
-from settings.training import FINETUNING, Activations, Method, Trainer, check_forgets, check_report_to
+from settings.training import FINETUNING, Activations, Method, Trainer, check_forgets, check_mask, check_report_to
 
 
 @dataclass
@@ -270,13 +270,7 @@ class Forget(Finetune):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_forgets(self.method)
-        if self.method.mask and self.trainer.lora:
-            raise SettingsError(f"method={self.method.name} masks the model's own weights: set trainer.lora=null")
-        if self.method.mask and self.trainer.weight_decay:
-            raise SettingsError(
-                f"trainer.weight_decay={self.trainer.weight_decay} would move the weights that "
-                f"method={self.method.name} holds still: set it to 0"
-            )
+        check_mask(self.method, self.trainer)
         if self.epoch_eval and (self.method.activations or self.method.task_vector):
             raise SettingsError(
                 f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave "

@@ -265,6 +265,13 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a broken regular expression", lora, "model.lora_targets='layers.(0|1'")
     yield wrong(script, "a pattern that matches nothing", lora, "model.lora_targets=q_porj")
     yield wrong(script, "a mask beside an adapter", "method=salun", "trainer.weight_decay=0", lora)
+    yield wrong(script, "a rule that is not there", "method=gru", "method.gradient.rule=projekt")
+    yield wrong(script, "a rule without its value", "method=npo_sam", "~method.gradient.args.rho")
+    yield wrong(script, "a rule of retain rows without any", "method=gru", "method.args.retain_weight=0")
+    undecayed = ("method=mmunlearner", "trainer.weight_decay=0")
+    yield wrong(script, "a method of pictures on words", *undecayed, "modality=text")
+    yield wrong(script, "a comparison with words that are not read", *undecayed, "modality=visual")
+    yield wrong(script, "a scope that is not there", "+method.scope=faces")
     yield wrong(script, "an answer file that is not there", "data.idk_questions=no.txt")
     empty = broken.text_file("idk.txt", "\n\n")
     yield wrong(

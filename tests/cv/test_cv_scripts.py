@@ -36,6 +36,10 @@ METHODS = [
     "sparsity",
     "npo",
     "grad_ascent",
+    "npo_sam",
+    "gru",
+    "jensun",
+    "flat",
 ]
 TASKS = ["eval_forget_faces", "eval_holdout_faces", "eval_retain_faces"]
 
