@@ -6,7 +6,7 @@ says by its positional parameters which rows the statistics are of.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine import edit_ct, edit_kvw, edit_manu, edit_repselect, edit_ssd
@@ -18,7 +18,7 @@ class EditRule:
 
     apply: Callable[..., Any]
     edits: str  # neurons of decoders, weights by their importance, MLPs along a gradient, kernels of convolutions
-    measured: tuple[str, ...] = ()  # settings of the method's file that the engine takes
+    measured: dict[str, type] = field(default_factory=dict)  # settings of the method's file that the engine takes
     looks_at: tuple[str, ...] = ()  # kinds of rows beside those that its parameters name
 
     @property
@@ -35,10 +35,10 @@ class EditRule:
         return [*own, *self.measured]
 
 
-OF_A_GRADIENT = ("adapter_rank", "adapter_lr", "kl_budget", "kl_rows")
+OF_A_GRADIENT: dict[str, type] = {"adapter_rank": int, "adapter_lr": float, "kl_budget": float, "kl_rows": int}
 EDITS = {
     "ssd": EditRule(edit_ssd.dampen, edits="weights"),
-    "manu": EditRule(edit_manu.prune, edits="neurons", measured=("threshold",)),
+    "manu": EditRule(edit_manu.prune, edits="neurons", measured={"threshold": float}),
     "kvw": EditRule(edit_kvw.weaken, edits="neurons"),
     "repselect": EditRule(
         edit_repselect.collapse, edits="gradient", measured=OF_A_GRADIENT, looks_at=("forget", "retain")

@@ -125,7 +125,10 @@ class LossTrainer(transformers.Trainer):
             state["target"] = self.bound.method.multiplier.target
             if not again:
                 self.constraints.append(nll(passes["retain"]).detach())
-        parts = self.bound.parts(passes, **state)
+        try:
+            parts = self.bound.parts(passes, **state)
+        except ValueError as error:  # passes that do not fit each other
+            raise SettingsError(f"method={self.bound.method.name}: {error}") from None
         if not torch.isfinite(parts.total):
             broken = next((name for name, value in passes.items() if not is_finite(value)), None)
             why = f"the logits of its {broken} pass are not finite" if broken else "made of finite passes"

@@ -205,6 +205,8 @@ def check_values(field: str, args: Mapping[str, Any], kinds: Mapping[str, Any]) 
             one_of(f"{field}.{name}", value, list(get_args(kinds[name])))
         if kinds.get(name) in (float, int) and not (is_number and math.isfinite(value)):
             raise SettingsError(f"{field}.{name}={value!r} must be a number")
+        if kinds.get(name) is int and not isinstance(value, int):
+            raise SettingsError(f"{field}.{name}={value!r} must be a whole number")
         if name in ABOVE_ZERO and value <= 0:
             raise SettingsError(f"{field}.{name}={value} must be above 0")
         if name in AT_LEAST_ZERO and value < 0:
@@ -242,7 +244,9 @@ def check_edit(edit: Edit) -> None:
     one_of("method.edit.rule", edit.rule, list(EDITS))
     rule = EDITS[edit.rule]
     check_names("method.edit.args", edit.args, rule.hyperparameters, f"rule {edit.rule}")
-    check_values("method.edit.args", edit.args, dict.fromkeys(rule.measured, float) | get_type_hints(rule.apply))
+    check_values("method.edit.args", edit.args, rule.measured | get_type_hints(rule.apply))
+    if edit.rows and not rule.rows:
+        raise SettingsError(f"method.edit.rows={edit.rows}: rule {edit.rule} looks at no rows; leave it out")
 
 
 def check_rule(method: Method, loss: Callable) -> None:

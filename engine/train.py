@@ -328,10 +328,9 @@ def cost_of(
     seconds = checkpoints.seconds - judged.seconds
     cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.state.global_step}
     cost["peak_memory_gb"] = max(checkpoints.peak, peak_memory_gb())
-    if progress.losses:
-        cost["figure"] = f"loss {progress.losses[-1][1]:.4f}"
-    cost |= trainer.edited
-    cost |= {"loss": progress.losses, **token_counts(trainer, seconds, progress.say)}
+    if progress.losses:  # else nothing trained
+        cost |= {"figure": f"loss {progress.losses[-1][1]:.4f}", "loss": progress.losses}
+    cost |= {**trainer.edited, **token_counts(trainer, seconds, progress.say)}
     if trainer.bound.method.multiplier:
         cost["multiplier"] = trainer.multiplier
     if judged.judge:

@@ -261,6 +261,9 @@ def test_an_edit_trains_nothing_and_what_is_saved_is_what_was_edited(method, dat
         one, other = forward(network.eval(), batch).logits, forward(again, batch).logits
     assert torch.allclose(one, other, atol=1e-6)
     assert any(line.startswith(f"{method.name}: the edit changes") for line in lines)
+    record = json.loads((tmp_path / "out" / "train_meta.json").read_text())
+    assert (record["steps"], 0 < record["edited"] <= 1) == (0, True)
+    assert "loss" not in record and "figure" not in record  # a page draws no curve of it
 
 
 @pytest.mark.parametrize("method", [SSD, MANU, KVW, REPSELECT], ids=["ssd", "manu", "kvw", "repselect"])
@@ -345,6 +348,9 @@ def test_rows_of_an_edit_may_be_fewer(data, encoder, tmp_path, monkeypatch):
         (Edit("ssd", {"alpha": 2.0, "damping": 2.0}), r"method.edit.args.damping=2.0 must be at most 1"),
         (Edit("manu", {"share": 0.0, "threshold": 0.1}), r"method.edit.args.share=0.0 must be above 0"),
         (Edit("manu", {"share": 0.1, "threshold": "low"}), r"method.edit.args.threshold='low' must be a number"),
+        (Edit("ct", {}, rows=4), r"method.edit.rows=4: rule ct looks at no rows; leave it out"),
+        (Edit("kvw", {"strength": 1.0, "first_layer": 0.5, "spared_layers": 0}), r"=0.5 must be a whole number"),
+        (Edit("repselect", {**REPSELECT.edit.args, "kl_rows": 0.5}), r"kl_rows=0.5 must be a whole number"),
         (Edit("kvw", {"strength": -1.0, "first_layer": 0, "spared_layers": 0}), r"strength=-1.0 must be at least 0"),
     ],
 )
