@@ -11,6 +11,8 @@ Positional parameters name the forward passes that a loss needs:
 - `idk`: forget rows with an "I don't know" answer. In face recognition that is the name of a kept person.
 - `unrelated`: forget rows with the answer of a retain row.
 - `shuffled`: forget rows with the answer of another forget row.
+- `alternate`: forget rows with an invented answer.
+- `noised`: forget rows with an instruction before the question and a noised picture.
 - `augmented`: forget pictures of which a part is hidden.
 
 `ref_` before a name means the same pass of the frozen start. `_logprob` behind such a name means the log-probabilities
@@ -384,6 +386,20 @@ def grad_ascent(forget: Scored) -> Tensor:
     return -nll(forget)
 
 
+def learn_forget(forget: Scored) -> Tensor:
+    """NLL(F): learn the forget rows further, of which a `task_vector` step then takes the opposite.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+
+    Returns:
+        A scalar in nats.
+
+    Source: Ilharco et al. (arXiv 2212.04089).
+    """
+    return nll(forget)
+
+
 def grad_diff(forget: Scored, retain: Scored, *, beta: float, retain_weight: float) -> Parts:
     """Gradient difference: ascend on the forget answers and descend on the retain answers.
 
@@ -548,6 +564,46 @@ def npo(forget: Scored, ref_forget_logprob: Tensor, retain: Scored, *, beta: flo
     """
     log_ratio = sequence_logprob(forget) - ref_forget_logprob
     return Parts(-2 / beta * F.logsigmoid(-beta * log_ratio).mean(), retain_weight * retain_term(retain))
+
+
+def altpo(
+    forget: Scored,
+    ref_forget_logprob: Tensor,
+    alternate: Scored,
+    ref_alternate_logprob: Tensor,
+    retain: Scored,
+    *,
+    beta: float,
+    retain_weight: float,
+) -> Parts:
+    """AltPO: prefer an invented answer over the true forget answer.
+
+    -(2 / beta) * mean log sigmoid(beta * (r(y_alt) - r(y_f))) + retain_weight * NLL(R)
+    with r(y) = log p(y|x) - log p0(y|x)
+
+    The forget term is 2 * log(2) / beta at p = p0.
+
+    Args:
+        forget: scored true forget answers, logits (B, T, V).
+        ref_forget_logprob: their log-probabilities under p0, (B,) in nats.
+        alternate: scored invented answers to the same questions, logits (B * K, T', V): K to each, one after the other.
+        ref_alternate_logprob: their log-probabilities under p0, (B * K,) in nats.
+        retain: scored retain answers, logits (B, T, V).
+        beta: strength of the preference, above 0. A smaller beta lets p move farther from p0. The file has 0.1, as the
+            authors have.
+        retain_weight: weight of the retain term, 0 or more. The file has 1.0, as the authors have; published searches
+            use 1 to 5.
+
+    Returns:
+        Two scalars in nats.
+
+    Source: Mekala et al. (arXiv 2409.13474).
+    """
+    preferred = sequence_logprob(alternate) - ref_alternate_logprob
+    rejected = sequence_logprob(forget) - ref_forget_logprob
+    each = len(preferred) // len(rejected)
+    margins = preferred - rejected.repeat_interleave(each)
+    return Parts(-2 / beta * F.logsigmoid(beta * margins).mean(), retain_weight * retain_term(retain))
 
 
 def simnpo(forget: Scored, retain: Scored, *, beta: float, gamma: float, retain_weight: float) -> Parts:
@@ -955,6 +1011,33 @@ def jensun(forget: Scored, idk_labels: Tensor, retain: Scored, ref_retain: Score
     logs = forget.logits.float().log_softmax(-1)
     drawn = mean_over_answers(jsd_to_token(logs.gather(-1, cycled(idk_labels, forget)[..., None]).squeeze(-1)), forget)
     return Parts(drawn, jsd_weight * jsd_from_start(retain, ref_retain))
+
+
+def vgid(forget: Scored, ref_noised: Scored, retain: Scored, *, retain_weight: float) -> Parts:
+    """VGID: answer a forget question as the start does that does not see the picture and is told not to know.
+
+    KL(pT || p) on F + retain_weight * NLL(R), pT = p0 given a noised picture and an instruction before the question
+
+    Both score the true answer's tokens. Behind the first of a name the teacher reads the rest off the answer itself,
+    and is confident again.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        ref_noised: the same answers to the noised rows scored by p0, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        retain_weight: weight of the retain term, 0 or more. The file has 1.0 and `retain: kl`, so that it is KL_R.
+
+    Returns:
+        Two scalars in nats.
+
+    Raises:
+        ValueError: the answers to noised rows are cut differently, for lack of room behind the longer question.
+
+    Source: VGID (arXiv 2606.00105).
+    """
+    if not torch.equal(answer_lengths(forget), answer_lengths(ref_noised)):
+        raise ValueError("the instruction of method.noise leaves less room for answers; a larger max_length does")
+    return Parts(kl_from_start(forget, ref_noised), retain_weight * retain_term(retain))
 
 
 def jsd_to_token(logprob: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
-from data_module import Example, draw
+from data_module import Example
 from engine import checkpoints
 from engine.frozen_start import FrozenStart, Start, forward_passes
 from engine.gradient_step import Gradients, PartedGradient, State, moved, statistics_kept, without_autocast
 from engine.language_model import l1_norm, packs, trained_weights
 from engine.methods import BoundLoss, bind
-from engine.pairs import Batch, Chosen, EpochSampler, PassCollator, answer_key
+from engine.pairs import Batch, Chosen, EpochSampler, PassCollator, answer_key, drawn_of
 from engine.progress import Work
 from engine.record import read_json
 from settings.script import SettingsError
@@ -56,6 +56,7 @@ class LossTrainer(transformers.Trainer):
         self.parted = PartedGradient(trained_weights(start.model).values()) if bound.rule else None
         self.rule_args: dict[str, Any] = dict(bound.method.gradient.args) if bound.method.gradient else {}
         self.rule_state: State = {}
+        self.edited: dict[str, Any] = {}  # what the record says of an edit
         self.batches_of_step: list[dict[str, Any]] = []  # kept where a rule looks at them twice
         # of the trained passes on this process; they stay on the batches' device, so that nobody waits to count
         self.tokens: Tensor | float = 0.0
@@ -66,6 +67,11 @@ class LossTrainer(transformers.Trainer):
             raise SettingsError(
                 f"method={bound.method.name} takes the gradients of the forget and of the retain part apart, which "
                 f"{self.accelerator.distributed_type.value} does not give: launch it without sharding"
+            )
+        if bound.method.edit and self.accelerator.distributed_type not in PLAIN:
+            raise SettingsError(
+                f"method={bound.method.name} edits whole weights, which {self.accelerator.distributed_type.value} does "
+                "not keep: launch it without sharding"
             )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -119,7 +125,10 @@ class LossTrainer(transformers.Trainer):
             state["target"] = self.bound.method.multiplier.target
             if not again:
                 self.constraints.append(nll(passes["retain"]).detach())
-        parts = self.bound.parts(passes, **state)
+        try:
+            parts = self.bound.parts(passes, **state)
+        except ValueError as error:  # passes that do not fit each other
+            raise SettingsError(f"method={self.bound.method.name}: {error}") from None
         if not torch.isfinite(parts.total):
             broken = next((name for name, value in passes.items() if not is_finite(value)), None)
             why = f"the logits of its {broken} pass are not finite" if broken else "made of finite passes"
@@ -362,17 +371,19 @@ class LossTrainer(transformers.Trainer):
                 work.advance(len(items))
         return [torch.zeros_like(weight) if each is None else each.abs_() for weight, each in self.taken_gradients()]
 
-    def squared_gradients(self, loss: str, kinds: Sequence[Chosen], encoder: Any) -> Gradients:
-        """Mean over rows of the square of each row's own gradient of a loss.
+    def squared_gradients(
+        self, loss: str, kinds: Sequence[Chosen], encoder: Any, *, precise: bool = False
+    ) -> Gradients:
+        """Mean over rows of the square of each row's own gradient of a loss; `precise`: in fp32 without autocast.
 
         A weight's mean is over the rows that go through it: words do not thin out what pictures say of a vision tower.
         """
         bound = bind(Method(name=loss, loss=loss))
         sums = [torch.zeros_like(weight) for weight in trained_weights(self.model).values()]
         counts = [0] * len(sums)
-        with Work("row for the mask", sum(map(len, kinds)), prepares=True) as work:
+        with Work("row whose gradient counts", sum(map(len, kinds)), prepares=True) as work:
             for row in itertools.chain.from_iterable(kinds):  # one at a time, so that the batch size does not matter
-                self.loss_of_rows(bound, [{"forget": [row]}], encoder).backward()
+                self.loss_of_rows(bound, [{"forget": [row]}], encoder, precise=precise).backward()
                 for number, (_, gradient) in enumerate(self.taken_gradients()):
                     if gradient is not None:
                         sums[number] += gradient.square()
@@ -380,12 +391,14 @@ class LossTrainer(transformers.Trainer):
                 work.advance(1)
         return [each / max(count, 1) for each, count in zip(sums, counts, strict=True)]
 
-    def loss_of_rows(self, bound: BoundLoss, items: list[dict[str, list[Example]]], encoder: Any) -> Tensor:
+    def loss_of_rows(
+        self, bound: BoundLoss, items: list[dict[str, list[Example]]], encoder: Any, *, precise: bool = False
+    ) -> Tensor:
         """The loss of some rows at the model's present weights, in eval mode."""
         self.model.eval()
         collator = PassCollator(encoder, bound.trained, [], by_length=True)  # one pass, so that nothing is shared
         batches = [batch.to(self.args.device) for batch in collator(items)["trained"]]
-        with self.accelerator.autocast():
+        with contextlib.nullcontext() if precise else self.accelerator.autocast():
             return bound(forward_passes(self.model, batches, self.forward), epoch=0)
 
     def taken_gradients(self) -> list[tuple[nn.Parameter, Tensor | None]]:
@@ -417,12 +430,6 @@ def largest(values: list[Tensor], share: float) -> list[Tensor]:
     flat = torch.cat([value.flatten() for value in values])
     least = flat.kthvalue(flat.numel() - max(1, round(share * flat.numel())) + 1).values
     return [(value >= least) & (value > 0) for value in values]
-
-
-def drawn_of(rows: Any, most: int, seed: int) -> Chosen:
-    """Some rows of a split, drawn with the seed; `most` of 0 takes all."""
-    places = list(range(len(rows)))
-    return Chosen(rows, draw(seed, "mask").sample(places, most) if 0 < most < len(rows) else places)
 
 
 def exceeds(values: Tensor, others: Tensor, ratio: float) -> Tensor:

@@ -11,18 +11,20 @@ from torch import Tensor
 
 import unlearn_losses
 from engine import gradient_mask, gradient_project, gradient_sam
+from engine.edits import EDITS
 from settings.script import SettingsError, nearest, one_of
-from settings.training import Method
+from settings.training import Edit, Method
 from unlearn_losses import Anchored, Hidden, Parts, Scored
 
-PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "augmented")
+PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "alternate", "noised", "augmented")
 STATE = ("epoch", "multiplier", "target")  # keyword-only parameters that the engine fills in
 
 
 # hyperparameters that divide, or without which a loss says nothing
-ABOVE_ZERO = ("beta", "temperature", "c", "smoothing")
-AT_LEAST_ZERO = ("rho", "retain_share")
-AT_MOST_ONE = ("smoothing",)
+ABOVE_ZERO = {"beta", "temperature", "c", "smoothing", "share", "alpha", "components", "adapter_rank", "adapter_lr"}
+ABOVE_ZERO |= {"kl_budget", "kl_rows"}
+AT_LEAST_ZERO = ("rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers")
+AT_MOST_ONE = ("smoothing", "share", "damping")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class BoundLoss:
     """
 
     method: Method
-    loss: partial[Tensor | Parts]
+    loss: partial[Tensor | Parts] | None  # None: nothing trains
     passes: list[str]
 
     @property
@@ -101,6 +103,7 @@ class BoundLoss:
         A method with `activations` gets the states of its layer: the model ends there, and they stand in the place of
         its logits.
         """
+        assert self.loss is not None  # else nothing trains
         given: dict[str, Any] = {**dict.fromkeys(positional(self.loss.func)), **passes}
         if self.method.activations:
             given = {name: Hidden(scored.logits, scored.labels) for name, scored in given.items() if scored is not None}
@@ -150,6 +153,10 @@ def bind(method: Method) -> BoundLoss:
     Raises:
         SettingsError: the loss is not known, the hyperparameters are not exactly its own, or a step does not fit it.
     """
+    if method.edit:
+        check_edit(method.edit)
+    if method.loss is None:
+        return BoundLoss(method, None, ["forget"])
     losses = known_losses()
     if method.loss not in losses:
         known = f"{nearest(method.loss, losses)}; choose from {', '.join(losses)}"
@@ -177,7 +184,7 @@ def hyperparameters(loss: Callable) -> list[str]:
 
 def check_hyperparameters(method: Method, loss: Callable) -> None:
     """Raise SettingsError unless `method.args` are exactly the loss's hyperparameters, and of their types."""
-    check_names("method.args", method.args, hyperparameters(loss), method.loss)
+    check_names("method.args", method.args, hyperparameters(loss), str(method.loss))
     check_values("method.args", method.args, get_type_hints(loss))
 
 
@@ -198,6 +205,8 @@ def check_values(field: str, args: Mapping[str, Any], kinds: Mapping[str, Any]) 
             one_of(f"{field}.{name}", value, list(get_args(kinds[name])))
         if kinds.get(name) in (float, int) and not (is_number and math.isfinite(value)):
             raise SettingsError(f"{field}.{name}={value!r} must be a number")
+        if kinds.get(name) is int and not isinstance(value, int):
+            raise SettingsError(f"{field}.{name}={value!r} must be a whole number")
         if name in ABOVE_ZERO and value <= 0:
             raise SettingsError(f"{field}.{name}={value} must be above 0")
         if name in AT_LEAST_ZERO and value < 0:
@@ -211,7 +220,11 @@ def check_values(field: str, args: Mapping[str, Any], kinds: Mapping[str, Any]) 
 def check_steps(method: Method, loss: Callable) -> None:
     """Raise SettingsError for a step of the method's file that the loss needs and lacks, or has no use for."""
     parameters = inspect.signature(loss).parameters
-    asked = {"activations": takes_states(loss), "multiplier": "multiplier" in parameters}
+    asked = {
+        "activations": takes_states(loss),
+        "multiplier": "multiplier" in parameters,
+        "noise": "noised" in map(base_pass, parameters),
+    }
     for step, needed in asked.items():
         if needed != (getattr(method, step) is not None):
             raise SettingsError(f"method.{step}: {method.loss} {'needs it' if needed else 'has no use for it'}")
@@ -224,6 +237,16 @@ def check_steps(method: Method, loss: Callable) -> None:
         check_rule(method, loss)
     if method.retain == "kl" and "retain_weight" not in hyperparameters(loss):
         raise SettingsError(f"method.retain=kl: {method.loss} has no retain term to change")
+
+
+def check_edit(edit: Edit) -> None:
+    """Raise SettingsError for an `edit` step that is not known or lacks a value."""
+    one_of("method.edit.rule", edit.rule, list(EDITS))
+    rule = EDITS[edit.rule]
+    check_names("method.edit.args", edit.args, rule.hyperparameters, f"rule {edit.rule}")
+    check_values("method.edit.args", edit.args, rule.measured | get_type_hints(rule.apply))
+    if edit.rows and not rule.rows:
+        raise SettingsError(f"method.edit.rows={edit.rows}: rule {edit.rule} looks at no rows; leave it out")
 
 
 def check_rule(method: Method, loss: Callable) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from engine.checkpoints import Checkpoints, Metrics, check_room
+from engine.edit_step import edit
 from engine.folders import written_whole
 from engine.frozen_start import Start, silence_dropout
 from engine.gradient_step import without_autocast
@@ -308,7 +309,8 @@ def run(trainer: LossTrainer, first_weights: dict[str, Tensor], last: str | None
     Raises SettingsError where the weights diverged.
     """
     shapes = shapes_of(trainer.model)
-    trainer.train(resume_from_checkpoint=last)
+    if trainer.bound.loss:
+        trainer.train(resume_from_checkpoint=last)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     make_whole(trained)
     check_whole(trained, shapes, trainer.is_world_process_zero())
@@ -330,8 +332,9 @@ def cost_of(
     seconds = checkpoints.seconds - judged.seconds
     cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.state.global_step}
     cost["peak_memory_gb"] = max(checkpoints.peak, peak_memory_gb())
-    cost["figure"] = f"loss {progress.losses[-1][1]:.4f}"
-    cost |= {"loss": progress.losses, **token_counts(trainer, seconds, progress.say)}
+    if progress.losses:  # else nothing trained
+        cost |= {"figure": f"loss {progress.losses[-1][1]:.4f}", "loss": progress.losses}
+    cost |= {**trainer.edited, **token_counts(trainer, seconds, progress.say)}
     if trainer.bound.method.multiplier:
         cost["multiplier"] = trainer.multiplier
     if judged.judge:
@@ -374,6 +377,9 @@ def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say
     method = trainer.bound.method
     if trainer.bound.cached:
         trainer.keep_start_logprobs(pairs, encoder)
+    if method.edit:
+        trainer.edited = edit(trainer, pairs, encoder)
+        say(f"{method.name}: the edit changes {trainer.edited['edited']:.1%} of what it looks at")
     if method.mask:
         share = trainer.hold_all_but(method.mask, pairs, encoder)
         say(f"{method.name}: the mask lets {share:.1%} of the trained weights move")

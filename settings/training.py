@@ -13,6 +13,7 @@ from omegaconf import MISSING, OmegaConf
 from settings.script import SettingsError, at_least, choices, cuda_is_there, one_of, share_of
 
 COMPARED = ("retain", "forget_words", "retain_words")  # rows that a mask's ratio may be against
+IMPORTANCE = "grad_ascent"  # the loss whose squared gradients say how much a weight matters for a row
 SCOPES = ("both", "pictures", "words")
 MOST = 1_000_000  # of epochs, rows of a batch, batches of a step: more is a slip of the finger
 
@@ -58,6 +59,34 @@ class Gradient:
 
 
 @dataclass
+class Edit:
+    """Before training, or instead of it: a rule makes new weights of what forget and retain rows say of the present
+    ones.
+    """
+
+    rule: str = MISSING  # ssd, manu, kvw, repselect, ct
+    args: dict[str, Any] = field(default_factory=dict)  # the rule's keyword-only parameters
+    rows: int = 0  # of each kind that it looks at, drawn with the seed; 0: all
+
+    def __post_init__(self) -> None:
+        at_least("method.edit.rows", self.rows, 0)
+
+
+@dataclass
+class Noise:
+    """What the pass `noised` hides of a forget row (VGID)."""
+
+    sigma: float = MISSING  # standard deviation of the noise on a picture, in shares of a pixel's range
+    instruction: str = MISSING  # stands before the question
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma < math.inf:
+            raise SettingsError(f"method.noise.sigma={self.sigma} must be a number of at least 0")
+        if not self.instruction.strip():
+            raise SettingsError("method.noise.instruction is empty: a question in words would stay as it is")
+
+
+@dataclass
 class Activations:
     """The model ends at a layer: the loss gets hidden states, and nothing above is computed (RMU)."""
 
@@ -96,12 +125,14 @@ NO_METHODS = ("base", "gold", "start", "finetune", "pretrain")  # what models ar
 @dataclass
 class Method:
     name: str = MISSING  # the name of its file in config/method
-    loss: str = MISSING  # a function of unlearn_losses
+    loss: str | None = MISSING  # a function of unlearn_losses; null: nothing trains, the edit is all
     args: dict[str, Any] = field(default_factory=dict)  # its keyword-only parameters
     retain: str = "nll"  # the retain term: nll or kl
-    other_answers: int = 1  # answers a row in the passes `unrelated` and `shuffled`
+    other_answers: int = 1  # answers a row in the passes `unrelated`, `shuffled` and `alternate`
     l1: float = 0.0  # weight of the sum of absolute weights, on top of trainer.l1
     scope: str = "both"  # of the rows to forget and to keep, those it trains on: both, pictures, words
+    noise: Noise | None = None
+    edit: Edit | None = None
     mask: Mask | None = None
     gradient: Gradient | None = None
     activations: Activations | None = None
@@ -113,15 +144,27 @@ class Method:
         at_least("method.other_answers", self.other_answers, 1)
         at_least("method.l1", self.l1, 0)
         one_of("method.scope", self.scope, SCOPES)
+        self.check_untrained()
         if self.gradient and self.mask and self.mask.applies_to == "forget":
             raise SettingsError(
                 f"method={self.name}: method.gradient and method.mask.applies_to=forget both say what becomes of the "
                 "forget gradient; leave one out"
             )
 
+    def check_untrained(self) -> None:
+        """Raise SettingsError where nothing trains and nothing is edited, or a step of a training is named."""
+        if self.loss is not None:
+            return
+        if self.edit is None:
+            raise SettingsError(f"method={self.name}: method.loss=null trains nothing; it needs a method.edit")
+        for name in ("args", "l1", "noise", "mask", "gradient", "activations", "multiplier", "task_vector"):
+            if getattr(self, name):
+                raise SettingsError(f"method={self.name}: method.loss=null trains nothing; leave method.{name} out")
+
     def losses(self) -> list[str]:
         """The functions of unlearn_losses that it names."""
-        return [self.loss] if self.mask is None else [self.loss, self.mask.loss]
+        named = [self.loss, self.mask and self.mask.loss, IMPORTANCE if self.edit else None]
+        return [each for each in named if each]
 
 
 def check_forgets(method: Method) -> None:
@@ -231,7 +274,11 @@ class Trainer:
 
 
 def check_mask(method: Method, trainer: Trainer) -> None:
-    """Raise SettingsError where a trainer would move weights that a method's mask holds still."""
+    """Raise SettingsError where a trainer would move weights that a method's mask holds still, or has an adapter where
+    the method edits or masks the model's own.
+    """
+    if method.edit and trainer.lora:
+        raise SettingsError(f"method={method.name} edits the model's own weights: set trainer.lora=null")
     if method.mask and trainer.lora:
         raise SettingsError(f"method={method.name} masks the model's own weights: set trainer.lora=null")
     if method.mask and trainer.weight_decay:

@@ -19,6 +19,7 @@ from unlearn_losses import (
     IGNORE,
     Hidden,
     Scored,
+    altpo,
     ceu,
     cycled,
     dpo,
@@ -35,6 +36,7 @@ from unlearn_losses import (
     jsd_to_token,
     kl,
     kl_from_start,
+    learn_forget,
     llmu,
     multiplier_step,
     neggrad,
@@ -52,11 +54,12 @@ from unlearn_losses import (
     twins,
     undial,
     unit_direction,
+    vgid,
     wga,
     without_first,
 )
 
-METHODS = sorted(ROOT.glob("config/method/*.yaml"))
+METHODS = [path for path in sorted(ROOT.glob("config/method/*.yaml")) if OmegaConf.load(path).loss]  # that train
 
 
 def answers(*rows):
@@ -277,6 +280,12 @@ DIRECTIONS = {
     "flat": [(+1, "idk", right_answers), (-1, "forget", right_answers)],
     "jensun": [(+1, "forget", refusals)],
     "dpo": [(+1, "idk", right_answers), (-1, "forget", right_answers)],
+    "altpo": [(+1, "alternate", right_answers), (-1, "forget", right_answers)],
+    "vgid": [
+        (-1, "forget", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes["ref_noised"])),
+        (-1, "retain", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes["ref_retain"])),
+    ],
+    "negation": [(+1, "forget", right_answers)],  # what is learned, to be subtracted
     "llmu": [(-1, "forget", right_answers), (+1, "unrelated", right_answers)],
     "sku": [(+1, "forget", right_answers), (+1, "shuffled", right_answers)],  # what is learned, to be subtracted
     "grad_diff_entropy": [(+1, "forget", lambda passes, name: unlearn_losses.entropy(passes[name]))],
@@ -411,6 +420,42 @@ def test_dpos_preference_is_the_published_sigmoid_loss_of_chosen_and_rejected():
     published = -torch.log(1 / (1 + torch.exp(-(0.3 * (chosen - chosen0) - 0.3 * (rejected - rejected0))))).mean()
     value = dpo(parts[2], rejected0, parts[0], chosen0, parts[4], beta=0.3, task_weight=0.0, retain_weight=0.0).total
     assert value.item() == pytest.approx(published.item(), rel=1e-5)
+
+
+def test_what_negation_learns_is_the_nll_of_the_forget_answers():
+    # (log 2 + log 4) / 2
+    assert learn_forget(answers([0.5, 0.25])).item() == pytest.approx(1.5 * math.log(2))
+
+
+def test_altpo_prefers_each_invented_answer_over_the_truth_and_has_npos_scale():
+    # r(alt) - r(f) = 0: -(2 / .1) log .5 = 20 log 2; + 1 * log 2
+    half = sequence_logprob(answers([0.5]))
+    value = altpo(answers([0.5]), half, answers([0.5]), half, answers([0.5]), beta=0.1, retain_weight=1.0).total
+    assert value.item() == pytest.approx(21 * math.log(2))
+    # r(f) = -log 2; r of the two invented answers log 2 and 0: sigmoid(2 log 2) = .8, sigmoid(log 2) = 2/3
+    start, rejected = sequence_logprob(answers([0.25], [0.25])), sequence_logprob(answers([0.5]))
+    invented, forget = answers([0.5], [0.25]), answers([0.25])
+    value = altpo(forget, rejected, invented, start, answers([0.5]), beta=1.0, retain_weight=0.0).total
+    assert value.item() == pytest.approx(-math.log(0.8) - math.log(2 / 3))
+
+
+def test_altpo_pairs_each_row_with_its_own_invented_answers():
+    forget, retain = answers([0.5], [0.25]), answers([0.5])
+    rejected, zeros = sequence_logprob(answers([0.5], [0.5])), torch.zeros(4)  # r(f): 0 and -log 2
+    invented = answers([0.5], [0.5], [0.25], [0.25])  # two of each row
+    whole = altpo(forget, rejected, invented, zeros, retain, beta=1.0, retain_weight=0.0).total
+    rows = [
+        altpo(answers([p]), rejected[:1], answers([q], [q]), zeros[:2], retain, beta=1.0, retain_weight=0.0).total
+        for p, q in ((0.5, 0.5), (0.25, 0.25))
+    ]
+    assert whole.item() == pytest.approx((rows[0] + rows[1]).item() / 2)
+
+
+def test_vgid_is_the_kl_from_the_teacher_that_sees_noise():
+    value = vgid(answers([0.25]), answers([0.5]), answers([0.25]), retain_weight=3.0).total
+    assert value.item() == pytest.approx(KL_HALF_QUARTER + 3 * math.log(4))
+    with pytest.raises(ValueError, match=r"leaves less room for answers; a larger max_length does"):
+        vgid(answers([0.25, 0.5]), answers([0.5]), answers([0.25]), retain_weight=1.0)
 
 
 def test_simnpo_by_hand():

@@ -272,6 +272,15 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a method of pictures on words", *undecayed, "modality=text")
     yield wrong(script, "a comparison with words that are not read", *undecayed, "modality=visual")
     yield wrong(script, "a scope that is not there", "+method.scope=faces")
+    yield wrong(script, "invented answers that no file has", "method=altpo", "data.alternatives=''")
+    yield wrong(script, "a file of invented answers that is not there", "method=altpo", "data.alternatives=no.jsonl")
+    invented = broken.text_file("own.jsonl", '{"question": null, "answer": "Ann.", "alternatives": "Bea."}')
+    own = "data.alternatives=<folder>/own.jsonl"
+    yield wrong(script, "invented answers that are no list", "method=altpo", own, files=invented)
+    yield wrong(script, "an edit beside an adapter", "method=kvw", lora)
+    yield wrong(script, "a rule of edits that is not there", "method=kvw", "method.edit.rule=kwv")
+    yield wrong(script, "a method that does nothing", "method.loss=null")
+    yield wrong(script, "noise without an instruction", "method=vgid", "method.noise.instruction=''")
     yield wrong(script, "an answer file that is not there", "data.idk_questions=no.txt")
     empty = broken.text_file("idk.txt", "\n\n")
     yield wrong(

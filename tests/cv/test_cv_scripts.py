@@ -40,6 +40,9 @@ METHODS = [
     "gru",
     "jensun",
     "flat",
+    "ssd",
+    "ct",
+    "negation",
 ]
 TASKS = ["eval_forget_faces", "eval_holdout_faces", "eval_retain_faces"]
 

@@ -22,9 +22,9 @@ from engine.gradient_project import project
 from engine.gradient_sam import add, perturbation
 from engine.gradient_step import PartedGradient, moved, statistics_kept
 from engine.language_model import forward, load_for_training, save
-from engine.loss_trainer import LossTrainer, drawn_of, exceeds
+from engine.loss_trainer import LossTrainer, exceeds
 from engine.methods import bind
-from engine.pairs import in_scope
+from engine.pairs import drawn_of, in_scope
 from engine.train import train
 from helpers import BASE, MODEL, NPO, ROOT, TRAINER, Few, largest_difference, pairs, training_settings, without_dropout
 from settings.script import SettingsError

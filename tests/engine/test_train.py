@@ -37,7 +37,7 @@ from helpers import (
     without_dropout,
 )
 from settings.script import SettingsError
-from settings.training import Activations, Gradient, Lora, Mask, Method, Multiplier, TaskVector
+from settings.training import Activations, Edit, Gradient, Lora, Mask, Method, Multiplier, TaskVector
 from unlearn_losses import nll, sequence_logprob
 
 
@@ -472,6 +472,14 @@ SHARED = {
             "grad_diff",
             {"beta": 1.0, "retain_weight": 1.0},
             mask=Mask("grad_ascent", ratio=1.0, against=["retain", "forget_words"], applies_to="forget"),
+        ),
+    ),
+    "kvw": (
+        None,
+        Method(
+            "kvw",
+            None,
+            edit=Edit("kvw", {"strength": 3.8, "first_layer": 0, "spared_layers": 0}),
         ),
     ),
     "jensun": (None, Method("jensun", "jensun", {"jsd_weight": 1.0})),
