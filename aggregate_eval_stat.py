@@ -114,13 +114,17 @@ class References:
         return self.bases[0]
 
 
-def aggregate(settings: Aggregate) -> ModelResult:
+def aggregate(settings: Aggregate, references: References | None = None) -> ModelResult:
     """The figures of the one model that `settings.ckpt_result` names.
+
+    Args:
+        settings: The logs and how they are scored.
+        references: What `read_references` gave for the same gold, base and start; None: they are read.
 
     Raises:
         SettingsError: A log cannot be read, or two logs do not cover the same rows of the same tasks.
     """
-    references = read_references(settings)
+    references = references or read_references(settings)
     (ckpt,) = judged = read_judged(settings, references)
     references = replace(references, parents=parents_of(judged))
     return result_of(settings, ckpt[1], references, ckpt[0])

@@ -56,9 +56,9 @@ class TaskLog:
     tried_affixes: bool  # whether each row was asked with many affixes, and is the one that gave most away
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EvalLog:
-    """One model's log, with the records that stand beside it."""
+    """One model's log, with the records that stand beside it; equal to itself alone."""
 
     name: str  # the setting it came from, for messages
     tasks: dict[str, TaskLog]
