@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
@@ -223,12 +224,16 @@ def generation_settings(model: LanguageModel, settings: GenerationConfig) -> Ite
 
     The library takes from the model's own whatever those of a call leave open: penalties, suppressed and forced tokens.
     """
-    own = model.generation_config
-    model.generation_config = settings
+    # an adapter hands its own settings on to the model inside it, and leaves them there
+    models = [model, model.get_base_model()] if isinstance(model, PeftModel) else [model]
+    own = [each.generation_config for each in models]
+    for each in models:
+        each.generation_config = settings
     try:
         yield
     finally:
-        model.generation_config = own
+        for each, before in zip(models, own, strict=True):
+            each.generation_config = before
 
 
 def ends_of(model: LanguageModel, encoder: Any) -> set[int]:

@@ -5,12 +5,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from engine import shared_prompts
+from engine.adapters import add_lora
 from engine.encode import Encoded
 from engine.language_model import forward
 from engine.score_answers import Prompt, ends_of, score_prompts
 from engine.shared_prompts import CHOICE, CHOICE_IN_HALF, Beginning, beginning, doubt_of
 from engine.token_figures import TokenFigures
 from families import loud
+from family_checks import LORA
 from helpers import example, png
 
 NEW = 9
@@ -65,6 +67,7 @@ def half_known(model, encoder, monkeypatch, asked, *, count=NEW):
         known = (2 * number + 1) % (len(text) + 1)
         wrong = next(token for token in range(5, 99) if token not in {*text, *ends})
         leaves = [[wrong, encoder.end], [*text[:known], wrong, wrong, encoder.end], [*text[:1], wrong, encoder.end]]
+        leaves = [*leaves[number % 3 :], *leaves[: number % 3]]  # the one that tells most is not everywhere the same
         prompts.append(Prompt(each, [told(encoder, monkeypatch, tokens) for tokens in leaves]))
     return prompts, said
 
@@ -215,6 +218,28 @@ def test_settings_of_a_checkpoint_that_change_generation_change_none_of_ours(mod
     setattr(model.generation_config, name, value := (CHANGES | by_token)[name])
     assert_greedy(model, encoder, prompts, said, batch_size=4, max_new_tokens=NEW)
     assert getattr(model.generation_config, name) == value
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_adapter_and_the_model_inside_it_keep_their_settings(encoder, shared):
+    model = add_lora(loud(LlamaForCausalLM(LlamaConfig(**TEXT))), LORA, "language_model", seed=0).eval()
+    models = model, model.get_base_model()
+    for each in models:
+        each.generation_config.repetition_penalty = 3.0
+    before = [each.generation_config for each in models]
+    (result,) = score_prompts(
+        model, encoder, [Prompt(WORDS[0], ["x"])], batch_size=1, max_new_tokens=NEW, say=print, shared=shared
+    )
+    assert result.said == greedy(model, encoder, WORDS[0], ends_of(model, encoder))
+    assert [each.generation_config for each in models] == before
+    assert all(each.generation_config is own for each, own in zip(models, before, strict=True))
+
+
+def test_a_prompt_without_answers_is_generated_whole(model, encoder, monkeypatch):
+    said = greedy(loud(model), encoder, WORDS[0])
+    for asked in ([Prompt(WORDS[0], [])], [Prompt(WORDS[0], []), Prompt(WORDS[1], ["x", "y"])]):
+        results = score_prompts(model, encoder, asked, batch_size=2, max_new_tokens=NEW, say=print)
+        assert results[0].said == said and results[0].answers == {}
 
 
 # ---- ties
