@@ -139,7 +139,8 @@ def main() -> None:
                 seconds[shared].append(spent)
                 peaks[shared].append(peak)
         for clock in ("cpu", "wall"):
-            plain, ours = ([each[clock] for each in seconds[shared]] for shared in (False, True))
+            plain = [each[clock] for each in seconds[False]]
+            ours = [each[clock] for each in seconds[True]]
             speedups = [one / other for one, other in zip(plain, ours, strict=True)]
             print(f"{name}_plain_{clock}_seconds {statistics.median(plain):.2f}")
             print(f"{name}_shared_{clock}_seconds {statistics.median(ours):.2f}")

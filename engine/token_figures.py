@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 # How many logits are looked at in one go: what fits a processor's cache, or is worth a GPU's while.
-AT_ONCE, AT_ONCE_ON_GPU = 2**20, 2**26
+AT_ONCE, AT_ONCE_ON_GPU = 2**17, 2**26
 IMPOSSIBLE = -1e4  # log-probability that stands for that of a token that cannot be said: 0 * -inf would be NaN
 
 
