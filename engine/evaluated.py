@@ -277,7 +277,9 @@ def data_of(log: EvalLog) -> str:
     rows = {name: [task.rows, task.truths, task.people] for name, task in log.tasks.items()}
     drawn = ("seed", "affix_seed", "limit", "fold", "validation_share", "max_new_tokens")
     files = ("fingerprint", "affixes")
-    prints = {name: [recorded(log.meta, "data", name, each) for each in files] for name in log.tasks}
+    prints = {}
+    for name in log.tasks:
+        prints[name] = [recorded(log.meta, "data", name, each) for each in files]
     weights = recorded(log.meta, "settings", "model", "weights")
     return digest_of([rows, prints, weights, [recorded(log.meta, "settings", name) for name in drawn]])
 
