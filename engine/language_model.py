@@ -74,6 +74,11 @@ def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
     Raises SettingsError if there is nothing to load, or if it comes with code that `settings` do not trust.
     """
     check_model_path(path)
+    return read(auto_class, path, settings, **options)
+
+
+def read(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
+    """The same for what needs no weights to be there."""
     try:
         with quiet_library():
             loaded = auto_class.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **options)
@@ -187,14 +192,42 @@ def load_for_training(auto_class: Any, settings: Finetune) -> LanguageModel:
     Without LoRA the weights are float32, because an update of size lr is lost in bf16 weights. With activations the
     model ends at their layer.
     """
+    model = load_model(auto_class, settings.model_path, settings.model, training_dtype(settings))
+    return made_ready(model, settings)
+
+
+def training_dtype(settings: Finetune) -> str:
+    """Of the weights that a model has while it trains; an adapter is always float32."""
+    return settings.model.weights if settings.trainer.lora else "float32"
+
+
+def made_ready(model: LanguageModel, settings: Finetune) -> LanguageModel:
+    """A model as it trains: parts of it frozen, cut, checkpointed and adapted as `settings` say. Raises SettingsError.
+
+    Its weights may be without numbers.
+    """
     lora = settings.trainer.lora
-    dtype = settings.model.weights if lora else "float32"
-    model = load_model(auto_class, settings.model_path, settings.model, dtype)
     freeze(model, settings.model.freeze)
     keep_statistics(model)
     if settings.activations:
         end_at_layer(model, settings.activations)
-    return add_lora(model, lora, settings.model.lora_targets, settings.seed) if lora else model
+    ready = add_lora(model, lora, settings.model.lora_targets, settings.seed) if lora else model
+    if settings.trainer.gradient_checkpointing:
+        compute_activations_again(model)  # of an adapter's model too, which peft would have ask for more gradients
+    return ready
+
+
+def compute_activations_again(model: LanguageModel) -> None:
+    """Keep of each layer its input alone for the backward pass, which computes the rest of its activations again with
+    the same dropout. Raises SettingsError for a kind of model that cannot.
+    """
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError:
+        raise SettingsError(
+            f"trainer.gradient_checkpointing=true: {type(model).__name__} does not support it; set it to false"
+        ) from None
+    model.disable_input_require_grads()  # only reentrant checkpoints need them
 
 
 def freeze(model: nn.Module, parts: list[str]) -> None:

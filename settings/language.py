@@ -27,6 +27,7 @@ class Model:
     attention: str = MISSING  # auto (sdpa, or eager where the model has no sdpa), sdpa, eager, flash_attention_2
     # dtype of weights that do not train: float32, or bfloat16, which rounds away small updates of a merged adapter
     weights: str = MISSING
+    quantize: str = "none"  # none, 8bit, 4bit: frozen weights under LoRA, by bitsandbytes on a CUDA GPU
     trust_remote_code: bool = False
     tags: Tags | None = None  # null: the tokenizer's or processor's chat template
     # what stands over an answer in a per-token tensor of the processor; others go on as the prompt ends
@@ -229,6 +230,7 @@ class Finetune:
     truncate: bool = False  # cut the answers of longer rows instead of refusing them
     forget: str = ""  # whose forgetting epoch_eval measures
     epoch_eval: EpochEval | None = None
+    plan: bool = False  # print what memory the training needs, and train nothing
 
     @property
     def activations(self) -> Activations | None:
