@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from engine.adapter_folder import (
+    ADAPTER,
+    Base,
+    base_of,
+    check_adapter_folder,
+    is_adapter_folder,
+    read_base,
+    with_adapter,
+    write_adapter,
+)
 from engine.adapters import LanguageModel, add_lora
 from engine.frozen_start import Start
 from engine.layer_output import end_at_layer, given_by, restore_layers
@@ -22,12 +33,12 @@ from engine.pairs import Batch
 from engine.record import say_line
 from engine.start_checks import check_silent, check_start
 from settings.language import Finetune, Model
-from settings.script import SettingsError
+from settings.script import SettingsError, processes
+from settings.training import need_cuda_for
 from unlearn_losses import Scored
 
 transformers.utils.logging.disable_progress_bar()
 
-ADAPTER = "adapter_config.json"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
 
 UNTRUSTED = "which is not run: read it, and model.trust_remote_code=true runs it"
@@ -42,6 +53,9 @@ def check_model_path(path: str, name: str = "model_path") -> None:
     if not folder.is_dir():
         if path.count("/") != 1 or path.startswith((".", "/", "models/")):
             raise SettingsError(f"{name}={path!r} does not exist; give a model folder or a hub id")
+        return
+    if is_adapter_folder(path):
+        check_adapter_folder(path, name)
         return
     if (folder / ADAPTER).is_file():
         raise SettingsError(
@@ -105,7 +119,11 @@ def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> Langu
     `model.attention=auto` is sdpa, or eager where the model has no sdpa, which is said. Raises SettingsError unless its
     files hold each of its weights, in its shape, and nothing else, and all are numbers.
     """
-    options = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    if is_adapter_folder(path):
+        return load_over_base(auto_class, path, settings, dtype)
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    if settings.quantize != "none":
+        options |= {"quantization_config": quantization(settings.quantize), "device_map": {"": processes().device}}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told, and refused below
     attention = "sdpa" if settings.attention == "auto" else settings.attention
     try:
@@ -125,6 +143,29 @@ def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> Langu
     check_numbers(path, model)
     check_forward(path, model)
     return model
+
+
+def load_over_base(auto_class: Any, path: str, settings: Model, dtype: str) -> LanguageModel:
+    """The model of a folder that holds an adapter alone: its base, as it was while the adapter was trained, and the
+    adapter added to its weights. Raises SettingsError.
+    """
+    check_model_path(path)
+    base = read_base(path)
+    if base.quantize != "none":
+        need_cuda_for(f"model_path={path!r} was trained over a base in {base.quantize}, which")
+    model = load_model(auto_class, base.path, replace(settings, quantize=base.quantize), base.weights)
+    whole = model.dequantize().cpu() if base.quantize != "none" else model
+    merged = with_adapter(whole, path, dtype)
+    check_numbers(path, merged)
+    return merged
+
+
+def quantization(kind: str) -> Any:
+    """How transformers is told to hold the weights of linear layers in 8 or 4 bits, computing in bfloat16."""
+    if kind == "8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, **four)
 
 
 def check_whole(path: str, loaded: dict[str, Any]) -> None:
@@ -182,8 +223,12 @@ def start_of(auto_class: Any, settings: Finetune, processor: Any) -> Start:
 
     `processor` is saved beside its weights. Raises SettingsError.
     """
+    written = partial(save, processor)
+    if settings.trainer.save == "adapter":
+        base = base_of(settings.model_path, settings.model.weights, settings.model.quantize)
+        written = partial(save_adapter, processor, base)
     model = load_for_training(auto_class, settings)
-    return Start(model, forward, partial(save, processor), check_start, check_silent)
+    return Start(model, forward, written, check_start, check_silent)
 
 
 def load_for_training(auto_class: Any, settings: Finetune) -> LanguageModel:
@@ -192,6 +237,11 @@ def load_for_training(auto_class: Any, settings: Finetune) -> LanguageModel:
     Without LoRA the weights are float32, because an update of size lr is lost in bf16 weights. With activations the
     model ends at their layer.
     """
+    if settings.model.quantize != "none" and is_adapter_folder(settings.model_path):
+        raise SettingsError(
+            f"model.quantize={settings.model.quantize}: model_path={settings.model_path!r} holds an adapter alone, "
+            "whose base cannot be quantized again with it; train it with trainer.save=merged"
+        )
     model = load_model(auto_class, settings.model_path, settings.model, training_dtype(settings))
     return made_ready(model, settings)
 
@@ -211,7 +261,8 @@ def made_ready(model: LanguageModel, settings: Finetune) -> LanguageModel:
     keep_statistics(model)
     if settings.activations:
         end_at_layer(model, settings.activations)
-    ready = add_lora(model, lora, settings.model.lora_targets, settings.seed) if lora else model
+    options = {"seed": settings.seed, "frozen": settings.model.freeze}
+    ready = add_lora(model, lora, settings.model.lora_targets, **options) if lora else model
     if settings.trainer.gradient_checkpointing:
         compute_activations_again(model)  # of an adapter's model too, which peft would have ask for more gradients
     return ready
@@ -347,4 +398,10 @@ def save(processor: Any, model: LanguageModel, folder: Path) -> None:
         model.save_pretrained(str(folder / "adapter"))
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty model card
     merged(model).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def save_adapter(processor: Any, base: Base, model: LanguageModel, folder: Path) -> None:
+    """Write the adapter alone with what names its base, and the processor, to `folder`."""
+    write_adapter(restore_layers(model), base, folder)
     processor.save_pretrained(folder)

@@ -7,7 +7,7 @@ from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
 from settings.script import ROOT, SettingsError, at_least, check_seed, one_of, share_of
-from settings.training import FINETUNING, Activations, Method, Trainer, check_report_to
+from settings.training import FINETUNING, Activations, Method, Trainer, check_report_to, need_cuda_for
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Model:
 
     def __post_init__(self) -> None:
         one_of("model.weights", self.weights, ("float32", "bfloat16"))
+        one_of("model.quantize", self.quantize, ("none", "8bit", "4bit"))
         one_of("model.attention", self.attention, ("auto", "sdpa", "eager", "flash_attention_2"))
         try:
             re.compile(self.lora_targets)
@@ -248,6 +249,8 @@ class Finetune:
             )
         if self.epoch_eval:
             need_half_weights(self.model)
+        if self.model.quantize != "none":
+            need_adapter_over_quantized(self)
 
     def inputs(self) -> Inputs:
         data = [self.data.path, self.data.text_path]
@@ -312,10 +315,28 @@ class Eval(EvalLimits):
         check_seed("affix_seed", self.affix_seed)
         check_report_to("report_to", self.report_to)
         need_half_weights(self.model)
+        if self.model.quantize != "none":
+            raise SettingsError(
+                f"model.quantize={self.model.quantize} has no effect on an evaluation: a model that was trained so is "
+                "evaluated with the weights that it was trained over"
+            )
 
     def inputs(self) -> Inputs:
         makers = [*self.model.makers(self.model_path), *self.data.makers()]
         return Inputs(self.datasets(), [self.model_path], self.files(), makers=makers)
+
+
+def need_adapter_over_quantized(settings: Finetune) -> None:
+    """Raise SettingsError where quantized weights cannot serve a training, or not on this machine."""
+    name = f"model.quantize={settings.model.quantize}"
+    if not settings.trainer.lora:
+        raise SettingsError(f"{name} needs trainer.lora: quantized weights do not train")
+    if settings.trainer.save != "adapter":
+        raise SettingsError(f"{name} needs trainer.save=adapter: an adapter is not added to quantized weights")
+    if settings.activations:
+        raise SettingsError(f"{name}: a method that trains single layers needs whole weights; set it to none")
+    if not settings.plan:
+        need_cuda_for(name)
 
 
 def need_half_weights(model: Model) -> None:

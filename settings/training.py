@@ -135,6 +135,13 @@ def need_package(setting: str, package: str, file: str) -> None:
         raise SettingsError(f"{setting}: {package} is not installed (pip install -r {file})")
 
 
+def need_cuda_for(setting: str) -> None:
+    """Raise SettingsError where this machine lacks the CUDA GPU or the package that quantized weights need."""
+    if not cuda_is_there():
+        raise SettingsError(f"{setting} needs a CUDA GPU, and this machine has none")
+    need_package(setting, "bitsandbytes", "req-gpu.txt")
+
+
 @dataclass
 class Trainer:
     epochs: int = MISSING

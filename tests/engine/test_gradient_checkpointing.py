@@ -27,7 +27,13 @@ RMU = Method(
 PLAIN = Method(name="retain_ft", loss="retain_ft")  # compares with no start, so that the model's own dropout stays
 
 
-def first_steps(data, encoder, folder, method, lora, checkpointed, monkeypatch):
+@pytest.fixture
+def rows(data, encoder):
+    """Where rows stand, and what encodes them."""
+    return data, encoder
+
+
+def first_steps(rows, folder, method, monkeypatch, *, lora, checkpointed):
     """The losses of two steps, and the gradients of the first."""
     gradients = []
 
@@ -35,6 +41,7 @@ def first_steps(data, encoder, folder, method, lora, checkpointed, monkeypatch):
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
     monkeypatch.setattr(LossTrainer, "_clip_grad_norm", keep)
+    data, encoder = rows
     bound, losses = bind(method), []
     own = training_settings(lora=lora, activations=method.activations, checkpointed=checkpointed)
     network = load_for_training(AutoModelForImageTextToText, own)
@@ -58,9 +65,9 @@ def note(losses, loss):
     [(NPO, None), (NPO, ADAPTER), (KL, None), (RMU, None), (RMU, ADAPTER), (PLAIN, None)],
     ids=["npo", "npo_lora", "kl", "rmu", "rmu_lora", "dropout_of_the_model"],
 )
-def test_losses_and_gradients_are_those_of_kept_activations(method, lora, data, encoder, tmp_path, monkeypatch):
-    kept, of_kept = first_steps(data, encoder, tmp_path / "kept", method, lora, False, monkeypatch)
-    again, of_again = first_steps(data, encoder, tmp_path / "again", method, lora, True, monkeypatch)
+def test_losses_and_gradients_are_those_of_kept_activations(method, lora, rows, tmp_path, monkeypatch):
+    kept, of_kept = first_steps(rows, tmp_path / "kept", method, monkeypatch, lora=lora, checkpointed=False)
+    again, of_again = first_steps(rows, tmp_path / "again", method, monkeypatch, lora=lora, checkpointed=True)
     assert again == pytest.approx(kept, rel=1e-6, abs=1e-6)
     assert of_kept.keys() == of_again.keys()
     scale = max(gradient.abs().max().item() for gradient in of_kept.values())
