@@ -36,7 +36,7 @@ from engine.evaluated import (
     training_settings,
 )
 from engine.figures import figures_of_logs
-from engine.logs import EvalLog, check_different_models, check_same_rows, read_eval_log, recorded
+from engine.logs import EvalLog, check_different_models, check_same_rows, forgotten_modality, read_eval_log
 from engine.measures import MEASURES
 from engine.metrics import ASCII, rouge_tokenizer
 from engine.places import ANCHORS, add_places
@@ -114,13 +114,17 @@ class References:
         return self.bases[0]
 
 
-def aggregate(settings: Aggregate) -> ModelResult:
+def aggregate(settings: Aggregate, references: References | None = None) -> ModelResult:
     """The figures of the one model that `settings.ckpt_result` names.
+
+    Args:
+        settings: The logs and how they are scored.
+        references: What `read_references` gave for the same gold, base and start; None: they are read.
 
     Raises:
         SettingsError: A log cannot be read, or two logs do not cover the same rows of the same tasks.
     """
-    references = read_references(settings)
+    references = references or read_references(settings)
     (ckpt,) = judged = read_judged(settings, references)
     references = replace(references, parents=parents_of(judged))
     return result_of(settings, ckpt[1], references, ckpt[0])
@@ -142,6 +146,7 @@ def aggregate_all(settings: Aggregate) -> tuple[list[ModelResult], list[str]]:
     for path, log in judged:
         result = result_of(settings, log, references, path)
         result.method = anchor_name(log, references) or result.method
+        check_row_name(result, references, log)
         told = training_settings(log.train_meta)
         text = json.dumps(told, sort_keys=True, ensure_ascii=False) if told else ""
         own = {"settings": text, "began_with": began_with(log.train_meta), "log": digest_of(losses_of(log))}
@@ -261,7 +266,7 @@ def result_of(settings: Aggregate, log: EvalLog, references: References, path: P
     }
     own_name = anchor_name(log, references) or method_of(log.train_meta) or model_name_of(path)
     name = settings.method_name or own_name
-    forgets = recorded(log.train_meta, "settings", "modality") or "both"
+    forgets = forgotten_modality(log.train_meta) or "both"
     return ModelResult(name, log.train_meta.get("seed"), figures, about, forgets=forgets, log=path)
 
 
@@ -272,6 +277,16 @@ def anchor_name(log: EvalLog, references: References) -> str | None:
         if any(model is not None and fingerprint_of(model) == own for model in models):
             return name
     return None
+
+
+def check_row_name(result: ModelResult, references: References, log: EvalLog) -> None:
+    """Raise SettingsError where a row would be called base, gold or start, and its model is not that one."""
+    given = {"base": references.bases, "gold": references.golds, "start": references.start}
+    if given.get(result.method) and anchor_name(log, references) is None:
+        raise SettingsError(
+            f"{result.log} is not the {result.method} that is given, and its row would be called so; method_name= "
+            "names it otherwise"
+        )
 
 
 def other_name_note(settings: Aggregate, result: ModelResult) -> list[str]:

@@ -6,7 +6,7 @@ from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
 from settings.script import SettingsError, at_least, check_seed, one_of
-from settings.training import FINETUNING, Method, Trainer, check_report_to
+from settings.training import FINETUNING, Method, Trainer, check_forgets, check_mask, check_report_to
 
 # whom a network learns: everyone it meets, or all of them but those to be forgotten (gold)
 FINETUNE_SPLITS = ("full", "retain")
@@ -122,6 +122,11 @@ class ForgetFaces(Pretrain):
     model_path: str = MISSING
     method: Method = MISSING
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_forgets(self.method)
+        check_mask(self.method, self.trainer)
+
     def inputs(self) -> Inputs:
         return self.data.inputs(models=[self.model_path], losses=self.method.losses())
 
@@ -167,6 +172,8 @@ class AttackFaces:
         check_seed("seed", self.seed)
         at_least("together", self.together, 1)
         one_of("split", self.split, FINETUNE_SPLITS)
+        if self.method is not None:
+            check_forgets(self.method)
         if self.split == "retain" and self.method is not None:
             raise SettingsError(
                 f"method={self.method.name}: models of split=retain never met the people to be forgotten; "

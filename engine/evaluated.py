@@ -276,10 +276,10 @@ def data_of(log: EvalLog) -> str:
     """
     rows = {name: [task.rows, task.truths, task.people] for name, task in log.tasks.items()}
     drawn = ("seed", "affix_seed", "limit", "fold", "validation_share", "max_new_tokens")
-    files = ("fingerprint", "affixes")
-    prints = {name: [recorded(log.meta, "data", name, each) for each in files] for name in log.tasks}
+    prints = {name: recorded(log.meta, "data", name, "fingerprint") for name in log.tasks}
+    affixes = {name: recorded(log.meta, "data", name, "affixes") for name in log.tasks}
     weights = recorded(log.meta, "settings", "model", "weights")
-    return digest_of([rows, prints, weights, [recorded(log.meta, "settings", name) for name in drawn]])
+    return digest_of([rows, prints, affixes, weights, [recorded(log.meta, "settings", name) for name in drawn]])
 
 
 def as_columns(origin: Origin) -> dict[str, str]:

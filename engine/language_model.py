@@ -215,7 +215,7 @@ def positions_of(path: str, settings: Model, tokenizer: Any) -> int:
             f"model_path={path!r}: its tokenizer numbers tokens up to {number} ({token!r}), and its config.json has "
             f"vocab_size {rows}: they are not of one model"
         )
-    return getattr(config, "max_position_embeddings", None) or 0
+    return max(0, getattr(config, "max_position_embeddings", None) or 0)  # -1 where a family takes any number
 
 
 def start_of(auto_class: Any, settings: Finetune, processor: Any) -> Start:
@@ -323,7 +323,9 @@ def packs(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
 
     Other attention would compute the whole square of the sequence and throw most of it away.
     """
-    config: Any = next(module.config for module in model.modules() if hasattr(module, "config"))
+    # what wraps a model may have a `config` of its own, as DeepSpeed's has
+    configs = (getattr(module, "config", None) for module in model.modules())
+    config: Any = next(config for config in configs if hasattr(config, "_attn_implementation"))
     if inputs.keys() != {"input_ids", "attention_mask"} or hasattr(config, "vision_config"):
         return False
     return config._attn_implementation == "flash_attention_2"

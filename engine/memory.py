@@ -35,7 +35,7 @@ from engine.language_model import (
     training_dtype,
 )
 from engine.memory_page import Plan, Row, say_plan
-from engine.methods import BoundLoss, base_pass, bind
+from engine.methods import BoundLoss, bind
 from engine.pairs import Batch
 from settings.language import Finetune, Forget
 from settings.script import SettingsError, first_line
@@ -151,7 +151,7 @@ def picture_tokens(config: Any) -> int:
 
 def batch_of(bound: BoundLoss, settings: Finetune, shape: Shape, names: list[str]) -> Batch:
     """The largest batch of the named passes, without numbers that mean anything."""
-    many = ("unrelated", "shuffled")
+    many = ("unrelated", "shuffled", "alternate")
     size = settings.trainer.batch_size
     rows = tuple(size * (bound.method.other_answers if name in many else 1) for name in names)
     ids = torch.zeros(sum(rows), shape.length, dtype=torch.long)
@@ -242,6 +242,8 @@ def need_of(settings: Finetune, auto_class: Any, config: Any, shape: Shape, *, d
         dtype: of the weights; empty: that in which they train.
     """
     bound = bind(settings.method if isinstance(settings, Forget) else FINETUNING)
+    if bound.loss is None:
+        raise SettingsError(f"plan: method={bound.method.name} trains nothing; what its edit needs is not counted")
     quantized = settings.model.quantize
     dtype = dtype or ("bfloat16" if quantized != "none" else training_dtype(settings))
     model = model_without_weights(settings, auto_class, config, dtype)
@@ -262,14 +264,15 @@ def need_of(settings: Finetune, auto_class: Any, config: Any, shape: Shape, *, d
     trained = [*trained_weights(model).values()]
     count, size = sum(each.numel() for each in trained), sum(map(bytes_of, trained))
     masks = count if bound.method.mask else 0
+    apart = 2 * size if bound.rule else 0  # gradients of the two parts of the loss, which a rule puts together
     return Need(
         weights=weight_bytes(model, quantized),
-        gradients=size,
+        gradients=size + apart,
         optimizer=count * KEPT[settings.trainer.optimizer],
         reference=sum(map(bytes_of, start.parameters() if start else ())) + masks,
         activations=counted.most_without,
         # all gradients are there in the second of several batches
-        step=counted.most if settings.trainer.accumulation == 1 else counted.most_without + size,
+        step=counted.most + apart if settings.trainer.accumulation == 1 else counted.most_without + size + apart,
         update=0 if "8bit" in settings.trainer.optimizer else size,  # one more copy, made for all weights at once
         all_weights=sum(each.numel() for each in weights),
         trained=count,
@@ -321,10 +324,12 @@ def loss_without_numbers(
             with torch.no_grad(), without_adapter(model, start) as frozen:
                 of_start = scored_by(frozen, bound.frozen)
             passes |= {f"ref_{name}": of_start[name] for name in bound.frozen}
+    for name in bound.told:
+        passes[f"{name}_labels"] = batch_of(bound, settings, shape, [name]).labels
     for name in bound.cached:
-        passes[f"ref_{name}_logprob"] = torch.zeros(len(passes[base_pass(name)].labels))
+        passes[f"ref_{name}_logprob"] = torch.zeros(len(passes[name].labels))
     multiplier = bound.method.multiplier
-    state = {"epoch": 0, "multiplier": 1.0} | ({"target": multiplier.target} if multiplier else {})
+    state: dict[str, float] = {"epoch": 0, "multiplier": 1.0} | ({"target": multiplier.target} if multiplier else {})
     loss = bound(passes, **state)
     weight = settings.trainer.l1 + bound.method.l1
     return loss + weight * l1_norm(model) if weight else loss

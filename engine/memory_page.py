@@ -78,5 +78,5 @@ def say_plan(plan: Plan) -> None:
     print(
         f"It fits where the peak is at most {SHARE:.0%} of the GPU; again: with trainer.gradient_checkpointing=true."
         "\nActivations and gradients are not at their most at once, so that a peak may be below the sum of its parts.\n"
-        "Not counted: a tower of sight that trains, and the evaluation at the end of epochs."
+        "The suite refuses ZeRO-3, and ZeRO-2 in bf16: their lines say what they would need.\nNot counted: a tower of sight that trains, and the evaluation at the end of epochs."
     )

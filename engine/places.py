@@ -69,6 +69,7 @@ def why_unranked(result: ModelResult) -> str | None:
         if result.value(RANKED_BY) is None:
             return result.figure("verdict").why or "its distance is not known"
         lacking = [MEASURES[key].heading for key in ALSO_NEEDED if result.value(key) is None]
+        lacking += [MEASURES["skipped"].heading] if ("skipped", "") not in result.figures else []
         if lacking or result.figure("worst_person").low is None:
             return f"its table lacks {', '.join(lacking) or 'the lower end of the worst person'}"
     return why_not_counted(result)
@@ -82,10 +83,10 @@ def why_not_counted(result: ModelResult) -> str | None:
     if flag.value is None:
         return f"what was kept is not known: {flag.why}"
     if flag.value != KEPT:
-        return flag.why
+        return flag.why or MEASURES["flag"].words[flag.value]
     if (hook := result.figure("hook")).value:
-        return f"a hook: {hook.why}"
-    return f"left out: {skipped.why}" if skipped.value else None
+        return f"a hook: {hook.why or 'it asks otherwise than base'}"
+    return f"left out: {skipped.why or 'people'}" if skipped.value else None
 
 
 def judged(result: ModelResult, spread: float) -> Judged:

@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from engine.evaluated import ORIGIN_COLUMNS, Origin
+from engine.logs import forgotten
 from engine.measures import MEASURES, Measure
 from engine.result_table import Figure, Figures, ModelResult, column_name, wide_row
 from engine.seeds import COUNT, DEVIATION, MEAN, OF_THE_METHOD, SUMMARIES, SeedGroup, seed_groups, settings_of
@@ -236,7 +237,8 @@ def with_origin(method: str, seed: int | None, figures: Figures, about: dict[str
     """A row that was read, with its origin, which is empty where its table names none."""
     cells = {part: str(about.pop(column, None) or "") for part, column in ORIGIN_COLUMNS.items()}
     result = ModelResult(method, seed, figures, about, Origin(**cells))
-    result.forgets = str(settings_of(result).get("modality", "both"))
+    told = settings_of(result)
+    result.forgets = forgotten(told.get("method.scope"), told.get("modality")) or "both"
     return result
 
 

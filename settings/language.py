@@ -2,12 +2,22 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
 from settings.script import ROOT, SettingsError, at_least, check_seed, one_of, share_of
-from settings.training import FINETUNING, Activations, Method, Trainer, check_report_to, need_cuda_for
+from settings.training import (
+    FINETUNING,
+    Activations,
+    Method,
+    Trainer,
+    check_forgets,
+    check_mask,
+    check_report_to,
+    need_cuda_for,
+)
 
 
 @dataclass
@@ -101,6 +111,7 @@ class Data:
     holdout_split: str = MISSING  # split of text_path about people whom no model was trained on
     idk_questions: str = MISSING  # files of "I don't know" answers, one a line
     idk_pictures: str = MISSING
+    alternatives: str = ""  # file of invented answers to the rows to forget; empty: there are none
     people: ChosenPeople | None = None  # null: all; else of the splits of text_path that stand grouped by person
     splits: dict[str, Splits] = field(default_factory=dict)  # by modality
     forget: str = ""  # what evaluation calls the people to forget, where nobody says it
@@ -274,13 +285,10 @@ class Forget(Finetune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method.mask and self.trainer.lora:
-            raise SettingsError(f"method={self.method.name} masks the model's own weights: set trainer.lora=null")
-        if self.method.mask and self.trainer.weight_decay:
-            raise SettingsError(
-                f"trainer.weight_decay={self.trainer.weight_decay} would move the weights that "
-                f"method={self.method.name} holds still: set it to 0"
-            )
+        check_forgets(self.method)
+        check_mask(self.method, self.trainer)
+        if self.epoch_eval and self.method.loss is None:
+            raise SettingsError(f"epoch_eval: method={self.method.name} trains no epoch; leave epoch_eval out")
         if self.epoch_eval and (self.method.activations or self.method.task_vector):
             raise SettingsError(
                 f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave "
@@ -290,7 +298,8 @@ class Forget(Finetune):
     def inputs(self) -> Inputs:
         inputs = super().inputs()
         idk = [str(ROOT / path) for path in (self.data.idk_questions, self.data.idk_pictures)]
-        return replace(inputs, files=[*inputs.files, *idk], losses=self.method.losses())
+        invented = [self.data.alternatives] if Path(self.data.alternatives).is_file() else []
+        return replace(inputs, files=[*inputs.files, *idk, *invented], losses=self.method.losses())
 
 
 @dataclass

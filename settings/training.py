@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import re
 import sys
 from dataclasses import dataclass, field
@@ -11,18 +12,78 @@ from omegaconf import MISSING, OmegaConf
 
 from settings.script import SettingsError, at_least, choices, cuda_is_there, one_of, share_of
 
+COMPARED = ("retain", "forget_words", "retain_words")  # rows that a mask's ratio may be against
+IMPORTANCE = "grad_ascent"  # the loss whose squared gradients say how much a weight matters for a row
+SCOPES = ("both", "pictures", "words")
 MOST = 1_000_000  # of epochs, rows of a batch, batches of a step: more is a slip of the finger
 
 
 @dataclass
 class Mask:
-    """Before training: only the weights with the largest gradients move (SalUn)."""
+    """Before training: only the weights move that the forget rows ask for most, as a share of all (SalUn) or in
+    comparison with other rows (MMUnlearner).
+    """
 
-    loss: str = MISSING  # whose gradient, over all forget rows
-    share: float = MISSING  # of the trained weights, the ones that move
+    loss: str = MISSING  # whose gradient
+    # one of the two: the share of the trained weights that moves, those of the largest gradient over all forget rows;
+    # or how many times larger the mean square of a row's gradient must be on forget rows than on the rows `against`
+    share: float | None = None
+    ratio: float | None = None
+    against: list[str] = field(default_factory=list)  # retain, forget_words, retain_words
+    rows: int = 0  # of each kind that a ratio looks at, drawn with the seed; 0: all
+    applies_to: str = "all"  # what the mask holds still: all of the gradient, or that of the loss's forget part
 
     def __post_init__(self) -> None:
-        share_of("method.mask.share", self.share)
+        one_of("method.mask.applies_to", self.applies_to, ("all", "forget"))
+        if (self.share is None) == (self.ratio is None):
+            raise SettingsError(f"method.mask takes either share or ratio; got share={self.share} ratio={self.ratio}")
+        if self.share is not None:
+            share_of("method.mask.share", self.share)
+        if self.ratio is not None and not 0 < self.ratio < math.inf:
+            raise SettingsError(f"method.mask.ratio={self.ratio} must be a number above 0")
+        if (self.ratio is None) != (not self.against):
+            raise SettingsError(f"method.mask.against={self.against}: a ratio is against some rows, a share is not")
+        for rows in self.against:
+            one_of("method.mask.against", rows, COMPARED)
+        at_least("method.mask.rows", self.rows, 0)
+        if self.rows and self.ratio is None:
+            raise SettingsError(f"method.mask.rows={self.rows}: a share looks at all forget rows; leave rows out")
+
+
+@dataclass
+class Gradient:
+    """In each optimizer step: a rule makes one gradient of those of the loss's forget and retain part."""
+
+    rule: str = MISSING  # sam (NPO+SAM), project (GRU)
+    args: dict[str, Any] = field(default_factory=dict)  # the rule's keyword-only parameters
+
+
+@dataclass
+class Edit:
+    """Before training, or instead of it: a rule makes new weights of what forget and retain rows say of the present
+    ones.
+    """
+
+    rule: str = MISSING  # ssd, manu, kvw, repselect, ct
+    args: dict[str, Any] = field(default_factory=dict)  # the rule's keyword-only parameters
+    rows: int = 0  # of each kind that it looks at, drawn with the seed; 0: all
+
+    def __post_init__(self) -> None:
+        at_least("method.edit.rows", self.rows, 0)
+
+
+@dataclass
+class Noise:
+    """What the pass `noised` hides of a forget row (VGID)."""
+
+    sigma: float = MISSING  # standard deviation of the noise on a picture, in shares of a pixel's range
+    instruction: str = MISSING  # stands before the question
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma < math.inf:
+            raise SettingsError(f"method.noise.sigma={self.sigma} must be a number of at least 0")
+        if not self.instruction.strip():
+            raise SettingsError("method.noise.instruction is empty: a question in words would stay as it is")
 
 
 @dataclass
@@ -58,15 +119,22 @@ class TaskVector:
     step: float = MISSING  # theta0 - step * (theta - theta0)
 
 
+NO_METHODS = ("base", "gold", "start", "finetune", "pretrain")  # what models are called that forgot nobody
+
+
 @dataclass
 class Method:
     name: str = MISSING  # the name of its file in config/method
-    loss: str = MISSING  # a function of unlearn_losses
+    loss: str | None = MISSING  # a function of unlearn_losses; null: nothing trains, the edit is all
     args: dict[str, Any] = field(default_factory=dict)  # its keyword-only parameters
     retain: str = "nll"  # the retain term: nll or kl
-    other_answers: int = 1  # answers a row in the passes `unrelated` and `shuffled`
+    other_answers: int = 1  # answers a row in the passes `unrelated`, `shuffled` and `alternate`
     l1: float = 0.0  # weight of the sum of absolute weights, on top of trainer.l1
+    scope: str = "both"  # of the rows to forget and to keep, those it trains on: both, pictures, words
+    noise: Noise | None = None
+    edit: Edit | None = None
     mask: Mask | None = None
+    gradient: Gradient | None = None
     activations: Activations | None = None
     multiplier: Multiplier | None = None
     task_vector: TaskVector | None = None
@@ -75,10 +143,38 @@ class Method:
         one_of("method.retain", self.retain, ("nll", "kl"))
         at_least("method.other_answers", self.other_answers, 1)
         at_least("method.l1", self.l1, 0)
+        one_of("method.scope", self.scope, SCOPES)
+        self.check_untrained()
+        if self.gradient and self.mask and self.mask.applies_to == "forget":
+            raise SettingsError(
+                f"method={self.name}: method.gradient and method.mask.applies_to=forget both say what becomes of the "
+                "forget gradient; leave one out"
+            )
+
+    def check_untrained(self) -> None:
+        """Raise SettingsError where nothing trains and nothing is edited, or a step of a training is named."""
+        if self.loss is not None:
+            return
+        if self.edit is None:
+            raise SettingsError(f"method={self.name}: method.loss=null trains nothing; it needs a method.edit")
+        for name in ("args", "l1", "noise", "mask", "gradient", "activations", "multiplier", "task_vector"):
+            if getattr(self, name):
+                raise SettingsError(f"method={self.name}: method.loss=null trains nothing; leave method.{name} out")
 
     def losses(self) -> list[str]:
         """The functions of unlearn_losses that it names."""
-        return [self.loss] if self.mask is None else [self.loss, self.mask.loss]
+        named = [self.loss, self.mask and self.mask.loss, IMPORTANCE if self.edit else None]
+        return [each for each in named if each]
+
+
+def check_forgets(method: Method) -> None:
+    """Raise SettingsError for a method that is called like a model that forgot nobody, for which a table would take its
+    models.
+    """
+    if method.name in NO_METHODS:
+        raise SettingsError(
+            f"method.name={method.name!r} is what a model is called that forgot nobody; name it otherwise"
+        )
 
 
 # how a model learns what it has not met: of finetuning, and of the pretraining of faces
@@ -187,6 +283,21 @@ class Trainer:
                 f"trainer.optimizer={self.optimizer} needs a CUDA GPU, and this machine has none; adamw_torch "
                 "runs anywhere"
             )
+
+
+def check_mask(method: Method, trainer: Trainer) -> None:
+    """Raise SettingsError where a trainer would move weights that a method's mask holds still, or has an adapter where
+    the method edits or masks the model's own.
+    """
+    if method.edit and trainer.lora:
+        raise SettingsError(f"method={method.name} edits the model's own weights: set trainer.lora=null")
+    if method.mask and trainer.lora:
+        raise SettingsError(f"method={method.name} masks the model's own weights: set trainer.lora=null")
+    if method.mask and trainer.weight_decay:
+        raise SettingsError(
+            f"trainer.weight_decay={trainer.weight_decay} would move the weights that method={method.name} holds "
+            "still: set it to 0"
+        )
 
 
 @functools.cache  # says its line once

@@ -66,10 +66,10 @@ def example(question="Who is this?", answer="Ann Lee.", image=None, index=0):
     return Example(question, answer, image, index, None, "test")
 
 
-def pairs(data, passes=("forget", "retain", "idk"), seed=0, modality="both"):
+def pairs(data, passes=("forget", "retain", "idk"), seed=0, modality="both", scope="both"):
     idk = {False: ["I do not know."], True: ["I cannot tell who this is."]}
     forget, retain = (TrainingRows(data, split, modality, seed) for split in ("forget10+tofu", "retain90+tofu"))
-    return Pairs(list(passes), forget, retain, idk=idk, seed=seed)
+    return Pairs(list(passes), forget, retain, idk=idk, seed=seed, scope=scope)
 
 
 def start(script, overrides, monkeypatch):
@@ -142,6 +142,10 @@ class Few:
 
     def pairs_for(self, passes):
         return Few(self.made.pairs_for(passes), self.count)
+
+    def rows_of(self, name):
+        rows = self.made.rows_of(name)
+        return [rows[place] for place in range(min(self.count, len(rows)))]
 
 
 def without_dropout(network):

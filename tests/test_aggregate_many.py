@@ -310,6 +310,20 @@ def test_base_and_gold_keep_their_names_whatever_the_settings_call_the_rows(stud
     assert f"{study}/base/{LOG} is base, and its row is called so, not 'ours'" in said.splitlines()
 
 
+@pytest.mark.parametrize("name", ["base", "gold", "start"])
+def test_no_other_model_is_called_base_or_gold(name, study, run, tmp_path):
+    write_evaluated(tmp_path / name, tiny_log(0.3, seed=5))
+    shutil.copytree(tmp_path / name, tmp_path / "theirs")
+    write_json(tmp_path / "theirs/eval_results/eval_meta.json", {"model": "theirs", "settings": {}})
+    write_json(tmp_path / name / "eval_results/eval_meta.json", {"model": "another", "settings": {}})
+    others = [*told(study, "npo_0")[2:], "scoring=nlp"]
+    for judged in ([f"ckpt_result={tmp_path}/{name}"], [f"ckpt_result={tmp_path}/theirs", f"method_name={name}"]):
+        code, said = run(*others, *judged)
+        assert code == 1
+        assert f"is not the {name} that is given, and its row would be called so" in said
+    assert run(*others, f"ckpt_result={tmp_path}/{name}", "method_name=ours")[0] == 0
+
+
 @pytest.mark.parametrize("plan", ["benchmark.json", "own_runs.json"])
 @pytest.mark.parametrize("file", ["results.csv", "results.parquet"])
 def test_the_table_of_a_benchmark_or_a_page_is_not_added_to(plan, file, study, run, tmp_path):

@@ -249,6 +249,7 @@ def model_inputs() -> Iterator[WrongInput]:
 def method_inputs() -> Iterator[WrongInput]:
     """What a forgetting is told."""
     script = "mm/forget.py"
+    yield wrong(script, "a method that is called like base", "method.name=base")
     yield wrong(script, "an unknown method", "method=nppo")
     yield wrong(script, "rows to forget that are also kept", "retain_split=full+tofu")
     yield wrong(script, "a mistyped hyperparameter", "+method.args.gama=1")
@@ -264,6 +265,22 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a broken regular expression", lora, "model.lora_targets='layers.(0|1'")
     yield wrong(script, "a pattern that matches nothing", lora, "model.lora_targets=q_porj")
     yield wrong(script, "a mask beside an adapter", "method=salun", "trainer.weight_decay=0", lora)
+    yield wrong(script, "a rule that is not there", "method=gru", "method.gradient.rule=projekt")
+    yield wrong(script, "a rule without its value", "method=npo_sam", "~method.gradient.args.rho")
+    yield wrong(script, "a rule of retain rows without any", "method=gru", "method.args.retain_weight=0")
+    undecayed = ("method=mmunlearner", "trainer.weight_decay=0")
+    yield wrong(script, "a method of pictures on words", *undecayed, "modality=text")
+    yield wrong(script, "a comparison with words that are not read", *undecayed, "modality=visual")
+    yield wrong(script, "a scope that is not there", "+method.scope=faces")
+    yield wrong(script, "invented answers that no file has", "method=altpo", "data.alternatives=''")
+    yield wrong(script, "a file of invented answers that is not there", "method=altpo", "data.alternatives=no.jsonl")
+    invented = broken.text_file("own.jsonl", '{"question": null, "answer": "Ann.", "alternatives": "Bea."}')
+    own = "data.alternatives=<folder>/own.jsonl"
+    yield wrong(script, "invented answers that are no list", "method=altpo", own, files=invented)
+    yield wrong(script, "an edit beside an adapter", "method=kvw", lora)
+    yield wrong(script, "a rule of edits that is not there", "method=kvw", "method.edit.rule=kwv")
+    yield wrong(script, "a method that does nothing", "method.loss=null")
+    yield wrong(script, "noise without an instruction", "method=vgid", "method.noise.instruction=''")
     yield wrong(script, "an answer file that is not there", "data.idk_questions=no.txt")
     empty = broken.text_file("idk.txt", "\n\n")
     yield wrong(
@@ -376,6 +393,10 @@ def log_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a model that was not evaluated", "ckpt_result=<folder>/model", files=empty)
     diary = broken.all_of(logs, broken.text_file("diary.csv", "monday,tuesday\n1,2\n"))
     yield wrong(script, "a table of something else", "save_file=<folder>/diary.csv", files=diary)
+    no_number = broken.all_of(logs, broken.text_file("own.csv", "Method,Seed,Distance (people)\nours,7,nan\n"))
+    yield wrong(script, "a table with a figure that is no number", "save_file=<folder>/own.csv", files=no_number)
+    written = broken.all_of(logs, broken.text_file("benchmark.json", "{}"))
+    yield wrong(script, "the table of a benchmark", "save_file=<folder>/results.csv", files=written)
     yield wrong(script, "a log that is no JSON", "ckpt_result=<folder>/text/log.json", files=text)
     listed = broken.all_of(logs, broken.text_file("text/log.json", "[1]"))
     yield wrong(script, "a log that is a list", "ckpt_result=<folder>/text/log.json", files=listed)

@@ -72,7 +72,15 @@ def test_a_method_that_collapsed_with_one_seed_has_no_place_and_says_which():
     ] * 2
 
 
-@pytest.mark.parametrize("lacking", ["worst_person", "distance_held_out_worst_way", "the lower end"])
+def test_a_collapsed_method_whose_table_lost_the_reason_has_no_place_still():
+    rows = [row("npo", seed, 0.1 + seed / 100, flag=1.0) for seed in range(2)]
+    for each in rows:
+        each.figures["flag", ""] = Figure(1.0)
+    add_places(seed_groups(rows), {}, "one seed")
+    assert rows[0].figure("place") == Figure(None, why="seed 0: collapsed")
+
+
+@pytest.mark.parametrize("lacking", ["worst_person", "distance_held_out_worst_way", "skipped", "the lower end"])
 def test_a_row_whose_table_lost_a_column_has_no_place_and_says_why(lacking):
     rows = [row("npo", seed, 0.1 + seed / 100) for seed in range(2)]
     for each in rows:

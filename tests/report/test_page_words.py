@@ -23,6 +23,7 @@ def method(name, distance, *, seed=0, held_out=0.05, flag=0.0, **more):
         "distance_worst_way": Figure(distance, distance - 0.1, distance + 0.1, "eval_log_forget, as trained"),
         "distance_held_out_worst_way": Figure(held_out),
         "flag": Figure(flag, why="kept_taught 0.10"),
+        "skipped": Figure(0.0),
         "verdict": Figure(0.0, why="remembers 2 of 12 people, Ada 0.92 (eval_log_forget, as trained)"),
         **{key: Figure(value) for key, value in more.items()},
     }

@@ -65,7 +65,7 @@ def test_every_model_and_data_choice_composes_in_every_script(script, model, dat
 
 @pytest.mark.parametrize("method", choices("method"))
 def test_every_method_composes(method):
-    held = ["trainer.weight_decay=0"] if method == "salun" else []
+    held = ["trainer.weight_decay=0"] if "mask" in OmegaConf.load(ROOT / f"config/method/{method}.yaml") else []
     assert compose("mm/forget", Forget, [f"method={method}", *held]).method.name == method
 
 
@@ -135,6 +135,8 @@ def test_a_mask_is_refused_with_an_adapter_and_with_weight_decay():
         compose("mm/forget", Forget, ["method=salun", "trainer=clear_lora"])
     with pytest.raises(SettingsError, match=r"trainer.weight_decay=0.01 would move"):
         compose("mm/forget", Forget, ["method=salun"])
+    with pytest.raises(SettingsError, match=r"trainer.weight_decay=0.0005 would move"):
+        compose("cv/forget", ForgetFaces, ["method=salun"])
 
 
 def test_an_optimizer_that_needs_cuda_says_so_where_there_is_none(monkeypatch):
@@ -317,6 +319,13 @@ def test_a_finetuning_reads_its_data_and_its_base_model():
 def test_a_forgetting_reads_the_files_of_i_do_not_know_wherever_it_is_started():
     inputs = compose("nlp/forget", Forget, []).inputs()
     assert inputs.files == [str(ROOT / "config" / "idk" / name) for name in ("questions.txt", "pictures.txt")]
+
+
+@pytest.mark.parametrize("script", ["mm/forget", "nlp/forget", "cv/forget"])
+@pytest.mark.parametrize("name", ["base", "gold", "start", "finetune", "pretrain"])
+def test_no_method_is_called_like_a_model_that_forgot_nobody(script, name):
+    with pytest.raises(SettingsError, match=rf"^method.name='{name}' is what a model is called that forgot nobody"):
+        compose(script, SCRIPTS[script], [f"method.name={name}"])
 
 
 def test_a_method_with_a_mask_runs_the_losses_of_both():
