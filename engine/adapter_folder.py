@@ -109,7 +109,9 @@ def with_adapter(model: LanguageModel, path: str, dtype: str) -> LanguageModel:
     Raises SettingsError where the adapter lacks a tensor or does not fit the base.
     """
     with readable(path):
-        made = get_peft_model(model.float(), PeftConfig.from_pretrained(path))
+        config = PeftConfig.from_pretrained(path)
+        config.base_model_name_or_path = None  # else peft warns where the base has moved
+        made = get_peft_model(model.float(), config)
         tensors = load_file(Path(path) / TENSORS)
         wanted = {name for name, _ in made.named_parameters() if ".lora_" in name}
         found = {name.replace(".weight", ".default.weight") for name in tensors}

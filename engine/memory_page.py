@@ -76,7 +76,9 @@ def say_plan(plan: Plan) -> None:
     if len(plan.alone) > 1:
         console.print(table_of("One GPU, other settings", plan.alone, "setting"))
     print(
-        f"It fits where the peak is at most {SHARE:.0%} of the GPU; again: with trainer.gradient_checkpointing=true."
-        "\nActivations and gradients are not at their most at once, so that a peak may be below the sum of its parts.\n"
-        "The suite refuses ZeRO-3, and ZeRO-2 in bf16: their lines say what they would need.\nNot counted: a tower of sight that trains, and the evaluation at the end of epochs."
+        f"It fits where the peak is at most {SHARE:.0%} of the GPU; again: with "
+        "trainer.gradient_checkpointing=true.\n"
+        "Activations and gradients are not at their most at once, so that a peak may be below the sum of its parts.\n"
+        "The suite refuses ZeRO-3, and ZeRO-2 in bf16: their lines say what they would need.\n"
+        "Not counted: a tower of sight that trains, and the evaluation at the end of epochs."
     )
