@@ -1,7 +1,7 @@
 """The peak memory that `plan=true` counts beside the peak of the training itself, on the CPU.
 
-Two randomly initialised Llamas: `wide` has about 100 M weights, half of them in its vocabulary, and trains all of them
-with kl, which holds a frozen copy; `deep` has about 90 M and trains a LoRA adapter with npo. Each trains two steps of
+Two randomly initialised Llamas: `wide` has 89 M weights, half of them in its vocabulary, and trains all of them
+with kl, which holds a frozen copy; `deep` has 88 M and trains a LoRA adapter with npo. Each trains two steps of
 nlp/forget.py, with and without gradient checkpointing, on rows of one length, in a process of its own. What is measured
 is the most resident memory while it trains, less what was resident before the model was loaded.
 """

@@ -1,4 +1,4 @@
-"""config/accelerate: every file is one that accelerate reads, of keys that it knows, and engages what it is named for."""
+"""config/accelerate: accelerate reads every file, knows its keys, and engages what it is named for."""
 
 import re
 import subprocess
