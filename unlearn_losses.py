@@ -387,7 +387,9 @@ def grad_ascent(forget: Scored) -> Tensor:
 
 
 def learn_forget(forget: Scored) -> Tensor:
-    """NLL(F): learn the forget rows further, of which a `task_vector` step then takes the opposite.
+    """Learn the forget rows further, of which a `task_vector` step then takes the opposite.
+
+    NLL(F)
 
     Args:
         forget: scored forget answers, logits (B, T, V).

@@ -219,3 +219,8 @@ def need_whole_training(name: str, trainer: Trainer) -> None:
         raise SettingsError(
             f"{name}.lora={trainer.lora} needs a language model; a face network trains all its weights: set it to null"
         )
+    if trainer.gradient_checkpointing:
+        raise SettingsError(
+            f"{name}.gradient_checkpointing=true needs a language model; a face network keeps its activations: set it "
+            "to false"
+        )

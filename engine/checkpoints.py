@@ -408,23 +408,29 @@ def tensor_of(text: str) -> Tensor:
 # ---- room
 
 
+def size_on_disk(model: nn.Module, settings: Trainer, *, own: int = 0) -> tuple[int, int]:
+    """Bytes of the trained model, and of one checkpoint; `own`: what the method keeps for each trained weight."""
+    trained = trained_weights(model).values()
+    checkpoint = 0
+    if settings.save_every != "never":
+        kept = KEPT[settings.optimizer] + own
+        checkpoint = sum(weight.numel() * (weight.element_size() + kept) for weight in trained)
+    if settings.save == "adapter":
+        return sum(weight.numel() * weight.element_size() for weight in trained), checkpoint
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    parts = [model, *(part for _, _, part in inner.__dict__.get("removed_parts", []))]
+    weights = {id(weight): weight for part in parts for weight in part.parameters()}
+    width = 4 if isinstance(model, PeftModel) else 0  # an adapter is merged in fp32
+    return sum(weight.numel() * max(width, weight.element_size()) for weight in weights.values()), checkpoint
+
+
 def check_room(model: nn.Module, save_dir: str, settings: Trainer, *, own: int = 0) -> None:
     """Raise SettingsError where the disk lacks room for the trained model and for two checkpoints.
 
     There are two while the second replaces the first. What an interrupted run has left of them needs no further room.
     `own`: bytes that the method keeps for each trained weight besides.
     """
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    parts = [model, *(part for _, _, part in inner.__dict__.get("removed_parts", []))]
-    weights = {id(weight): weight for part in parts for weight in part.parameters()}
-    width = 4 if isinstance(model, PeftModel) else 0  # an adapter is merged in fp32
-    result = sum(weight.numel() * max(width, weight.element_size()) for weight in weights.values())
-    checkpoint = 0
-    if settings.save_every != "never":
-        trained = trained_weights(model).values()
-        checkpoint = sum(
-            weight.numel() * (weight.element_size() + KEPT[settings.optimizer] + own) for weight in trained
-        )
+    result, checkpoint = size_on_disk(model, settings, own=own)
     how = f"{result / 1e9:.2f} for the model, {2 * checkpoint / 1e9:.2f} for checkpoints"
     left = beside(Path(save_dir), "checkpoints").rglob("*")
     there = min(2 * checkpoint, sum(file.stat().st_size for file in left if file.is_file()))

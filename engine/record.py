@@ -33,7 +33,7 @@ OWN_RUNS = "own_runs.json"  # what a page of own runs was made of
 VIEWS = ("results.parquet", "results.csv", "table.md", "table.tex", "report.html")
 METRICS = "metrics.jsonl"  # a line for every step of a training
 # settings that say where things go, and decide no result; a model's folder is an input, known by what it holds
-PLACES = ("save_dir", "model_path", "shadows_dir", "overwrite", "report_to")
+PLACES = ("save_dir", "model_path", "shadows_dir", "overwrite", "report_to", "plan")
 # settings of a training that decide no result, by the names of the settings that hold them
 OF_TRAINERS = {"trainer": ("save_every", "report_to"), "finetune": ("save_every", "report_to")}
 NO_FOLDER = "hub:"  # how the fingerprint of what is no model's folder begins

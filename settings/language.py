@@ -8,7 +8,16 @@ from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
 from settings.script import ROOT, SettingsError, at_least, check_seed, one_of, share_of
-from settings.training import FINETUNING, Activations, Method, Trainer, check_forgets, check_mask, check_report_to
+from settings.training import (
+    FINETUNING,
+    Activations,
+    Method,
+    Trainer,
+    check_forgets,
+    check_mask,
+    check_report_to,
+    need_cuda_for,
+)
 
 
 @dataclass
@@ -28,6 +37,7 @@ class Model:
     attention: str = MISSING  # auto (sdpa, or eager where the model has no sdpa), sdpa, eager, flash_attention_2
     # dtype of weights that do not train: float32, or bfloat16, which rounds away small updates of a merged adapter
     weights: str = MISSING
+    quantize: str = "none"  # none, 8bit, 4bit: frozen weights under LoRA, by bitsandbytes on a CUDA GPU
     trust_remote_code: bool = False
     tags: Tags | None = None  # null: the tokenizer's or processor's chat template
     # what stands over an answer in a per-token tensor of the processor; others go on as the prompt ends
@@ -36,6 +46,7 @@ class Model:
 
     def __post_init__(self) -> None:
         one_of("model.weights", self.weights, ("float32", "bfloat16"))
+        one_of("model.quantize", self.quantize, ("none", "8bit", "4bit"))
         one_of("model.attention", self.attention, ("auto", "sdpa", "eager", "flash_attention_2"))
         try:
             re.compile(self.lora_targets)
@@ -231,6 +242,7 @@ class Finetune:
     truncate: bool = False  # cut the answers of longer rows instead of refusing them
     forget: str = ""  # whose forgetting epoch_eval measures
     epoch_eval: EpochEval | None = None
+    plan: bool = False  # print what memory the training needs, and train nothing
 
     @property
     def activations(self) -> Activations | None:
@@ -248,6 +260,8 @@ class Finetune:
             )
         if self.epoch_eval:
             need_half_weights(self.model)
+        if self.model.quantize != "none":
+            need_adapter_over_quantized(self)
 
     def inputs(self) -> Inputs:
         data = [self.data.path, self.data.text_path]
@@ -310,10 +324,28 @@ class Eval(EvalLimits):
         check_seed("affix_seed", self.affix_seed)
         check_report_to("report_to", self.report_to)
         need_half_weights(self.model)
+        if self.model.quantize != "none":
+            raise SettingsError(
+                f"model.quantize={self.model.quantize} has no effect on an evaluation: a model that was trained so is "
+                "evaluated with the weights that it was trained over"
+            )
 
     def inputs(self) -> Inputs:
         makers = [*self.model.makers(self.model_path), *self.data.makers()]
         return Inputs(self.datasets(), [self.model_path], self.files(), makers=makers)
+
+
+def need_adapter_over_quantized(settings: Finetune) -> None:
+    """Raise SettingsError where quantized weights cannot serve a training, or not on this machine."""
+    name = f"model.quantize={settings.model.quantize}"
+    if not settings.trainer.lora:
+        raise SettingsError(f"{name} needs trainer.lora: quantized weights do not train")
+    if settings.trainer.save != "adapter":
+        raise SettingsError(f"{name} needs trainer.save=adapter: an adapter is not added to quantized weights")
+    if settings.activations:
+        raise SettingsError(f"{name}: a method that trains single layers needs whole weights; set it to none")
+    if not settings.plan:
+        need_cuda_for(name)
 
 
 def need_half_weights(model: Model) -> None:

@@ -231,6 +231,13 @@ def need_package(setting: str, package: str, file: str) -> None:
         raise SettingsError(f"{setting}: {package} is not installed (pip install -r {file})")
 
 
+def need_cuda_for(setting: str) -> None:
+    """Raise SettingsError where this machine lacks the CUDA GPU or the package that quantized weights need."""
+    if not cuda_is_there():
+        raise SettingsError(f"{setting} needs a CUDA GPU, and this machine has none")
+    need_package(setting, "bitsandbytes", "req-gpu.txt")
+
+
 @dataclass
 class Trainer:
     epochs: int = MISSING
@@ -244,6 +251,8 @@ class Trainer:
     optimizer: str = MISSING  # adamw_torch, sgd (no momentum), adamw_bnb_8bit, paged_adamw_8bit
     precision: str = MISSING  # bf16: autocast over fp32 weights; fp32
     lora: Lora | None = MISSING  # null: every weight that is not frozen trains
+    gradient_checkpointing: bool = False  # activations of each layer are computed again in the backward pass
+    save: str = "merged"  # merged: the whole model; adapter: the adapter alone, with the fingerprint of its base
     bucket: int = 0  # examples of like length share a batch, drawn among so many batches; 0: batches are drawn blindly
     l1: float = 0.0  # weight of the sum of absolute weights; with LoRA of the merged update
     report_to: str = "none"  # none, tensorboard or wandb
@@ -262,6 +271,9 @@ class Trainer:
         one_of("trainer.precision", self.precision, ("bf16", "fp32"))
         one_of("trainer.schedule", self.schedule, ("linear", "cosine", "constant", "constant_with_warmup"))
         one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"))
+        one_of("trainer.save", self.save, ("merged", "adapter"))
+        if self.save == "adapter" and not self.lora:
+            raise SettingsError("trainer.save=adapter needs trainer.lora: without it there is no adapter to write")
         check_report_to("trainer.report_to", self.report_to)
         read_interval(self.save_every)
         if "8bit" in self.optimizer:

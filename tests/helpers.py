@@ -169,9 +169,9 @@ def collated(encoder, pairs, passes, keys):
     return batch
 
 
-def training_settings(model=MODEL, *, lora=None, activations=None, seed=0):
+def training_settings(model=MODEL, *, lora=None, activations=None, seed=0, checkpointed=False):
     """The part of a recipe's settings that says how its model is loaded."""
-    trainer = SimpleNamespace(lora=lora)
+    trainer = SimpleNamespace(lora=lora, gradient_checkpointing=checkpointed, save="merged")
     return SimpleNamespace(model_path=model.path, model=model, trainer=trainer, activations=activations, seed=seed)
 
 

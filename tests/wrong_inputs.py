@@ -129,6 +129,10 @@ def settings_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a text for a list", "model.freeze=vision_tower")
     yield wrong(script, "an adapter without its scale", "trainer.lora={r: 8}")
     yield wrong(script, "an adapter without effect", "trainer.lora={r: 8, alpha: 0, dropout: 0.0}")
+    yield wrong(script, "an adapter alone where there is none", "trainer.save=adapter")
+    yield wrong(script, "quantized weights that would train", "model.quantize=4bit")
+    quantized = ("model.quantize=4bit", "trainer.lora={r: 8, alpha: 8, dropout: 0.0}", "trainer.save=adapter")
+    yield wrong(script, "quantized weights without a GPU", *quantized)
     yield wrong(script, "a number for a mapping", "trainer.lora=8")
     yield wrong(script, "a reference to nothing", "split=${nothing.here}")
     yield wrong(script, "a setting that must be given", "split=???")
@@ -365,6 +369,7 @@ def face_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a network of another width", "model.width=8")
     yield wrong(script, "an unknown split", "split=fulll")
     yield wrong(script, "an adapter for faces", "trainer.lora={r: 4, alpha: 8, dropout: 0.0}")
+    yield wrong(script, "a setting of language models for faces", "+trainer.gradient_checkpointing=true")
     script = "cv/forget.py"
     empty = broken.all_of(broken.text_file("model/config.json", "{}"), broken.text_file("model/model.safetensors", ""))
     yield wrong(script, "a network whose settings are empty", MODEL, files=empty)

@@ -448,7 +448,7 @@ def test_a_tensor_of_which_a_process_has_a_part_is_saved_whole_and_parted_again(
     try:
         mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
         values = torch.arange(6.0).view(3, 2)
-        sharded = checkpoints.distribute_tensor(values, mesh, [torch.distributed.tensor.Shard(0)])
+        sharded = torch.distributed.tensor.distribute_tensor(values, mesh, [torch.distributed.tensor.Shard(0)])
         assert type(parted.whole(sharded)) is torch.Tensor
         assert torch.equal(parted.whole(sharded), values)
         again = parted.parted_like(values, sharded)
