@@ -18,7 +18,7 @@ class Row(NamedTuple):
     """What each GPU needs in one way of training, in bytes."""
 
     name: str
-    count: int  # GPUs
+    gpus: int
     parts: dict[str, float]
     activations: tuple[float, float]  # kept, and computed again (trainer.gradient_checkpointing)
     peaks: tuple[float, float]  # likewise
@@ -62,7 +62,7 @@ def grouped(rows: list[Row]) -> dict[tuple[str, ...], list[str]]:
     for row in rows:
         figures = [*row.parts.values(), *row.activations, *row.peaks]
         cells = (row.name, *map(gigabytes, figures), *(fits(row, size) for size in GPUS))
-        lines.setdefault(cells, []).append(str(row.count))
+        lines.setdefault(cells, []).append(str(row.gpus))
     return lines
 
 

@@ -7,11 +7,12 @@ from settings.training import FINETUNING
 
 @script("mm/finetune", Finetune)
 def main(settings: Finetune) -> None:
+    from engine.record import TRAIN_RECORD, begin_run, run_facts, say_line
+
     if settings.plan:
         from mm.encoder import say_plan
 
         return say_plan(settings)
-    from engine.record import TRAIN_RECORD, begin_run, run_facts, say_line
 
     code = begin_run(settings, TRAIN_RECORD, __file__)
     from data_module import TrainingRows, fingerprint, make_missing

@@ -6,11 +6,12 @@ from settings.script import script
 
 @script("mm/forget", Forget)
 def main(settings: Forget) -> None:
+    from engine.record import TRAIN_RECORD, begin_run, run_facts, say_line
+
     if settings.plan:
         from mm.encoder import say_plan
 
         return say_plan(settings)
-    from engine.record import TRAIN_RECORD, begin_run, run_facts, say_line
 
     code = begin_run(settings, TRAIN_RECORD, __file__)
     from engine.methods import bind
