@@ -374,8 +374,12 @@ def gathered_weights(model: LanguageModel) -> int:
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     names = set(inner._no_split_modules or ())
     layers = [module for module in inner.modules() if type(module).__name__ in names]
-    sizes = sorted(sum(weight.numel() for weight in layer.parameters()) for layer in layers)
-    return sum(weight.numel() for weight in model.parameters()) - sum(sizes[:-2])
+    sizes = sorted(map(count_weights, layers))
+    return count_weights(model) - sum(sizes[:-2])
+
+
+def count_weights(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
 
 
 # ---- several GPUs
