@@ -6,15 +6,17 @@ import hashlib
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from settings.script import SettingsError
 
 # nanoseconds; a file that was written a moment ago may be written again in the same tick of the file system's clock
 A_MOMENT = 2 * 10**9
 LARGE = 2**24  # bytes; smaller files are read in less time than it is worth to note
+BLOCKS, BLOCK = 64, 4096  # how many parts of a file of which a note holds a hash, and of how many bytes
 
 
 def files_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
@@ -58,9 +60,10 @@ def hash_of_files(folder: Path, files: Iterable[Path], *, anew: bool = False) ->
 
 
 class State(NamedTuple):
-    """What changes whenever a file does, with times in nanoseconds.
+    """What nearly always changes when a file does, with times in nanoseconds.
 
-    Besides its size and the times that a copy may carry over it has the time of the last change, which nobody can set.
+    Besides its size and the times that a copy may carry over it has the time of the last change, which no program sets.
+    A program that writes through a shared map of the file may change a few bytes and none of these.
     """
 
     device: int
@@ -93,12 +96,23 @@ def digest_in_state(file: Path, state: State) -> bytes:
     if state.size < LARGE:
         return read_digest(file)
     note = notes_folder() / f"{state.device}-{state.number}.json"
-    if (noted := read_note(note, state)) is not None:
+    known = {"state": list(state), "sample": sample(file, state.size)}
+    if (noted := read_note(note, known)) is not None:
         return noted
     digest = read_digest(file)
     if state_of(file) == state:  # else it was written while it was read
-        write_note(note, state, digest)
+        write_note(note, known, digest)
     return digest
+
+
+def sample(file: Path, size: int) -> str:
+    """A hash of blocks that lie evenly over a file: two disks may give files of one state the same number."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for number in range(BLOCKS):
+            stream.seek(number * max(0, size - BLOCK) // (BLOCKS - 1))
+            digest.update(stream.read(BLOCK))
+    return digest.hexdigest()
 
 
 def read_digest(file: Path) -> bytes:
@@ -119,19 +133,20 @@ def notes_folder() -> Path:
     return Path(cache if known else os.devnull) / "clear_unlearning" / "digests"
 
 
-def read_note(note: Path, state: State) -> bytes | None:
-    """The digest that is noted of a file in that state; None: none, or of another state."""
+def read_note(note: Path, known: dict[str, Any]) -> bytes | None:
+    """The digest that is noted of a file of which that is known; None: none, or of another file or state."""
     try:
         noted = json.loads(note.read_text(encoding="utf-8"))
-        return bytes.fromhex(noted["sha256"]) if noted["state"] == list(state) else None
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or torn
+        digest = bytes.fromhex(noted.pop("sha256"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or torn
         return None
+    return digest if noted == known and len(digest) == hashlib.sha256().digest_size else None
 
 
-def write_note(note: Path, state: State, digest: bytes) -> None:
+def write_note(note: Path, known: dict[str, Any], digest: bytes) -> None:
     """Note a file's digest; where nobody can write it is read again next time."""
-    aside = note.with_name(f"{note.name}.{os.getpid()}")
+    aside = note.with_name(f"{note.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps({"state": state, "sha256": digest.hex()}), encoding="utf-8")
+        aside.write_text(json.dumps(known | {"sha256": digest.hex()}), encoding="utf-8")
         aside.rename(note)
