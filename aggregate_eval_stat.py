@@ -42,7 +42,7 @@ from engine.metrics import ASCII, rouge_tokenizer
 from engine.places import ANCHORS, add_places
 from engine.record import OWN_RUNS, PLAN, VIEWS, write_bytes_whole
 from engine.result_table import Column, ModelResult, short_columns, wide_row
-from engine.seeds import seed_groups
+from engine.seeds import parted_notes, seed_groups
 from engine.short_tables import against_notes, against_of, place_notes, print_texts, table_texts
 from engine.source import code_of
 from engine.table_files import file_content, read_results
@@ -280,12 +280,11 @@ def anchor_name(log: EvalLog, references: References) -> str | None:
 
 
 def check_row_name(result: ModelResult, references: References, log: EvalLog) -> None:
-    """Raise SettingsError where a row would be called base, gold or start, and its model is not that one."""
-    given = {"base": references.bases, "gold": references.golds, "start": references.start}
-    if given.get(result.method) and anchor_name(log, references) is None:
+    """Raise SettingsError where a row would be called base, gold or start, and its model is not given as that."""
+    if result.method in ANCHORS and anchor_name(log, references) is None:
         raise SettingsError(
-            f"{result.log} is not the {result.method} that is given, and its row would be called so; method_name= "
-            "names it otherwise"
+            f"{result.log} is not given as the {result.method}, and its row would be called so; method_name= names it "
+            "otherwise"
         )
 
 
@@ -448,7 +447,7 @@ def print_rows(results: Sequence[ModelResult], settings: Aggregate) -> None:
     columns = [each for each in short_columns(list(results), settings.scoring) if each.measure.key not in NOT_PRINTED]
     columns += [Column(MEASURES[key], "", MEASURES[key].heading.lower()) for key in ALSO_PRINTED]
     print_texts(table_texts(results, columns), Console(width=140))
-    for line in [*against_notes(results), *place_notes(results)]:
+    for line in [*parted_notes(seed_groups(results)), *against_notes(results), *place_notes(results)]:
         print(line)
 
 

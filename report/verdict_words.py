@@ -43,9 +43,16 @@ def what_was_done(rows: list[MethodRow], settings: Mapping[str, Any], forgotten:
         sentences[2] += f" Each base has {golds} golds of different seeds, which differ by chance alone."
     sentences.append("A distance is a share of the way from gold, 0, to base, 1: less is better.")
     if several := [row for row in methods if len(row.results) > 1]:
-        seeds = listed(str(result.seed) for result in several[0].results)
-        sentences.append(f"Figures are means over the seeds {seeds}, with ± their standard deviation.")
+        seeds = {listed(str(result.seed) for result in row.results) for row in methods}
+        which = f"the seeds {seeds.pop()}" if len(seeds) == 1 else f"a method's seeds, {counted_seeds(several)}"
+        sentences.append(f"Figures are means over {which}, with ± their standard deviation.")
     return sentences
+
+
+def counted_seeds(several: list[MethodRow]) -> str:
+    """Between which numbers of seeds methods with several have."""
+    counts = sorted({len(row) for row in several})
+    return f"{counts[0]} to {counts[-1]} of them" if len(counts) > 1 else f"{counts[0]} of them where there are several"
 
 
 def kind_of_model(settings: Mapping[str, Any]) -> str:
@@ -74,7 +81,8 @@ def outcome(rows: list[MethodRow], names: Mapping[str, str]) -> Outcome:
     left_out = [f"Not counted: {listed(others)}."] if others else []
     if not counting:
         return Outcome("No method can be called the nearest to gold.", left_out)
-    ranked = sorted(counting, key=lambda row: row.mean(measure) or 0.0)
+    # by their places first: methods of other seeds are not compared by their means
+    ranked = sorted(counting, key=lambda row: (row.mean("place") or 0.0, row.mean(measure) or 0.0))
     nearest = ranked[0]
     where = f"{distance_text(nearest, measure)} of the way from gold to base"
     if len(ranked) == 1:
@@ -128,10 +136,8 @@ def lead_text(nearest: MethodRow, second: MethodRow, measure: str) -> str:
     """By how much the nearest leads the next, against what two golds and several seeds differ by."""
     leads = leads_by_seed(nearest, second, measure)
     gap = fmean(leads) if leads else (second.mean(measure) or 0.0) - (nearest.mean(measure) or 0.0)
-    # of the figures as they are shown, so that a reader's own subtraction gives it
-    shown_gap = round(second.mean(measure) or 0.0, 2) - round(nearest.mean(measure) or 0.0, 2)
-    ahead = f"Next is {second.label} at {distance_text(second, measure)}, {shown_gap:.2f} farther"
-    floors = [*nearest.figure(NOISE[measure]).values, *second.figure(NOISE[measure]).values]
+    ahead = f"Next is {second.label} at {distance_text(second, measure)}, {how_far(nearest, second, measure, gap)}"
+    floors = [mean for row in (nearest, second) if (mean := row.mean(NOISE[measure])) is not None]
     if not floors:
         return f"{ahead}; how far two golds differ is not known, so that this may be chance."
     noise = max(floors)
@@ -146,6 +152,17 @@ def lead_text(nearest: MethodRow, second: MethodRow, measure: str) -> str:
     return f"{ahead}. " + (
         "The lead is beyond repeated runs too." if clear else "Repeated runs may order them otherwise."
     )
+
+
+def how_far(nearest: MethodRow, second: MethodRow, measure: str, gap: float) -> str:
+    """The lead of the nearest in words; `gap`: over the seeds that both have."""
+    own, theirs = ({result.seed for result in row.results} for row in (nearest, second))
+    if own == theirs or not own & theirs:
+        # of the figures as they are shown, so that a reader's own subtraction gives it
+        return f"{round(second.mean(measure) or 0.0, 2) - round(nearest.mean(measure) or 0.0, 2):.2f} farther"
+    common = sorted(seed for seed in own & theirs if seed is not None)
+    which = f"the {'seed' if len(common) == 1 else 'seeds'} {listed(map(str, common))}"
+    return f"over {which} that both have {gap:.2f} farther"
 
 
 def over_seeds(gap: float, leads: list[float], clear: bool | None) -> str:

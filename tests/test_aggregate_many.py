@@ -320,7 +320,7 @@ def test_no_other_model_is_called_base_or_gold(name, study, run, tmp_path):
     for judged in ([f"ckpt_result={tmp_path}/{name}"], [f"ckpt_result={tmp_path}/theirs", f"method_name={name}"]):
         code, said = run(*others, *judged)
         assert code == 1
-        assert f"is not the {name} that is given, and its row would be called so" in said
+        assert f"is not given as the {name}, and its row would be called so" in said
     assert run(*others, f"ckpt_result={tmp_path}/{name}", "method_name=ours")[0] == 0
 
 
