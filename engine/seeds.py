@@ -105,13 +105,17 @@ def without_seeds_twice(group: list[ModelResult]) -> list[list[ModelResult]]:
         return [group]
     parts: list[list[ModelResult]] = []
     for result in group:
-        free = [part for part in parts if result.seed not in [each.seed for each in part]]
+        free = [part for part in parts if not has_seed(part, result.seed)]
         alike = [part for part in free if began_of(result) in map(began_of, part)]
         if free:
             (alike or free)[0].append(result)
         else:
             parts.append([result])
     return parts
+
+
+def has_seed(part: list[ModelResult], seed: int | None) -> bool:
+    return any(result.seed == seed for result in part)
 
 
 def began_of(result: ModelResult) -> str:

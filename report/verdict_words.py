@@ -43,10 +43,14 @@ def what_was_done(rows: list[MethodRow], settings: Mapping[str, Any], forgotten:
         sentences[2] += f" Each base has {golds} golds of different seeds, which differ by chance alone."
     sentences.append("A distance is a share of the way from gold, 0, to base, 1: less is better.")
     if several := [row for row in methods if len(row.results) > 1]:
-        seeds = {listed(str(result.seed) for result in row.results) for row in methods}
+        seeds = {seeds_of(row) for row in methods}
         which = f"the seeds {seeds.pop()}" if len(seeds) == 1 else f"a method's seeds, {counted_seeds(several)}"
         sentences.append(f"Figures are means over {which}, with ± their standard deviation.")
     return sentences
+
+
+def seeds_of(row: MethodRow) -> str:
+    return listed(str(result.seed) for result in row.results)
 
 
 def counted_seeds(several: list[MethodRow]) -> str:
@@ -156,7 +160,7 @@ def lead_text(nearest: MethodRow, second: MethodRow, measure: str) -> str:
 
 def how_far(nearest: MethodRow, second: MethodRow, measure: str, gap: float) -> str:
     """The lead of the nearest in words; `gap`: over the seeds that both have."""
-    own, theirs = ({result.seed for result in row.results} for row in (nearest, second))
+    own, theirs = {result.seed for result in nearest.results}, {result.seed for result in second.results}
     if own == theirs or not own & theirs:
         # of the figures as they are shown, so that a reader's own subtraction gives it
         return f"{round(second.mean(measure) or 0.0, 2) - round(nearest.mean(measure) or 0.0, 2):.2f} farther"
