@@ -134,7 +134,16 @@ def test_the_largest_singular_values_of_a_gradient_shrink_to_the_smallest_of_the
     assert torch.allclose(collapse(rank_one, components=1), rank_one, atol=1e-5)
     same = torch.diag(torch.tensor([3.0, 3.0, 1.0]))
     assert torch.allclose(collapse(same, components=2), same, atol=1e-5)
-    assert torch.allclose(collapse(torch.diag(torch.tensor([8.0, 2.0])), components=512), 2 * torch.eye(2), atol=1e-5)
+    assert torch.equal(collapse(torch.zeros(2, 3), components=2), torch.zeros(2, 3))
+
+
+def test_singular_values_that_are_rounding_are_never_what_the_largest_shrink_to():
+    torch.manual_seed(0)
+    rank_two = torch.randn(8, 2) @ torch.randn(2, 6)
+    assert torch.linalg.matrix_rank(collapse(rank_two, components=2)) == 2
+    line = r"components=3 is more than the 2 singular values that a gradient of these rows has above rounding"
+    with pytest.raises(ValueError, match=line):
+        collapse(rank_two, components=3)
 
 
 def test_weights_go_as_far_as_the_budget_allows():
@@ -304,6 +313,19 @@ def test_repselect_raises_the_forget_loss_and_keeps_to_its_budget(data, encoder,
     assert after > before
     kl = json.loads((tmp_path / "out" / "train_meta.json").read_text())["kl"]
     assert 0.005 < kl <= REPSELECT.edit.args["kl_budget"]
+
+
+@pytest.mark.parametrize(
+    ("components", "line"),
+    [
+        (192, r"components=192 must be below 192, the singular values of the smallest matrix"),
+        (191, r"components=191 is more than the \d+ singular values that a gradient of these rows has above rounding"),
+    ],
+)
+def test_more_components_than_a_gradient_has_are_refused(components, line, data, encoder, tmp_path):
+    many = replace(REPSELECT, edit=replace(REPSELECT.edit, args={**REPSELECT.edit.args, "components": components}))
+    with pytest.raises(SettingsError, match=f"^method.edit.args.{line}"):
+        run(data, encoder, tmp_path / "out", many)
 
 
 def test_a_language_model_without_convolutions_has_nothing_to_transpose(data, encoder, tmp_path):
