@@ -247,6 +247,8 @@ def check_edit(edit: Edit) -> None:
     check_values("method.edit.args", edit.args, rule.measured | get_type_hints(rule.apply))
     if edit.rows and not rule.rows:
         raise SettingsError(f"method.edit.rows={edit.rows}: rule {edit.rule} looks at no rows; leave it out")
+    if 0 < edit.rows < edit.args.get("kl_rows", 0):
+        raise SettingsError(f"method.edit.rows={edit.rows} is fewer than method.edit.args.kl_rows takes of them")
 
 
 def check_rule(method: Method, loss: Callable) -> None:

@@ -236,10 +236,10 @@ def in_scope(rows: Any, scope: str) -> Any:
     return Chosen(rows, kept)
 
 
-def drawn_of(rows: Any, most: int, seed: int) -> Chosen:
-    """Some rows of a split, drawn with the seed; `most` of 0 takes all."""
+def drawn_of(rows: Any, most: int, seed: int, label: str = "mask") -> Chosen:
+    """Some rows of a split, drawn with the seed; `most` of 0 takes all. Draws of another `label` are independent."""
     places = list(range(len(rows)))
-    return Chosen(rows, draw(seed, "mask").sample(places, most) if 0 < most < len(rows) else places)
+    return Chosen(rows, draw(seed, label).sample(places, most) if 0 < most < len(rows) else places)
 
 
 @functools.lru_cache(maxsize=4)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,22 +25,24 @@ from cv.network import FaceNetwork, Shape
 from cv.together import check_stackable
 from engine.activity import Activity
 from engine.edit_ct import transpose
-from engine.edit_gradient import go_farthest
+from engine.edit_gradient import edit_along_gradient, go_farthest
 from engine.edit_kvw import weaken
 from engine.edit_manu import contrast, difference, prune
 from engine.edit_repselect import collapse
 from engine.edit_ssd import dampen
 from engine.edit_statistics import activity, heard, mlps_of, moments, scale_neurons
 from engine.edit_step import head_weights
+from engine.edits import EditRule
 from engine.frozen_start import Start
 from engine.language_model import forward, load_for_training, save
 from engine.loss_trainer import LossTrainer
 from engine.methods import bind
+from engine.pairs import drawn_of
 from engine.train import train
 from helpers import BASE, ROOT, TRAINER, Few, example, largest_difference, pairs, training_settings, without_dropout
 from settings.language import Forget
 from settings.script import SettingsError, compose
-from settings.training import Edit, Mask, Method
+from settings.training import Edit, Mask, Method, TaskVector
 from unlearn_losses import nll
 
 
@@ -297,6 +300,13 @@ def test_an_edit_may_come_before_a_training_whose_reference_is_the_start(data, e
     assert losses[0] > 1e-4  # KL from the start as it was before the edit
 
 
+def test_a_task_vector_subtracts_what_was_learned_and_not_the_edit_before_it(data, encoder, tmp_path):
+    _, edited = run(data, encoder, tmp_path / "edited", KVW)
+    both = Method("both", "learn_forget", edit=KVW.edit, task_vector=TaskVector(1.0))
+    _, unlearned = run(data, encoder, tmp_path / "both", both, replace(TRAINER, lr=0.0))
+    assert largest_difference(edited, unlearned) == 0
+
+
 def test_an_edit_that_changes_nothing_is_refused(data, encoder, tmp_path):
     none = replace(SSD, edit=replace(SSD.edit, args={"alpha": 1e9, "damping": 1.0}))
     with pytest.raises(SettingsError, match=r"method=ssd: method.edit changes nothing, nothing would forget"):
@@ -311,8 +321,26 @@ def test_repselect_raises_the_forget_loss_and_keeps_to_its_budget(data, encoder,
     with torch.no_grad():
         before, after = (nll(forward(each.eval(), batch)).item() for each in (start, network))
     assert after > before
-    kl = json.loads((tmp_path / "out" / "train_meta.json").read_text())["kl"]
-    assert 0.005 < kl <= REPSELECT.edit.args["kl_budget"]
+    record = json.loads((tmp_path / "out" / "train_meta.json").read_text())
+    assert 0.005 < record["kl"] <= REPSELECT.edit.args["kl_budget"]
+    assert record["kl_rows"] == 6  # all that there are
+
+
+def test_the_rows_of_the_kl_budget_are_drawn_from_both_kinds(data, encoder, model, monkeypatch):
+    looked_at = []
+    made = pairs(data, ["forget"])
+    rows = {"forget": drawn_of(made.rows_of("forget"), 2, 0), "retain": made.rows_of("retain")}
+    monkeypatch.setattr("engine.edit_gradient.gradient_with_adapter", lambda trainer, matrices, *_: matrices)
+    monkeypatch.setattr("engine.edit_gradient.scored", lambda trainer, batches: [])
+    monkeypatch.setattr("engine.edit_gradient.go_farthest", lambda *_: (1.0, 0.0))
+    monkeypatch.setattr(encoder, "encode", lambda row: looked_at.append(row) or row)
+    monkeypatch.setattr(encoder, "collate", lambda encoded: torch.zeros(1))
+    trainer = SimpleNamespace(model=model, bound=bind(REPSELECT), draw_seed=0, args=SimpleNamespace(device="cpu"))
+    rule = EditRule(lambda gradient, components: gradient, edits="gradient")
+    facts = edit_along_gradient(trainer, rule, rows, encoder, {"components": 4})
+    assert facts["kl_rows"] == len(looked_at) == 64
+    assert {row.image is None for row in looked_at} == {True, False}
+    assert [row.index for row in looked_at] != [rows["retain"][place].index for place in range(64)]
 
 
 @pytest.mark.parametrize(
@@ -373,6 +401,7 @@ def test_rows_of_an_edit_may_be_fewer(data, encoder, tmp_path, monkeypatch):
         (Edit("ct", {}, rows=4), r"method.edit.rows=4: rule ct looks at no rows; leave it out"),
         (Edit("kvw", {"strength": 1.0, "first_layer": 0.5, "spared_layers": 0}), r"=0.5 must be a whole number"),
         (Edit("repselect", {**REPSELECT.edit.args, "kl_rows": 0.5}), r"kl_rows=0.5 must be a whole number"),
+        (Edit("repselect", REPSELECT.edit.args, rows=63), r"method.edit.rows=63 is fewer than method.edit.args.kl_rows"),
         (Edit("kvw", {"strength": -1.0, "first_layer": 0, "spared_layers": 0}), r"strength=-1.0 must be at least 0"),
     ],
 )
