@@ -181,8 +181,12 @@ class Pairs:
     def noised_examples(self, epoch: int, row: int) -> list[Example]:
         example = self.forget[row]
         assert self.noise is not None  # __init__
-        question = f"{self.noise.instruction} {example.question}"
-        return [replace(example, question=question, image=noised(example, self.noise.sigma, self.seed))]
+        return [replace(self.instructed(example), image=noised(example, self.noise.sigma, self.seed))]
+
+    def instructed(self, example: Example) -> Example:
+        """The example with the method's instruction before its question."""
+        assert self.noise is not None  # __init__
+        return replace(example, question=f"{self.noise.instruction} {example.question}")
 
     def with_answers_of(self, rows: Any, example: Example, source: random.Random) -> list[Example]:
         """`example` with answers drawn from `rows`, none of them its own."""

@@ -31,7 +31,7 @@ from engine.edit_manu import contrast, difference, prune
 from engine.edit_repselect import collapse
 from engine.edit_ssd import dampen
 from engine.edit_statistics import activity, heard, mlps_of, moments, scale_neurons
-from engine.edit_step import head_weights
+from engine.edit_step import edit_weights, head_weights
 from engine.edits import EditRule
 from engine.frozen_start import Start
 from engine.language_model import forward, load_for_training, save
@@ -197,6 +197,31 @@ def test_the_head_of_a_language_model_and_of_a_face_network_is_what_names_answer
     assert [id(each) for each in head_weights(model)] == [id(model.get_output_embeddings().weight)]
     network = FaceNetwork(Shape(4, 8), 3)
     assert [id(each) for each in head_weights(network)] == [id(network.classes)]
+
+
+def test_ssd_weighs_what_forget_and_retain_rows_say_of_a_weight_by_those_that_go_through_it():
+    class Toy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen, self.read = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+
+        def head_weights(self):
+            return []
+
+    def loss_of_rows(bound, items, encoder, *, precise):
+        size, pictured = items[0]["forget"][0]
+        return (size * toy.seen if pictured else size * toy.read).sum()
+
+    toy, everything = Toy(), []
+    trainer = SimpleNamespace(model=toy, loss_of_rows=loss_of_rows)
+    trainer.taken_gradients = partial(LossTrainer.taken_gradients, trainer)
+    trainer.squared_gradients = partial(LossTrainer.squared_gradients, trainer)
+    # the 10 forget rows are pictures; of 90 retain rows 10 were drawn, one of them with a picture
+    rows = {"forget": [(2.0, True)] * 10, "retain": [(1.0, True), *[(3.0, False)] * 9]}
+    rule = EditRule(lambda weight, f, every: everything.append(every.item()) or weight, edits="weights")
+    edit_weights(trainer, rule, rows, None, {"forget": 10, "retain": 90})
+    # through `seen` go 10 rows of 2^2 and about 9 of 1^2; through `read` rows of 3^2 alone
+    assert everything == [pytest.approx((10 * 4 + 9 * 1) / 19), pytest.approx(9.0)]
 
 
 # ---- neurons of several families
@@ -401,13 +426,44 @@ def test_rows_of_an_edit_may_be_fewer(data, encoder, tmp_path, monkeypatch):
         (Edit("ct", {}, rows=4), r"method.edit.rows=4: rule ct looks at no rows; leave it out"),
         (Edit("kvw", {"strength": 1.0, "first_layer": 0.5, "spared_layers": 0}), r"=0.5 must be a whole number"),
         (Edit("repselect", {**REPSELECT.edit.args, "kl_rows": 0.5}), r"kl_rows=0.5 must be a whole number"),
-        (Edit("repselect", REPSELECT.edit.args, rows=63), r"method.edit.rows=63 is fewer than method.edit.args.kl_rows"),
+        (
+            Edit("repselect", REPSELECT.edit.args, rows=63),
+            r"method.edit.rows=63 is fewer than method.edit.args.kl_rows",
+        ),
         (Edit("kvw", {"strength": -1.0, "first_layer": 0, "spared_layers": 0}), r"strength=-1.0 must be at least 0"),
     ],
 )
 def test_an_edit_that_does_not_fit_is_one_line(edit, line):
     with pytest.raises(SettingsError, match=line):
         bind(Method("x", None, edit=edit))
+
+
+def test_a_weight_of_zero_is_refused_where_an_edit_divides_by_it_and_taken_where_a_loss_is_weighed():
+    of_ssd = Edit("ssd", {"alpha": 0.0, "damping": 1.0})
+    with pytest.raises(SettingsError, match=r"method.edit.args.alpha=0.0 must be above 0"):
+        bind(Method("x", None, edit=of_ssd))
+    for name in ("rmu", "scrub"):
+        method = of_file(name)
+        bind(replace(method, args={**method.args, "alpha": 0.0}))
+        with pytest.raises(SettingsError, match=r"method.args.alpha=-1.0 must be at least 0"):
+            bind(replace(method, args={**method.args, "alpha": -1.0}))
+
+
+@pytest.mark.parametrize("step", [{"edit": SSD.edit}, {"edit": KVW.edit}, {"mask": Mask("grad_ascent", share=0.5)}])
+def test_a_step_that_looks_at_answers_is_refused_where_the_model_ends_at_a_layer(step):
+    (name,) = step
+    with pytest.raises(SettingsError, match=rf"method.{name} needs the answers' logits, and with method.activations"):
+        bind(replace(of_file("rmu"), **step))
+
+
+def test_settings_without_effect_on_a_method_that_trains_nothing_are_refused():
+    with pytest.raises(SettingsError, match=r"method.scope=pictures has no effect on rule manu"):
+        bind(replace(MANU, scope="pictures"))
+    bind(replace(KVW, scope="pictures"))
+    with pytest.raises(SettingsError, match=r"method.loss=null trains nothing; leave method.retain=kl out"):
+        replace(SSD, retain="kl")
+    with pytest.raises(SettingsError, match=r"method.loss=null trains nothing; leave method.other_answers=2 out"):
+        replace(SSD, other_answers=2)
 
 
 def test_a_method_that_trains_nothing_needs_an_edit_and_names_no_step_of_a_training():
