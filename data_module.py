@@ -444,17 +444,22 @@ def check_not_scored(alternatives: Iterable[list[str]], data: Data) -> None:
     on its candidates measures nothing by it.
     """
     columns = [data.columns.perturbed_captions, data.columns.perturbed_answer]
-    taught = {answer for others in alternatives for answer in others}
+    taught = {as_said(answer): answer for others in alternatives for answer in others}
     for path in dict.fromkeys((data.path, data.text_path)):
         for split in (split for split in split_names(path) if "perturbed" in split):
             rows = load_split(path, split)
             for column in (column for column in columns if column in rows.column_names):
                 for index, wrong in enumerate(rows[column]):
-                    if both := taught & set(wrong or []):
+                    if both := taught.keys() & set(map(as_said, wrong or [])):
                         raise SettingsError(
-                            f"data.alternatives: {min(both)!r} is a wrong answer of {path}, split {split}, row "
+                            f"data.alternatives: {taught[min(both)]!r} is a wrong answer of {path}, split {split}, row "
                             f"{index}, which the Truth Ratio scores; invent another"
                         )
+
+
+def as_said(answer: str) -> str:
+    """An answer as far as it says something: capitals and white space around it do not."""
+    return answer.strip().casefold()
 
 
 def invented_answers(data: Data) -> dict[tuple[str | None, str], list[str]]:

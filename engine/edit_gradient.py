@@ -13,8 +13,9 @@ from engine.adapters import add_lora
 from engine.edit_statistics import mlps_of
 from engine.edits import EditRule
 from engine.loss_trainer import LossTrainer
-from engine.pairs import Batch, Chosen
+from engine.pairs import Batch, Chosen, drawn_of
 from engine.progress import Work
+from settings.script import SettingsError
 from settings.training import Lora
 from unlearn_losses import Scored, kl_from_start, nll
 
@@ -27,16 +28,27 @@ def edit_along_gradient(
 ) -> dict[str, Any]:
     """Edit the linear layers of a decoder's MLPs along what the rule leaves of the forget gradient.
 
-    Returns what `edit` does, and `kl`, how far the model is from the start on retain rows, in nats.
+    Returns what `edit` does, `kl`, how far the model is from the start on retain rows, in nats, and `kl_rows`, on how
+    many of them.
+    Raises SettingsError where the rule would shrink more of a gradient than it has.
     """
     method = trainer.bound.method
     assert method.edit is not None
     args = method.edit.args
     linears = [linear for mlp in mlps_of(trainer.model, method.name) for linear in (mlp.down, *mlp.into)]
     matrices: list[Any] = [linear.weight for linear in linears]
+    smallest = min(min(matrix.shape) for matrix in matrices)
+    if own["components"] >= smallest:
+        raise SettingsError(
+            f"method.edit.args.components={own['components']} must be below {smallest}, the singular values of the "
+            "smallest matrix that is edited"
+        )
     gradients = gradient_with_adapter(trainer, matrices, rows["forget"], encoder)
-    ways = [rule.apply(gradient, **own) for gradient in gradients]
-    kept = [row for row, _ in zip(rows["retain"], range(args["kl_rows"]), strict=False)]
+    try:
+        ways = [rule.apply(gradient, **own) for gradient in gradients]
+    except ValueError as error:
+        raise SettingsError(f"method.edit.args.{error}") from None
+    kept = drawn_of(rows["retain"], args["kl_rows"], trainer.draw_seed, "kl_rows")
     batches = [encoder.collate([encoder.encode(row)]).to(trainer.args.device) for row in kept]
     start = scored(trainer, batches)
 
@@ -45,7 +57,7 @@ def edit_along_gradient(
         return sum(kl_from_start(now, then).item() for now, then in apart) / len(batches)
 
     length, kl = go_farthest(matrices, ways, change, args["kl_budget"])
-    return {"edited": float(length > 0), "kl": kl}
+    return {"edited": float(length > 0), "kl": kl, "kl_rows": len(kept)}
 
 
 def gradient_with_adapter(

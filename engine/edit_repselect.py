@@ -9,13 +9,22 @@ def collapse(gradient: Tensor, *, components: int) -> Tensor:
 
     Args:
         gradient: of one matrix, (rows, columns).
-        components: how many singular values are shrunk, 1 or more; a matrix that has fewer shrinks all it has. 1 leaves
-            the gradient as it is.
+        components: how many singular values are shrunk, 1 or more. 1 leaves the gradient as it is.
 
     Returns:
         (rows, columns).
+
+    Raises:
+        ValueError: the gradient has so few singular values above the rounding of fp32 that what is left of the largest
+            would be noise. A gradient of 0 has none to shrink and stays.
     """
     left, values, right = torch.linalg.svd(gradient.float(), full_matrices=False)
+    rank = int((values > torch.finfo(values.dtype).eps * max(gradient.shape) * values[0]).sum())
+    if rank and components > rank:
+        raise ValueError(
+            f"components={components} is more than the {rank} singular values that a gradient of these rows has above "
+            "rounding; lower it or give more rows"
+        )
     shrunk = values.clone()
-    shrunk[:components] = values[: min(components, len(values))].min()
+    shrunk[:components] = values[min(components, len(values)) - 1]
     return (left * shrunk) @ right

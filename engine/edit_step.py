@@ -64,14 +64,18 @@ def edit_weights(
     """Edit every weight that trains but those of the output head, by its importance for forget rows and for all."""
     forget_count, retain_count = own.pop("forget"), own.pop("retain")
     with torch.enable_grad():
-        of_forget = trainer.squared_gradients(IMPORTANCE, [rows["forget"]], encoder, precise=True)
-        of_retain = trainer.squared_gradients(IMPORTANCE, [rows["retain"]], encoder, precise=True)
+        of_forget, forget_shares = trainer.squared_gradients(IMPORTANCE, [rows["forget"]], encoder)
+        of_retain, retain_shares = trainer.squared_gradients(IMPORTANCE, [rows["retain"]], encoder)
     head = {id(weight) for weight in head_weights(trainer.model)}
     changed = looked_at = 0
-    for weight, f, r in zip(trained_weights(trainer.model).values(), of_forget, of_retain, strict=True):
+    weights = trained_weights(trainer.model).values()
+    measured = zip(weights, of_forget, forget_shares, of_retain, retain_shares, strict=True)
+    for weight, f, forget_share, r, retain_share in measured:
         if id(weight) in head:
             continue
-        everything = (forget_count * f + retain_count * r) / (forget_count + retain_count)
+        # how many of all rows go through the weight: a vision tower's are those with a picture
+        of_f, of_r = forget_count * forget_share, retain_count * retain_share
+        everything = (of_f * f + of_r * r) / (of_f + of_r) if of_f + of_r else r
         new = rule.apply(weight, f, everything, **own)
         changed += int((new != weight).sum())
         looked_at += weight.numel()

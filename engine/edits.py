@@ -20,6 +20,7 @@ class EditRule:
     edits: str  # neurons of decoders, weights by their importance, MLPs along a gradient, kernels of convolutions
     measured: dict[str, type] = field(default_factory=dict)  # settings of the method's file that the engine takes
     looks_at: tuple[str, ...] = ()  # kinds of rows beside those that its parameters name
+    above_zero: tuple[str, ...] = ()  # settings that must be
 
     @property
     def rows(self) -> list[str]:
@@ -37,11 +38,15 @@ class EditRule:
 
 OF_A_GRADIENT: dict[str, type] = {"adapter_rank": int, "adapter_lr": float, "kl_budget": float, "kl_rows": int}
 EDITS = {
-    "ssd": EditRule(edit_ssd.dampen, edits="weights"),
-    "manu": EditRule(edit_manu.prune, edits="neurons", measured={"threshold": float}),
+    "ssd": EditRule(edit_ssd.dampen, edits="weights", above_zero=("alpha",)),
+    "manu": EditRule(edit_manu.prune, edits="neurons", measured={"threshold": float}, above_zero=("share",)),
     "kvw": EditRule(edit_kvw.weaken, edits="neurons"),
     "repselect": EditRule(
-        edit_repselect.collapse, edits="gradient", measured=OF_A_GRADIENT, looks_at=("forget", "retain")
+        edit_repselect.collapse,
+        edits="gradient",
+        measured=OF_A_GRADIENT,
+        looks_at=("forget", "retain"),
+        above_zero=("components", *OF_A_GRADIENT),
     ),
     "ct": EditRule(edit_ct.transpose, edits="kernels"),
 }

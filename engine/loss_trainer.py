@@ -355,8 +355,8 @@ class LossTrainer(transformers.Trainer):
         assert mask.ratio is not None
         others = [pairs.rows_of(name) for name in mask.against]  # first: it says so where there are none
         drawn = [drawn_of(rows, mask.rows, self.draw_seed) for rows in (pairs.rows_of("forget"), *others)]
-        of_forget = self.squared_gradients(mask.loss, drawn[:1], encoder)
-        of_others = self.squared_gradients(mask.loss, drawn[1:], encoder)
+        of_forget, _ = self.squared_gradients(mask.loss, drawn[:1], encoder)
+        of_others, _ = self.squared_gradients(mask.loss, drawn[1:], encoder)
         return [exceeds(f, o, mask.ratio) for f, o in zip(of_forget, of_others, strict=True)]
 
     def mean_gradient(self, loss: str, pairs: Any, encoder: Any) -> Gradients:
@@ -371,25 +371,25 @@ class LossTrainer(transformers.Trainer):
                 work.advance(len(items))
         return [torch.zeros_like(weight) if each is None else each.abs_() for weight, each in self.taken_gradients()]
 
-    def squared_gradients(
-        self, loss: str, kinds: Sequence[Chosen], encoder: Any, *, precise: bool = False
-    ) -> Gradients:
-        """Mean over rows of the square of each row's own gradient of a loss; `precise`: in fp32 without autocast.
+    def squared_gradients(self, loss: str, kinds: Sequence[Chosen], encoder: Any) -> tuple[Gradients, list[float]]:
+        """Mean over rows of the square of each row's own gradient of a loss, in fp32 without autocast.
 
         A weight's mean is over the rows that go through it: words do not thin out what pictures say of a vision tower.
+        The second result is the share of the rows that go through each weight.
         """
         bound = bind(Method(name=loss, loss=loss))
         sums = [torch.zeros_like(weight) for weight in trained_weights(self.model).values()]
         counts = [0] * len(sums)
         with Work("row whose gradient counts", sum(map(len, kinds)), prepares=True) as work:
             for row in itertools.chain.from_iterable(kinds):  # one at a time, so that the batch size does not matter
-                self.loss_of_rows(bound, [{"forget": [row]}], encoder, precise=precise).backward()
+                self.loss_of_rows(bound, [{"forget": [row]}], encoder, precise=True).backward()
                 for number, (_, gradient) in enumerate(self.taken_gradients()):
                     if gradient is not None:
                         sums[number] += gradient.square()
                         counts[number] += 1
                 work.advance(1)
-        return [each / max(count, 1) for each, count in zip(sums, counts, strict=True)]
+        means = [each / max(count, 1) for each, count in zip(sums, counts, strict=True)]
+        return means, [count / sum(map(len, kinds)) for count in counts]
 
     def loss_of_rows(
         self, bound: BoundLoss, items: list[dict[str, list[Example]]], encoder: Any, *, precise: bool = False

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -20,11 +20,18 @@ PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "alternate", "nois
 STATE = ("epoch", "multiplier", "target")  # keyword-only parameters that the engine fills in
 
 
-# hyperparameters that divide, or without which a loss says nothing
-ABOVE_ZERO = {"beta", "temperature", "c", "smoothing", "share", "alpha", "components", "adapter_rank", "adapter_lr"}
-ABOVE_ZERO |= {"kl_budget", "kl_rows"}
-AT_LEAST_ZERO = ("rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers")
+# hyperparameters that divide, or without which a loss says nothing; an edit's rule names its own
+ABOVE_ZERO = ("beta", "temperature", "c", "smoothing")
+AT_LEAST_ZERO = ("alpha", "rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers")
 AT_MOST_ONE = ("smoothing", "share", "damping")
+# what weighs the retain part of a loss that has no retain_weight
+RETAIN_WEIGHTS = {
+    "rmu": ["alpha"],
+    "scrub": ["alpha", "gamma"],
+    "llmu": ["kl_weight"],
+    "sku": ["kl_weight"],
+    "jensun": ["jsd_weight"],
+}
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,7 @@ def bind(method: Method) -> BoundLoss:
     """
     if method.edit:
         check_edit(method.edit)
+        check_scope(method)
     if method.loss is None:
         return BoundLoss(method, None, ["forget"])
     losses = known_losses()
@@ -197,7 +205,9 @@ def check_names(field: str, args: Mapping[str, Any], wanted: list[str], whose: s
         raise SettingsError(f"{field}.{missing[0]} is required by {whose}; it has {wanted}")
 
 
-def check_values(field: str, args: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+def check_values(
+    field: str, args: Mapping[str, Any], kinds: Mapping[str, Any], above_zero: Sequence[str] = ABOVE_ZERO
+) -> None:
     """Raise SettingsError for a value of the wrong type or out of its range."""
     for name, value in args.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -207,7 +217,7 @@ def check_values(field: str, args: Mapping[str, Any], kinds: Mapping[str, Any]) 
             raise SettingsError(f"{field}.{name}={value!r} must be a number")
         if kinds.get(name) is int and not isinstance(value, int):
             raise SettingsError(f"{field}.{name}={value!r} must be a whole number")
-        if name in ABOVE_ZERO and value <= 0:
+        if name in above_zero and value <= 0:
             raise SettingsError(f"{field}.{name}={value} must be above 0")
         if name in AT_LEAST_ZERO and value < 0:
             raise SettingsError(f"{field}.{name}={value} must be at least 0")
@@ -228,6 +238,7 @@ def check_steps(method: Method, loss: Callable) -> None:
     for step, needed in asked.items():
         if needed != (getattr(method, step) is not None):
             raise SettingsError(f"method.{step}: {method.loss} {'needs it' if needed else 'has no use for it'}")
+    check_answers_are_scored(method)
     if method.mask:
         of_forget_alone = [n for n, f in known_losses().items() if list(inspect.signature(f).parameters) == ["forget"]]
         one_of("method.mask.loss", method.mask.loss, of_forget_alone)
@@ -244,9 +255,33 @@ def check_edit(edit: Edit) -> None:
     one_of("method.edit.rule", edit.rule, list(EDITS))
     rule = EDITS[edit.rule]
     check_names("method.edit.args", edit.args, rule.hyperparameters, f"rule {edit.rule}")
-    check_values("method.edit.args", edit.args, rule.measured | get_type_hints(rule.apply))
+    check_values("method.edit.args", edit.args, rule.measured | get_type_hints(rule.apply), rule.above_zero)
     if edit.rows and not rule.rows:
         raise SettingsError(f"method.edit.rows={edit.rows}: rule {edit.rule} looks at no rows; leave it out")
+    if 0 < edit.rows < edit.args.get("kl_rows", 0):
+        raise SettingsError(f"method.edit.rows={edit.rows} is fewer than method.edit.args.kl_rows takes of them")
+
+
+def check_scope(method: Method) -> None:
+    """Raise SettingsError for a scope that neither a training nor the method's edit looks at."""
+    assert method.edit is not None
+    if method.loss is None and method.scope != "both" and not {"forget", "retain"} & set(EDITS[method.edit.rule].rows):
+        raise SettingsError(
+            f"method.scope={method.scope} has no effect on rule {method.edit.rule}, and method.loss=null trains "
+            "nothing; leave it out"
+        )
+
+
+def check_answers_are_scored(method: Method) -> None:
+    """Raise SettingsError where the model ends at a layer and a step needs what it says of answers."""
+    looks = [name for name in ("mask", "edit") if getattr(method, name)]
+    if method.edit and not EDITS[method.edit.rule].rows:
+        looks.remove("edit")
+    if method.activations and looks:
+        raise SettingsError(
+            f"method.{looks[0]} needs the answers' logits, and with method.activations the model ends at a layer; "
+            "leave one out"
+        )
 
 
 def check_rule(method: Method, loss: Callable) -> None:
@@ -259,10 +294,10 @@ def check_rule(method: Method, loss: Callable) -> None:
     kinds = {key: kind for function in (rule.combine, rule.perturb) if function for key, kind in hints(function)}
     check_values("method.gradient.args", args, kinds)
     need_parts(method, loss, f"gradient.rule={name}")
-    if rule.needs_retain and method.args.get("retain_weight") == 0:
-        raise SettingsError(
-            f"method.gradient.rule={name} needs retain rows, which method.args.retain_weight=0 leaves out"
-        )
+    weights = RETAIN_WEIGHTS.get(str(method.loss), ["retain_weight"])
+    if rule.needs_retain and all(method.args.get(weight) == 0 for weight in weights):
+        left_out = " with ".join(f"method.args.{weight}=0" for weight in weights)
+        raise SettingsError(f"method.gradient.rule={name} needs retain rows, which {left_out} leaves out")
 
 
 def hints(function: Callable) -> list[tuple[str, Any]]:

@@ -181,8 +181,12 @@ class Pairs:
     def noised_examples(self, epoch: int, row: int) -> list[Example]:
         example = self.forget[row]
         assert self.noise is not None  # __init__
-        question = f"{self.noise.instruction} {example.question}"
-        return [replace(example, question=question, image=noised(example, self.noise.sigma, self.seed))]
+        return [replace(self.instructed(example), image=noised(example, self.noise.sigma, self.seed))]
+
+    def instructed(self, example: Example) -> Example:
+        """The example with the method's instruction before its question."""
+        assert self.noise is not None  # __init__
+        return replace(example, question=f"{self.noise.instruction} {example.question}")
 
     def with_answers_of(self, rows: Any, example: Example, source: random.Random) -> list[Example]:
         """`example` with answers drawn from `rows`, none of them its own."""
@@ -236,10 +240,10 @@ def in_scope(rows: Any, scope: str) -> Any:
     return Chosen(rows, kept)
 
 
-def drawn_of(rows: Any, most: int, seed: int) -> Chosen:
-    """Some rows of a split, drawn with the seed; `most` of 0 takes all."""
+def drawn_of(rows: Any, most: int, seed: int, label: str = "mask") -> Chosen:
+    """Some rows of a split, drawn with the seed; `most` of 0 takes all. Draws of another `label` are independent."""
     places = list(range(len(rows)))
-    return Chosen(rows, draw(seed, "mask").sample(places, most) if 0 < most < len(rows) else places)
+    return Chosen(rows, draw(seed, label).sample(places, most) if 0 < most < len(rows) else places)
 
 
 @functools.lru_cache(maxsize=4)

@@ -207,7 +207,6 @@ def train(
     progress = TrainProgress(say)
     if bound.frozen or bound.cached:
         silence_dropout(start.model)
-    first_weights = weights_to_subtract_from(start.model, bound.method, settings)
     kernels = deterministic_kernels(settings.deterministic)
     # the library makes its output folder at once; ours must be whole
     with kernels, tempfile.TemporaryDirectory() as scratch:
@@ -222,6 +221,7 @@ def train(
         check_before_training(trainer, start, pairs, encoder, say)
         checkpoints = Checkpoints(trainer, save_dir, settings, record, say)
         judged = prepare(trainer, pairs, encoder, each_epoch, say)
+        first_weights = weights_to_subtract_from(start.model, bound.method, settings)
         with checkpoints.kept_only_with_use(), checkpoints.signals_heard():
             last = follow(trainer, checkpoints, {"progress": progress, "judged": judged})
             with steps_tracked(trainer, settings, Path(save_dir), record, last), progress.works:
@@ -344,10 +344,13 @@ def cost_of(
 
 
 def weights_to_subtract_from(model: nn.Module, method: Method, settings: Trainer) -> dict[str, Tensor]:
-    """theta0 by name, for a task vector of the model's own weights; under LoRA the update stands by itself."""
+    """theta0 by name, for a task vector of the model's own weights; under LoRA the update stands by itself.
+
+    It is taken after an edit, which is not what the training learned, and waits in main memory.
+    """
     if not method.task_vector or settings.lora:
         return {}
-    return {name: weight.detach().clone() for name, weight in trained_weights(model).items()}
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in trained_weights(model).items()}
 
 
 def say_if_vanished(first_gradient: float | None, method: str, say: Callable[[str], None]) -> None:

@@ -17,7 +17,7 @@ def main(settings: Forget) -> None:
 
     loss = bind(settings.method)
     from data_module import TrainingRows, check_apart, fingerprint, idk_answers, invented_answers, make_missing
-    from engine.encode import check_lengths
+    from engine.encode import check_instruction, check_lengths
     from engine.epoch_evaluation import open_epoch_evaluation
     from engine.language_model import check_model_path
     from engine.pairs import Pairs
@@ -37,6 +37,7 @@ def main(settings: Forget) -> None:
     limits = {"max_length": settings.max_length, "truncate": settings.truncate}
     encoder = open_encoder(settings.model_path, settings.model, **limits)
     check_lengths(encoder, forget, retain)
+    check_instruction(encoder, pairs)
     each_epoch = open_epoch_evaluation(settings, encoder)
     start = open_for_training(settings, encoder)
     record = {"method": loss.method.name, "data": fingerprint(settings.data.path), **run_facts(settings, code)}

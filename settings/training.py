@@ -45,6 +45,8 @@ class Mask:
             raise SettingsError(f"method.mask.against={self.against}: a ratio is against some rows, a share is not")
         for rows in self.against:
             one_of("method.mask.against", rows, COMPARED)
+        if len(set(self.against)) < len(self.against):
+            raise SettingsError(f"method.mask.against={self.against} names rows twice, which would count double")
         at_least("method.mask.rows", self.rows, 0)
         if self.rows and self.ratio is None:
             raise SettingsError(f"method.mask.rows={self.rows}: a share looks at all forget rows; leave rows out")
@@ -145,6 +147,7 @@ class Method:
         at_least("method.l1", self.l1, 0)
         one_of("method.scope", self.scope, SCOPES)
         self.check_untrained()
+        self.check_against()
         if self.gradient and self.mask and self.mask.applies_to == "forget":
             raise SettingsError(
                 f"method={self.name}: method.gradient and method.mask.applies_to=forget both say what becomes of the "
@@ -160,6 +163,24 @@ class Method:
         for name in ("args", "l1", "noise", "mask", "gradient", "activations", "multiplier", "task_vector"):
             if getattr(self, name):
                 raise SettingsError(f"method={self.name}: method.loss=null trains nothing; leave method.{name} out")
+        for name, value, plain in (("retain", self.retain, "nll"), ("other_answers", self.other_answers, 1)):
+            if value != plain:
+                raise SettingsError(
+                    f"method={self.name}: method.loss=null trains nothing; leave method.{name}={value} out"
+                )
+
+    def check_against(self) -> None:
+        """Raise SettingsError where rows in words would count twice in what a mask compares."""
+        against = self.mask.against if self.mask else []
+        if self.scope != "pictures" and {"retain", "retain_words"} <= set(against):
+            raise SettingsError(
+                f"method.mask.against={against} with method.scope={self.scope}: retain holds retain_words, which would "
+                "count double; leave one out"
+            )
+        if self.scope == "words" and "forget_words" in against:
+            raise SettingsError(
+                f"method.mask.against={against} with method.scope=words: forget rows would be compared with themselves"
+            )
 
     def losses(self) -> list[str]:
         """The functions of unlearn_losses that it names."""

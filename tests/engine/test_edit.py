@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,22 +25,24 @@ from cv.network import FaceNetwork, Shape
 from cv.together import check_stackable
 from engine.activity import Activity
 from engine.edit_ct import transpose
-from engine.edit_gradient import go_farthest
+from engine.edit_gradient import edit_along_gradient, go_farthest
 from engine.edit_kvw import weaken
 from engine.edit_manu import contrast, difference, prune
 from engine.edit_repselect import collapse
 from engine.edit_ssd import dampen
 from engine.edit_statistics import activity, heard, mlps_of, moments, scale_neurons
-from engine.edit_step import head_weights
+from engine.edit_step import edit_weights, head_weights
+from engine.edits import EditRule
 from engine.frozen_start import Start
 from engine.language_model import forward, load_for_training, save
 from engine.loss_trainer import LossTrainer
 from engine.methods import bind
+from engine.pairs import drawn_of
 from engine.train import train
 from helpers import BASE, ROOT, TRAINER, Few, example, largest_difference, pairs, training_settings, without_dropout
 from settings.language import Forget
 from settings.script import SettingsError, compose
-from settings.training import Edit, Mask, Method
+from settings.training import Edit, Mask, Method, TaskVector
 from unlearn_losses import nll
 
 
@@ -134,7 +137,16 @@ def test_the_largest_singular_values_of_a_gradient_shrink_to_the_smallest_of_the
     assert torch.allclose(collapse(rank_one, components=1), rank_one, atol=1e-5)
     same = torch.diag(torch.tensor([3.0, 3.0, 1.0]))
     assert torch.allclose(collapse(same, components=2), same, atol=1e-5)
-    assert torch.allclose(collapse(torch.diag(torch.tensor([8.0, 2.0])), components=512), 2 * torch.eye(2), atol=1e-5)
+    assert torch.equal(collapse(torch.zeros(2, 3), components=2), torch.zeros(2, 3))
+
+
+def test_singular_values_that_are_rounding_are_never_what_the_largest_shrink_to():
+    torch.manual_seed(0)
+    rank_two = torch.randn(8, 2) @ torch.randn(2, 6)
+    assert torch.linalg.matrix_rank(collapse(rank_two, components=2)) == 2
+    line = r"components=3 is more than the 2 singular values that a gradient of these rows has above rounding"
+    with pytest.raises(ValueError, match=line):
+        collapse(rank_two, components=3)
 
 
 def test_weights_go_as_far_as_the_budget_allows():
@@ -185,6 +197,31 @@ def test_the_head_of_a_language_model_and_of_a_face_network_is_what_names_answer
     assert [id(each) for each in head_weights(model)] == [id(model.get_output_embeddings().weight)]
     network = FaceNetwork(Shape(4, 8), 3)
     assert [id(each) for each in head_weights(network)] == [id(network.classes)]
+
+
+def test_ssd_weighs_what_forget_and_retain_rows_say_of_a_weight_by_those_that_go_through_it():
+    class Toy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen, self.read = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+
+        def head_weights(self):
+            return []
+
+    def loss_of_rows(bound, items, encoder, *, precise):
+        size, pictured = items[0]["forget"][0]
+        return (size * toy.seen if pictured else size * toy.read).sum()
+
+    toy, everything = Toy(), []
+    trainer = SimpleNamespace(model=toy, loss_of_rows=loss_of_rows)
+    trainer.taken_gradients = partial(LossTrainer.taken_gradients, trainer)
+    trainer.squared_gradients = partial(LossTrainer.squared_gradients, trainer)
+    # the 10 forget rows are pictures; of 90 retain rows 10 were drawn, one of them with a picture
+    rows = {"forget": [(2.0, True)] * 10, "retain": [(1.0, True), *[(3.0, False)] * 9]}
+    rule = EditRule(lambda weight, f, every: everything.append(every.item()) or weight, edits="weights")
+    edit_weights(trainer, rule, rows, None, {"forget": 10, "retain": 90})
+    # through `seen` go 10 rows of 2^2 and about 9 of 1^2; through `read` rows of 3^2 alone
+    assert everything == [pytest.approx((10 * 4 + 9 * 1) / 19), pytest.approx(9.0)]
 
 
 # ---- neurons of several families
@@ -288,6 +325,13 @@ def test_an_edit_may_come_before_a_training_whose_reference_is_the_start(data, e
     assert losses[0] > 1e-4  # KL from the start as it was before the edit
 
 
+def test_a_task_vector_subtracts_what_was_learned_and_not_the_edit_before_it(data, encoder, tmp_path):
+    _, edited = run(data, encoder, tmp_path / "edited", KVW)
+    both = Method("both", "learn_forget", edit=KVW.edit, task_vector=TaskVector(1.0))
+    _, unlearned = run(data, encoder, tmp_path / "both", both, replace(TRAINER, lr=0.0))
+    assert largest_difference(edited, unlearned) == 0
+
+
 def test_an_edit_that_changes_nothing_is_refused(data, encoder, tmp_path):
     none = replace(SSD, edit=replace(SSD.edit, args={"alpha": 1e9, "damping": 1.0}))
     with pytest.raises(SettingsError, match=r"method=ssd: method.edit changes nothing, nothing would forget"):
@@ -302,8 +346,39 @@ def test_repselect_raises_the_forget_loss_and_keeps_to_its_budget(data, encoder,
     with torch.no_grad():
         before, after = (nll(forward(each.eval(), batch)).item() for each in (start, network))
     assert after > before
-    kl = json.loads((tmp_path / "out" / "train_meta.json").read_text())["kl"]
-    assert 0.005 < kl <= REPSELECT.edit.args["kl_budget"]
+    record = json.loads((tmp_path / "out" / "train_meta.json").read_text())
+    assert 0.005 < record["kl"] <= REPSELECT.edit.args["kl_budget"]
+    assert record["kl_rows"] == 6  # all that there are
+
+
+def test_the_rows_of_the_kl_budget_are_drawn_from_both_kinds(data, encoder, model, monkeypatch):
+    looked_at = []
+    made = pairs(data, ["forget"])
+    rows = {"forget": drawn_of(made.rows_of("forget"), 2, 0), "retain": made.rows_of("retain")}
+    monkeypatch.setattr("engine.edit_gradient.gradient_with_adapter", lambda trainer, matrices, *_: matrices)
+    monkeypatch.setattr("engine.edit_gradient.scored", lambda trainer, batches: [])
+    monkeypatch.setattr("engine.edit_gradient.go_farthest", lambda *_: (1.0, 0.0))
+    monkeypatch.setattr(encoder, "encode", lambda row: looked_at.append(row) or row)
+    monkeypatch.setattr(encoder, "collate", lambda encoded: torch.zeros(1))
+    trainer = SimpleNamespace(model=model, bound=bind(REPSELECT), draw_seed=0, args=SimpleNamespace(device="cpu"))
+    rule = EditRule(lambda gradient, components: gradient, edits="gradient")
+    facts = edit_along_gradient(trainer, rule, rows, encoder, {"components": 4})
+    assert facts["kl_rows"] == len(looked_at) == 64
+    assert {row.image is None for row in looked_at} == {True, False}
+    assert [row.index for row in looked_at] != [rows["retain"][place].index for place in range(64)]
+
+
+@pytest.mark.parametrize(
+    ("components", "line"),
+    [
+        (192, r"components=192 must be below 192, the singular values of the smallest matrix"),
+        (191, r"components=191 is more than the \d+ singular values that a gradient of these rows has above rounding"),
+    ],
+)
+def test_more_components_than_a_gradient_has_are_refused(components, line, data, encoder, tmp_path):
+    many = replace(REPSELECT, edit=replace(REPSELECT.edit, args={**REPSELECT.edit.args, "components": components}))
+    with pytest.raises(SettingsError, match=f"^method.edit.args.{line}"):
+        run(data, encoder, tmp_path / "out", many)
 
 
 def test_a_language_model_without_convolutions_has_nothing_to_transpose(data, encoder, tmp_path):
@@ -351,12 +426,44 @@ def test_rows_of_an_edit_may_be_fewer(data, encoder, tmp_path, monkeypatch):
         (Edit("ct", {}, rows=4), r"method.edit.rows=4: rule ct looks at no rows; leave it out"),
         (Edit("kvw", {"strength": 1.0, "first_layer": 0.5, "spared_layers": 0}), r"=0.5 must be a whole number"),
         (Edit("repselect", {**REPSELECT.edit.args, "kl_rows": 0.5}), r"kl_rows=0.5 must be a whole number"),
+        (
+            Edit("repselect", REPSELECT.edit.args, rows=63),
+            r"method.edit.rows=63 is fewer than method.edit.args.kl_rows",
+        ),
         (Edit("kvw", {"strength": -1.0, "first_layer": 0, "spared_layers": 0}), r"strength=-1.0 must be at least 0"),
     ],
 )
 def test_an_edit_that_does_not_fit_is_one_line(edit, line):
     with pytest.raises(SettingsError, match=line):
         bind(Method("x", None, edit=edit))
+
+
+def test_a_weight_of_zero_is_refused_where_an_edit_divides_by_it_and_taken_where_a_loss_is_weighed():
+    of_ssd = Edit("ssd", {"alpha": 0.0, "damping": 1.0})
+    with pytest.raises(SettingsError, match=r"method.edit.args.alpha=0.0 must be above 0"):
+        bind(Method("x", None, edit=of_ssd))
+    for name in ("rmu", "scrub"):
+        method = of_file(name)
+        bind(replace(method, args={**method.args, "alpha": 0.0}))
+        with pytest.raises(SettingsError, match=r"method.args.alpha=-1.0 must be at least 0"):
+            bind(replace(method, args={**method.args, "alpha": -1.0}))
+
+
+@pytest.mark.parametrize("step", [{"edit": SSD.edit}, {"edit": KVW.edit}, {"mask": Mask("grad_ascent", share=0.5)}])
+def test_a_step_that_looks_at_answers_is_refused_where_the_model_ends_at_a_layer(step):
+    (name,) = step
+    with pytest.raises(SettingsError, match=rf"method.{name} needs the answers' logits, and with method.activations"):
+        bind(replace(of_file("rmu"), **step))
+
+
+def test_settings_without_effect_on_a_method_that_trains_nothing_are_refused():
+    with pytest.raises(SettingsError, match=r"method.scope=pictures has no effect on rule manu"):
+        bind(replace(MANU, scope="pictures"))
+    bind(replace(KVW, scope="pictures"))
+    with pytest.raises(SettingsError, match=r"method.loss=null trains nothing; leave method.retain=kl out"):
+        replace(SSD, retain="kl")
+    with pytest.raises(SettingsError, match=r"method.loss=null trains nothing; leave method.other_answers=2 out"):
+        replace(SSD, other_answers=2)
 
 
 def test_a_method_that_trains_nothing_needs_an_edit_and_names_no_step_of_a_training():

@@ -241,12 +241,13 @@ def test_a_mask_that_chooses_no_weight_is_one_line(data, encoder, tmp_path, monk
         run(data, encoder, tmp_path / "out", method=MMUNLEARNER)
 
 
-def test_a_mask_by_ratio_does_not_depend_on_the_batch_size(data, encoder, tmp_path, monkeypatch):
+def test_a_mask_by_ratio_does_not_depend_on_the_batch_size_or_on_autocast(data, encoder, tmp_path, monkeypatch):
     masks = []
     real = LossTrainer.chosen_by
     monkeypatch.setattr(LossTrainer, "chosen_by", lambda *given: masks.append(real(*given)) or masks[-1])
-    for size in (1, 8):
-        run(data, encoder, tmp_path / str(size), replace(TRAINER, batch_size=size, lr=0.0), MMUNLEARNER)
+    for size, precision in ((1, "fp32"), (8, "bf16")):
+        settings = replace(TRAINER, batch_size=size, precision=precision, lr=0.0)
+        run(data, encoder, tmp_path / str(size), settings, MMUNLEARNER)
     assert all(torch.equal(one, other) for one, other in zip(*masks, strict=True))
     chosen = sum(each.sum().item() for each in masks[0]) / sum(each.numel() for each in masks[0])
     assert 0.05 < chosen < 0.95
@@ -327,6 +328,10 @@ def test_a_scope_without_rows_is_one_line(data):
             r"method.gradient.rule=project needs retain rows, which method.args.retain_weight=0 leaves out",
         ),
         (
+            replace(GRU, loss="llmu", args={"forget_weight": 1.0, "unrelated_weight": 1.0, "kl_weight": 0.0}),
+            r"method.gradient.rule=project needs retain rows, which method.args.kl_weight=0 leaves out",
+        ),
+        (
             replace(GRU, gradient=Gradient("project", {"smoothing": 1.5, "retain_share": 0.0})),
             r"method.gradient.args.smoothing=1.5 must be at most 1",
         ),
@@ -342,8 +347,22 @@ def test_a_rule_that_does_not_fit_is_one_line(method, line):
 
 
 @pytest.mark.parametrize(
+    ("scope", "against", "line"),
+    [
+        ("both", ["retain", "retain_words"], "retain holds retain_words, which would count double"),
+        ("words", ["retain", "retain_words"], "retain holds retain_words, which would count double"),
+        ("words", ["forget_words"], "forget rows would be compared with themselves"),
+    ],
+)
+def test_a_mask_against_rows_that_hold_each_other_is_one_line(scope, against, line):
+    with pytest.raises(SettingsError, match=line):
+        replace(MMUNLEARNER, scope=scope, mask=replace(MMUNLEARNER.mask, against=against))
+
+
+@pytest.mark.parametrize(
     ("settings", "line"),
     [
+        ({"ratio": 1.0, "against": ["retain", "retain"]}, "names rows twice, which would count double"),
         ({}, "method.mask takes either share or ratio"),
         ({"share": 0.5, "ratio": 1.0, "against": ["retain"]}, "method.mask takes either share or ratio"),
         ({"share": 0.5, "against": ["retain"]}, r"method.mask.against=\['retain'\]: a ratio is against some rows"),
