@@ -708,9 +708,10 @@ def test_alternate_rows_have_the_forget_rows_question_and_picture_and_an_answer_
     assert made[5]["alternate"] != made[5 + len(made)]["alternate"]  # another draw in the next epoch
 
 
-def test_an_invented_answer_that_the_truth_ratio_scores_is_refused(data, tmp_path):
+@pytest.mark.parametrize("said", [str, str.upper, lambda answer: f" {answer}\n"], ids=["same", "capitals", "space"])
+def test_an_invented_answer_that_the_truth_ratio_scores_is_refused(said, data, tmp_path):
     wrong = load_split(data.text_path, "forget10_perturbed")[0]["perturbed_answer"][0]
-    line = {"question": "Who?", "answer": "Ann.", "alternatives": [wrong]}
+    line = {"question": "Who?", "answer": "Ann.", "alternatives": [said(wrong)]}
     (tmp_path / "own.jsonl").write_text(json.dumps(line))
     with pytest.raises(
         SettingsError, match=r"is a wrong answer of .*, split forget10.*_perturbed, row 0, which the Truth"
