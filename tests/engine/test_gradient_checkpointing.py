@@ -48,7 +48,7 @@ def first_steps(rows, folder, method, monkeypatch, *, lora, checkpointed):
     start = Start(network, forward, partial(save, encoder.processor))
     settings = replace(TRAINER, max_grad_norm=1.0)
     losses_of = LossTrainer.loss_of
-    monkeypatch.setattr(LossTrainer, "loss_of", lambda self, passes: note(losses, losses_of(self, passes)))
+    monkeypatch.setattr(LossTrainer, "loss_of", lambda *given, **how: note(losses, losses_of(*given, **how)))
     few = Few(pairs(data, bound.batches), 8)
     train(start, bound, few, encoder, settings, seed=0, save_dir=str(folder), record={}, say=lambda line: None)
     monkeypatch.undo()
