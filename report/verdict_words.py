@@ -42,21 +42,15 @@ def what_was_done(rows: list[MethodRow], settings: Mapping[str, Any], forgotten:
     if golds > 1:
         sentences[2] += f" Each base has {golds} golds of different seeds, which differ by chance alone."
     sentences.append("A distance is a share of the way from gold, 0, to base, 1: less is better.")
-    if several := [row for row in methods if len(row.results) > 1]:
+    if any(len(row) > 1 for row in methods):
         seeds = {seeds_of(row) for row in methods}
-        which = f"the seeds {seeds.pop()}" if len(seeds) == 1 else f"a method's seeds, {counted_seeds(several)}"
+        which = f"the seeds {seeds.pop()}" if len(seeds) == 1 else "the seeds of each method"
         sentences.append(f"Figures are means over {which}, with ± their standard deviation.")
     return sentences
 
 
 def seeds_of(row: MethodRow) -> str:
     return listed(str(result.seed) for result in row.results)
-
-
-def counted_seeds(several: list[MethodRow]) -> str:
-    """Between which numbers of seeds methods with several have."""
-    counts = sorted({len(row) for row in several})
-    return f"{counts[0]} to {counts[-1]} of them" if len(counts) > 1 else f"{counts[0]} of them where there are several"
 
 
 def kind_of_model(settings: Mapping[str, Any]) -> str:
@@ -85,8 +79,9 @@ def outcome(rows: list[MethodRow], names: Mapping[str, str]) -> Outcome:
     left_out = [f"Not counted: {listed(others)}."] if others else []
     if not counting:
         return Outcome("No method can be called the nearest to gold.", left_out)
-    # by their places first: methods of other seeds are not compared by their means
-    ranked = sorted(counting, key=lambda row: (row.mean("place") or 0.0, row.mean(measure) or 0.0))
+    # where all have places these come first: methods of other seeds are not compared by their means
+    placed = all(row.mean("place") is not None for row in counting)
+    ranked = sorted(counting, key=lambda row: (row.mean("place") if placed else 0.0, row.mean(measure) or 0.0))
     nearest = ranked[0]
     where = f"{distance_text(nearest, measure)} of the way from gold to base"
     if len(ranked) == 1:

@@ -208,6 +208,20 @@ def test_the_nearest_has_the_first_place_though_methods_have_other_seeds():
     assert "it holds" in said
 
 
+def test_a_method_without_a_place_is_not_the_nearest_for_that():
+    """One seed without repeated runs gives no place."""
+    near = [method("near", 0.1 + seed / 100, seed=seed) for seed in range(2)]
+    rows = with_places([*near, method("far", 0.9)])
+    assert {each.method: each.value("place") for each in rows} == {"near": 1, "far": None}
+    assert "near is nearest to gold" in words_of(*rows)
+
+
+def test_figures_of_methods_with_other_seeds_are_said_to_be_of_each():
+    rows = [method("one", 0.1, seed=0), method("one", 0.2, seed=1), method("two", 0.2, seed=2)]
+    said = " ".join(what_was_done(method_rows(rows), {"model": {}, "data": {}}, ["Ada"]))
+    assert "means over the seeds of each method, with" in said
+
+
 def test_what_golds_differ_by_is_the_mean_over_seeds_as_for_the_places():
     floors = (0.02, 0.02, 0.20, 0.02)
     rows = [method("one", 0.2 + s / 100, seed=s, held_out=floor) for s, floor in enumerate(floors)]
