@@ -80,5 +80,5 @@ def say_plan(plan: Plan) -> None:
         "trainer.gradient_checkpointing=true.\n"
         "Activations and gradients are not at their most at once, so that a peak may be below the sum of its parts.\n"
         "The suite refuses ZeRO-3, and ZeRO-2 in bf16: their lines say what they would need.\n"
-        "Not counted: a tower of sight that trains, and the evaluation at the end of epochs."
+        "Not counted: a vision tower that trains, and the evaluation at the end of epochs."
     )

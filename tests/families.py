@@ -225,7 +225,7 @@ def gemma3_vl():
 
 
 def gemma3n():
-    """Its tower of sight is one of timm's; the smallest of those that timm makes for tests stands for it."""
+    """Its vision tower is one of timm's; the smallest of those that timm makes for tests stands for it."""
     named = {}
     for kind, letter in (("image", "i"), ("audio", "a")):
         named |= {f"{kind}_token": f"<{kind}_soft_token>", f"eo{letter}_token": f"<end_of_{kind}>"}
@@ -397,7 +397,7 @@ SEEING = [
         "gemma-3n-e2b",
         rmu_part=None,
         needs="timm",
-        note="its tower of sight needs `timm`; the activations check refuses `rmu`: its layers give several tensors",
+        note="its vision tower needs `timm`; the activations check refuses `rmu`: its layers give several tensors",
     ),
     Family("Pixtral", pixtral, "</s>", "pixtral-12b"),
     Family("Mistral3", mistral3, "</s>", "mistral-small-3.1-24b"),
