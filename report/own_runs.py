@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aggregate_eval_stat import ONE_SEED, aggregate_all
+from aggregate_eval_stat import aggregate_all
 from engine.evaluated import (
     CODE,
     TAUGHT,
@@ -22,7 +22,7 @@ from engine.evaluated import (
     training_settings,
 )
 from engine.logs import read_records, recorded, training_record
-from engine.places import ANCHORS, add_places
+from engine.places import ANCHORS, ONE_SEED, add_places
 from engine.record import EVAL_RECORD
 from engine.result_table import ModelResult
 from engine.seeds import seed_groups
