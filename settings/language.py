@@ -17,6 +17,7 @@ from settings.training import (
     check_mask,
     check_report_to,
     need_cuda_for,
+    passes_named,
 )
 
 
@@ -298,7 +299,8 @@ class Forget(Finetune):
     def inputs(self) -> Inputs:
         inputs = super().inputs()
         idk = [str(ROOT / path) for path in (self.data.idk_questions, self.data.idk_pictures)]
-        invented = [self.data.alternatives] if Path(self.data.alternatives).is_file() else []
+        is_asked = self.method.loss is not None and "alternate" in passes_named(self.method.loss)
+        invented = [self.data.alternatives] if is_asked and Path(self.data.alternatives).is_file() else []
         return replace(inputs, files=[*inputs.files, *idk, *invented], losses=self.method.losses())
 
 

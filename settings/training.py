@@ -1,5 +1,6 @@
 """How a model is trained: methods, LoRA, the trainer."""
 
+import ast
 import functools
 import importlib.util
 import math
@@ -10,7 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
-from settings.script import SettingsError, at_least, choices, cuda_is_there, one_of, share_of
+from settings.script import ROOT, SettingsError, at_least, choices, cuda_is_there, one_of, share_of
 
 COMPARED = ("retain", "forget_words", "retain_words")  # rows that a mask's ratio may be against
 IMPORTANCE = "grad_ascent"  # the loss whose squared gradients say how much a weight matters for a row
@@ -186,6 +187,14 @@ class Method:
         """The functions of unlearn_losses that it names."""
         named = [self.loss, self.mask and self.mask.loss, IMPORTANCE if self.edit else None]
         return [each for each in named if each]
+
+
+@functools.cache
+def passes_named(loss: str) -> frozenset[str]:
+    """The passes that a function of unlearn_losses names as its parameters, read without torch; none of no such one."""
+    tree = ast.parse((ROOT / "unlearn_losses.py").read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return frozenset(each.arg for each in functions[loss].args.args) if loss in functions else frozenset()
 
 
 def check_forgets(method: Method) -> None:

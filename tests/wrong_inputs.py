@@ -369,7 +369,7 @@ def face_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a network of another width", "model.width=8")
     yield wrong(script, "an unknown split", "split=fulll")
     yield wrong(script, "an adapter for faces", "trainer.lora={r: 4, alpha: 8, dropout: 0.0}")
-    yield wrong(script, "a setting of language models for faces", "+trainer.gradient_checkpointing=true")
+    yield wrong(script, "a setting of language models for faces", "trainer.gradient_checkpointing=true")
     script = "cv/forget.py"
     empty = broken.all_of(broken.text_file("model/config.json", "{}"), broken.text_file("model/model.safetensors", ""))
     yield wrong(script, "a network whose settings are empty", MODEL, files=empty)

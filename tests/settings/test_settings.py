@@ -321,6 +321,15 @@ def test_a_forgetting_reads_the_files_of_i_do_not_know_wherever_it_is_started():
     assert inputs.files == [str(ROOT / "config" / "idk" / name) for name in ("questions.txt", "pictures.txt")]
 
 
+def test_invented_answers_are_read_by_a_method_that_asks_for_them_alone(tmp_path):
+    (tmp_path / "invented.jsonl").write_text("")
+    told = [f"data.alternatives={tmp_path / 'invented.jsonl'}"]
+    named = {
+        method: compose("nlp/forget", Forget, [f"method={method}", *told]).inputs().files for method in ("npo", "altpo")
+    }
+    assert named["altpo"] == [*named["npo"], str(tmp_path / "invented.jsonl")]
+
+
 @pytest.mark.parametrize("script", ["mm/forget", "nlp/forget", "cv/forget"])
 @pytest.mark.parametrize("name", ["base", "gold", "start", "finetune", "pretrain"])
 def test_no_method_is_called_like_a_model_that_forgot_nobody(script, name):
