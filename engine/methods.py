@@ -16,15 +16,17 @@ from settings.script import SettingsError, nearest, one_of
 from settings.training import Edit, Method
 from unlearn_losses import Anchored, Hidden, Parts, Scored
 
-PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "alternate", "noised", "augmented")
-STATE = ("epoch", "multiplier", "target")  # keyword-only parameters that the engine fills in
+PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "alternate", "noised")
+OF_FACES = ("augmented", "sibling", "nearest", "nobody")  # passes of face recognition alone
+STATE = ("epoch", "multiplier", "target", "never_met")  # keyword-only parameters that the engine fills in
+UNTAUGHT = "untaught_"  # before a pass: that of a network that never learned anything
 
 
 # hyperparameters that divide, or without which a loss says nothing
 ABOVE_ZERO = {"beta", "temperature", "c", "smoothing", "share", "alpha", "components", "adapter_rank", "adapter_lr"}
 ABOVE_ZERO |= {"kl_budget", "kl_rows"}
-AT_LEAST_ZERO = ("rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers")
-AT_MOST_ONE = ("smoothing", "share", "damping")
+AT_LEAST_ZERO = ("rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers", "rest")
+AT_MOST_ONE = ("smoothing", "share", "damping", "rest")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class BoundLoss:
     @property
     def trained(self) -> list[str]:
         """The passes that the model in training scores."""
-        return [name for name in self.passes if not name.startswith("ref_") and not name.endswith("_labels")]
+        return [name for name in self.passes if base_pass(name) == name]
 
     @property
     def told(self) -> list[str]:
@@ -89,8 +91,18 @@ class BoundLoss:
         return [base_pass(name) for name in names]
 
     @property
+    def untaught(self) -> list[str]:
+        """The passes that a network that never learned anything scores in every step."""
+        return [base_pass(name) for name in self.passes if name.startswith(UNTAUGHT)]
+
+    @property
+    def compared(self) -> list[str]:
+        """The passes that are scored in every step by a model that does not train."""
+        return list(dict.fromkeys([*self.frozen, *self.untaught]))
+
+    @property
     def batches(self) -> list[str]:
-        """The batches to draw: the passes without `ref_`, `_logprob` and `_labels`, each once."""
+        """The batches to draw: the passes without `ref_`, `untaught_`, `_logprob` and `_labels`, each once."""
         return list(dict.fromkeys(map(base_pass, self.passes)))
 
     def __call__(self, passes: Mapping[str, Scored | Tensor], **state: float) -> Tensor:
@@ -116,7 +128,7 @@ class BoundLoss:
 
 def base_pass(name: str) -> str:
     """The pass behind a parameter's name: `ref_idk_logprob` -> `idk`."""
-    return name.removeprefix("ref_").removesuffix("_logprob").removesuffix("_labels")
+    return name.removeprefix("ref_").removeprefix(UNTAUGHT).removesuffix("_logprob").removesuffix("_labels")
 
 
 def known_losses() -> dict[str, Callable[..., Tensor | Parts]]:
@@ -124,7 +136,7 @@ def known_losses() -> dict[str, Callable[..., Tensor | Parts]]:
     found = {}
     for name, function in loss_library().items():
         passes = positional(function)
-        if passes and set(map(base_pass, passes)) <= set(PASSES):
+        if passes and set(map(base_pass, passes)) <= {*PASSES, *OF_FACES}:
             found[name] = function
     return found
 
@@ -147,8 +159,12 @@ def takes_states(loss: Callable) -> bool:
     return get_type_hints(loss).get(positional(loss)[0]) is Hidden
 
 
-def bind(method: Method) -> BoundLoss:
+def bind(method: Method, *, faces: bool = False) -> BoundLoss:
     """Look up a method's loss and give it its hyperparameters.
+
+    Args:
+        method: of its file.
+        faces: whether it is for face recognition, which alone has networks that never learned anything.
 
     Raises:
         SettingsError: the loss is not known, the hyperparameters are not exactly its own, or a step does not fit it.
@@ -169,7 +185,13 @@ def bind(method: Method) -> BoundLoss:
         passes.remove("retain")
     elif method.retain == "kl":
         passes.append("ref_retain")
-    return BoundLoss(method, partial(loss, **method.args), passes)
+    bound = BoundLoss(method, partial(loss, **method.args), passes)
+    if bound.untaught and not faces:
+        raise SettingsError(
+            f"method={method.name} compares with a network that never learned anything, which there is in face "
+            "recognition only"
+        )
+    return bound
 
 
 def keyword_only(function: Callable) -> list[str]:
@@ -224,6 +246,7 @@ def check_steps(method: Method, loss: Callable) -> None:
         "activations": takes_states(loss),
         "multiplier": "multiplier" in parameters,
         "noise": "noised" in map(base_pass, parameters),
+        "boundary": "nearest" in map(base_pass, parameters),
     }
     for step, needed in asked.items():
         if needed != (getattr(method, step) is not None):

@@ -64,7 +64,7 @@ class Edit:
     ones.
     """
 
-    rule: str = MISSING  # ssd, manu, kvw, repselect, ct
+    rule: str = MISSING  # ssd, manu, kvw, repselect, ct, msg
     args: dict[str, Any] = field(default_factory=dict)  # the rule's keyword-only parameters
     rows: int = 0  # of each kind that it looks at, drawn with the seed; 0: all
 
@@ -84,6 +84,17 @@ class Noise:
             raise SettingsError(f"method.noise.sigma={self.sigma} must be a number of at least 0")
         if not self.instruction.strip():
             raise SettingsError("method.noise.instruction is empty: a question in words would stay as it is")
+
+
+@dataclass
+class Boundary:
+    """How far the pass `nearest` goes from a forget picture to the boundary of somebody else (Boundary Shrink)."""
+
+    bound: float = MISSING  # in shares of a pixel's range
+
+    def __post_init__(self) -> None:
+        if not 0 < self.bound <= 1:
+            raise SettingsError(f"method.boundary.bound={self.bound} must be above 0 and at most 1")
 
 
 @dataclass
@@ -132,6 +143,7 @@ class Method:
     l1: float = 0.0  # weight of the sum of absolute weights, on top of trainer.l1
     scope: str = "both"  # of the rows to forget and to keep, those it trains on: both, pictures, words
     noise: Noise | None = None
+    boundary: Boundary | None = None
     edit: Edit | None = None
     mask: Mask | None = None
     gradient: Gradient | None = None
@@ -157,7 +169,8 @@ class Method:
             return
         if self.edit is None:
             raise SettingsError(f"method={self.name}: method.loss=null trains nothing; it needs a method.edit")
-        for name in ("args", "l1", "noise", "mask", "gradient", "activations", "multiplier", "task_vector"):
+        steps = ("noise", "boundary", "mask", "gradient", "activations", "multiplier", "task_vector")
+        for name in ("args", "l1", *steps):
             if getattr(self, name):
                 raise SettingsError(f"method={self.name}: method.loss=null trains nothing; leave method.{name} out")
 

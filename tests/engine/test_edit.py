@@ -27,6 +27,7 @@ from engine.edit_ct import transpose
 from engine.edit_gradient import go_farthest
 from engine.edit_kvw import weaken
 from engine.edit_manu import contrast, difference, prune
+from engine.edit_msg import fresh_like, renew, smallest
 from engine.edit_repselect import collapse
 from engine.edit_ssd import dampen
 from engine.edit_statistics import activity, heard, mlps_of, moments, scale_neurons
@@ -35,6 +36,7 @@ from engine.frozen_start import Start
 from engine.language_model import forward, load_for_training, save
 from engine.loss_trainer import LossTrainer
 from engine.methods import bind
+from engine.row_gradients import squared_gradients
 from engine.train import train
 from helpers import BASE, ROOT, TRAINER, Few, example, largest_difference, pairs, training_settings, without_dropout
 from settings.language import Forget
@@ -145,6 +147,24 @@ def test_weights_go_as_far_as_the_budget_allows():
     assert cost <= 0.09
     assert go_farthest([weight], [torch.zeros(2)], lambda: 0.0, 0.1) == (0.0, 0.0)
     assert go_farthest([weight], [torch.ones(2)], lambda: float("nan"), 0.1)[0] == 0.0
+
+
+def test_the_weights_of_the_smallest_gradients_begin_anew():
+    weight, fresh = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), -torch.ones(5)
+    gradient = torch.tensor([0.3, -0.1, 0.2, 0.1, -0.5])
+    # half of five are two: the two of size .1
+    assert renew(weight, gradient, fresh, share=0.5).tolist() == [1.0, -1.0, 3.0, -1.0, 5.0]
+    assert torch.equal(renew(weight, gradient, fresh, share=0.0), weight)
+    # of equal ones the first count, and never more than the share
+    assert smallest(torch.zeros(2, 2), 0.5).tolist() == [[True, True], [False, False]]
+
+
+def test_fresh_kernels_have_the_spread_of_what_goes_out_and_follow_the_seed():
+    weight = torch.zeros(200, 3, 3, 3)
+    one, again = (fresh_like(weight, torch.Generator().manual_seed(0)) for _ in range(2))
+    # sqrt(2 / (200 * 9)) = .03333
+    assert one.std().item() == pytest.approx(0.03333, rel=0.05)
+    assert torch.equal(one, again)
 
 
 def test_kernels_are_transposed_and_those_of_one_pixel_stay():
@@ -326,13 +346,12 @@ def test_manu_needs_rows_of_both_kinds(data, encoder, tmp_path):
 
 def test_rows_of_an_edit_may_be_fewer(data, encoder, tmp_path, monkeypatch):
     asked = []
-    real = LossTrainer.squared_gradients
 
-    def counted(self, loss, kinds, encoder, **how):
+    def counted(trainer, loss, kinds, encoder, **how):
         asked.append(len(kinds[0]))
-        return real(self, loss, kinds, encoder, **how)
+        return squared_gradients(trainer, loss, kinds, encoder, **how)
 
-    monkeypatch.setattr(LossTrainer, "squared_gradients", counted)
+    monkeypatch.setattr("engine.edit_step.squared_gradients", counted)
     run(data, encoder, tmp_path / "out", replace(SSD, edit=replace(SSD.edit, rows=3)))
     assert asked == [3, 3]
 
@@ -371,6 +390,8 @@ def test_an_edit_is_refused_with_an_adapter_in_stacks_and_where_there_is_no_deco
         compose("mm/forget", Forget, ["method=kvw", "trainer=clear_lora"])
     with pytest.raises(SettingsError, match=r"many networks cannot train together with method.edit"):
         check_stackable(SSD)
+    with pytest.raises(SettingsError, match=r"method=msg: many networks cannot train together with method.edit"):
+        check_stackable(of_file("msg"))
     with pytest.raises(SettingsError, match=r"method=kvw edits the neurons of a decoder"):
         mlps_of(FaceNetwork(Shape(4, 8), 3), "kvw")
     assert compose("cv/forget", ForgetFaces, ["method=ssd"]).method.loss is None
