@@ -51,9 +51,11 @@ RIGHT = {
     ],
     "mm/forget.py": [BASE_MODEL],
     "mm/eval.py": [BASE_MODEL],
+    "mm/alternatives.py": [BASE_MODEL],
     "nlp/finetune.py": ["model.made_by=''", "model_path=<model>"],
     "nlp/forget.py": ["model.made_by=''", "model_path=<model>"],
     "nlp/eval.py": ["model.made_by=''", "model_path=<model>"],
+    "nlp/alternatives.py": ["model.made_by=''", "model_path=<model>"],
     "cv/finetune.py": ["model_path=<network>"],
     "cv/forget.py": ["model_path=<network>"],
     "cv/eval.py": ["model_path=<network>"],
@@ -65,9 +67,11 @@ SCRIPTS = {  # heading on the page -> module
     "mm/finetune.py": "mm.finetune",
     "mm/forget.py": "mm.forget",
     "mm/eval.py": "mm.eval",
+    "mm/alternatives.py": "mm.alternatives",
     "nlp/finetune.py": "nlp.finetune",
     "nlp/forget.py": "nlp.forget",
     "nlp/eval.py": "nlp.eval",
+    "nlp/alternatives.py": "nlp.alternatives",
     "cv/pretrain.py": "cv.pretrain",
     "cv/finetune.py": "cv.finetune",
     "cv/forget.py": "cv.forget",
@@ -259,6 +263,7 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a weight that turns a term round", "method.args.retain_weight=-1")
     yield wrong(script, "a loss that is not there", "method.loss=nppo")
     yield wrong(script, "a method of face recognition", "method=twins")
+    yield wrong(script, "a method with a teacher that faces alone have", "method=bad_teacher")
     yield wrong(script, "a layer that is not there", "method=rmu", "method.activations.layer=40")
     yield wrong(script, "a part that is never trained", "model.freeze=[eye]")
     lora = "trainer.lora={r: 4, alpha: 8, dropout: 0.0}"
@@ -291,6 +296,17 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "rows that are too long", "max_length=5")
     yield wrong(script, "more tokens than there is room for", "max_length=100000")
     yield wrong(script, "a log of gold that is not there", "epoch_eval=mm", "epoch_eval.gold_result=no.json")
+
+
+def inventing_inputs() -> Iterator[WrongInput]:
+    """What is told of answers to invent."""
+    script = "mm/alternatives.py"
+    yield wrong(script, "a split that is not there", "split=forget11+tofu")
+    yield wrong(script, "an instruction without the answer", "instruction='Invent. {question}'")
+    yield wrong(script, "no room for an answer", "max_new_tokens=100000")
+    script = "nlp/alternatives.py"
+    yield wrong(script, "answers that are not drawn", "temperature=0")
+    yield wrong(script, "no answers at all", "each=0")
 
 
 def evaluation_inputs() -> Iterator[WrongInput]:
@@ -490,6 +506,7 @@ INPUTS = [
     *model_inputs(),
     *syntax_inputs(),
     *evaluation_inputs(),
+    *inventing_inputs(),
     *face_inputs(),
     *log_inputs(),
     *benchmark_inputs(),
