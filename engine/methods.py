@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 import unlearn_losses
-from engine import gradient_mask, gradient_project, gradient_sam
+from engine import gradient_mask, gradient_project, gradient_sam, hook_eraser
 from engine.edits import EDITS
 from settings.script import SettingsError, nearest, one_of
-from settings.training import Edit, Method
+from settings.training import Edit, Hook, Method
 from unlearn_losses import Anchored, Hidden, Parts, Scored
 
 PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "alternate", "noised")
@@ -26,7 +26,8 @@ UNTAUGHT = "untaught_"  # before a pass: that of a network that never learned an
 ABOVE_ZERO = {"beta", "temperature", "c", "smoothing", "share", "alpha", "components", "adapter_rank", "adapter_lr"}
 ABOVE_ZERO |= {"kl_budget", "kl_rows"}
 AT_LEAST_ZERO = ("rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers", "rest")
-AT_MOST_ONE = ("smoothing", "share", "damping", "rest")
+AT_LEAST_ZERO += ("layer", "spared")
+AT_MOST_ONE = ("smoothing", "share", "damping", "rest", "spared")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ RULES = {
     "sam": Rule(gradient_sam.add, perturb=gradient_sam.perturbation),
     "project": Rule(gradient_project.project, needs_retain=True),
 }
+HOOKS = {"eraser": hook_eraser.gate_of}
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,10 @@ def bind(method: Method, *, faces: bool = False) -> BoundLoss:
     """
     if method.edit:
         check_edit(method.edit)
+    if method.hook:
+        check_hook(method.hook)
     if method.loss is None:
-        return BoundLoss(method, None, ["forget"])
+        return BoundLoss(method, None, ["forget", "noised"] if method.hook else ["forget"])
     losses = known_losses()
     if method.loss not in losses:
         known = f"{nearest(method.loss, losses)}; choose from {', '.join(losses)}"
@@ -270,6 +274,15 @@ def check_edit(edit: Edit) -> None:
     check_values("method.edit.args", edit.args, rule.measured | get_type_hints(rule.apply))
     if edit.rows and not rule.rows:
         raise SettingsError(f"method.edit.rows={edit.rows}: rule {edit.rule} looks at no rows; leave it out")
+
+
+def check_hook(hook: Hook) -> None:
+    """Raise SettingsError for a `hook` step that is not known or lacks a value."""
+    one_of("method.hook.rule", hook.rule, list(HOOKS))
+    function = HOOKS[hook.rule]
+    placed = {"layer": int, "strength": float}
+    check_names("method.hook.args", hook.args, [*placed, *keyword_only(function)], f"rule {hook.rule}")
+    check_values("method.hook.args", hook.args, placed | get_type_hints(function))
 
 
 def check_rule(method: Method, loss: Callable) -> None:

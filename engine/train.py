@@ -19,6 +19,7 @@ from engine.edit_step import edit
 from engine.folders import written_whole
 from engine.frozen_start import Start, silence_dropout
 from engine.gradient_step import without_autocast
+from engine.hook_step import keep_hook
 from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
 from engine.mask_step import hold_all_but
@@ -381,6 +382,10 @@ def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say
     if method.edit:
         trainer.edited = edit(trainer, pairs, encoder)
         say(f"{method.name}: the edit changes {trainer.edited['edited']:.1%} of what it looks at")
+    if method.hook:
+        trainer.edited = keep_hook(trainer, pairs, encoder)
+        far = f"{trainer.edited['steered_forget']:.2f} of the way, retain rows {trainer.edited['steered_retain']:.2f}"
+        say(f"{method.name}: a hook beside the weights steers forget rows {far}; the weights forget nothing")
     if method.mask:
         share = hold_all_but(trainer, method.mask, pairs, encoder)
         say(f"{method.name}: the mask lets {share:.1%} of the trained weights move")

@@ -73,6 +73,18 @@ class Edit:
 
 
 @dataclass
+class Hook:
+    """In place of a training: what steers the states of a layer is kept beside the weights."""
+
+    rule: str = MISSING  # eraser (MLLMEraser)
+    args: dict[str, Any] = field(default_factory=dict)  # layer, strength and the rule's keyword-only parameters
+    rows: int = 0  # of each kind that it looks at, drawn with the seed; 0: all
+
+    def __post_init__(self) -> None:
+        at_least("method.hook.rows", self.rows, 0)
+
+
+@dataclass
 class Noise:
     """What the pass `noised` hides of a forget row (VGID)."""
 
@@ -145,6 +157,7 @@ class Method:
     noise: Noise | None = None
     boundary: Boundary | None = None
     edit: Edit | None = None
+    hook: Hook | None = None
     mask: Mask | None = None
     gradient: Gradient | None = None
     activations: Activations | None = None
@@ -164,14 +177,18 @@ class Method:
             )
 
     def check_untrained(self) -> None:
-        """Raise SettingsError where nothing trains and nothing is edited, or a step of a training is named."""
+        """Raise SettingsError where nothing trains and nothing else is done, or a step of a training is named."""
+        if self.hook and (self.loss is not None or self.edit):
+            raise SettingsError(f"method={self.name}: method.hook stands in place of method.loss and method.edit")
         if self.loss is not None:
             return
-        if self.edit is None:
+        if self.edit is None and self.hook is None:
             raise SettingsError(f"method={self.name}: method.loss=null trains nothing; it needs a method.edit")
+        if self.hook and self.noise is None:
+            raise SettingsError(f"method={self.name}: method.hook needs a method.noise, towards which it steers")
         steps = ("noise", "boundary", "mask", "gradient", "activations", "multiplier", "task_vector")
         for name in ("args", "l1", *steps):
-            if getattr(self, name):
+            if getattr(self, name) and not (self.hook and name == "noise"):
                 raise SettingsError(f"method={self.name}: method.loss=null trains nothing; leave method.{name} out")
 
     def losses(self) -> list[str]:
@@ -292,6 +309,8 @@ def check_mask(method: Method, trainer: Trainer) -> None:
     """
     if method.edit and trainer.lora:
         raise SettingsError(f"method={method.name} edits the model's own weights: set trainer.lora=null")
+    if method.hook and trainer.lora:
+        raise SettingsError(f"method={method.name} keeps a hook beside the model's own weights: set trainer.lora=null")
     if method.mask and trainer.lora:
         raise SettingsError(f"method={method.name} masks the model's own weights: set trainer.lora=null")
     if method.mask and trainer.weight_decay:

@@ -285,6 +285,8 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "an edit beside an adapter", "method=kvw", lora)
     yield wrong(script, "a rule of edits that is not there", "method=kvw", "method.edit.rule=kwv")
     yield wrong(script, "a method that does nothing", "method.loss=null")
+    yield wrong(script, "a hook beside an adapter", "method=mllmeraser", lora)
+    yield wrong(script, "a hook at a layer that is not there", "method=mllmeraser")
     yield wrong(script, "noise without an instruction", "method=vgid", "method.noise.instruction=''")
     yield wrong(script, "an answer file that is not there", "data.idk_questions=no.txt")
     empty = broken.text_file("idk.txt", "\n\n")

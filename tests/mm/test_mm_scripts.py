@@ -79,7 +79,8 @@ def test_every_method_makes_a_checkpoint_that_can_be_the_start_of_the_next(
     method, finetuned, world_overrides, tmp_path, monkeypatch
 ):
     steps = OmegaConf.load(ROOT / f"config/method/{method}.yaml")
-    masked = "mask" in steps or "edit" in steps  # both are of the model's own weights
+    hooked = "hook" in steps  # the weights stay
+    masked = "mask" in steps or "edit" in steps or hooked  # all are of the model's own weights
     lora = f"trainer.lora={'null' if masked else '{r: 4, alpha: 8, dropout: 0.0}'}"
     # what a method needs on a model of this size stands in the benchmark of all of them
     own = OmegaConf.select(OmegaConf.load(ROOT / "config/benchmark/all_methods.yaml"), f"runs.{method}") or []
@@ -93,8 +94,9 @@ def test_every_method_makes_a_checkpoint_that_can_be_the_start_of_the_next(
         *own,
     ]
     assert start(mm.forget, overrides, monkeypatch) == 0
+    assert (tmp_path / "out" / "hook.json").is_file() == hooked
     assert (
-        not same_tensors(finetuned, tmp_path / "out")
+        same_tensors(finetuned, tmp_path / "out") == hooked
         and (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file() != masked
     )
     meta = json.loads((tmp_path / "out" / "train_meta.json").read_text())
