@@ -86,7 +86,10 @@ def seen(trainer: LossTrainer, encoder: Any, rows: list[Example], layer: int, *,
 
 
 def states_of(trainer: LossTrainer, encoder: Any, rows: list[Example], layer: int) -> Iterator[Tensor]:
-    """Of each row the output (T, H) of a layer at the positions that predict its answer."""
+    """Of each row the output (T, H) of a layer at the positions that predict its answer.
+
+    Raises SettingsError for a layer that does not run on words, or that gives several states for a token.
+    """
     given: list[Tensor] = []
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
@@ -98,6 +101,11 @@ def states_of(trainer: LossTrainer, encoder: Any, rows: list[Example], layer: in
             batch = encoder.collate([encoder.encode(row)]).to(trainer.args.device)
             given.clear()
             trainer.forward(trainer.model, batch)
+            if not given or given[-1].shape[:-1].numel() != batch.inputs["input_ids"].numel():
+                raise SettingsError(
+                    f"method.hook.args.layer={layer}: that layer of {type(trainer.model).__name__} gives no one state "
+                    f"for each token of split {row.split}, row {row.index}; name another"
+                )
             yield answers_of(given[-1], batch)
     finally:
         handle.remove()

@@ -25,8 +25,8 @@ UNTAUGHT = "untaught_"  # before a pass: that of a network that never learned an
 # hyperparameters that divide, or without which a loss says nothing
 ABOVE_ZERO = {"beta", "temperature", "c", "smoothing", "share", "alpha", "components", "adapter_rank", "adapter_lr"}
 ABOVE_ZERO |= {"kl_budget", "kl_rows"}
-AT_LEAST_ZERO = ("rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers", "rest")
-AT_LEAST_ZERO += ("layer", "spared")
+AT_LEAST_ZERO = {"rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers", "rest"}
+AT_LEAST_ZERO |= {"layer", "spared"}
 AT_MOST_ONE = ("smoothing", "share", "damping", "rest", "spared")
 
 

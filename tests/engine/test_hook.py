@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from cv.together import check_stackable
 from engine.encode import collate_prompts
 from engine.frozen_start import Start
 from engine.hook_eraser import gate_of
+from engine.hook_step import states_of
 from engine.kept_hook import KeptHook, hook_of, install, layers_of, steered
 from engine.language_model import forward, load_for_training, load_model, save
 from engine.logs import EvalLog
@@ -21,7 +23,7 @@ from engine.methods import bind
 from engine.pairs import Pairs
 from engine.reading import hook_figure, reading_files
 from engine.train import train
-from helpers import BASE, MODEL, ROOT, TRAINER, pairs, training_settings, without_dropout
+from helpers import BASE, MODEL, ROOT, TRAINER, example, pairs, training_settings, without_dropout
 from settings.language import Forget
 from settings.script import SettingsError, compose
 from settings.training import Hook, Method, Noise
@@ -210,6 +212,12 @@ def test_a_hook_that_cannot_be_or_changes_nothing_is_one_line(args, line, data, 
     with pytest.raises(SettingsError, match=line):
         run(data, encoder, tmp_path / "out", method)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_that_does_not_run_is_one_line(model, encoder):
+    trainer = SimpleNamespace(model=model, forward=lambda model, batch: None, args=SimpleNamespace(device="cpu"))
+    with pytest.raises(SettingsError, match=r"layer=1: that layer of .* gives no one state for each token of split te"):
+        list(states_of(trainer, encoder, [example()], 1))
 
 
 @pytest.mark.parametrize(
