@@ -98,7 +98,7 @@ def test_a_hook_stands_beside_the_weights_of_the_start_and_is_there_after_loadin
     assert told == {"rule": "eraser", "layer": 2, "strength": 1.0}
     loaded = load_model(AutoModelForImageTextToText, str(tmp_path / "out"), MODEL, "float32")
     plain = AutoModelForImageTextToText.from_pretrained(BASE, dtype="float32")
-    forget, retain = ([rows[place] for place in range(4)] for rows in (own.forget, own.retain))
+    forget, retain = [[own.forget[place] for place in range(4)], [own.retain[place] for place in range(4)]]
     for examples in (forget, retain):
         assert torch.equal(logits_of(loaded, encoder, examples), logits_of(network, encoder, examples))
     moved = [
