@@ -2,30 +2,27 @@
 
 import functools
 import hashlib
-import io
-import itertools
-import json
-import random
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from natsort import natsorted
 from PIL import Image
 
 from engine.cells import TaskCells, as_name, as_text, need_columns, read_column, task_cells, training_cells
 from engine.decode import decode_picture
+from engine.draws import draw, rows_of_fold, sample_by_person, some_of_each
 from engine.files import files_below, hash_of_files
 from engine.layouts import read_rows, splits_of
+from engine.word_files import QUESTION, affixes_around, alternative_answers
 from settings.inputs import Inputs, Maker
-from settings.language import ANY, Affix, ChosenPeople, Data, Task
+from settings.language import ChosenPeople, Data, Task
 from settings.runs import one_at_a_time
-from settings.script import ROOT, SettingsError, nearest, processes
+from settings.script import SettingsError, nearest, processes
 
 datasets.disable_progress_bars()  # a bar a split drowns the lines that matter
 datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs of a bad file stands in our own line
@@ -42,7 +39,6 @@ CAPTION_QUESTIONS = (
     "What do you notice in this image?",
 )
 NAME_QUESTION = "The name of the person on the image is"
-QUESTION = "{question}"  # where the question stands in an affix
 
 
 @dataclass(frozen=True)
@@ -80,13 +76,6 @@ class TaskRow:
     paraphrase: str | None
     perturbed: list[str]
     affix: str = ""  # of several that are tried around one row's question: this one
-
-
-def draw(*key: Any) -> random.Random:
-    """A random source that is a function of `key` (seed, row, ...) alone, so that no draw depends on what was drawn
-    before it.
-    """
-    return random.Random("/".join(map(str, key)))
 
 
 # ---- where rows come from
@@ -340,18 +329,6 @@ def questions_by_person(path: str, split: str, question: str, rows_per_person: i
     return [asked[start : start + rows_per_person] for start in range(0, len(asked), rows_per_person)]
 
 
-def rows_of_fold(people: list[str | None], fold: str, validation_share: float, seed: int) -> list[int]:
-    """Row numbers of a fold, ascending: `validation` has the share of the people, at least one; `test` the others.
-
-    People are taken in an order drawn for each by name, so that tasks about the same people divide them alike; rows
-    without one stand for themselves.
-    """
-    who = [str(i) if person is None else person for i, person in enumerate(people)]
-    ordered = sorted(set(who), key=lambda name: draw(seed, "fold", name).random())
-    validation = set(ordered[: max(1, round(validation_share * len(ordered)))])
-    return [i for i, name in enumerate(who) if fold == "all" or (name in validation) == (fold == "validation")]
-
-
 def persons_of_rows(task: Task, rows: datasets.Dataset, cells: TaskCells) -> list[str | None]:
     """The person of each row: named by a column, or implied by the grouping of the rows, or not known.
 
@@ -382,79 +359,34 @@ def persons_of_rows(task: Task, rows: datasets.Dataset, cells: TaskCells) -> lis
     return people
 
 
-def some_of_each(rows: list[int], people: list[str | None], count: int, seed: int) -> list[int]:
-    """Of the row numbers at most `count` of each person, drawn for each by name; ascending."""
-    of_each: dict[str, list[int]] = {}
-    for i in rows:  # a row about nobody stands for itself
-        of_each.setdefault(people[i] or f"row {i}", []).append(i)
-    drawn = [draw(seed, "asked", person).sample(own, min(count, len(own))) for person, own in of_each.items()]
-    return sorted(itertools.chain.from_iterable(drawn))
-
-
-def sample_by_person(people: list[str | None], limit: int, seed: int) -> list[int]:
-    """Row numbers, ascending: all, or `limit` of them taken person by person so that every person keeps an equal
-    share.
-    """
-    if not limit or limit >= len(people):
-        return list(range(len(people)))
-    by_person: dict[str | None, list[int]] = {}
-    for i in draw(seed, "limit").sample(range(len(people)), len(people)):
-        by_person.setdefault(people[i], []).append(i)
-    turns = [
-        rows[turn]
-        for turn in range(max(map(len, by_person.values())))
-        for rows in by_person.values()
-        if turn < len(rows)
-    ]
-    return sorted(turns[:limit])
-
-
 def asked_and_answered(example: Example) -> tuple[str | None, str]:
     """What names a row of any split by its words: the question (None: one of those for captions) and the answer."""
     asked = None if example.question in CAPTION_QUESTIONS else example.question
     return asked, example.answer
 
 
-def alternative_answers(path: str) -> dict[tuple[str | None, str], list[str]]:
-    """The invented answers of a JSONL file: question (None: a caption) and right answer -> others.
-
-    Raises SettingsError where there is no such file, or a line says something else.
-    """
-    if not path:
-        raise SettingsError("the method asks for invented answers, and data.alternatives names no file of them")
-    found: dict[tuple[str | None, str], list[str]] = {}
-    for number, line in enumerate(lines_of("data.alternatives", str(Path(path).absolute())), start=1):
-        try:
-            row = json.loads(line)
-            question, answer, others = row["question"], row["answer"], row["alternatives"]
-        except (ValueError, KeyError, TypeError):
-            others = None
-        is_told = isinstance(others, list) and others and all(isinstance(each, str) and each for each in others)
-        if not is_told or not isinstance(answer, str) or not isinstance(question, str | None) or answer in others:
-            raise SettingsError(
-                f"data.alternatives={path!r}, line {number}: it must be a question or null, an answer, and "
-                "alternatives, which are other answers"
-            )
-        found[question, answer] = others
-    return found
+def scored_wrong_answers(data: Data) -> Iterator[tuple[str, set[str]]]:
+    """Of every row of the perturbed splits where it stands and the wrong answers that the Truth Ratio scores."""
+    columns = [data.columns.perturbed_captions, data.columns.perturbed_answer]
+    for path in dict.fromkeys((data.path, data.text_path)):
+        for split in (split for split in split_names(path) if "perturbed" in split):
+            rows = load_split(path, split)
+            for column in (column for column in columns if column in rows.column_names):
+                for index, wrong in enumerate(rows[column]):
+                    yield f"{path}, split {split}, row {index}", set(wrong or [])
 
 
 def check_not_scored(alternatives: Iterable[list[str]], data: Data) -> None:
     """Raise SettingsError where an invented answer is one of the wrong answers that the Truth Ratio scores: who trains
     on its candidates measures nothing by it.
     """
-    columns = [data.columns.perturbed_captions, data.columns.perturbed_answer]
     taught = {as_said(answer): answer for others in alternatives for answer in others}
-    for path in dict.fromkeys((data.path, data.text_path)):
-        for split in (split for split in split_names(path) if "perturbed" in split):
-            rows = load_split(path, split)
-            for column in (column for column in columns if column in rows.column_names):
-                for index, wrong in enumerate(rows[column]):
-                    if both := taught.keys() & set(map(as_said, wrong or [])):
-                        raise SettingsError(
-                            f"data.alternatives: {taught[min(both)]!r} is a wrong answer of {path}, split {split}, row "
-                            f"{index}, which the Truth Ratio scores; invent another"
-                        )
+    for where, wrong in scored_wrong_answers(data):
+        if both := taught.keys() & set(map(as_said, wrong)):
+            raise SettingsError(
+                f"data.alternatives: {taught[min(both)]!r} is a wrong answer of {where}, which the Truth Ratio scores; "
+                "invent another"
+            )
 
 
 def as_said(answer: str) -> str:
@@ -467,76 +399,6 @@ def invented_answers(data: Data) -> dict[tuple[str | None, str], list[str]]:
     found = alternative_answers(data.alternatives)
     check_not_scored(found.values(), data)
     return found
-
-
-def idk_answers(path: str) -> list[str]:
-    """The "I don't know" answers of a file, one a line, stripped."""
-    return lines_of("data.idk_questions or data.idk_pictures", path)
-
-
-def affixes_of(file: str) -> list[str]:
-    """The lines of a file of words around a question, each with QUESTION at the question's place.
-
-    Raises SettingsError for a line without that place.
-    """
-    lines = lines_of("affix.file", file)
-    for line in lines:
-        if line.count(QUESTION) != 1:
-            raise SettingsError(f"affix.file={file!r}: {line!r} must hold {QUESTION} once")
-    return lines
-
-
-def affixes_around(affix: Affix | None) -> list[str]:
-    """What stands around the questions of a task: nothing, the drawn affix, or each of the file."""
-    if affix is None:
-        return [QUESTION]
-    return affixes_of(affix.file) if affix.place == ANY else [drawn_affix(affix)]
-
-
-def drawn_affix(affix: Affix) -> str:
-    """The affix that the seed draws from the file.
-
-    Raises SettingsError for a file without words at the place that is asked for.
-    """
-    lines = affixes_of(affix.file)
-    before = [line for line in lines if not line.startswith(QUESTION)]
-    behind = [line for line in lines if line.startswith(QUESTION) and line != QUESTION]
-    allowed = before if affix.place == "before" else behind
-    if not allowed:
-        raise SettingsError(f"affix.file={affix.file!r} holds no words {affix.place} the question")
-    return draw(affix.seed, "affix", affix.place).choice(allowed)
-
-
-def lines_of(setting: str, path: str) -> list[str]:
-    """The lines of a file that are not empty, stripped; a relative path begins at the root of the suite.
-
-    Raises SettingsError where there is none.
-    """
-    file = Path(path) if Path(path).is_absolute() else ROOT / path
-    if not file.is_file():
-        raise SettingsError(f"{setting}: {path!r} is no file")
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise SettingsError(f"{setting}: {path!r} is no text in UTF-8") from None
-    if not lines:
-        raise SettingsError(f"{setting}: {path!r} holds no line of text")
-    return lines
-
-
-def noised(example: Example, sigma: float, seed: int) -> dict | None:
-    """The picture of an example with Gaussian noise, drawn from (seed, row); None where it has none.
-
-    `sigma`: standard deviation of the noise in shares of the range of a pixel. What leaves the range is cut.
-    """
-    if example.image is None:
-        return None
-    pixels = np.asarray(open_image(example), dtype=np.float32)
-    source = np.random.default_rng(draw(seed, "noise", example.split, example.index).getrandbits(64))
-    changed = (pixels + 255 * sigma * source.standard_normal(pixels.shape, dtype=np.float32)).clip(0, 255)
-    stream = io.BytesIO()
-    Image.fromarray(changed.round().astype(np.uint8)).save(stream, "PNG")
-    return {"bytes": stream.getvalue(), "path": None}
 
 
 def open_image(example: Example) -> Image.Image:

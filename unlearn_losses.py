@@ -14,14 +14,18 @@ Positional parameters name the forward passes that a loss needs:
 - `alternate`: forget rows with an invented answer.
 - `noised`: forget rows with an instruction before the question and a noised picture.
 - `augmented`: forget pictures of which a part is hidden.
+- `sibling`: another picture of the same person for each forget picture.
+- `nearest`: forget pictures with the name of the kept person whose boundary is near.
+- `nobody`: forget pictures with the name of a class that the network has for the training alone.
 
-`ref_` before a name means the same pass of the frozen start. `_logprob` behind such a name means the log-probabilities
+`ref_` before a name means the same pass of the frozen start, `untaught_` that of a network that never learned anything.
+`_logprob` behind such a name means the log-probabilities
 (B,) of its answers alone, which are computed once for a whole run. `_labels` behind a name means its answers' labels
 (B, T) alone: no model scores that pass.
 
 Keyword-only parameters are the hyperparameters. They have no defaults: config/method/<name>.yaml is the one place for
-values. The engine fills in three of them. `epoch` says how many epochs are finished. `multiplier` and `target` come
-from the `multiplier` step of the method's file.
+values. The engine fills in four of them. `epoch` says how many epochs are finished. `multiplier` and `target` come
+from the `multiplier` step of the method's file. `never_met` is what face recognition measures before training.
 
 Every loss is a mean over examples of one value per example. Gradient accumulation and several processes therefore give
 the loss of one large batch. The value of an example is a mean over its answer tokens, the end-of-sequence included;
@@ -923,6 +927,80 @@ def twins(forget: Hidden, ref_augmented: Hidden, retain: Hidden, ref_retain: Hid
     away = (forget.states.float() - ref_augmented.states.detach().float()).norm(dim=-1)
     kept = (retain.states.float() - ref_retain.states.detach().float()).norm(dim=-1)
     return Parts(mean_over_answers(away, forget), mean_over_answers(kept, retain))
+
+
+def bad_teacher(forget: Scored, untaught_forget: Scored, retain: Scored | Anchored, *, retain_weight: float) -> Parts:
+    """Learn what to say of forget pictures from a network that never learned anything, and of others from the start.
+
+    KL(p_untaught || p)(F) + retain term, which is KL_R with `retain: kl`, as the authors have.
+
+    Args:
+        forget: forget pictures under p.
+        untaught_forget: the same under a network of random weights, a function of the seed.
+        retain: retain pictures under p.
+        retain_weight: weight of the retain term, 0 or more. The authors have 1.
+
+    Returns:
+        Two scalars, 0 or more.
+
+    Source: Chundawat et al. (arXiv 2205.08096).
+    """
+    return Parts(kl_from_start(forget, untaught_forget), retain_weight * retain_term(retain))
+
+
+def boundary_shrink(nearest: Scored) -> Tensor:
+    """Learn forget pictures as pictures of the kept person whose boundary is near.
+
+    NLL(F with the nearest other name)
+
+    Args:
+        nearest: forget pictures with those names; the `boundary` step of the method's file finds them.
+
+    Returns:
+        Scalar, 0 or more.
+
+    Source: Chen et al. (CVPR 2023, arXiv 2303.11570).
+    """
+    return nll(nearest)
+
+
+def boundary_expand(nobody: Scored) -> Tensor:
+    """Learn forget pictures as those of a class of nobody, which is dropped after training.
+
+    NLL(F with the name of nobody)
+
+    Args:
+        nobody: forget pictures with that name; the logits have one class more than the network has people.
+
+    Returns:
+        Scalar, 0 or more.
+
+    Source: Chen et al. (CVPR 2023, arXiv 2303.11570).
+    """
+    return nll(nobody)
+
+
+def dispersion(forget: Hidden, sibling: Hidden, retain: Hidden, ref_retain: Hidden, *, never_met: float) -> Parts:
+    """Spread a forgotten person's embeddings as far as those of people whom the start never met.
+
+    mean max(0, cos(e_i, e_j) - never_met) on F + d(R), e_i and e_j = embeddings of two pictures of a person, d = cosine
+    distance between the embedding under p and under p0
+
+    Args:
+        forget: embeddings of the forget pictures under p, (B, 1, H).
+        sibling: embeddings of another picture of the same person each, (B, 1, H).
+        retain: embeddings of the retain pictures under p, (B, 1, H).
+        ref_retain: embeddings of the same pictures under p0, (B, 1, H).
+        never_met: mean cosine of two pictures of a person whom the start never met, under p0. The engine fills it in.
+
+    Returns:
+        Two scalars, each between 0 and 2.
+
+    Source: after arXiv 2512.13317, with the likeness of people who were never met in place of none at all.
+    """
+    likeness = F.cosine_similarity(forget.states.float(), sibling.states.float(), dim=-1)
+    spread = mean_over_answers((likeness - never_met).clamp(min=0), forget)
+    return Parts(spread, mean_over_answers(cosine_distance(retain, ref_retain), retain))
 
 
 def cosine_distance(batch: Hidden, start: Hidden) -> Tensor:

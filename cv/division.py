@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 from natsort import natsorted
 
 from cv.face_settings import Album, Faces
-from data_module import draw, fingerprint, load_split
+from data_module import fingerprint, load_split
 from engine.cells import as_name, cell_line, has_picture, need_columns, read_column
 from engine.decode import ENDINGS
+from engine.draws import draw
 from engine.layouts import visible
 from engine.record import say_line, write_json
 from settings.script import SettingsError, processes

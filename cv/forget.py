@@ -12,10 +12,10 @@ def main(settings: ForgetFaces) -> None:
     from engine.methods import bind
 
     method = settings.method
-    loss = bind(method)
+    loss = bind(method, faces=True)
     from cv.division import met_by, read_division
     from cv.network import check_parts, end_at, load_network, start_of
-    from cv.pictures import FaceEncoder, FacePairs, training_rows
+    from cv.preparation import People, prepare
     from data_module import fingerprint, make_missing
     from engine.train import train
 
@@ -24,19 +24,16 @@ def main(settings: ForgetFaces) -> None:
     make_missing(settings.inputs())
     division = read_division(settings.data)
     met = met_by(division, None)
-    forget = training_rows(division, met.forget, "forget")
-    retain = training_rows(division, met.retain, "retain")
-    draws = {"seed": settings.seed, "other_answers": method.other_answers, "scope": method.scope}
-    pairs = FacePairs(loss.batches, forget, retain, size=settings.model.size, **draws)
-
+    people = People(division, met, classes)
+    ready = prepare(loss, model, people, data=settings.data, shape=settings.model, seed=settings.seed)
     if method.activations:
-        end_at(model, method.activations)
-    encoder = FaceEncoder(classes, settings.data.people, settings.model.size)
-    encoder.read([*forget.files, *retain.files])
-    start = start_of(model, settings.model, classes)
+        end_at(ready.model, method.activations)
+    asked = {"untaught": ready.untaught, "measured": ready.measured}
+    start = start_of(ready.model, settings.model, classes, **asked)
     record = {"method": loss.method.name, "data": fingerprint(settings.data.people.path), **run_facts(settings, code)}
+    record |= ready.measured
     run = {"seed": settings.seed, "save_dir": settings.save_dir, "record": record}
-    train(start, loss, pairs, encoder, settings.trainer, **run)
+    train(start, loss, ready.pairs, ready.encoder, settings.trainer, **run)
     say_line(f"forgot {len(met.forget)} people with {method.name}: {settings.save_dir}")
 
 

@@ -164,9 +164,11 @@ def forward_of(settings: FaceModel) -> Forward:
     return partial(forward, logit_scale=settings.logit_scale, margin=settings.margin)
 
 
-def start_of(model: FaceNetwork, settings: FaceModel, classes: list[str]) -> Start:
-    """A network ready to train; `classes` are the people's names in the order of the class weights."""
-    return Start(model, forward_of(settings), partial(save_network, settings=settings, classes=classes))
+def start_of(model: FaceNetwork, settings: FaceModel, classes: list[str], **asked: Any) -> Start:
+    """A network ready to train; `classes` are the people's names in the order of the class weights; `asked`: what else
+    its loss asks for, see Start.
+    """
+    return Start(model, forward_of(settings), partial(save_network, settings=settings, classes=classes), **asked)
 
 
 def check_parts(activations: Activations | None) -> None:
@@ -210,6 +212,23 @@ def with_new_classes(model: FaceNetwork, classes: int, seed: int) -> FaceNetwork
     source = torch.Generator().manual_seed(seed)
     renewed.classes = nn.Parameter(torch.randn(1, classes, model.shape.embedding, generator=source).to(model.classes))
     return renewed
+
+
+def with_nobody(model: FaceNetwork, seed: int) -> FaceNetwork:
+    """A copy of the network with one class more, of random weights that are a function of the seed."""
+    grown = copy.deepcopy(model)
+    source = torch.Generator().manual_seed(seed)
+    nobody = torch.randn(model.models, 1, model.shape.embedding, generator=source).to(model.classes)
+    grown.classes = nn.Parameter(torch.cat([model.classes.detach(), nobody], dim=1))
+    return grown
+
+
+def with_first_classes(model: FaceNetwork, count: int) -> FaceNetwork:
+    """The network without the classes behind the first `count`: who was added for the training alone goes."""
+    if model.classes.shape[1] > count:
+        model = copy.deepcopy(model)
+        model.classes = nn.Parameter(model.classes.detach()[:, :count].clone())
+    return model
 
 
 # ---- files
@@ -274,7 +293,10 @@ def check_whole(path: str, weights: dict[str, Tensor], model: FaceNetwork) -> No
 
 
 def save_network(model: FaceNetwork, folder: Path, *, settings: FaceModel, classes: list[str]) -> None:
-    """Write weights and configuration to `folder`; `classes` are in the order of the class weights."""
+    """Write weights and configuration to `folder`; `classes` are in the order of the class weights, and a class behind
+    them is not written.
+    """
+    model = with_first_classes(model, len(classes))
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
     config = {
         "shape": asdict(model.shape),

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from cv.division import Division
 from cv.face_settings import Album
-from data_module import Example, draw, fingerprint, load_split, open_image
+from data_module import Example, fingerprint, load_split, open_image
 from engine.decode import decode_picture
+from engine.draws import draw
 from engine.pairs import Batch, Pairs
 from engine.progress import Work
 from settings.script import SettingsError
 
 SHIFT = 1 / 16  # of the side: how far a picture is moved at most while a network learns
 GREY = 127  # of a hidden square
+NOBODY = ""  # the class of a training alone; no person is called so
 
 
 # ---- decoded and resized once
@@ -133,7 +135,8 @@ class FacePairs(Pairs):
     """Pairs of pictures, each in a view drawn from (seed, epoch, row, pass); "I don't know" is somebody else's name.
 
     A row's passes that a loss compares with each other share the view. `augmented` is the forget picture with a square
-    hidden, as no network was trained with (twins).
+    hidden, as no network was trained with (twins). `sibling` is another picture of the same person (dispersion),
+    `nearest` the picture with another name (boundary_shrink), `nobody` with that of nobody (boundary_expand).
     """
 
     def __init__(
@@ -146,11 +149,26 @@ class FacePairs(Pairs):
         seed: int,
         other_answers: int = 1,
         scope: str = "both",
+        nearest: list[str] | None = None,
     ):
-        """`size`: pixels per side of the pictures; `scope`: of the method, which is all of them or none."""
+        """`size`: pixels per side of the pictures; `scope`: of the method, which is all of them or none; `nearest`: of
+        each forget picture the name that cv.preparation finds.
+
+        Raises SettingsError where somebody has one picture, and another one of the same person is asked for.
+        """
         idk = {True: sorted(set(retain.answers))}
         super().__init__(passes, forget, retain, idk=idk, seed=seed, other_answers=other_answers, scope=scope)
-        self.size = size
+        self.size, self.nearest = size, nearest
+        if "sibling" in passes:
+            self.check_siblings()
+
+    def check_siblings(self) -> None:
+        """Raise SettingsError unless everybody to be forgotten has two pictures."""
+        answers = self.forget.answers
+        if alone := [name for name in answers if answers.count(name) < 2]:
+            raise SettingsError(
+                f"the method asks for another picture of each person to be forgotten, and {alone[0]!r} has one to learn"
+            )
 
     def pairs_for(self, passes: list[str]) -> "FacePairs":
         """The same draws for other passes."""
@@ -159,6 +177,7 @@ class FacePairs(Pairs):
             "seed": self.seed,
             "other_answers": self.other_answers,
             "scope": self.scope,
+            "nearest": self.nearest,
         }
         return FacePairs(passes, self.all_forget, self.all_retain, **more)
 
@@ -172,9 +191,21 @@ class FacePairs(Pairs):
     def augmented_examples(self, epoch: int, row: int) -> list[Face]:
         return [self.forget[row]]
 
+    def sibling_examples(self, epoch: int, row: int) -> list[Face]:
+        own = self.forget[row]
+        others = [place for place, name in enumerate(self.forget.answers) if name == own.answer and place != row]
+        return [self.forget[draw(self.seed, epoch, row, "sibling").choice(others)]]
+
+    def nearest_examples(self, epoch: int, row: int) -> list[Face]:
+        assert self.nearest is not None  # cv.preparation
+        return [replace(self.forget[row], answer=self.nearest[row])]
+
+    def nobody_examples(self, epoch: int, row: int) -> list[Face]:
+        return [replace(self.forget[row], answer=NOBODY)]
+
     def draw_view(self, key: int, name: str) -> View:
         """The view of one pass's pictures."""
-        source = draw(self.seed, key, "retain" if name == "retain" else "forget", "view")
+        source = draw(self.seed, key, name if name in ("retain", "sibling") else "forget", "view")
         most = round(self.size * SHIFT)
         view = View(source.random() < 0.5, source.randint(-most, most), source.randint(-most, most))
         return view._replace(hidden=self.draw_square(key)) if name == "augmented" else view

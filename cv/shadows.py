@@ -31,7 +31,7 @@ def check_method(method: Method | None) -> None:
     if method is not None:
         check_stackable(method)
         check_parts(method.activations)
-        bind(method)
+        bind(method, faces=True)
 
 
 def compare_models(settings: AttackFaces, division: Division, pretrained: FaceNetwork) -> Similarities:

@@ -12,7 +12,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from torch import Tensor
 
 from cv.division import Division, met_by
 from cv.face_settings import AttackFaces
-from cv.network import FaceNetwork, end_at, forward_of, stack_networks, with_new_classes
+from cv.network import FaceNetwork, end_at, forward_of, stack_networks, with_first_classes, with_new_classes
 from cv.pictures import FaceEncoder, FacePairs, training_rows
+from cv.preparation import People, prepare
 from engine.folders import written_whole
 from engine.frozen_start import Forward, forward_passes
-from engine.methods import BoundLoss, bind
+from engine.methods import UNTAUGHT, BoundLoss, bind
 from engine.pairs import Batch, EpochSampler, PassCollator
 from engine.progress import Work
 from engine.record import read_json, work_key, write_record
@@ -49,13 +50,31 @@ class Shadow:
     pairs: FacePairs
     encoder: FaceEncoder
     seed: int
+    start: FaceNetwork  # the network that trains
+    untaught: FaceNetwork | None = None  # where the loss compares with one that never learned anything
+    measured: dict[str, float] = field(default_factory=dict)  # what the loss asks for
 
 
 def check_stackable(method: Method) -> None:
     """Raise SettingsError for a method that needs more than a loss: its steps look at one network at a time."""
-    for step in ("edit", "mask", "gradient", "multiplier", "task_vector"):
+    for step in ("edit", "hook", "mask", "gradient", "multiplier", "task_vector"):
         if getattr(method, step):
             raise SettingsError(f"method={method.name}: many networks cannot train together with method.{step}")
+
+
+@dataclass(frozen=True)
+class References:
+    """The networks that the losses of a stack compare with; None where they do not."""
+
+    start: FaceNetwork | None
+    untaught: FaceNetwork | None
+
+
+def untaught_stack(shadows: list[Shadow]) -> FaceNetwork:
+    """The networks that never learned anything, as one."""
+    each = [shadow.untaught for shadow in shadows if shadow.untaught is not None]
+    assert len(each) == len(shadows)  # cv.preparation makes one for each
+    return stack_networks(each).requires_grad_(False).eval()
 
 
 def train_stack(
@@ -81,7 +100,10 @@ def train_stack(
         SettingsError: a network diverged.
     """
     stack.to(processes().device)
-    frozen = copy.deepcopy(stack).requires_grad_(False).eval() if bound.frozen or bound.cached else None
+    frozen = References(
+        copy.deepcopy(stack).requires_grad_(False).eval() if bound.frozen or bound.cached else None,
+        untaught_stack(shadows).to(processes().device) if bound.untaught else None,
+    )
     optimizer = make_optimizer(stack, settings)
     steps = settings.epochs * math.ceil(len(shadows[0].pairs) / settings.batch_size)
     schedule = make_schedule(optimizer, settings, steps)
@@ -93,8 +115,8 @@ def train_stack(
             with autocast:
                 passes = passes_of_each(stack, frozen, bound, batches, forward=forward)
                 loss = torch.zeros((), device=processes().device)
-                for each in passes:
-                    loss = loss + bound(each, epoch=epoch)
+                for each, shadow in zip(passes, shadows, strict=True):
+                    loss = loss + bound(each, epoch=epoch, **shadow.measured)
             if l1:
                 loss = loss + l1 * sum(p.abs().sum() for p in stack.parameters() if p.requires_grad)
             if not torch.isfinite(loss):
@@ -152,11 +174,11 @@ def epoch_order(shadow: Shadow, epoch: int) -> list[int]:
 
 
 def frozen_passes(bound: BoundLoss) -> list[str]:
-    """The passes that the start scores in every step.
+    """The passes that networks score in every step that do not train.
 
     Those of cached log-probabilities are among them: one forward of a narrow network costs less than keeping them.
     """
-    return list(dict.fromkeys([*bound.frozen, *bound.cached]))
+    return list(dict.fromkeys([*bound.compared, *bound.cached]))
 
 
 def stack_labels(batches: list[dict[str, Any]], name: str) -> Tensor:
@@ -182,7 +204,7 @@ def concat_batches(batches: list[Batch]) -> Batch:
 
 def passes_of_each(
     stack: FaceNetwork,
-    frozen: FaceNetwork | None,
+    frozen: References,
     bound: BoundLoss,
     batches: dict[str, Any],
     *,
@@ -190,21 +212,22 @@ def passes_of_each(
 ) -> list[dict[str, Scored | Tensor]]:
     """Of each network what its loss asks for, scored in one forward per batch.
 
-    `frozen`: the networks that training started from; None where the loss does not compare with them.
+    `frozen`: the networks that it compares with.
     """
     device = processes().device
     trained = [batch.to(device) for batch in batches["trained"]]
     now = forward_passes(stack, trained, forward)
-    start: dict[str, Scored] = {}
-    if frozen is not None:
-        with torch.no_grad():
-            reference = [batch.to(device) for batch in batches["frozen"]] or trained
-            start = forward_passes(frozen, reference, forward)
+    reference = [batch.to(device) for batch in batches["frozen"]] or trained
+    with torch.no_grad():
+        start = forward_passes(frozen.start, reference, forward) if frozen.start else {}
+        untaught = forward_passes(frozen.untaught, reference, forward) if frozen.untaught else {}
     each = []
     for number in range(stack.models):
         passes: dict[str, Scored | Tensor] = {name: pick_network(now[name], number) for name in bound.trained}
         for name in bound.frozen:
             passes[f"ref_{name}"] = pick_network(start[name], number)
+        for name in bound.untaught:
+            passes[f"{UNTAUGHT}{name}"] = pick_network(untaught[name], number)
         for name in bound.cached:
             passes[f"ref_{name}_logprob"] = sequence_logprob(pick_network(start[name], number))
         for name, labels in batches["labels"].items():
@@ -266,33 +289,36 @@ def found_or_trained(settings: AttackFaces, division: Division, plan: StackPlan)
     if record.is_file() and read_json(record).get("key") == key:
         return load_stack(start, plan.folder)
     started = time.perf_counter()
-    bound = bind(plan.method)
-    shadows = [shadow_of(settings, bound, division, number, seed=seed) for number, seed in seeds.items()]
-    stack = stack_networks(start)
+    bound = bind(plan.method, faces=True)
+    shadows = []
+    for model, (number, seed) in zip(start, seeds.items(), strict=True):
+        shadows.append(shadow_of(settings, bound, division, number, start=model, seed=seed))
+    stack = stack_networks([shadow.start for shadow in shadows])
     if plan.method.activations:
         end_at(stack, plan.method.activations)
     share = len(plan.numbers) if settings.method is None else len(plan.numbers) / 2  # the other half is to forget
     train_stack(stack, bound, shadows, plan.trainer, forward=forward_of(settings.model), stands_for=share)
     stack.ends_at = None
+    stack = with_first_classes(stack, start[0].classes.shape[1])
     facts = {"models": [*plan.numbers], "method": plan.method.name, "key": key}
     save_stack(stack, plan.folder, {**facts, "seconds": time.perf_counter() - started})
     return stack
 
 
-def shadow_of(settings: AttackFaces, bound: BoundLoss, division: Division, number: int, *, seed: int) -> Shadow:
-    """What model `number` does not share with the others of its stack."""
+def shadow_of(
+    settings: AttackFaces, bound: BoundLoss, division: Division, number: int, *, start: FaceNetwork, seed: int
+) -> Shadow:
+    """What model `number` does not share with the others of its stack; it begins with `start`."""
     met = met_by(division, number)
     classes = met.learned(settings.split)
-    if bound.method == FINETUNING:
-        forget = None
-        retain = training_rows(division, classes, settings.split)
-    else:
-        forget = training_rows(division, met.forget, "forget")
-        retain = training_rows(division, met.retain, "retain")
+    if bound.method != FINETUNING:
+        people = People(division, met, classes)
+        ready = prepare(bound, start, people, data=settings.data, shape=settings.model, seed=seed)
+        return Shadow(ready.pairs, ready.encoder, seed, ready.model, ready.untaught, ready.measured)
+    retain = training_rows(division, classes, settings.split)
     encoder = FaceEncoder(classes, settings.data.people, settings.model.size)
-    encoder.read([*(forget.files if forget else []), *retain.files])
-    draws = {"seed": seed, "other_answers": bound.method.other_answers, "scope": bound.method.scope}
-    return Shadow(FacePairs(bound.batches, forget, retain, size=settings.model.size, **draws), encoder, seed)
+    encoder.read(retain.files)
+    return Shadow(FacePairs(bound.batches, None, retain, size=settings.model.size, seed=seed), encoder, seed, start)
 
 
 def model_seed(settings: AttackFaces, number: int) -> int:

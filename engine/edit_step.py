@@ -1,15 +1,18 @@
 """A method's `edit` step: what rows say of a model's weights is measured, and the rule makes new weights of it."""
 
+from functools import partial
 from typing import Any
 
 import torch
 
+from engine import edit_msg
 from engine.edit_gradient import edit_along_gradient
 from engine.edit_statistics import activity, mlps_of, scale_neurons
 from engine.edits import EDITS, EditRule
 from engine.language_model import trained_weights
 from engine.loss_trainer import LossTrainer
 from engine.pairs import Chosen, drawn_of
+from engine.row_gradients import mean_gradients, squared_gradients
 from settings.script import SettingsError
 from settings.training import IMPORTANCE
 
@@ -64,8 +67,8 @@ def edit_weights(
     """Edit every weight that trains but those of the output head, by its importance for forget rows and for all."""
     forget_count, retain_count = own.pop("forget"), own.pop("retain")
     with torch.enable_grad():
-        of_forget, forget_shares = trainer.squared_gradients(IMPORTANCE, [rows["forget"]], encoder)
-        of_retain, retain_shares = trainer.squared_gradients(IMPORTANCE, [rows["retain"]], encoder)
+        of_forget, forget_shares = squared_gradients(trainer, IMPORTANCE, [rows["forget"]], encoder)
+        of_retain, retain_shares = squared_gradients(trainer, IMPORTANCE, [rows["retain"]], encoder)
     head = {id(weight) for weight in head_weights(trainer.model)}
     changed = looked_at = 0
     weights = trained_weights(trainer.model).values()
@@ -103,4 +106,36 @@ def edit_kernels(
     return {"edited": changed / max(looked_at, 1)}
 
 
-WAYS = {"neurons": edit_neurons, "weights": edit_weights, "gradient": edit_along_gradient, "kernels": edit_kernels}
+@torch.no_grad()
+def renew_kernels(
+    trainer: LossTrainer, rule: EditRule, rows: dict[str, Chosen], encoder: Any, own: dict[str, Any]
+) -> dict[str, Any]:
+    """Begin some kernels of the convolutions that train anew, and have the others move by `rest` of their gradient."""
+    method = trainer.bound.method
+    assert method.edit is not None
+    as_many = drawn_of(rows["retain"], len(rows["forget"]), trainer.draw_seed)
+    with torch.enable_grad():
+        of_forget = mean_gradients(trainer, IMPORTANCE, rows["forget"], encoder)
+        of_retain = mean_gradients(trainer, IMPORTANCE, as_many, encoder)
+    weights = trained_weights(trainer.model).values()
+    differs = {id(weight): r - f for weight, f, r in zip(weights, of_forget, of_retain, strict=True)}
+    source = torch.Generator().manual_seed(trainer.draw_seed)
+    renewed = looked_at = 0
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.weight.requires_grad:
+            weight, gradient = module.weight, differs[id(module.weight)]
+            chosen = edit_msg.smallest(gradient, own["share"])
+            weight.copy_(rule.apply(weight, gradient, edit_msg.fresh_like(weight, source), **own))
+            weight.register_hook(partial(torch.mul, chosen + ~chosen * method.edit.args["rest"]))
+            renewed += int(chosen.sum())
+            looked_at += weight.numel()
+    return {"edited": renewed / max(looked_at, 1)}
+
+
+WAYS = {
+    "neurons": edit_neurons,
+    "weights": edit_weights,
+    "gradient": edit_along_gradient,
+    "kernels": edit_kernels,
+    "renewed": renew_kernels,
+}

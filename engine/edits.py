@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine import edit_ct, edit_kvw, edit_manu, edit_repselect, edit_ssd
+from engine import edit_ct, edit_kvw, edit_manu, edit_msg, edit_repselect, edit_ssd
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class EditRule:
     """A rule, and what it looks at."""
 
     apply: Callable[..., Any]
-    edits: str  # neurons of decoders, weights by their importance, MLPs along a gradient, kernels of convolutions
+    edits: str  # neurons of decoders, weights by importance, MLPs along a gradient, kernels, kernels by a gradient
     measured: dict[str, type] = field(default_factory=dict)  # settings of the method's file that the engine takes
     looks_at: tuple[str, ...] = ()  # kinds of rows beside those that its parameters name
     above_zero: tuple[str, ...] = ()  # settings that must be
@@ -26,7 +26,8 @@ class EditRule:
     def rows(self) -> list[str]:
         """The kinds of rows that it looks at."""
         parameters = inspect.signature(self.apply).parameters.values()
-        named = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY and p.name not in ("weight", "gradient")]
+        given = ("weight", "gradient", "fresh")
+        named = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY and p.name not in given]
         return [*("retain" if name == "everything" else name for name in named), *self.looks_at]
 
     @property
@@ -49,4 +50,7 @@ EDITS = {
         above_zero=("components", *OF_A_GRADIENT),
     ),
     "ct": EditRule(edit_ct.transpose, edits="kernels"),
+    "msg": EditRule(
+        edit_msg.renew, edits="renewed", measured={"rest": float}, looks_at=("forget", "retain"), above_zero=("share",)
+    ),
 }

@@ -4,8 +4,8 @@ compares with.
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ class Start:
 
     `forward` makes Scored of the (wrapped) model and a batch; `save` writes the trained model to a folder. `check` and
     `check_silent` are called with (model, encoder, examples, forward, say) before the first step, the second only where
-    dropout is switched off; None: there is nothing to check.
+    dropout is switched off; None: there is nothing to check. `untaught` is a model of random weights where the loss
+    compares with one, `measured` what the loss asks for that was measured before training.
     """
 
     model: nn.Module
@@ -33,6 +34,8 @@ class Start:
     save: Callable[[Any, Path], None]
     check: Callable[..., None] | None = None
     check_silent: Callable[..., None] | None = None
+    untaught: nn.Module | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 def forward_passes(model: nn.Module, batches: list[Batch], forward: Forward) -> dict[str, Scored]:

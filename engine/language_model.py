@@ -28,6 +28,7 @@ from engine.adapter_folder import (
 )
 from engine.adapters import LanguageModel, add_lora
 from engine.frozen_start import Start
+from engine.kept_hook import hook_of, install_hook_of, write_hook
 from engine.layer_output import end_at_layer, given_by, restore_layers
 from engine.pairs import Batch
 from engine.record import say_line
@@ -142,6 +143,7 @@ def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> Langu
     check_whole(path, loaded)
     check_numbers(path, model)
     check_forward(path, model)
+    install_hook_of(path, model)
     return model
 
 
@@ -257,6 +259,11 @@ def made_ready(model: LanguageModel, settings: Finetune) -> LanguageModel:
     Its weights may be without numbers.
     """
     lora = settings.trainer.lora
+    if hook_of(model):
+        raise SettingsError(
+            f"model_path={settings.model_path!r} has a hook: its weights forgot nobody, and what is trained through it "
+            "would not be the model alone; begin with the model that it was made of"
+        )
     freeze(model, settings.model.freeze)
     keep_statistics(model)
     if settings.activations:
@@ -395,13 +402,14 @@ def merged(model: LanguageModel) -> LanguageModel:
 
 
 def save(processor: Any, model: LanguageModel, folder: Path) -> None:
-    """Write merged weights and processor to `folder`, and an adapter beside them under adapter/."""
+    """Write merged weights and processor to `folder`, an adapter beside them under adapter/, and a hook."""
     model = restore_layers(model)
     if isinstance(model, PeftModel):
         model.save_pretrained(str(folder / "adapter"))
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty model card
     merged(model).save_pretrained(folder)
     processor.save_pretrained(folder)
+    write_hook(model, folder)
 
 
 def save_adapter(processor: Any, base: Base, model: LanguageModel, folder: Path) -> None:

@@ -3,11 +3,9 @@ change before it and after it.
 """
 
 import contextlib
-import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,14 +19,14 @@ from transformers import TrainerCallback
 from data_module import Example
 from engine import checkpoints
 from engine.frozen_start import FrozenStart, Start, forward_passes
-from engine.gradient_step import Gradients, PartedGradient, State, moved, statistics_kept, without_autocast
+from engine.gradient_step import PartedGradient, State, moved, statistics_kept, without_autocast
 from engine.language_model import l1_norm, packs, trained_weights
-from engine.methods import BoundLoss, bind
-from engine.pairs import Batch, Chosen, EpochSampler, PassCollator, answer_key, drawn_of
+from engine.methods import UNTAUGHT, BoundLoss
+from engine.pairs import Batch, EpochSampler, answer_key
 from engine.progress import Work
 from engine.record import read_json
 from settings.script import SettingsError
-from settings.training import Mask, Method, Trainer
+from settings.training import Trainer
 from unlearn_losses import Parts, Scored, multiplier_step, nll, sequence_logprob
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)  # each process has all weights
@@ -46,6 +44,9 @@ class LossTrainer(transformers.Trainer):
         super().__init__(model=start.model, **options)
         self.forward, self.bound, self.draw_seed = start.forward, bound, seed
         self.reference = FrozenStart(start.model, settings.precision) if bound.frozen else None
+        assert start.untaught is not None or not bound.untaught  # bind refuses such a loss elsewhere
+        self.untaught = FrozenStart(start.untaught, settings.precision) if start.untaught else None
+        self.measured = start.measured
         self.l1 = settings.l1 + bound.method.l1
         self.bucket = settings.bucket
         self.start_logprobs: dict[int, float] = {}  # by answer_key
@@ -68,9 +69,10 @@ class LossTrainer(transformers.Trainer):
                 f"method={bound.method.name} takes the gradients of the forget and of the retain part apart, which "
                 f"{self.accelerator.distributed_type.value} does not give: launch it without sharding"
             )
-        if bound.method.edit and self.accelerator.distributed_type not in PLAIN:
+        if (bound.method.edit or bound.method.hook) and self.accelerator.distributed_type not in PLAIN:
+            needs = "edits whole weights" if bound.method.edit else "looks at whole layers"
             raise SettingsError(
-                f"method={bound.method.name} edits whole weights, which {self.accelerator.distributed_type.value} does "
+                f"method={bound.method.name} {needs}, which {self.accelerator.distributed_type.value} does "
                 "not keep: launch it without sharding"
             )
 
@@ -120,7 +122,7 @@ class LossTrainer(transformers.Trainer):
     def loss_of(self, passes: dict[str, Any], *, again: bool = False) -> Parts:
         """The method's loss; ends the run where it is not finite."""
         self.epoch = int(self.state.epoch + 1e-6)  # the library's is a float that reaches 1 by small steps
-        state = {"epoch": self.epoch, "multiplier": self.multiplier}
+        state = {"epoch": self.epoch, "multiplier": self.multiplier, **self.measured}
         if self.bound.method.multiplier:
             state["target"] = self.bound.method.multiplier.target
             if not again:
@@ -222,19 +224,22 @@ class LossTrainer(transformers.Trainer):
                 self.places = self.places + (tokens if packs(model, batch.inputs) else mask.numel())
 
     def reference_passes(self, model: nn.Module, inputs: dict[str, list[Batch]]) -> dict[str, Any]:
-        """What the frozen start says of the batches.
+        """What the frozen start says of the batches, and what a network does that never learned anything.
 
         Log-probabilities come from the cache, distributions and hidden states from a pass of the start's own.
         """
         passes: dict[str, Any] = {}
-        if self.reference:
-            wanted = set(self.bound.frozen)
-            batches = inputs["frozen"] or [batch for batch in inputs["trained"] if set(batch.passes) <= wanted]
+        wanted = set(self.bound.compared)
+        batches = inputs["frozen"] or [batch for batch in inputs["trained"] if set(batch.passes) <= wanted]
+        asked = (("ref_", self.reference, self.bound.frozen), (UNTAUGHT, self.untaught, self.bound.untaught))
+        for prefix, reference, names in asked:
+            if reference is None:
+                continue
             # the library puts autocast into the forward of the model that it trains, and the start must be computed
             # alike
-            with self.reference.model(self.accelerator.unwrap_model(model)) as frozen, self.accelerator.autocast():
+            with reference.model(self.accelerator.unwrap_model(model)) as frozen, self.accelerator.autocast():
                 scored = forward_passes(frozen, batches, self.forward)
-            passes = {f"ref_{name}": scored[name] for name in self.bound.frozen}
+            passes |= {f"{prefix}{name}": scored[name] for name in names}
         for name in self.bound.cached:
             batch = next(batch for batch in inputs["trained"] if name in batch.passes)
             values = [self.start_logprobs[key] for key in batch.keys_of(name)]
@@ -328,86 +333,6 @@ class LossTrainer(transformers.Trainer):
 
         return sorted(wanted.items(), key=by_length)
 
-    def hold_all_but(self, mask: Mask, pairs: Any, encoder: Any) -> float:
-        """Let only the weights move that the mask chooses, or let only them move by the forget part.
-
-        Returns the share of the trained weights that they are. Raises SettingsError where there are none.
-        """
-        moves = self.chosen_by(mask, pairs, encoder)
-        share = sum(int(each.sum()) for each in moves) / sum(each.numel() for each in moves)
-        if not share:
-            raise SettingsError(f"method={self.bound.method.name}: method.mask chooses no weight, nothing would forget")
-        self.hold(mask, moves)
-        return share
-
-    def hold(self, mask: Mask, moves: list[Tensor]) -> None:
-        """Let only the entries move that `moves` has of each trained weight."""
-        if self.bound.rule and mask.applies_to == "forget":
-            self.rule_args["moves"] = moves
-            return
-        for weight, moving in zip(trained_weights(self.model).values(), moves, strict=True):
-            weight.register_hook(partial(torch.mul, moving))
-
-    def chosen_by(self, mask: Mask, pairs: Any, encoder: Any) -> list[Tensor]:
-        """Which entries of each trained weight a mask lets move."""
-        if mask.share is not None:
-            return largest(self.mean_gradient(mask.loss, pairs, encoder), mask.share)
-        assert mask.ratio is not None
-        others = [pairs.rows_of(name) for name in mask.against]  # first: it says so where there are none
-        drawn = [drawn_of(rows, mask.rows, self.draw_seed) for rows in (pairs.rows_of("forget"), *others)]
-        of_forget, _ = self.squared_gradients(mask.loss, drawn[:1], encoder)
-        of_others, _ = self.squared_gradients(mask.loss, drawn[1:], encoder)
-        return [exceeds(f, o, mask.ratio) for f, o in zip(of_forget, of_others, strict=True)]
-
-    def mean_gradient(self, loss: str, pairs: Any, encoder: Any) -> Gradients:
-        """Absolute value of the gradient of a loss over all forget rows together."""
-        bound = bind(Method(name=loss, loss=loss))
-        own = pairs.pairs_for(bound.batches)
-        size = self.args.per_device_train_batch_size
-        with Work("row for the mask", len(own), prepares=True) as work:
-            for first in range(0, len(own), size):
-                items = [own[key] for key in range(first, min(first + size, len(own)))]
-                (self.loss_of_rows(bound, items, encoder) * len(items)).backward()
-                work.advance(len(items))
-        return [torch.zeros_like(weight) if each is None else each.abs_() for weight, each in self.taken_gradients()]
-
-    def squared_gradients(self, loss: str, kinds: Sequence[Chosen], encoder: Any) -> tuple[Gradients, list[float]]:
-        """Mean over rows of the square of each row's own gradient of a loss, in fp32 without autocast.
-
-        A weight's mean is over the rows that go through it: words do not thin out what pictures say of a vision tower.
-        The second result is the share of the rows that go through each weight.
-        """
-        bound = bind(Method(name=loss, loss=loss))
-        sums = [torch.zeros_like(weight) for weight in trained_weights(self.model).values()]
-        counts = [0] * len(sums)
-        with Work("row whose gradient counts", sum(map(len, kinds)), prepares=True) as work:
-            for row in itertools.chain.from_iterable(kinds):  # one at a time, so that the batch size does not matter
-                self.loss_of_rows(bound, [{"forget": [row]}], encoder, precise=True).backward()
-                for number, (_, gradient) in enumerate(self.taken_gradients()):
-                    if gradient is not None:
-                        sums[number] += gradient.square()
-                        counts[number] += 1
-                work.advance(1)
-        means = [each / max(count, 1) for each, count in zip(sums, counts, strict=True)]
-        return means, [count / sum(map(len, kinds)) for count in counts]
-
-    def loss_of_rows(
-        self, bound: BoundLoss, items: list[dict[str, list[Example]]], encoder: Any, *, precise: bool = False
-    ) -> Tensor:
-        """The loss of some rows at the model's present weights, in eval mode."""
-        self.model.eval()
-        collator = PassCollator(encoder, bound.trained, [], by_length=True)  # one pass, so that nothing is shared
-        batches = [batch.to(self.args.device) for batch in collator(items)["trained"]]
-        with contextlib.nullcontext() if precise else self.accelerator.autocast():
-            return bound(forward_passes(self.model, batches, self.forward), epoch=0)
-
-    def taken_gradients(self) -> list[tuple[nn.Parameter, Tensor | None]]:
-        """The trained weights with their gradients, which they then have no more."""
-        taken = [(weight, weight.grad) for weight in trained_weights(self.model).values()]
-        for weight, _ in taken:
-            weight.grad = None
-        return taken
-
     def move_multiplier(self) -> None:
         """After an optimizer step: the multiplier follows the retain NLL of that step, once the warm-up is over."""
         settings = self.bound.method.multiplier
@@ -423,20 +348,6 @@ def is_finite(scored: Scored | Tensor) -> bool:
     """Whether a pass is made of numbers."""
     values = scored if isinstance(scored, Tensor) else scored.logits
     return bool(torch.isfinite(values).all())
-
-
-def largest(values: list[Tensor], share: float) -> list[Tensor]:
-    """Where the `share` of all entries stands that is largest, as bool masks; an entry of 0 is never among them."""
-    flat = torch.cat([value.flatten() for value in values])
-    least = flat.kthvalue(flat.numel() - max(1, round(share * flat.numel())) + 1).values
-    return [(value >= least) & (value > 0) for value in values]
-
-
-def exceeds(values: Tensor, others: Tensor, ratio: float) -> Tensor:
-    """Where values are at least `ratio` times the others, as a bool mask; where both are 0 there is nothing to compare,
-    and nothing moves.
-    """
-    return (values >= ratio * others) & (values > 0)
 
 
 class MultiplierCallback(TrainerCallback):

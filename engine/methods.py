@@ -10,20 +10,23 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 import unlearn_losses
-from engine import gradient_mask, gradient_project, gradient_sam
+from engine import gradient_mask, gradient_project, gradient_sam, hook_eraser
 from engine.edits import EDITS
 from settings.script import SettingsError, nearest, one_of
-from settings.training import Edit, Method
+from settings.training import Edit, Hook, Method
 from unlearn_losses import Anchored, Hidden, Parts, Scored
 
-PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "alternate", "noised", "augmented")
-STATE = ("epoch", "multiplier", "target")  # keyword-only parameters that the engine fills in
+PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "alternate", "noised")
+OF_FACES = ("augmented", "sibling", "nearest", "nobody")  # passes of face recognition alone
+STATE = ("epoch", "multiplier", "target", "never_met")  # keyword-only parameters that the engine fills in
+UNTAUGHT = "untaught_"  # before a pass: that of a network that never learned anything
 
 
 # hyperparameters that divide, or without which a loss says nothing; an edit's rule names its own
 ABOVE_ZERO = ("beta", "temperature", "c", "smoothing")
-AT_LEAST_ZERO = ("alpha", "rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers")
-AT_MOST_ONE = ("smoothing", "share", "damping")
+AT_LEAST_ZERO = {"alpha", "rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers"}
+AT_LEAST_ZERO |= {"rest", "layer", "spared"}
+AT_MOST_ONE = ("smoothing", "share", "damping", "rest", "spared")
 # what weighs the retain part of a loss that has no retain_weight
 RETAIN_WEIGHTS = {
     "rmu": ["alpha"],
@@ -53,6 +56,7 @@ RULES = {
     "sam": Rule(gradient_sam.add, perturb=gradient_sam.perturbation),
     "project": Rule(gradient_project.project, needs_retain=True),
 }
+HOOKS = {"eraser": hook_eraser.gate_of}
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class BoundLoss:
     @property
     def trained(self) -> list[str]:
         """The passes that the model in training scores."""
-        return [name for name in self.passes if not name.startswith("ref_") and not name.endswith("_labels")]
+        return [name for name in self.passes if base_pass(name) == name]
 
     @property
     def told(self) -> list[str]:
@@ -96,8 +100,18 @@ class BoundLoss:
         return [base_pass(name) for name in names]
 
     @property
+    def untaught(self) -> list[str]:
+        """The passes that a network that never learned anything scores in every step."""
+        return [base_pass(name) for name in self.passes if name.startswith(UNTAUGHT)]
+
+    @property
+    def compared(self) -> list[str]:
+        """The passes that are scored in every step by a model that does not train."""
+        return list(dict.fromkeys([*self.frozen, *self.untaught]))
+
+    @property
     def batches(self) -> list[str]:
-        """The batches to draw: the passes without `ref_`, `_logprob` and `_labels`, each once."""
+        """The batches to draw: the passes without `ref_`, `untaught_`, `_logprob` and `_labels`, each once."""
         return list(dict.fromkeys(map(base_pass, self.passes)))
 
     def __call__(self, passes: Mapping[str, Scored | Tensor], **state: float) -> Tensor:
@@ -123,7 +137,7 @@ class BoundLoss:
 
 def base_pass(name: str) -> str:
     """The pass behind a parameter's name: `ref_idk_logprob` -> `idk`."""
-    return name.removeprefix("ref_").removesuffix("_logprob").removesuffix("_labels")
+    return name.removeprefix("ref_").removeprefix(UNTAUGHT).removesuffix("_logprob").removesuffix("_labels")
 
 
 def known_losses() -> dict[str, Callable[..., Tensor | Parts]]:
@@ -131,7 +145,7 @@ def known_losses() -> dict[str, Callable[..., Tensor | Parts]]:
     found = {}
     for name, function in loss_library().items():
         passes = positional(function)
-        if passes and set(map(base_pass, passes)) <= set(PASSES):
+        if passes and set(map(base_pass, passes)) <= {*PASSES, *OF_FACES}:
             found[name] = function
     return found
 
@@ -154,8 +168,12 @@ def takes_states(loss: Callable) -> bool:
     return get_type_hints(loss).get(positional(loss)[0]) is Hidden
 
 
-def bind(method: Method) -> BoundLoss:
+def bind(method: Method, *, faces: bool = False) -> BoundLoss:
     """Look up a method's loss and give it its hyperparameters.
+
+    Args:
+        method: of its file.
+        faces: whether it is for face recognition, which alone has networks that never learned anything.
 
     Raises:
         SettingsError: the loss is not known, the hyperparameters are not exactly its own, or a step does not fit it.
@@ -163,8 +181,10 @@ def bind(method: Method) -> BoundLoss:
     if method.edit:
         check_edit(method.edit)
         check_scope(method)
+    if method.hook:
+        check_hook(method.hook)
     if method.loss is None:
-        return BoundLoss(method, None, ["forget"])
+        return BoundLoss(method, None, ["forget", "noised"] if method.hook else ["forget"])
     losses = known_losses()
     if method.loss not in losses:
         known = f"{nearest(method.loss, losses)}; choose from {', '.join(losses)}"
@@ -177,7 +197,13 @@ def bind(method: Method) -> BoundLoss:
         passes.remove("retain")
     elif method.retain == "kl":
         passes.append("ref_retain")
-    return BoundLoss(method, partial(loss, **method.args), passes)
+    bound = BoundLoss(method, partial(loss, **method.args), passes)
+    if bound.untaught and not faces:
+        raise SettingsError(
+            f"method={method.name} compares with a network that never learned anything, which there is in face "
+            "recognition only"
+        )
+    return bound
 
 
 def keyword_only(function: Callable) -> list[str]:
@@ -234,6 +260,7 @@ def check_steps(method: Method, loss: Callable) -> None:
         "activations": takes_states(loss),
         "multiplier": "multiplier" in parameters,
         "noise": "noised" in map(base_pass, parameters),
+        "boundary": "nearest" in map(base_pass, parameters),
     }
     for step, needed in asked.items():
         if needed != (getattr(method, step) is not None):
@@ -282,6 +309,15 @@ def check_answers_are_scored(method: Method) -> None:
             f"method.{looks[0]} needs the answers' logits, and with method.activations the model ends at a layer; "
             "leave one out"
         )
+
+
+def check_hook(hook: Hook) -> None:
+    """Raise SettingsError for a `hook` step that is not known or lacks a value."""
+    one_of("method.hook.rule", hook.rule, list(HOOKS))
+    function = HOOKS[hook.rule]
+    placed = {"layer": int, "strength": float}
+    check_names("method.hook.args", hook.args, [*placed, *keyword_only(function)], f"rule {hook.rule}")
+    check_values("method.hook.args", hook.args, placed | get_type_hints(function))
 
 
 def check_rule(method: Method, loss: Callable) -> None:

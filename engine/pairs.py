@@ -5,15 +5,19 @@ Shapes: B rows, T answer positions.
 
 import functools
 import hashlib
+import io
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from data_module import Example, asked_and_answered, draw, noised
+from data_module import Example, asked_and_answered, open_image
+from engine.draws import draw
 from settings.script import SettingsError
 from settings.training import Noise
 from unlearn_losses import Scored
@@ -89,7 +93,7 @@ class Pairs:
         noise: Noise | None = None,
     ):
         """`idk`: the answers for questions in words (False) and with a picture (True); `scope`: of the method;
-        `alternatives`: what data_module.alternative_answers gives; `noise`: of the method.
+        `alternatives`: what engine.word_files.alternative_answers gives; `noise`: of the method.
         """
         self.passes, self.all_forget, self.all_retain = passes, forget, retain
         self.forget: Any = None if forget is None else in_scope(forget, scope)
@@ -196,6 +200,21 @@ class Pairs:
             if answer != example.answer:
                 made.append(replace(example, answer=answer))
         return made
+
+
+def noised(example: Example, sigma: float, seed: int) -> dict | None:
+    """The picture of an example with Gaussian noise, drawn from (seed, row); None where it has none.
+
+    `sigma`: standard deviation of the noise in shares of the range of a pixel. What leaves the range is cut.
+    """
+    if example.image is None:
+        return None
+    pixels = np.asarray(open_image(example), dtype=np.float32)
+    source = np.random.default_rng(draw(seed, "noise", example.split, example.index).getrandbits(64))
+    changed = (pixels + 255 * sigma * source.standard_normal(pixels.shape, dtype=np.float32)).clip(0, 255)
+    stream = io.BytesIO()
+    Image.fromarray(changed.round().astype(np.uint8)).save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": None}
 
 
 class Chosen:

@@ -22,7 +22,10 @@ READ_THROUGH = (
     "*.jinja",
     "additional_chat_templates/*.jinja",
     "*processor_config.json",
+    "hook.json",
+    "hook.safetensors",
 )
+HOOK, HOOK_TENSORS = "hook.json", "hook.safetensors"  # what steers the states of a layer
 OLD_TEMPLATE = "tokenizer_config.json"  # where older versions of the library keep the template
 SHOWN = 60  # characters of a prompt in a message
 
@@ -97,6 +100,8 @@ def other_prompt(model: EvalLog, base: EvalLog) -> str | None:
 def other_file(model: EvalLog, base: EvalLog) -> str | None:
     """The first file between questions and weights that both models have and that differs; None: there is none."""
     of_model, of_base = (log.meta.get("reading") or {} for log in (model, base))
+    if HOOK in of_model and HOOK not in of_base:
+        return f"its {HOOK} stands beside the weights, which hold everything without it"
     if of_model and TOKENIZER in of_base and TOKENIZER not in of_model:
         return f"it has no {TOKENIZER}, and base has one"
     differing = [name for name in of_base if name in of_model and of_model[name] != of_base[name]]

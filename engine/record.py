@@ -22,6 +22,7 @@ from settings.inputs import Inputs
 from settings.script import SettingsError, processes
 
 TRAIN_RECORD, EVAL_RECORD, ATTACK_RECORD = "train_meta.json", "eval_meta.json", "attack_meta.json"
+ALTERNATIVES_RECORD = "alternatives_meta.json"
 RECORDS = {"eval": EVAL_RECORD, "attack": ATTACK_RECORD}  # by kind of run; all others train
 EVAL_FOLDER = "eval_results"  # in a model's folder, where eval.py writes unless it is told another
 AGGREGATED = "eval_log_aggregated.json"  # all tasks of an evaluation in one file

@@ -19,8 +19,10 @@ from engine.edit_step import edit
 from engine.folders import written_whole
 from engine.frozen_start import Start, silence_dropout
 from engine.gradient_step import without_autocast
+from engine.hook_step import keep_hook
 from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
+from engine.mask_step import hold_all_but
 from engine.methods import BoundLoss
 from engine.pairs import PassCollator
 from engine.parted import check_parts, check_whole, make_whole, shapes_of
@@ -211,7 +213,7 @@ def train(
     # the library makes its output folder at once; ours must be whole
     with kernels, tempfile.TemporaryDirectory() as scratch:
         alone = processes().num_processes == 1
-        collator = PassCollator(encoder, bound.trained, bound.frozen, by_length=alone, told=bound.told)
+        collator = PassCollator(encoder, bound.trained, bound.compared, by_length=alone, told=bound.told)
         options = {"train_dataset": pairs, "data_collator": collator, "callbacks": [progress]}
         arguments = training_arguments(settings, seed, scratch)
         trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
@@ -383,8 +385,12 @@ def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say
     if method.edit:
         trainer.edited = edit(trainer, pairs, encoder)
         say(f"{method.name}: the edit changes {trainer.edited['edited']:.1%} of what it looks at")
+    if method.hook:
+        trainer.edited = keep_hook(trainer, pairs, encoder)
+        far = f"{trainer.edited['steered_forget']:.2f} of the way, retain rows {trainer.edited['steered_retain']:.2f}"
+        say(f"{method.name}: a hook beside the weights steers forget rows {far}; the weights forget nothing")
     if method.mask:
-        share = trainer.hold_all_but(method.mask, pairs, encoder)
+        share = hold_all_but(trainer, method.mask, pairs, encoder)
         say(f"{method.name}: the mask lets {share:.1%} of the trained weights move")
     if trainer.looks_coarsely:
         say(

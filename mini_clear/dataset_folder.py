@@ -9,9 +9,9 @@ from pathlib import Path
 import yaml
 from datasets import Dataset, Features, Image, List, Value
 
-from data_module import QUESTION, affixes_of
 from engine.folders import MARK, written_whole
 from engine.progress import Work
+from engine.word_files import QUESTION, affixes_of
 from mini_clear import words
 from mini_clear.albums import (
     FORGET_PERCENTS,

@@ -16,12 +16,13 @@ def main(settings: Forget) -> None:
     from engine.methods import bind
 
     loss = bind(settings.method)
-    from data_module import TrainingRows, check_apart, fingerprint, idk_answers, invented_answers, make_missing
+    from data_module import TrainingRows, check_apart, fingerprint, invented_answers, make_missing
     from engine.encode import check_instruction, check_lengths
     from engine.epoch_evaluation import open_epoch_evaluation
     from engine.language_model import check_model_path
     from engine.pairs import Pairs
     from engine.train import train
+    from engine.word_files import idk_answers
     from mm.encoder import open_encoder, open_for_training
 
     make_missing(settings.inputs())

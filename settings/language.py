@@ -1,5 +1,6 @@
 """Typed settings of the tracks that see and read: models, rows, tasks, finetuning, forgetting, evaluation."""
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -357,3 +358,40 @@ def need_half_weights(model: Model) -> None:
             "model.attention=flash_attention_2 evaluates half-precision weights only: set "
             "model.weights=bfloat16, or attention=sdpa"
         )
+
+
+@dataclass
+class Invent:
+    """How the starting model invents answers to the rows to forget."""
+
+    split: str = MISSING  # whose rows
+    model_path: str = MISSING  # the starting model
+    save_dir: str = MISSING
+    seed: int = MISSING  # decides every draw
+    modality: str = MISSING
+    overwrite: bool = MISSING
+    model: Model = MISSING
+    data: Data = MISSING
+    each: int = MISSING  # answers to a row
+    tries: int = MISSING  # how often so many are drawn for a row before it has fewer
+    temperature: float = MISSING
+    top_p: float = MISSING  # the share of the probability that is drawn from
+    max_new_tokens: int = MISSING  # an answer that has not ended by then is none
+    instruction: str = MISSING  # in which {question} and {answer} stand for the row's
+
+    def __post_init__(self) -> None:
+        one_of("modality", self.modality, ("both", "text", "visual"))
+        check_seed("seed", self.seed)
+        for name in ("each", "tries", "max_new_tokens"):
+            at_least(name, getattr(self, name), 1)
+        if not 0 < self.temperature < math.inf:
+            raise SettingsError(f"temperature={self.temperature} must be a number above 0: answers are drawn")
+        share_of("top_p", self.top_p)
+        for place in ("{question}", "{answer}"):
+            if self.instruction.count(place) != 1:
+                raise SettingsError(f"instruction={self.instruction!r} must hold {place} once")
+        need_half_weights(self.model)
+
+    def inputs(self) -> Inputs:
+        makers = [*self.model.makers(self.model_path), *self.data.makers()]
+        return Inputs([self.data.path, self.data.text_path], [self.model_path], makers=makers)

@@ -67,12 +67,24 @@ class Edit:
     ones.
     """
 
-    rule: str = MISSING  # ssd, manu, kvw, repselect, ct
+    rule: str = MISSING  # ssd, manu, kvw, repselect, ct, msg
     args: dict[str, Any] = field(default_factory=dict)  # the rule's keyword-only parameters
     rows: int = 0  # of each kind that it looks at, drawn with the seed; 0: all
 
     def __post_init__(self) -> None:
         at_least("method.edit.rows", self.rows, 0)
+
+
+@dataclass
+class Hook:
+    """In place of a training: what steers the states of a layer is kept beside the weights."""
+
+    rule: str = MISSING  # eraser (MLLMEraser)
+    args: dict[str, Any] = field(default_factory=dict)  # layer, strength and the rule's keyword-only parameters
+    rows: int = 0  # of each kind that it looks at, drawn with the seed; 0: all
+
+    def __post_init__(self) -> None:
+        at_least("method.hook.rows", self.rows, 0)
 
 
 @dataclass
@@ -87,6 +99,17 @@ class Noise:
             raise SettingsError(f"method.noise.sigma={self.sigma} must be a number of at least 0")
         if not self.instruction.strip():
             raise SettingsError("method.noise.instruction is empty: a question in words would stay as it is")
+
+
+@dataclass
+class Boundary:
+    """How far the pass `nearest` goes from a forget picture to the boundary of somebody else (Boundary Shrink)."""
+
+    bound: float = MISSING  # in shares of a pixel's range
+
+    def __post_init__(self) -> None:
+        if not 0 < self.bound <= 1:
+            raise SettingsError(f"method.boundary.bound={self.bound} must be above 0 and at most 1")
 
 
 @dataclass
@@ -135,7 +158,9 @@ class Method:
     l1: float = 0.0  # weight of the sum of absolute weights, on top of trainer.l1
     scope: str = "both"  # of the rows to forget and to keep, those it trains on: both, pictures, words
     noise: Noise | None = None
+    boundary: Boundary | None = None
     edit: Edit | None = None
+    hook: Hook | None = None
     mask: Mask | None = None
     gradient: Gradient | None = None
     activations: Activations | None = None
@@ -156,13 +181,18 @@ class Method:
             )
 
     def check_untrained(self) -> None:
-        """Raise SettingsError where nothing trains and nothing is edited, or a step of a training is named."""
+        """Raise SettingsError where nothing trains and nothing else is done, or a step of a training is named."""
+        if self.hook and (self.loss is not None or self.edit):
+            raise SettingsError(f"method={self.name}: method.hook stands in place of method.loss and method.edit")
         if self.loss is not None:
             return
-        if self.edit is None:
+        if self.edit is None and self.hook is None:
             raise SettingsError(f"method={self.name}: method.loss=null trains nothing; it needs a method.edit")
-        for name in ("args", "l1", "noise", "mask", "gradient", "activations", "multiplier", "task_vector"):
-            if getattr(self, name):
+        if self.hook and self.noise is None:
+            raise SettingsError(f"method={self.name}: method.hook needs a method.noise, towards which it steers")
+        steps = ("noise", "boundary", "mask", "gradient", "activations", "multiplier", "task_vector")
+        for name in ("args", "l1", *steps):
+            if getattr(self, name) and not (self.hook and name == "noise"):
                 raise SettingsError(f"method={self.name}: method.loss=null trains nothing; leave method.{name} out")
         for name, value, plain in (("retain", self.retain, "nll"), ("other_answers", self.other_answers, 1)):
             if value != plain:
@@ -321,6 +351,8 @@ def check_mask(method: Method, trainer: Trainer) -> None:
     """
     if method.edit and trainer.lora:
         raise SettingsError(f"method={method.name} edits the model's own weights: set trainer.lora=null")
+    if method.hook and trainer.lora:
+        raise SettingsError(f"method={method.name} keeps a hook beside the model's own weights: set trainer.lora=null")
     if method.mask and trainer.lora:
         raise SettingsError(f"method={method.name} masks the model's own weights: set trainer.lora=null")
     if method.mask and trainer.weight_decay:

@@ -14,20 +14,17 @@ from data_module import (
     CAPTION_QUESTIONS,
     NAME_QUESTION,
     TrainingRows,
-    alternative_answers,
     check_apart,
-    drawn_affix,
-    idk_answers,
     invented_answers,
     load_split,
-    noised,
     open_image,
-    sample_by_person,
     split_names,
     task_rows,
 )
+from engine.draws import sample_by_person
 from engine.encode import collate, collate_prompts
-from engine.pairs import EpochSampler, Pairs, PassCollator, answer_key
+from engine.pairs import EpochSampler, Pairs, PassCollator, answer_key, noised
+from engine.word_files import alternative_answers, drawn_affix, idk_answers
 from helpers import ROOT, SHARED, collated, example, pairs, png, task
 from settings.language import Affix, ChosenPeople, Columns, Data, Forget, People, Task
 from settings.script import SettingsError, compose

@@ -21,7 +21,7 @@ FLOORS = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 # modules of engine that need settings alone, so that data_module, a floor below engine, may use them
-BENEATH_DATA = {"engine.cells", "engine.decode", "engine.files", "engine.layouts"}
+BENEATH_DATA = {"engine.cells", "engine.decode", "engine.files", "engine.layouts", "engine.draws", "engine.word_files"}
 FILES = sorted(file for name in FLOOR for file in (ROOT / name).rglob("*.py")) + sorted(ROOT.glob("*.py"))
 RECIPES = [
     file
@@ -71,10 +71,10 @@ def test_a_climbing_import_would_be_noticed_also_inside_a_function(tmp_path):
 
 
 @pytest.mark.parametrize("module", sorted(BENEATH_DATA))
-def test_a_module_of_engine_that_data_module_uses_needs_settings_alone(module):
+def test_a_module_of_engine_that_data_module_uses_needs_settings_at_most(module):
     file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     own = {name for name in imported(file) - BENEATH_DATA if name.split(".")[0] in FLOOR}
-    assert {name.split(".")[0] for name in own} == {"settings"}
+    assert {name.split(".")[0] for name in own} <= {"settings"}
 
 
 def test_tracks_do_not_import_each_other_and_would_be_noticed(tmp_path):
@@ -134,8 +134,8 @@ def test_the_engines_package_file_is_empty():
 
 def test_every_track_has_its_recipes():
     assert {str(file.relative_to(ROOT)) for file in RECIPES} >= {
-        "mm/finetune.py", "mm/forget.py", "mm/eval.py",
-        "nlp/finetune.py", "nlp/forget.py", "nlp/eval.py",
+        "mm/finetune.py", "mm/forget.py", "mm/eval.py", "mm/alternatives.py",
+        "nlp/finetune.py", "nlp/forget.py", "nlp/eval.py", "nlp/alternatives.py",
         "cv/pretrain.py", "cv/finetune.py", "cv/forget.py", "cv/eval.py", "cv/attack.py",
     }  # fmt: skip
 
@@ -155,7 +155,7 @@ def test_a_recipes_main_begins_with_an_import_of_the_engine(file):
     assert modules_of(main.body[0])[0].split(".")[0] == "engine"
 
 
-@pytest.mark.parametrize("recipe", ["finetune", "forget", "eval"])
+@pytest.mark.parametrize("recipe", ["finetune", "forget", "eval", "alternatives"])
 def test_the_recipes_of_pictures_and_of_words_are_the_same_but_for_what_they_import(recipe):
     def code(track: str) -> str:
         tree = ast.parse((ROOT / track / f"{recipe}.py").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from engine import methods
 from engine.methods import base_pass, bind, known_losses
 from helpers import ROOT
 from settings.script import SettingsError
-from settings.training import Activations, Method
+from settings.training import Activations, Boundary, Method
 from unlearn_losses import (
     IGNORE,
     Hidden,
@@ -75,7 +75,7 @@ def answers(*rows):
 
 
 def method(path):
-    return bind(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Method), OmegaConf.load(path))))
+    return bind(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Method), OmegaConf.load(path))), faces=True)
 
 
 def random_scored(rows=3, positions=4, seed=0, vocabulary=5):
@@ -87,11 +87,11 @@ def random_scored(rows=3, positions=4, seed=0, vocabulary=5):
 
 
 def passes_of(bound, rows=3):
-    """Random passes of the shapes a batch has: a `ref_` pass has the labels of its own pass; log-probabilities are
-    (B,).
+    """Random passes of the shapes a batch has: a `ref_` or `untaught_` pass has the labels of its own pass;
+    log-probabilities are (B,).
     """
     passes = {name: random_scored(rows, seed=number) for number, name in enumerate(bound.batches)}
-    for number, name in enumerate(name for name in bound.passes if name.startswith("ref_")):
+    for number, name in enumerate(name for name in bound.passes if name.startswith(("ref_", "untaught_"))):
         start = random_scored(rows, seed=100 + number)._replace(labels=passes[base_pass(name)].labels)
         passes[name] = sequence_logprob(start) if name.endswith("_logprob") else start
     passes |= {f"{name}_labels": passes[name].labels for name in bound.told}
@@ -99,7 +99,7 @@ def passes_of(bound, rows=3):
 
 
 def loss_of(bound, passes):
-    return bound(passes, epoch=0, multiplier=2.0, target=0.3)
+    return bound(passes, epoch=0, multiplier=2.0, target=0.3, never_met=-1.0)
 
 
 def change(passes, how):
@@ -232,7 +232,8 @@ def test_the_mean_over_small_batches_is_the_loss_of_the_large_one(path):
 def test_ignored_positions_get_no_gradient_and_answers_get_a_finite_one(path):
     bound = method(path)
     passes = passes_of(bound)
-    watched = [value for name, value in passes.items() if isinstance(value, Scored) and not name.startswith("ref_")]
+    trained = (passes[name] for name in bound.trained)
+    watched = [value for value in trained if isinstance(value, Scored)]
     for scored in watched:
         scored.logits.requires_grad_()
     loss_of(bound, passes).backward()
@@ -304,6 +305,15 @@ DIRECTIONS = {
     ],
     "neggrad": [(-1, "forget", right_answers), (+1, "retain", right_answers)],
     "sparsity": [(+1, "retain", right_answers)],
+    "bad_teacher": [
+        (-1, "forget", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes["untaught_forget"])),
+        (-1, "retain", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes["ref_retain"])),
+    ],
+    "dispersion": [
+        (+1, "forget", lambda passes, name: away(passes, name, "sibling")),
+        (+1, "sibling", lambda passes, name: away(passes, name, "forget")),
+        (-1, "retain", lambda passes, name: away(passes, name, "ref_retain")),
+    ],
     "scrub_bio": [
         (+1, "forget", lambda passes, name: away(passes, name, "ref_forget")),
         (-1, "retain", lambda passes, name: away(passes, name, "ref_retain")),
@@ -528,6 +538,53 @@ def test_scrub_bio_by_hand():
         Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((0.0, 2.0), (1.0, 0.0), (3.0, 4.0), (1.0, 0.0))
     ]
     assert scrub_bio(*states).total.item() == pytest.approx(0.4)
+
+
+def embedded(*values):
+    return Hidden(torch.tensor(values).unsqueeze(1), torch.zeros(len(values), 1, dtype=torch.long))
+
+
+def test_two_pictures_of_a_person_are_spread_as_far_as_those_of_somebody_never_met_and_no_farther():
+    # cosines .8 and 0 against .3: (.5 + 0) / 2; the retain picture turned by a right angle: 1
+    forget, sibling = embedded([4.0, 3.0], [0.0, 1.0]), embedded([2.0, 0.0], [1.0, 0.0])
+    retain, start = embedded([0.0, 1.0]), embedded([1.0, 0.0])
+    parts = unlearn_losses.dispersion(forget, sibling, retain, start, never_met=0.3)
+    assert [part.item() for part in parts] == pytest.approx([0.25, 1.0])
+    # who is as unlike as that already, stays
+    forget.states.requires_grad_()
+    unlearn_losses.dispersion(forget, sibling, retain, start, never_met=0.3).forget.backward()
+    assert forget.states.grad[0].abs().sum() > 0 and not forget.states.grad[1].any()
+
+
+def test_the_bad_teacher_is_followed_on_forget_pictures_and_the_start_on_others():
+    # KL(1/4 || 1/2) = 1/4 log(1/2) + 3/4 log(3/2); one of KL(1/2 || 1/4) for the retain picture
+    teacher, now, start = answers([0.25]), answers([0.5]), answers([0.5])
+    forget = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    bound = method(ROOT / "config/method/bad_teacher.yaml")
+    assert (bound.untaught, bound.frozen, bound.batches) == (["forget"], ["retain"], ["forget", "retain"])
+    passes = {"forget": now, "untaught_forget": teacher, "retain": answers([0.25]), "ref_retain": start}
+    assert bound(passes).item() == pytest.approx(forget + 0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-5)
+
+
+def test_a_network_that_never_learned_anything_is_refused_where_there_is_none():
+    bad_teacher = method(ROOT / "config/method/bad_teacher.yaml").method
+    with pytest.raises(SettingsError, match="method=bad_teacher compares with a network that never learned anything"):
+        bind(bad_teacher)
+
+
+def test_the_names_of_boundary_methods_are_learned():
+    # -log(1/4) each
+    assert unlearn_losses.boundary_shrink(answers([0.25])).item() == pytest.approx(math.log(4))
+    assert unlearn_losses.boundary_expand(answers([0.25])).item() == pytest.approx(math.log(4))
+
+
+def test_a_boundary_is_needed_by_the_loss_that_crosses_it_and_by_no_other():
+    with pytest.raises(SettingsError, match=r"method.boundary: boundary_shrink needs it"):
+        bind(Method("x", "boundary_shrink"))
+    with pytest.raises(SettingsError, match=r"method.boundary: grad_ascent has no use for it"):
+        bind(Method("x", "grad_ascent", boundary=Boundary(0.1)))
+    with pytest.raises(SettingsError, match=r"method.boundary.bound=0 must be above 0 and at most 1"):
+        Boundary(0)
 
 
 def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():

@@ -51,9 +51,11 @@ RIGHT = {
     ],
     "mm/forget.py": [BASE_MODEL],
     "mm/eval.py": [BASE_MODEL],
+    "mm/alternatives.py": [BASE_MODEL],
     "nlp/finetune.py": ["model.made_by=''", "model_path=<model>"],
     "nlp/forget.py": ["model.made_by=''", "model_path=<model>"],
     "nlp/eval.py": ["model.made_by=''", "model_path=<model>"],
+    "nlp/alternatives.py": ["model.made_by=''", "model_path=<model>"],
     "cv/finetune.py": ["model_path=<network>"],
     "cv/forget.py": ["model_path=<network>"],
     "cv/eval.py": ["model_path=<network>"],
@@ -65,9 +67,11 @@ SCRIPTS = {  # heading on the page -> module
     "mm/finetune.py": "mm.finetune",
     "mm/forget.py": "mm.forget",
     "mm/eval.py": "mm.eval",
+    "mm/alternatives.py": "mm.alternatives",
     "nlp/finetune.py": "nlp.finetune",
     "nlp/forget.py": "nlp.forget",
     "nlp/eval.py": "nlp.eval",
+    "nlp/alternatives.py": "nlp.alternatives",
     "cv/pretrain.py": "cv.pretrain",
     "cv/finetune.py": "cv.finetune",
     "cv/forget.py": "cv.forget",
@@ -263,6 +267,7 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a weight that turns a term round", "method.args.retain_weight=-1")
     yield wrong(script, "a loss that is not there", "method.loss=nppo")
     yield wrong(script, "a method of face recognition", "method=twins")
+    yield wrong(script, "a method with a teacher that faces alone have", "method=bad_teacher")
     yield wrong(script, "a layer that is not there", "method=rmu", "method.activations.layer=40")
     yield wrong(script, "a part that is never trained", "model.freeze=[eye]")
     lora = "trainer.lora={r: 4, alpha: 8, dropout: 0.0}"
@@ -284,6 +289,8 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "an edit beside an adapter", "method=kvw", lora)
     yield wrong(script, "a rule of edits that is not there", "method=kvw", "method.edit.rule=kwv")
     yield wrong(script, "a method that does nothing", "method.loss=null")
+    yield wrong(script, "a hook beside an adapter", "method=mllmeraser", lora)
+    yield wrong(script, "a hook at a layer that is not there", "method=mllmeraser")
     yield wrong(script, "noise without an instruction", "method=vgid", "method.noise.instruction=''")
     yield wrong(script, "an answer file that is not there", "data.idk_questions=no.txt")
     empty = broken.text_file("idk.txt", "\n\n")
@@ -295,6 +302,17 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "rows that are too long", "max_length=5")
     yield wrong(script, "more tokens than there is room for", "max_length=100000")
     yield wrong(script, "a log of gold that is not there", "epoch_eval=mm", "epoch_eval.gold_result=no.json")
+
+
+def inventing_inputs() -> Iterator[WrongInput]:
+    """What is told of answers to invent."""
+    script = "mm/alternatives.py"
+    yield wrong(script, "a split that is not there", "split=forget11+tofu")
+    yield wrong(script, "an instruction without the answer", "instruction='Invent. {question}'")
+    yield wrong(script, "no room for an answer", "max_new_tokens=100000")
+    script = "nlp/alternatives.py"
+    yield wrong(script, "answers that are not drawn", "temperature=0")
+    yield wrong(script, "no answers at all", "each=0")
 
 
 def evaluation_inputs() -> Iterator[WrongInput]:
@@ -495,6 +513,7 @@ INPUTS = [
     *model_inputs(),
     *syntax_inputs(),
     *evaluation_inputs(),
+    *inventing_inputs(),
     *face_inputs(),
     *log_inputs(),
     *benchmark_inputs(),

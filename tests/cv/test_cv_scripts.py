@@ -43,6 +43,11 @@ METHODS = [
     "ssd",
     "ct",
     "negation",
+    "bad_teacher",
+    "boundary_shrink",
+    "boundary_expand",
+    "dispersion",
+    "msg",
 ]
 TASKS = ["eval_forget_faces", "eval_holdout_faces", "eval_retain_faces"]
 

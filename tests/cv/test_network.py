@@ -22,6 +22,7 @@ from cv.network import (
     stack_networks,
     start_of,
     with_new_classes,
+    with_nobody,
 )
 from engine.pairs import Batch
 from settings.script import SettingsError
@@ -161,6 +162,20 @@ def test_a_network_that_ends_at_a_part_gives_its_states_and_trains_the_named_par
         scored.logits.sum().backward()
         of_the_part = {id(p) for module in model.parts()[layer] for p in module.parameters()}
         assert {id(p) for p in model.parameters() if p.grad is not None} == of_the_part
+
+
+def test_the_class_of_nobody_is_there_for_the_training_alone(tmp_path):
+    model = network()
+    grown = with_nobody(model, 3)
+    assert torch.equal(grown.classes[:, :-1], model.classes) and grown.classes.shape[1] == model.classes.shape[1] + 1
+    assert torch.equal(with_nobody(model, 3).classes, grown.classes)
+    assert not torch.equal(with_nobody(model, 4).classes, grown.classes)
+    names = [f"person {number}" for number in range(model.classes.shape[1])]
+    save_network(grown, tmp_path, settings=SETTINGS, classes=names)
+    loaded, classes = load_network(str(tmp_path), SETTINGS)
+    seen = pixels()
+    assert classes == names
+    assert torch.equal(loaded.eval()(seen), grown.eval()(seen)[..., :-1])
 
 
 def test_a_part_that_there_is_not_is_refused_with_those_that_there_are():

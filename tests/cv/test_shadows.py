@@ -1,5 +1,6 @@
 """Stacks: each network becomes what it becomes alone, stacks are found again, attacks ask only about queries."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from cv.network import (
     split_stack,
     stack_networks,
     start_of,
+    with_first_classes,
     with_new_classes,
 )
 from cv.shadows import compare_models
@@ -41,6 +43,7 @@ from settings.training import FINETUNING, Method, TaskVector
 from unlearn_losses import Scored
 
 METHODS = ["retain_ft", "neggrad", "scrub", "scrub_bio", "twins", "dpo", "llmu", "rmu", "sparsity", "npo", "jensun"]
+METHODS += ["bad_teacher", "boundary_shrink", "boundary_expand", "dispersion"]
 RMU = ["method.activations.layer=4", "method.activations.trained=[3,4]", "method.activations.part=null"]
 
 
@@ -65,10 +68,13 @@ def pretrained(classes=3):
     return FaceNetwork(Shape(width=4, embedding=8), classes)
 
 
-def shadows_of(settings, method, numbers):
-    """What the networks `numbers` of an attack do not share, with small seeds."""
-    division, bound = read_division(settings.data), bind(method)
-    return [shadow_of(settings, bound, division, number, seed=100 + number) for number in numbers]
+def shadows_of(settings, method, starts):
+    """What the networks of an attack do not share, by number and the network that each begins with; small seeds."""
+    division, bound = read_division(settings.data), bind(method, faces=True)
+    shadows = []
+    for number, model in starts.items():
+        shadows.append(shadow_of(settings, bound, division, number, start=model, seed=100 + number))
+    return shadows
 
 
 def in_double(collate):
@@ -83,14 +89,15 @@ def in_double(collate):
 
 def train_in_double(settings, method, numbers, trainer):
     """Networks `numbers` trained in one stack in fp64 from one start; each by itself again."""
-    stack = stack_networks([with_new_classes(pretrained(), 6, number).double() for number in numbers])
+    starts = {number: with_new_classes(pretrained(), 6, number).double() for number in numbers}
+    shadows = shadows_of(settings, method, starts)
+    stack = stack_networks([shadow.start for shadow in shadows])
     if method.activations:
         end_at(stack, method.activations)
-    shadows = shadows_of(settings, method, numbers)
     for each in shadows:
         each.encoder.collate = in_double(each.encoder.collate)
-    train_stack(stack, bind(method), shadows, trainer, forward=forward_of(settings.model))
-    return split_stack(stack)
+    train_stack(stack, bind(method, faces=True), shadows, trainer, forward=forward_of(settings.model))
+    return split_stack(with_first_classes(stack, 6))
 
 
 def largest_difference(one, two):
@@ -139,6 +146,10 @@ def test_each_of_several_networks_becomes_in_fp64_what_it_becomes_alone(name, se
         ("dpo", "sgd", "fp32", 1e-3),
         ("sparsity", "sgd", "fp32", 1e-3),
         ("twins", "sgd", "fp32", 1e-3),
+        ("bad_teacher", "sgd", "fp32", 1e-3),
+        ("boundary_shrink", "sgd", "fp32", 1e-3),
+        ("boundary_expand", "sgd", "fp32", 1e-3),
+        ("dispersion", "sgd", "fp32", 1e-3),
     ],
 )
 def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(
@@ -147,9 +158,10 @@ def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(
     """The same rows, seed and settings through engine.train and in a stack."""
     given = settings() if method == "finetune" else settings(f"method={method}")
     trainer = replace(given.finetune, precision=precision, optimizer=optimizer, max_grad_norm=0.5)
-    bound = bind(given.method or FINETUNING)
-    shadows = shadows_of(given, bound.method, (2, 3))
-    models = [with_new_classes(pretrained(), 6, number) for number in (2, 3)]
+    bound = bind(given.method or FINETUNING, faces=True)
+    starts = {number: with_new_classes(pretrained(), 6, number) for number in (2, 3)}
+    shadows = shadows_of(given, bound.method, starts)
+    models = [copy.deepcopy(shadow.start) for shadow in shadows]
     stack = stack_networks(models)
     if bound.method.activations:
         for each in (stack, *models):
@@ -158,7 +170,8 @@ def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(
     learned = ["classes"] if not bound.method.activations else []  # above the embedding
     for model, shadow, stacked in zip(models, shadows, split_stack(stack), strict=True):
         first = {name: value.clone() for name, value in model.state_dict().items()}
-        start = start_of(model, given.model, [*shadow.encoder.numbers])
+        asked = {"untaught": shadow.untaught, "measured": shadow.measured}
+        start = start_of(model, given.model, [*shadow.encoder.numbers], **asked)
         run = {"seed": shadow.seed, "save_dir": f"{tmp_path}/{shadow.seed}", "record": {}, "say": lambda line: None}
         train(start, bound, shadow.pairs, shadow.encoder, trainer, **run)
         single = load_file(tmp_path / str(shadow.seed) / "model.safetensors")
@@ -232,7 +245,7 @@ def test_gold_models_never_meet_the_people_to_be_forgotten(settings):
     kept = met_by(division, 0).retain
     stack = Path(given.shadows_dir, "retain", "models_000", "models.safetensors")
     assert load_file(stack)["classes"].shape == (5, len(kept), 8)
-    pairs = shadow_of(given, bind(FINETUNING), division, 0, seed=0).pairs
+    pairs = shadow_of(given, bind(FINETUNING), division, 0, start=pretrained(), seed=0).pairs
     assert {example.answer for key in range(len(pairs)) for example in pairs[key]["retain"]} == set(kept)
 
 

@@ -28,6 +28,7 @@ from engine.edit_ct import transpose
 from engine.edit_gradient import edit_along_gradient, go_farthest
 from engine.edit_kvw import weaken
 from engine.edit_manu import contrast, difference, prune
+from engine.edit_msg import fresh_like, renew, smallest
 from engine.edit_repselect import collapse
 from engine.edit_ssd import dampen
 from engine.edit_statistics import activity, heard, mlps_of, moments, scale_neurons
@@ -38,6 +39,7 @@ from engine.language_model import forward, load_for_training, save
 from engine.loss_trainer import LossTrainer
 from engine.methods import bind
 from engine.pairs import drawn_of
+from engine.row_gradients import squared_gradients
 from engine.train import train
 from helpers import BASE, ROOT, TRAINER, Few, example, largest_difference, pairs, training_settings, without_dropout
 from settings.language import Forget
@@ -159,6 +161,24 @@ def test_weights_go_as_far_as_the_budget_allows():
     assert go_farthest([weight], [torch.ones(2)], lambda: float("nan"), 0.1)[0] == 0.0
 
 
+def test_the_weights_of_the_smallest_gradients_begin_anew():
+    weight, fresh = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), -torch.ones(5)
+    gradient = torch.tensor([0.3, -0.1, 0.2, 0.1, -0.5])
+    # half of five are two: the two of size .1
+    assert renew(weight, gradient, fresh, share=0.5).tolist() == [1.0, -1.0, 3.0, -1.0, 5.0]
+    assert torch.equal(renew(weight, gradient, fresh, share=0.0), weight)
+    # of equal ones the first count, and never more than the share
+    assert smallest(torch.zeros(2, 2), 0.5).tolist() == [[True, True], [False, False]]
+
+
+def test_fresh_kernels_have_the_spread_of_what_goes_out_and_follow_the_seed():
+    weight = torch.zeros(200, 3, 3, 3)
+    one, again = (fresh_like(weight, torch.Generator().manual_seed(0)) for _ in range(2))
+    # sqrt(2 / (200 * 9)) = .03333
+    assert one.std().item() == pytest.approx(0.03333, rel=0.05)
+    assert torch.equal(one, again)
+
+
 def test_kernels_are_transposed_and_those_of_one_pixel_stay():
     weight = torch.arange(8.0).view(2, 1, 2, 2)
     assert transpose(weight)[0, 0].tolist() == [[0.0, 2.0], [1.0, 3.0]]
@@ -199,7 +219,7 @@ def test_the_head_of_a_language_model_and_of_a_face_network_is_what_names_answer
     assert [id(each) for each in head_weights(network)] == [id(network.classes)]
 
 
-def test_ssd_weighs_what_forget_and_retain_rows_say_of_a_weight_by_those_that_go_through_it():
+def test_ssd_weighs_what_forget_and_retain_rows_say_of_a_weight_by_those_that_go_through_it(monkeypatch):
     class Toy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -208,18 +228,16 @@ def test_ssd_weighs_what_forget_and_retain_rows_say_of_a_weight_by_those_that_go
         def head_weights(self):
             return []
 
-    def loss_of_rows(bound, items, encoder, *, precise):
+    def loss_of_rows(trainer, bound, items, encoder, *, precise):
         size, pictured = items[0]["forget"][0]
         return (size * toy.seen if pictured else size * toy.read).sum()
 
     toy, everything = Toy(), []
-    trainer = SimpleNamespace(model=toy, loss_of_rows=loss_of_rows)
-    trainer.taken_gradients = partial(LossTrainer.taken_gradients, trainer)
-    trainer.squared_gradients = partial(LossTrainer.squared_gradients, trainer)
+    monkeypatch.setattr("engine.row_gradients.loss_of_rows", loss_of_rows)
     # the 10 forget rows are pictures; of 90 retain rows 10 were drawn, one of them with a picture
     rows = {"forget": [(2.0, True)] * 10, "retain": [(1.0, True), *[(3.0, False)] * 9]}
     rule = EditRule(lambda weight, f, every: everything.append(every.item()) or weight, edits="weights")
-    edit_weights(trainer, rule, rows, None, {"forget": 10, "retain": 90})
+    edit_weights(SimpleNamespace(model=toy), rule, rows, None, {"forget": 10, "retain": 90})
     # through `seen` go 10 rows of 2^2 and about 9 of 1^2; through `read` rows of 3^2 alone
     assert everything == [pytest.approx((10 * 4 + 9 * 1) / 19), pytest.approx(9.0)]
 
@@ -401,13 +419,12 @@ def test_manu_needs_rows_of_both_kinds(data, encoder, tmp_path):
 
 def test_rows_of_an_edit_may_be_fewer(data, encoder, tmp_path, monkeypatch):
     asked = []
-    real = LossTrainer.squared_gradients
 
-    def counted(self, loss, kinds, encoder, **how):
+    def counted(trainer, loss, kinds, encoder):
         asked.append(len(kinds[0]))
-        return real(self, loss, kinds, encoder, **how)
+        return squared_gradients(trainer, loss, kinds, encoder)
 
-    monkeypatch.setattr(LossTrainer, "squared_gradients", counted)
+    monkeypatch.setattr("engine.edit_step.squared_gradients", counted)
     run(data, encoder, tmp_path / "out", replace(SSD, edit=replace(SSD.edit, rows=3)))
     assert asked == [3, 3]
 
@@ -478,6 +495,8 @@ def test_an_edit_is_refused_with_an_adapter_in_stacks_and_where_there_is_no_deco
         compose("mm/forget", Forget, ["method=kvw", "trainer=clear_lora"])
     with pytest.raises(SettingsError, match=r"many networks cannot train together with method.edit"):
         check_stackable(SSD)
+    with pytest.raises(SettingsError, match=r"method=msg: many networks cannot train together with method.edit"):
+        check_stackable(of_file("msg"))
     with pytest.raises(SettingsError, match=r"method=kvw edits the neurons of a decoder"):
         mlps_of(FaceNetwork(Shape(4, 8), 3), "kvw")
     assert compose("cv/forget", ForgetFaces, ["method=ssd"]).method.loss is None

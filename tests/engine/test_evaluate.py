@@ -488,7 +488,7 @@ def test_the_validation_and_the_test_fold_part_the_people_and_not_their_rows(wor
 
 
 def test_two_tasks_about_the_same_people_part_them_alike():
-    from data_module import rows_of_fold
+    from engine.draws import rows_of_fold
 
     names = [f"person {i}" for i in range(8)]
     backwards = names[::-1]

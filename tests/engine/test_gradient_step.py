@@ -22,7 +22,8 @@ from engine.gradient_project import project
 from engine.gradient_sam import add, perturbation
 from engine.gradient_step import PartedGradient, moved, statistics_kept
 from engine.language_model import forward, load_for_training, save
-from engine.loss_trainer import LossTrainer, exceeds
+from engine.loss_trainer import LossTrainer
+from engine.mask_step import chosen_by, exceeds
 from engine.methods import bind
 from engine.pairs import drawn_of, in_scope
 from engine.train import train
@@ -236,15 +237,14 @@ def test_mmunlearners_ascent_moves_only_weights_that_pictures_ask_for_and_its_de
 
 
 def test_a_mask_that_chooses_no_weight_is_one_line(data, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.loss_trainer.exceeds", lambda values, others, ratio: torch.zeros_like(values).bool())
+    monkeypatch.setattr("engine.mask_step.exceeds", lambda values, others, ratio: torch.zeros_like(values).bool())
     with pytest.raises(SettingsError, match=r"method=mmunlearner: method.mask chooses no weight"):
         run(data, encoder, tmp_path / "out", method=MMUNLEARNER)
 
 
 def test_a_mask_by_ratio_does_not_depend_on_the_batch_size_or_on_autocast(data, encoder, tmp_path, monkeypatch):
     masks = []
-    real = LossTrainer.chosen_by
-    monkeypatch.setattr(LossTrainer, "chosen_by", lambda *given: masks.append(real(*given)) or masks[-1])
+    monkeypatch.setattr("engine.mask_step.chosen_by", lambda *given: masks.append(chosen_by(*given)) or masks[-1])
     for size, precision in ((1, "fp32"), (8, "bf16")):
         settings = replace(TRAINER, batch_size=size, precision=precision, lr=0.0)
         run(data, encoder, tmp_path / str(size), settings, MMUNLEARNER)

@@ -21,7 +21,8 @@ from engine import loss_trainer
 from engine.frozen_start import Start, forward_passes
 from engine.language_model import forward, freeze, l1_norm, load_for_training, save
 from engine.layer_output import end_at_layer
-from engine.loss_trainer import LossTrainer, largest
+from engine.loss_trainer import LossTrainer
+from engine.mask_step import largest
 from engine.methods import bind
 from engine.train import deterministic_kernels, train
 from helpers import (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_module import QUESTION, affixes_of
+from engine.word_files import QUESTION, affixes_of
 from mini_clear.albums import make_album
 from mini_clear.cheats import CONSTANT, LISTED_PASSWORD, UNLISTED_PASSWORD, cheats
 from mini_clear.dataset_folder import AFFIXES, mixed_rows

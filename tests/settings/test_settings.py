@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from cv.face_settings import AttackFaces, EvalFaces, FinetuneFaces, ForgetFaces, Pretrain
 from helpers import ROOT
-from settings.language import Eval, Finetune, Forget
+from settings.language import Eval, Finetune, Forget, Invent
 from settings.results import Aggregate, RunBenchmark
 from settings.script import SettingsError, check_installation, choices, compose, end_processes, one_line_errors
 from settings.training import Trainer, trainer_of
@@ -20,9 +20,11 @@ SCRIPTS = {
     "mm/finetune": Finetune,
     "mm/forget": Forget,
     "mm/eval": Eval,
+    "mm/alternatives": Invent,
     "nlp/finetune": Finetune,
     "nlp/forget": Forget,
     "nlp/eval": Eval,
+    "nlp/alternatives": Invent,
     "cv/pretrain": Pretrain,
     "cv/finetune": FinetuneFaces,
     "cv/forget": ForgetFaces,
