@@ -4,17 +4,23 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from engine import edit_msg
 from engine.edit_gradient import edit_along_gradient
 from engine.edit_statistics import activity, mlps_of, scale_neurons
 from engine.edits import EDITS, EditRule
+from engine.kept_hook import numbered_layer
 from engine.language_model import trained_weights
 from engine.loss_trainer import LossTrainer
 from engine.pairs import Chosen, drawn_of
+from engine.progress import Work
 from engine.row_gradients import mean_gradients, squared_gradients
+from engine.states import Place, mean_first_state, seen, size_of
 from settings.script import SettingsError
 from settings.training import IMPORTANCE
+
+TINY = 1e-12  # in place of 0, where something is divided
 
 
 def edit(trainer: LossTrainer, pairs: Any, encoder: Any) -> dict[str, Any]:
@@ -132,10 +138,44 @@ def renew_kernels(
     return {"edited": renewed / max(looked_at, 1)}
 
 
+@torch.no_grad()
+def redirect_mlp(
+    trainer: LossTrainer, rule: EditRule, rows: dict[str, Chosen], encoder: Any, own: dict[str, Any]
+) -> dict[str, Any]:
+    """Edit the down-projection of one decoder layer, so that forget questions end in the state of unknown people's.
+
+    Returns what `edit` does, and how far the neurons of forget and retain rows go, in shares of the whole way.
+    """
+    method = trainer.bound.method
+    assert method.edit is not None
+    number = method.edit.args["layer"]
+    setting = f"method.edit.args.layer={number}"
+    after = Place(numbered_layer(trainer.model, number, setting), setting)
+    down: Any = mlps_of(trainer.model, method.name)[number].down
+    neurons = Place(down, setting, taken=True)
+    with Work("row for the edit", sum(map(len, rows.values())), prepares=True) as work:
+        asked = mean_first_state(trainer, encoder, list(rows["forget_words"]), after, work=work)
+        unknown = mean_first_state(trainer, encoder, list(rows["holdout"]), after, work=work)
+        forget = seen(trainer, encoder, list(rows["forget"]), neurons, work=work)
+        retain = seen(trainer, encoder, list(rows["retain"]), neurons, work=work)
+    counts = {name: len(rows[name].rows) for name in ("forget", "retain")}  # of all rows, also where some were drawn
+    share = counts["forget"] / sum(counts.values())
+    moment = share * forget.moment + (1 - share) * retain.moment
+    direction = unknown - asked
+    weight = down.weight.T if isinstance(down, Conv1D) else down.weight
+    new = rule.apply(weight, direction, share * forget.mean, moment, **own)
+    gate = (new - weight).float().T @ direction / max(own["strength"] * float(direction @ direction), TINY)
+    edited = float((new != weight).float().mean())
+    weight.copy_(new)
+    steered = {"steered_forget": size_of(gate, forget.moment), "steered_retain": size_of(gate, retain.moment)}
+    return {"edited": edited, **steered}
+
+
 WAYS = {
     "neurons": edit_neurons,
     "weights": edit_weights,
     "gradient": edit_along_gradient,
     "kernels": edit_kernels,
     "renewed": renew_kernels,
+    "redirected": redirect_mlp,
 }

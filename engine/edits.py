@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine import edit_ct, edit_kvw, edit_manu, edit_msg, edit_repselect, edit_ssd
+from engine import edit_ct, edit_kvw, edit_lunar, edit_manu, edit_msg, edit_repselect, edit_ssd
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class EditRule:
     """A rule, and what it looks at."""
 
     apply: Callable[..., Any]
-    edits: str  # neurons of decoders, weights by importance, MLPs along a gradient, kernels, kernels by a gradient
+    # neurons of decoders, weights by importance, MLPs along a gradient, kernels, kernels by a gradient, one layer's MLP
+    edits: str
     measured: dict[str, type] = field(default_factory=dict)  # settings of the method's file that the engine takes
     looks_at: tuple[str, ...] = ()  # kinds of rows beside those that its parameters name
     above_zero: tuple[str, ...] = ()  # settings that must be
@@ -26,7 +27,7 @@ class EditRule:
     def rows(self) -> list[str]:
         """The kinds of rows that it looks at."""
         parameters = inspect.signature(self.apply).parameters.values()
-        given = ("weight", "gradient", "fresh")
+        given = ("weight", "gradient", "fresh", "direction", "forget_mean", "moment")
         named = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY and p.name not in given]
         return [*("retain" if name == "everything" else name for name in named), *self.looks_at]
 
@@ -48,6 +49,12 @@ EDITS = {
         measured=OF_A_GRADIENT,
         looks_at=("forget", "retain"),
         above_zero=("components", *OF_A_GRADIENT),
+    ),
+    "lunar": EditRule(
+        edit_lunar.redirect,
+        edits="redirected",
+        measured={"layer": int},
+        looks_at=("forget", "retain", "forget_words", "holdout"),
     ),
     "ct": EditRule(edit_ct.transpose, edits="kernels"),
     "msg": EditRule(

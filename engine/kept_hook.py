@@ -40,6 +40,14 @@ def layers_of(model: LanguageModel) -> nn.ModuleList:
     return next(child for child in model.get_decoder().children() if isinstance(child, nn.ModuleList))
 
 
+def numbered_layer(model: LanguageModel, number: int, setting: str) -> nn.Module:
+    """One of them. Raises SettingsError, which `setting` begins, where there are fewer."""
+    layers = layers_of(model)
+    if number >= len(layers):
+        raise SettingsError(f"{setting}: {type(model).__name__} has layers 0 to {len(layers) - 1}")
+    return layers[number]
+
+
 def steered(states: Tensor, hook: KeptHook) -> Tensor:
     """States (..., H) as the hook leaves them, computed in fp32."""
     gate, direction = (each.to(states.device, torch.float32) for each in (hook.gate, hook.direction))

@@ -114,6 +114,11 @@ class BoundLoss:
         """The batches to draw: the passes without `ref_`, `untaught_`, `_logprob` and `_labels`, each once."""
         return list(dict.fromkeys(map(base_pass, self.passes)))
 
+    @property
+    def looks_at(self) -> list[str]:
+        """The kinds of rows that its edit looks at."""
+        return EDITS[self.method.edit.rule].rows if self.method.edit else []
+
     def __call__(self, passes: Mapping[str, Scored | Tensor], **state: float) -> Tensor:
         """The loss of the scored passes, a scalar; `state`: what STATE names."""
         return self.parts(passes, **state).total

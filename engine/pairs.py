@@ -91,15 +91,17 @@ class Pairs:
         scope: str = "both",
         alternatives: Mapping[tuple[str | None, str], list[str]] | None = None,
         noise: Noise | None = None,
+        holdout: Any = None,
     ):
         """`idk`: the answers for questions in words (False) and with a picture (True); `scope`: of the method;
-        `alternatives`: what engine.word_files.alternative_answers gives; `noise`: of the method.
+        `alternatives`: what engine.word_files.alternative_answers gives; `noise`: of the method; `holdout`: rows
+        about people whom no model met.
         """
         self.passes, self.all_forget, self.all_retain = passes, forget, retain
         self.forget: Any = None if forget is None else in_scope(forget, scope)
         self.retain: Any = in_scope(retain, scope)
         self.idk, self.seed, self.other_answers, self.scope = idk, seed, other_answers, scope
-        self.alternatives, self.noise = alternatives, noise
+        self.alternatives, self.noise, self.holdout = alternatives, noise, holdout
         self.leading: Any = self.retain if set(passes) == {"retain"} else self.forget
         if unknown := [name for name in passes if not hasattr(self, f"{name}_examples")]:
             raise SettingsError(f"the method asks for {unknown[0]} pictures, which there are in face recognition only")
@@ -136,13 +138,22 @@ class Pairs:
             "scope": self.scope,
             "alternatives": self.alternatives,
             "noise": self.noise,
+            "holdout": self.holdout,
         }
         return Pairs(passes, self.all_forget, self.all_retain, idk=self.idk, **more)
 
     def rows_of(self, name: str) -> Any:
         """All rows of a kind: `forget` and `retain` as the method trains on them; with `_words` or `_pictures` behind
-        it those without or with a picture, whatever the method's scope is. Raises SettingsError where there are none.
+        it those without or with a picture, whatever the method's scope is; `holdout`: about people whom no model met.
+        Raises SettingsError where there are none.
         """
+        if name == "holdout":
+            if self.holdout is None:
+                raise SettingsError(
+                    "the method asks for questions about people whom no model met, which there are for language models "
+                    "only"
+                )
+            return self.holdout
         whose, _, kind = name.partition("_")
         if not kind:
             return self.forget if whose == "forget" else self.retain

@@ -16,29 +16,19 @@ def main(settings: Forget) -> None:
     from engine.methods import bind
 
     loss = bind(settings.method)
-    from data_module import TrainingRows, check_apart, fingerprint, invented_answers, make_missing
-    from engine.encode import check_instruction, check_lengths
+    from data_module import fingerprint, make_missing
     from engine.epoch_evaluation import open_epoch_evaluation
+    from engine.forget_rows import check_rows_fit, open_pairs
     from engine.language_model import check_model_path
-    from engine.pairs import Pairs
     from engine.train import train
-    from engine.word_files import idk_answers
     from nlp.encoder import open_encoder, open_for_training
 
     make_missing(settings.inputs())
     check_model_path(settings.model_path)
-    forget = TrainingRows(settings.data, settings.split, settings.modality, settings.seed)
-    retain = TrainingRows(settings.data, settings.retain_split, settings.modality, settings.seed)
-    check_apart(forget, retain)
-    idk = {False: idk_answers(settings.data.idk_questions), True: idk_answers(settings.data.idk_pictures)}
-    draws = {"seed": settings.seed, "other_answers": settings.method.other_answers, "scope": settings.method.scope}
-    invented = invented_answers(settings.data) if "alternate" in loss.batches else None
-    pairs = Pairs(loss.batches, forget, retain, idk=idk, alternatives=invented, noise=settings.method.noise, **draws)
-
+    pairs = open_pairs(settings, loss)
     limits = {"max_length": settings.max_length, "truncate": settings.truncate}
     encoder = open_encoder(settings.model_path, settings.model, **limits)
-    check_lengths(encoder, forget, retain)
-    check_instruction(encoder, pairs)
+    check_rows_fit(encoder, pairs)
     each_epoch = open_epoch_evaluation(settings, encoder)
     start = open_for_training(settings, encoder)
     record = {"method": loss.method.name, "data": fingerprint(settings.data.path), **run_facts(settings, code)}

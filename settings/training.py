@@ -67,7 +67,7 @@ class Edit:
     ones.
     """
 
-    rule: str = MISSING  # ssd, manu, kvw, repselect, ct, msg
+    rule: str = MISSING  # ssd, manu, kvw, repselect, lunar, ct, msg
     args: dict[str, Any] = field(default_factory=dict)  # the rule's keyword-only parameters
     rows: int = 0  # of each kind that it looks at, drawn with the seed; 0: all
 

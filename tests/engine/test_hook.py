@@ -15,13 +15,13 @@ from cv.together import check_stackable
 from engine.encode import collate_prompts
 from engine.frozen_start import Start
 from engine.hook_eraser import gate_of
-from engine.hook_step import states_of
 from engine.kept_hook import KeptHook, hook_of, install, layers_of, steered
 from engine.language_model import forward, load_for_training, load_model, save
 from engine.logs import EvalLog
 from engine.methods import bind
 from engine.pairs import Pairs
 from engine.reading import hook_figure, reading_files
+from engine.states import Place, states_of
 from engine.train import train
 from helpers import BASE, MODEL, ROOT, TRAINER, example, pairs, training_settings, without_dropout
 from settings.language import Forget
@@ -217,7 +217,7 @@ def test_a_hook_that_cannot_be_or_changes_nothing_is_one_line(args, line, data, 
 def test_a_layer_that_does_not_run_is_one_line(model, encoder):
     trainer = SimpleNamespace(model=model, forward=lambda model, batch: None, args=SimpleNamespace(device="cpu"))
     with pytest.raises(SettingsError, match=r"layer=1: that layer of .* gives no one state for each token of split te"):
-        list(states_of(trainer, encoder, [example()], 1))
+        list(states_of(trainer, encoder, [example()], Place(layers_of(model)[1], "method.hook.args.layer=1")))
 
 
 @pytest.mark.parametrize(
