@@ -572,6 +572,30 @@ def npo(forget: Scored, ref_forget_logprob: Tensor, retain: Scored, *, beta: flo
     return Parts(-2 / beta * F.logsigmoid(-beta * log_ratio).mean(), retain_weight * retain_term(retain))
 
 
+def pava(forget: Scored, ref_forget_logprob: Tensor, visual: Scored, *, beta: float, visual_weight: float) -> Parts:
+    """PAVA: make the forget answers less likely by NPO, and keep what the model says of the same pictures otherwise.
+
+    -(2 / beta) * mean log sigmoid(-beta * (log p(y|x) - log p0(y|x))) + visual_weight * NLL(V)
+
+    V are the forget pictures with questions that do not ask who is in them, and the answers that p0 gives. No retain
+    rows are asked for.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        ref_forget_logprob: their log-probabilities under p0, (B,) in nats.
+        visual: scored answers of p0 about the same pictures, logits (B, T, V).
+        beta: how soon the push on an answer fades, above 0. See `npo`.
+        visual_weight: weight of the other answers, 0 or more. The file has 3.0, as the paper has.
+
+    Returns:
+        Two scalars in nats.
+
+    Source: PAVA (arXiv 2608.30649).
+    """
+    log_ratio = sequence_logprob(forget) - ref_forget_logprob
+    return Parts(-2 / beta * F.logsigmoid(-beta * log_ratio).mean(), visual_weight * nll(visual))
+
+
 def altpo(
     forget: Scored,
     ref_forget_logprob: Tensor,
@@ -737,6 +761,44 @@ def rmu(forget: Hidden, retain: Hidden, ref_retain: Hidden, *, c: float, alpha: 
     """
     target = c * unit_direction(forget.states.shape[-1], direction_seed).to(forget.states.device)
     steered = (forget.states.float() - target).square().mean(-1)
+    kept = (retain.states.float() - ref_retain.states.detach().float()).square().mean(-1)
+    return Parts(mean_over_answers(steered, forget), alpha * mean_over_answers(kept, retain))
+
+
+def rmu_adaptive(
+    forget: Hidden,
+    ref_forget: Hidden,
+    retain: Hidden,
+    ref_retain: Hidden,
+    *,
+    scale: float,
+    alpha: float,
+    direction_seed: int,
+) -> Parts:
+    """RMU whose target is as long as the state itself was: steer each forget state to `scale` times its own length.
+
+    mean over features of (h - scale * |h0| * u)^2 on F + alpha * mean over features of (h - h0)^2 on R
+
+    h and h0 are the states of p and of p0 at the positions that predict answer tokens.
+
+    Args:
+        forget: states of the forget rows under p, (B, T, H).
+        ref_forget: states of the same forget rows under p0, (B, T, H).
+        retain: states of the retain rows under p, (B, T, H).
+        ref_retain: states of the same retain rows under p0, (B, T, H).
+        scale: length of the target in lengths of the start's own state, above 0. Adaptive RMU has 5, searches of
+            MIP-Editor 0.5 to 2.
+        alpha: weight of the retain part, 0 or more.
+        direction_seed: of the draw of u, 0 or more. Any value serves.
+
+    Returns:
+        Two scalars in squared units of the states.
+
+    Source: Huu-Tien et al. (arXiv 2408.06223); MIP-Editor (arXiv 2511.06793) names the same loss.
+    """
+    start = ref_forget.states.detach().float()
+    direction = unit_direction(start.shape[-1], direction_seed).to(start.device)
+    steered = (forget.states.float() - scale * start.norm(dim=-1, keepdim=True) * direction).square().mean(-1)
     kept = (retain.states.float() - ref_retain.states.detach().float()).square().mean(-1)
     return Parts(mean_over_answers(steered, forget), alpha * mean_over_answers(kept, retain))
 

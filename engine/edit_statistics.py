@@ -4,7 +4,7 @@ Everything is measured in fp32 and eval mode, row by row, so that the batch size
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +29,26 @@ class Mlp:
     into: list[nn.Module]  # linear layers that make the neurons' values: of twice the width where two are one layer
 
 
-def mlps_of(model: LanguageModel, method: str) -> list[Mlp]:
-    """The MLP of each decoder layer. Raises SettingsError for a model that has no decoder, or another kind of MLP."""
+def mlps_of(model: LanguageModel, method: str, only: Collection[int] | None = None) -> list[Mlp]:
+    """The MLP of each decoder layer that is to be changed, or of `only` some of them in their order.
+
+    Raises SettingsError for a model that has no decoder, or another kind of MLP, or where `model.freeze` holds one.
+    """
+    found = decoder_mlps(model, method)
+    numbers = range(len(found)) if only is None else sorted(only)
+    for number in numbers:
+        if not next(found[number].down.parameters()).requires_grad:
+            raise SettingsError(f"method={method} edits the MLP of layer {number}, which model.freeze holds still")
+    return [found[number] for number in numbers]
+
+
+def decoder_mlps(model: LanguageModel, method: str) -> list[Mlp]:
+    """The MLP of each decoder layer; under an adapter it is of the layers below it.
+
+    Raises SettingsError for a model that has no decoder, or another kind of MLP.
+    """
     if not hasattr(model, "get_decoder"):
-        raise SettingsError(f"method={method} edits the neurons of a decoder, which language models alone have")
+        raise SettingsError(f"method={method} looks at the neurons of a decoder, which language models alone have")
     decoder = model.get_decoder()
     layers: Any = next(child for child in decoder.children() if isinstance(child, nn.ModuleList))
     found = []
@@ -41,9 +57,7 @@ def mlps_of(model: LanguageModel, method: str) -> list[Mlp]:
         if DOWN_PROJECTION not in parts:
             raise SettingsError(f"method={method}: layer {number} of {type(model).__name__} has no one down-projection")
         down = parts.pop(DOWN_PROJECTION)
-        if not next(down.parameters()).requires_grad:
-            raise SettingsError(f"method={method} edits the MLP of layer {number}, which model.freeze holds still")
-        place = next(name for name, module in parts.items() if module is down)
+        place = next(name for name, module in parts.items() if module is down).removesuffix(".base_layer")
         width, _ = widths_of(down)
         beside = layer.get_submodule(place.rpartition(".")[0]).modules()
         into = [each for each in beside if isinstance(each, LINEAR) and each is not down]

@@ -6,7 +6,7 @@ from data_module import TrainingRows, check_apart, invented_answers
 from engine.encode import ChatEncoder, check_instruction, check_lengths
 from engine.methods import BoundLoss
 from engine.pairs import Pairs
-from engine.word_files import idk_answers
+from engine.word_files import idk_answers, lines_of
 from settings.language import Data, Forget
 from settings.script import SettingsError
 
@@ -27,6 +27,7 @@ def open_pairs(settings: Forget, loss: BoundLoss) -> Pairs:
         scope=method.scope,
         alternatives=invented_answers(data) if "alternate" in loss.batches else None,
         noise=method.noise,
+        asked=lines_of("method.visual.questions", method.visual.questions) if method.visual else None,
         holdout=holdout_rows(data, seed) if "holdout" in loss.looks_at else None,
     )
 

@@ -1,12 +1,16 @@
 """A method's `mask` step: before training the gradients of rows choose which weights move."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from engine.attribution import attributed
+from engine.edit_statistics import Mlp, mlps_of
 from engine.language_model import trained_weights
+from engine.layer_output import end_at_layer, restore_layers, widths_of
 from engine.loss_trainer import LossTrainer
 from engine.pairs import drawn_of
 from engine.row_gradients import mean_gradient, squared_gradients
@@ -40,12 +44,47 @@ def chosen_by(trainer: LossTrainer, mask: Mask, pairs: Any, encoder: Any) -> lis
     """Which entries of each trained weight a mask lets move."""
     if mask.share is not None:
         return largest(mean_gradient(trainer, mask.loss, pairs, encoder), mask.share)
+    if mask.neurons is not None:
+        return of_neurons(trainer, mask, pairs, encoder)
     assert mask.ratio is not None
     others = [pairs.rows_of(name) for name in mask.against]  # first: it says so where there are none
     drawn = [drawn_of(rows, mask.rows, trainer.draw_seed) for rows in (pairs.rows_of("forget"), *others)]
     of_forget, _ = squared_gradients(trainer, mask.loss, drawn[:1], encoder)
     of_others, _ = squared_gradients(trainer, mask.loss, drawn[1:], encoder)
     return [exceeds(f, o, mask.ratio) for f, o in zip(of_forget, of_others, strict=True)]
+
+
+def of_neurons(trainer: LossTrainer, mask: Mask, pairs: Any, encoder: Any) -> list[Tensor]:
+    """Which entries move of a mask by neurons: what makes a chosen neuron active, and what it writes.
+
+    The model's whole answers are looked at, also where it ends at a layer while it trains.
+    """
+    method = trainer.bound.method
+    assert mask.neurons is not None
+    rows = drawn_of(pairs.rows_of("forget"), mask.rows, trainer.draw_seed)
+    mlps = mlps_of(trainer.model, method.name, method.activations.trained if method.activations else None)
+    restore_layers(trainer.model)
+    try:
+        chosen = attributed(trainer, mask.loss, rows, encoder, mlps=mlps, most=mask.neurons)
+    finally:
+        if method.activations:
+            end_at_layer(trainer.model, method.activations)
+    return entries_of(trained_weights(trainer.model).values(), mlps, chosen)
+
+
+def entries_of(weights: Iterable[nn.Parameter], mlps: list[Mlp], chosen: list[Tensor]) -> list[Tensor]:
+    """Where in each weight the entries of the chosen neurons stand, as bool masks; `chosen`: of each MLP's neurons."""
+    found: dict[int, Tensor] = {}
+    for mlp, neurons in zip(mlps, chosen, strict=True):
+        for linear in (mlp.down, *mlp.into):
+            made = linear is not mlp.down
+            weight: Any = linear.weight
+            of_each = neurons.repeat(widths_of(linear)[1] // len(neurons)) if made else neurons
+            across = of_each[:, None] if made == isinstance(linear, nn.Linear) else of_each
+            found[id(weight)] = across.expand(weight.shape)
+            if made and linear.bias is not None:
+                found[id(linear.bias)] = of_each
+    return [found.get(id(weight), torch.zeros_like(weight, dtype=torch.bool)) for weight in weights]
 
 
 def largest(values: list[Tensor], share: float) -> list[Tensor]:

@@ -16,24 +16,26 @@ from settings.script import SettingsError, nearest, one_of
 from settings.training import Edit, Hook, Method
 from unlearn_losses import Anchored, Hidden, Parts, Scored
 
-PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "alternate", "noised")
+PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "alternate", "noised", "visual")
 OF_FACES = ("augmented", "sibling", "nearest", "nobody")  # passes of face recognition alone
 STATE = ("epoch", "multiplier", "target", "never_met")  # keyword-only parameters that the engine fills in
 UNTAUGHT = "untaught_"  # before a pass: that of a network that never learned anything
 
 
 # hyperparameters that divide, or without which a loss says nothing; an edit's rule names its own
-ABOVE_ZERO = ("beta", "temperature", "c", "smoothing")
+ABOVE_ZERO = ("beta", "temperature", "c", "smoothing", "scale")
 AT_LEAST_ZERO = {"alpha", "rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers"}
 AT_LEAST_ZERO |= {"rest", "layer", "spared"}
 AT_MOST_ONE = ("smoothing", "share", "damping", "rest", "spared")
 # what weighs the retain part of a loss that has no retain_weight
 RETAIN_WEIGHTS = {
     "rmu": ["alpha"],
+    "rmu_adaptive": ["alpha"],
     "scrub": ["alpha", "gamma"],
     "llmu": ["kl_weight"],
     "sku": ["kl_weight"],
     "jensun": ["jsd_weight"],
+    "pava": ["visual_weight"],
 }
 
 
@@ -266,6 +268,7 @@ def check_steps(method: Method, loss: Callable) -> None:
         "multiplier": "multiplier" in parameters,
         "noise": "noised" in map(base_pass, parameters),
         "boundary": "nearest" in map(base_pass, parameters),
+        "visual": "visual" in map(base_pass, parameters),
     }
     for step, needed in asked.items():
         if needed != (getattr(method, step) is not None):
@@ -307,6 +310,8 @@ def check_scope(method: Method) -> None:
 def check_answers_are_scored(method: Method) -> None:
     """Raise SettingsError where the model ends at a layer and a step needs what it says of answers."""
     looks = [name for name in ("mask", "edit") if getattr(method, name)]
+    if method.mask and method.mask.neurons is not None:  # its layers are put back while it looks
+        looks.remove("mask")
     if method.edit and not EDITS[method.edit.rule].rows:
         looks.remove("edit")
     if method.activations and looks:

@@ -73,7 +73,8 @@ class Pairs:
 
     `idk`: "I don't know"; `unrelated`: answers of retain rows, who are other people; `shuffled`: answers of other
     forget rows, `other_answers` of them; `alternate`: so many of the row's invented answers; `noised`: the row itself,
-    asked with an instruction before the question, its picture noised alike in every epoch. Keys are
+    asked with an instruction before the question, its picture noised alike in every epoch; `visual`: its picture with
+    another question and what the start answers, the same in every epoch. Keys are
     `epoch * len(self) + row`, so that every draw is a function of (seed, epoch, row). Retain rows come from a seeded
     shuffle without replacement that cycles. An epoch runs over the forget rows, or over the retain rows where the
     method has no use for forget rows.
@@ -92,21 +93,25 @@ class Pairs:
         alternatives: Mapping[tuple[str | None, str], list[str]] | None = None,
         noise: Noise | None = None,
         holdout: Any = None,
+        asked: list[str] | None = None,
     ):
         """`idk`: the answers for questions in words (False) and with a picture (True); `scope`: of the method;
         `alternatives`: what engine.word_files.alternative_answers gives; `noise`: of the method; `holdout`: rows
-        about people whom no model met.
+        about people whom no model met; `asked`: questions about a picture that do not ask who is in it.
         """
         self.passes, self.all_forget, self.all_retain = passes, forget, retain
         self.forget: Any = None if forget is None else in_scope(forget, scope)
         self.retain: Any = in_scope(retain, scope)
         self.idk, self.seed, self.other_answers, self.scope = idk, seed, other_answers, scope
-        self.alternatives, self.noise, self.holdout = alternatives, noise, holdout
+        self.alternatives, self.noise, self.holdout, self.asked = alternatives, noise, holdout, asked
+        self.own_answers: dict[int, Example] = {}  # by forget row; engine.own_answers fills it in
         self.leading: Any = self.retain if set(passes) == {"retain"} else self.forget
         if unknown := [name for name in passes if not hasattr(self, f"{name}_examples")]:
             raise SettingsError(f"the method asks for {unknown[0]} pictures, which there are in face recognition only")
         if "noised" in passes and noise is None:
             raise SettingsError("the method asks for noised pictures, which there are for language models only")
+        if "visual" in passes and asked is None:
+            raise SettingsError("the method asks for questions about pictures, which language models alone answer")
         if "alternate" in passes:
             self.check_alternatives()
         drawn: tuple[tuple[str, Any, str], ...] = (
@@ -139,8 +144,11 @@ class Pairs:
             "alternatives": self.alternatives,
             "noise": self.noise,
             "holdout": self.holdout,
+            "asked": self.asked,
         }
-        return Pairs(passes, self.all_forget, self.all_retain, idk=self.idk, **more)
+        made = Pairs(passes, self.all_forget, self.all_retain, idk=self.idk, **more)
+        made.own_answers = self.own_answers
+        return made
 
     def rows_of(self, name: str) -> Any:
         """All rows of a kind: `forget` and `retain` as the method trains on them; with `_words` or `_pictures` behind
@@ -197,6 +205,15 @@ class Pairs:
         example = self.forget[row]
         assert self.noise is not None  # __init__
         return [replace(self.instructed(example), image=noised(example, self.noise.sigma, self.seed))]
+
+    def visual_examples(self, epoch: int, row: int) -> list[Example]:
+        return [self.own_answers[row]]
+
+    def asked_otherwise(self, row: int) -> list[Example]:
+        """A forget row's picture with each question that does not ask who is in it, in the order to try them."""
+        assert self.asked is not None  # __init__
+        questions = draw(self.seed, row, "visual").sample(self.asked, len(self.asked))
+        return [replace(self.forget[row], question=question, answer="") for question in questions]
 
     def instructed(self, example: Example) -> Example:
         """The example with the method's instruction before its question."""

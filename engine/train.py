@@ -24,6 +24,7 @@ from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
 from engine.mask_step import hold_all_but
 from engine.methods import BoundLoss
+from engine.own_answers import answer_as_the_start
 from engine.pairs import PassCollator
 from engine.parted import check_parts, check_whole, make_whole, shapes_of
 from engine.progress import Work
@@ -36,6 +37,7 @@ from engine.record import (
     write_record,
 )
 from engine.start_checks import rows_to_check
+from engine.trace_step import train_traced_alone
 from engine.tracking import Log, run_of, tracked
 from settings.script import SettingsError, first_line, processes
 from settings.training import Method, Trainer
@@ -220,6 +222,8 @@ def train(
         check_parts(trainer.accelerator, settings.precision)
         trainer.remove_callback(transformers.PrinterCallback)
         progress.trainer = trainer
+        if bound.method.visual:  # before rows are drawn, which it makes whole
+            answer_as_the_start(trainer, pairs, encoder, bound.method.visual.max_new_tokens)
         check_before_training(trainer, start, pairs, encoder, say)
         checkpoints = Checkpoints(trainer, save_dir, settings, record, say)
         judged = prepare(trainer, pairs, encoder, each_epoch, say)
@@ -382,6 +386,9 @@ def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say
     method = trainer.bound.method
     if trainer.bound.cached:
         trainer.keep_start_logprobs(pairs, encoder)
+    if method.trace:
+        trainer.edited = train_traced_alone(trainer, method.trace, pairs, encoder)
+        say(f"{method.name}: of the decoder's MLPs those of layers {trainer.edited['traced_layers']} train")
     if method.edit:
         trainer.edited = edit(trainer, pairs, encoder)
         say(f"{method.name}: the edit changes {trainer.edited['edited']:.1%} of what it looks at")

@@ -302,7 +302,8 @@ class Forget(Finetune):
         idk = [str(ROOT / path) for path in (self.data.idk_questions, self.data.idk_pictures)]
         is_asked = self.method.loss is not None and "alternate" in passes_named(self.method.loss)
         invented = [self.data.alternatives] if is_asked and Path(self.data.alternatives).is_file() else []
-        return replace(inputs, files=[*inputs.files, *idk, *invented], losses=self.method.losses())
+        asked = [str(ROOT / self.method.visual.questions)] if self.method.visual else []
+        return replace(inputs, files=[*inputs.files, *idk, *invented, *asked], losses=self.method.losses())
 
 
 @dataclass

@@ -21,35 +21,41 @@ MOST = 1_000_000  # of epochs, rows of a batch, batches of a step: more is a sli
 
 @dataclass
 class Mask:
-    """Before training: only the weights move that the forget rows ask for most, as a share of all (SalUn) or in
-    comparison with other rows (MMUnlearner).
+    """Before training: only the weights move that the forget rows ask for most, as a share of all (SalUn), in
+    comparison with other rows (MMUnlearner), or those of the neurons that say most of an answer (MIP-Editor).
     """
 
     loss: str = MISSING  # whose gradient
-    # one of the two: the share of the trained weights that moves, those of the largest gradient over all forget rows;
-    # or how many times larger the mean square of a row's gradient must be on forget rows than on the rows `against`
+    # one of the three: the share of the trained weights that moves, those of the largest gradient over all forget rows;
+    # how many times larger the mean square of a row's gradient must be on forget rows than on the rows `against`; or
+    # how many neurons of each trained layer's MLP move for each forget row, those of the largest attribution
     share: float | None = None
     ratio: float | None = None
+    neurons: int | None = None
     against: list[str] = field(default_factory=list)  # retain, forget_words, retain_words
-    rows: int = 0  # of each kind that a ratio looks at, drawn with the seed; 0: all
+    rows: int = 0  # of each kind that a ratio or an attribution looks at, drawn with the seed; 0: all
     applies_to: str = "all"  # what the mask holds still: all of the gradient, or that of the loss's forget part
 
     def __post_init__(self) -> None:
         one_of("method.mask.applies_to", self.applies_to, ("all", "forget"))
-        if (self.share is None) == (self.ratio is None):
-            raise SettingsError(f"method.mask takes either share or ratio; got share={self.share} ratio={self.ratio}")
+        ways = {"share": self.share, "ratio": self.ratio, "neurons": self.neurons}
+        if sum(value is not None for value in ways.values()) != 1:
+            got = " ".join(f"{name}={value}" for name, value in ways.items())
+            raise SettingsError(f"method.mask takes one of share, ratio and neurons; got {got}")
         if self.share is not None:
             share_of("method.mask.share", self.share)
         if self.ratio is not None and not 0 < self.ratio < math.inf:
             raise SettingsError(f"method.mask.ratio={self.ratio} must be a number above 0")
+        if self.neurons is not None:
+            at_least("method.mask.neurons", self.neurons, 1)
         if (self.ratio is None) != (not self.against):
-            raise SettingsError(f"method.mask.against={self.against}: a ratio is against some rows, a share is not")
+            raise SettingsError(f"method.mask.against={self.against}: a ratio is against some rows, nothing else is")
         for rows in self.against:
             one_of("method.mask.against", rows, COMPARED)
         if len(set(self.against)) < len(self.against):
             raise SettingsError(f"method.mask.against={self.against} names rows twice, which would count double")
         at_least("method.mask.rows", self.rows, 0)
-        if self.rows and self.ratio is None:
+        if self.rows and self.share is not None:
             raise SettingsError(f"method.mask.rows={self.rows}: a share looks at all forget rows; leave rows out")
 
 
@@ -99,6 +105,31 @@ class Noise:
             raise SettingsError(f"method.noise.sigma={self.sigma} must be a number of at least 0")
         if not self.instruction.strip():
             raise SettingsError("method.noise.instruction is empty: a question in words would stay as it is")
+
+
+@dataclass
+class Visual:
+    """What the pass `visual` asks about a forget picture; the start's own answers are those to keep (PAVA)."""
+
+    questions: str = MISSING  # a file of questions that do not ask who is in the picture, one a line
+    max_new_tokens: int = MISSING  # of an answer; a longer one is cut
+
+    def __post_init__(self) -> None:
+        at_least("method.visual.max_new_tokens", self.max_new_tokens, 1)
+
+
+@dataclass
+class Trace:
+    """Before training: of the decoder's MLPs only those train that, given what they wrote for the right picture, bring
+    back most of an answer that another picture has taken away (PAVA).
+    """
+
+    layers: int = MISSING  # how many
+    rows: int = MISSING  # forget rows that are looked at, drawn with the seed; 0: all
+
+    def __post_init__(self) -> None:
+        at_least("method.trace.layers", self.layers, 1)
+        at_least("method.trace.rows", self.rows, 0)
 
 
 @dataclass
@@ -159,6 +190,8 @@ class Method:
     scope: str = "both"  # of the rows to forget and to keep, those it trains on: both, pictures, words
     noise: Noise | None = None
     boundary: Boundary | None = None
+    visual: Visual | None = None
+    trace: Trace | None = None
     edit: Edit | None = None
     hook: Hook | None = None
     mask: Mask | None = None
@@ -174,6 +207,7 @@ class Method:
         one_of("method.scope", self.scope, SCOPES)
         self.check_untrained()
         self.check_against()
+        self.check_trace()
         if self.gradient and self.mask and self.mask.applies_to == "forget":
             raise SettingsError(
                 f"method={self.name}: method.gradient and method.mask.applies_to=forget both say what becomes of the "
@@ -190,7 +224,7 @@ class Method:
             raise SettingsError(f"method={self.name}: method.loss=null trains nothing; it needs a method.edit")
         if self.hook and self.noise is None:
             raise SettingsError(f"method={self.name}: method.hook needs a method.noise, towards which it steers")
-        steps = ("noise", "boundary", "mask", "gradient", "activations", "multiplier", "task_vector")
+        steps = ("noise", "boundary", "visual", "trace", "mask", "gradient", "activations", "multiplier", "task_vector")
         for name in ("args", "l1", *steps):
             if getattr(self, name) and not (self.hook and name == "noise"):
                 raise SettingsError(f"method={self.name}: method.loss=null trains nothing; leave method.{name} out")
@@ -212,6 +246,17 @@ class Method:
             raise SettingsError(
                 f"method.mask.against={against} with method.scope=words: forget rows would be compared with themselves"
             )
+
+    def check_trace(self) -> None:
+        """Raise SettingsError where layers are to be traced, or answers to be given, in a way that does not go."""
+        for step in ("edit", "mask", "gradient", "activations"):
+            if self.trace and getattr(self, step):
+                raise SettingsError(
+                    f"method={self.name}: method.trace and method.{step} both say which weights train; leave one out"
+                )
+        for step in ("trace", "visual"):
+            if getattr(self, step) and self.scope != "pictures":
+                raise SettingsError(f"method={self.name}: method.{step} is about pictures: set method.scope=pictures")
 
     def losses(self) -> list[str]:
         """The functions of unlearn_losses that it names."""

@@ -42,9 +42,11 @@ from unlearn_losses import (
     neggrad,
     nll,
     npo,
+    pava,
     pdu,
     retain_ft,
     rmu,
+    rmu_adaptive,
     satimp,
     scrub,
     scrub_bio,
@@ -269,6 +271,13 @@ def refusals(passes, name):
     return logs.gather(-1, wanted[..., None])[passes[name].labels != IGNORE].sum()
 
 
+def to_adaptive_target(passes):
+    """Distance of forget states from twice the start's length along the one direction, summed."""
+    forget, start = passes["forget"], passes["ref_forget"].logits
+    target = 2 * start.norm(dim=-1, keepdim=True) * unit_direction(5, 0)
+    return (forget.logits - target)[forget.labels != IGNORE].norm()
+
+
 # what a small step on the scored passes must raise (+1) or lower (-1), measured on which pass
 DIRECTIONS = {
     **{
@@ -303,6 +312,11 @@ DIRECTIONS = {
             ].norm(),
         )
     ],
+    "mip_editor": [
+        (-1, "forget", lambda passes, name: to_adaptive_target(passes)),
+        (-1, "retain", lambda passes, name: gap(passes, name, "ref_retain")),
+    ],
+    "pava": [(-1, "forget", right_answers), (+1, "visual", right_answers)],
     "neggrad": [(-1, "forget", right_answers), (+1, "retain", right_answers)],
     "sparsity": [(+1, "retain", right_answers)],
     "bad_teacher": [
@@ -513,6 +527,20 @@ def test_rmu_by_hand():
         Hidden((u + torch.tensor(d)).view(1, 1, 2), label) for d in ((3.0, 1.0), (2.0, 0.0), (0.0, 0.0))
     )
     assert rmu(forget, retain, start, c=1.0, alpha=0.5, direction_seed=0).total.item() == pytest.approx(5 + 0.5 * 2)
+
+
+def test_adaptive_rmu_by_hand():
+    # u of one feature is 1; |h0| = 3: (1 - 2 * 3)^2 = 25; .5 * (5 - 3)^2 = 2
+    one, three, five = (embedded([value]) for value in (1.0, 3.0, 5.0))
+    parts = rmu_adaptive(one, three, five, three, scale=2.0, alpha=0.5, direction_seed=0)
+    assert (parts.forget.item(), parts.retain.item()) == pytest.approx((25.0, 2.0))
+
+
+def test_pava_is_npo_and_what_the_start_says_of_the_same_pictures():
+    # as npo by hand: -2 log .8; + 3 * log 4
+    parts = pava(answers([0.125]), sequence_logprob(answers([0.5])), answers([0.25]), beta=1.0, visual_weight=3.0)
+    assert parts.forget.item() == pytest.approx(-2 * math.log(0.8))
+    assert parts.retain.item() == pytest.approx(3 * math.log(4))
 
 
 def test_rmus_direction_is_one_fixed_unit_vector_of_no_negative_features():
