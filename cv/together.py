@@ -10,6 +10,7 @@ channels per network, and the loss is a sum whose terms share nothing. The step 
 import copy
 import hashlib
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -23,16 +24,28 @@ from torch import Tensor
 
 from cv.division import Division, met_by
 from cv.face_settings import AttackFaces
-from cv.network import FaceNetwork, end_at, forward_of, stack_networks, with_first_classes, with_new_classes
+from cv.network import (
+    FaceNetwork,
+    end_at,
+    forward_of,
+    stack_networks,
+    start_of,
+    with_first_classes,
+    with_new_classes,
+)
 from cv.pictures import FaceEncoder, FacePairs, training_rows
 from cv.preparation import People, prepare
+from engine.edit_step import edit, slow_down
+from engine.edits import EDITS
 from engine.folders import written_whole
 from engine.frozen_start import Forward, forward_passes
+from engine.loss_trainer import LossTrainer
 from engine.methods import UNTAUGHT, BoundLoss, bind
 from engine.pairs import Batch, EpochSampler, PassCollator
 from engine.progress import Work
 from engine.record import read_json, work_key, write_record
 from engine.source import code_of
+from engine.train import training_arguments
 from settings.inputs import Inputs
 from settings.runs import one_at_a_time
 from settings.script import SettingsError, processes
@@ -53,13 +66,17 @@ class Shadow:
     start: FaceNetwork  # the network that trains
     untaught: FaceNetwork | None = None  # where the loss compares with one that never learned anything
     measured: dict[str, float] = field(default_factory=dict)  # what the loss asks for
+    before: FaceNetwork | None = None  # the network as it was, where it begins edited
+    slowed: dict[str, Tensor] = field(default_factory=dict)  # see LossTrainer
 
 
 def check_stackable(method: Method) -> None:
     """Raise SettingsError for a method that needs more than a loss: its steps look at one network at a time."""
-    for step in ("edit", "hook", "trace", "mask", "gradient", "multiplier", "task_vector"):
+    for step in ("hook", "trace", "mask", "gradient", "multiplier", "task_vector"):
         if getattr(method, step):
             raise SettingsError(f"method={method.name}: many networks cannot train together with method.{step}")
+    if method.edit and not EDITS[method.edit.rule].fits_faces:
+        raise SettingsError(f"method={method.name} edits the decoder of a language model, which a face network has not")
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,13 @@ def untaught_stack(shadows: list[Shadow]) -> FaceNetwork:
     each = [shadow.untaught for shadow in shadows if shadow.untaught is not None]
     assert len(each) == len(shadows)  # cv.preparation makes one for each
     return stack_networks(each).requires_grad_(False).eval()
+
+
+def start_stack(stack: FaceNetwork, shadows: list[Shadow]) -> FaceNetwork:
+    """What a stack compares with: its networks as they were before an edit, or as they are."""
+    before = [shadow.before for shadow in shadows if shadow.before is not None]
+    start = stack_networks(before) if before else copy.deepcopy(stack)
+    return start.requires_grad_(False).eval()
 
 
 def train_stack(
@@ -101,9 +125,10 @@ def train_stack(
     """
     stack.to(processes().device)
     frozen = References(
-        copy.deepcopy(stack).requires_grad_(False).eval() if bound.frozen or bound.cached else None,
+        start_stack(stack, shadows).to(processes().device) if bound.frozen or bound.cached else None,
         untaught_stack(shadows).to(processes().device) if bound.untaught else None,
     )
+    slow_down(stack, {name: torch.cat([each.slowed[name] for each in shadows]) for name in shadows[0].slowed})
     optimizer = make_optimizer(stack, settings)
     steps = settings.epochs * math.ceil(len(shadows[0].pairs) / settings.batch_size)
     schedule = make_schedule(optimizer, settings, steps)
@@ -297,7 +322,8 @@ def found_or_trained(settings: AttackFaces, division: Division, plan: StackPlan)
     if plan.method.activations:
         end_at(stack, plan.method.activations)
     share = len(plan.numbers) if settings.method is None else len(plan.numbers) / 2  # the other half is to forget
-    train_stack(stack, bound, shadows, plan.trainer, forward=forward_of(settings.model), stands_for=share)
+    if bound.loss:
+        train_stack(stack, bound, shadows, plan.trainer, forward=forward_of(settings.model), stands_for=share)
     stack.ends_at = None
     stack = with_first_classes(stack, start[0].classes.shape[1])
     facts = {"models": [*plan.numbers], "method": plan.method.name, "key": key}
@@ -314,11 +340,24 @@ def shadow_of(
     if bound.method != FINETUNING:
         people = People(division, met, classes)
         ready = prepare(bound, start, people, data=settings.data, shape=settings.model, seed=seed)
-        return Shadow(ready.pairs, ready.encoder, seed, ready.model, ready.untaught, ready.measured)
+        shadow = Shadow(ready.pairs, ready.encoder, seed, ready.model, ready.untaught, ready.measured)
+        return edited(shadow, bound, settings) if bound.method.edit else shadow
     retain = training_rows(division, classes, settings.split)
     encoder = FaceEncoder(classes, settings.data.people, settings.model.size)
     encoder.read(retain.files)
     return Shadow(FacePairs(bound.batches, None, retain, size=settings.model.size, seed=seed), encoder, seed, start)
+
+
+def edited(shadow: Shadow, bound: BoundLoss, settings: AttackFaces) -> Shadow:
+    """The shadow with its network edited, as the training loop edits one network."""
+    network = copy.deepcopy(shadow.start)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = training_arguments(settings.trainer, shadow.seed, scratch)
+        start = start_of(network, settings.model, [*shadow.encoder.numbers])
+        rows = {"train_dataset": shadow.pairs, "args": arguments}
+        trainer = LossTrainer(start, bound, settings.trainer, seed=shadow.seed, **rows)
+        edit(trainer, shadow.pairs, shadow.encoder)
+    return replace(shadow, start=network, before=shadow.start, slowed=trainer.slowed)
 
 
 def model_seed(settings: AttackFaces, number: int) -> int:

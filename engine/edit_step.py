@@ -127,15 +127,22 @@ def renew_kernels(
     differs = {id(weight): r - f for weight, f, r in zip(weights, of_forget, of_retain, strict=True)}
     source = torch.Generator().manual_seed(trainer.draw_seed)
     renewed = looked_at = 0
-    for module in trainer.model.modules():
+    for name, module in trainer.model.named_modules():
         if isinstance(module, torch.nn.Conv2d) and module.weight.requires_grad:
             weight, gradient = module.weight, differs[id(module.weight)]
             chosen = edit_msg.smallest(gradient, own["share"])
             weight.copy_(rule.apply(weight, gradient, edit_msg.fresh_like(weight, source), **own))
-            weight.register_hook(partial(torch.mul, chosen + ~chosen * method.edit.args["rest"]))
+            trainer.slowed[f"{name}.weight"] = chosen + ~chosen * method.edit.args["rest"]
             renewed += int(chosen.sum())
             looked_at += weight.numel()
+    slow_down(trainer.model, trainer.slowed)
     return {"edited": renewed / max(looked_at, 1)}
+
+
+def slow_down(model: torch.nn.Module, shares: dict[str, torch.Tensor]) -> None:
+    """Have the weights of these names move by a share of their gradient, entry by entry."""
+    for name, share in shares.items():
+        model.get_parameter(name).register_hook(partial(torch.mul, share))
 
 
 @torch.no_grad()

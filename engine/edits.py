@@ -24,6 +24,11 @@ class EditRule:
     above_zero: tuple[str, ...] = ()  # settings that must be
 
     @property
+    def fits_faces(self) -> bool:
+        """Whether it has an effect on networks without a decoder."""
+        return self.edits in ("weights", "kernels", "renewed")
+
+    @property
     def rows(self) -> list[str]:
         """The kinds of rows that it looks at."""
         parameters = inspect.signature(self.apply).parameters.values()

@@ -58,6 +58,7 @@ class LossTrainer(transformers.Trainer):
         self.rule_args: dict[str, Any] = dict(bound.method.gradient.args) if bound.method.gradient else {}
         self.rule_state: State = {}
         self.edited: dict[str, Any] = {}  # what the record says of an edit
+        self.slowed: dict[str, Tensor] = {}  # by name, the shares of their gradient that an edit lets weights move by
         self.batches_of_step: list[dict[str, Any]] = []  # kept where a rule looks at them twice
         # of the trained passes on this process; they stay on the batches' device, so that nobody waits to count
         self.tokens: Tensor | float = 0.0

@@ -150,6 +150,8 @@ def test_each_of_several_networks_becomes_in_fp64_what_it_becomes_alone(name, se
         ("boundary_shrink", "sgd", "fp32", 1e-3),
         ("boundary_expand", "sgd", "fp32", 1e-3),
         ("dispersion", "sgd", "fp32", 1e-3),
+        ("msg", "sgd", "fp32", 1e-3),
+        ("ct", "sgd", "fp32", 1e-3),
     ],
 )
 def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(
@@ -161,8 +163,8 @@ def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(
     bound = bind(given.method or FINETUNING, faces=True)
     starts = {number: with_new_classes(pretrained(), 6, number) for number in (2, 3)}
     shadows = shadows_of(given, bound.method, starts)
-    models = [copy.deepcopy(shadow.start) for shadow in shadows]
-    stack = stack_networks(models)
+    models = [copy.deepcopy(shadow.before or shadow.start) for shadow in shadows]
+    stack = stack_networks([shadow.start for shadow in shadows])
     if bound.method.activations:
         for each in (stack, *models):
             end_at(each, bound.method.activations)
@@ -178,6 +180,30 @@ def test_a_network_of_several_becomes_what_the_training_loop_makes_of_it(
         for name in ("conv1.weight", "layer4.1.conv2.weight", "embed.weight", "bn1.running_mean", *learned):
             moved = (single[name] - first[name]).abs().mean()
             assert (single[name] - stacked.state_dict()[name]).abs().mean() < share * moved, name
+
+
+def test_a_network_that_is_only_edited_becomes_in_an_attack_what_the_training_loop_makes_of_it(settings, tmp_path):
+    given = settings("method=ssd")
+    bound = bind(given.method, faces=True)
+    (shadow,) = shadows_of(given, given.method, {2: with_new_classes(pretrained(), 6, 2)})
+    start = start_of(copy.deepcopy(shadow.before), given.model, [*shadow.encoder.numbers])
+    run = {"seed": shadow.seed, "save_dir": str(tmp_path / "out"), "record": {}, "say": lambda line: None}
+    train(start, bound, shadow.pairs, shadow.encoder, given.trainer, **run)
+    single = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(value, single[name]) for name, value in shadow.start.state_dict().items())
+    assert largest_difference(shadow.start, shadow.before) > 0
+
+
+def test_a_stack_compares_with_its_networks_as_they_were_before_an_edit(settings):
+    given = settings("method=ct")
+    args = {"alpha": 1.0, "gamma": 1.0, "temperature": 1.0, "max_epochs": 0}
+    method = replace(given.method, loss="scrub", args=args)
+    shadows = shadows_of(given, method, {number: with_new_classes(pretrained(), 6, number) for number in (2, 3)})
+    stack = stack_networks([shadow.start for shadow in shadows])
+    frozen = together.start_stack(stack, shadows)
+    for alone, shadow in zip(split_stack(frozen), shadows, strict=True):
+        assert largest_difference(alone, shadow.before) == 0
+    assert not torch.equal(frozen.conv1.weight, stack.conv1.weight)
 
 
 def test_models_of_one_seed_are_the_same_and_of_another_differ(settings):
