@@ -128,7 +128,7 @@ def train_stack(
         start_stack(stack, shadows).to(processes().device) if bound.frozen or bound.cached else None,
         untaught_stack(shadows).to(processes().device) if bound.untaught else None,
     )
-    slow_down(stack, {name: torch.cat([each.slowed[name] for each in shadows]) for name in shadows[0].slowed})
+    slow_down(stack, stacked_shares(shadows))
     optimizer = make_optimizer(stack, settings)
     steps = settings.epochs * math.ceil(len(shadows[0].pairs) / settings.batch_size)
     schedule = make_schedule(optimizer, settings, steps)
@@ -154,6 +154,14 @@ def train_stack(
             schedule.step()
             optimizer.zero_grad()
             work.advance()
+
+
+def stacked_shares(shadows: list[Shadow]) -> dict[str, Tensor]:
+    """By name, the shares of their gradient by which the weights of a stack move; those of a network stand together."""
+    shares = {}
+    for name in shadows[0].slowed:
+        shares[name] = torch.cat([shadow.slowed[name] for shadow in shadows])
+    return shares
 
 
 def make_optimizer(stack: FaceNetwork, settings: Trainer) -> torch.optim.Optimizer:
