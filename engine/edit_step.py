@@ -1,9 +1,10 @@
 """A method's `edit` step: what rows say of a model's weights is measured, and the rule makes new weights of it."""
 
-from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from engine import edit_msg
 from engine.edit_gradient import edit_along_gradient
@@ -86,7 +87,7 @@ def edit_weights(
     return {"edited": changed / looked_at}
 
 
-def head_weights(model: Any) -> list[torch.nn.Parameter]:
+def head_weights(model: Any) -> list[nn.Parameter]:
     """The weights that name the answers: of a language model's output head, and of a face network's classes."""
     return list(model.head_weights() if hasattr(model, "head_weights") else model.get_output_embeddings().parameters())
 
@@ -98,7 +99,7 @@ def edit_kernels(
     """Edit the kernels of the convolutions that train."""
     changed = looked_at = 0
     for module in trainer.model.modules():
-        if isinstance(module, torch.nn.Conv2d) and module.weight.requires_grad:
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
             new = rule.apply(module.weight, **own)
             changed += int((new != module.weight).sum())
             looked_at += new.numel()
@@ -110,7 +111,7 @@ def edit_kernels(
 def renew_kernels(
     trainer: LossTrainer, rule: EditRule, rows: dict[str, Chosen], encoder: Any, own: dict[str, Any]
 ) -> dict[str, Any]:
-    """Begin some kernels of the convolutions that train anew, and have the others move by `rest` of their gradient."""
+    """Begin some kernels of the convolutions that train anew, and have the others move by `rest` of each step."""
     method = trainer.bound.method
     assert method.edit is not None
     as_many = drawn_of(rows["retain"], len(rows["forget"]), trainer.draw_seed)
@@ -120,16 +121,39 @@ def renew_kernels(
     weights = trained_weights(trainer.model).values()
     differs = {id(weight): r - f for weight, f, r in zip(weights, of_forget, of_retain, strict=True)}
     source = torch.Generator().manual_seed(trainer.draw_seed)
+    shares: list[tuple[nn.Parameter, Tensor]] = []
     renewed = looked_at = 0
     for module in trainer.model.modules():
-        if isinstance(module, torch.nn.Conv2d) and module.weight.requires_grad:
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
             weight, gradient = module.weight, differs[id(module.weight)]
             chosen = edit_msg.smallest(gradient, own["share"])
             weight.copy_(rule.apply(weight, gradient, edit_msg.fresh_like(weight, source), **own))
-            weight.register_hook(partial(torch.mul, chosen + ~chosen * method.edit.args["rest"]))
+            shares.append((weight, chosen + ~chosen * method.edit.args["rest"]))
             renewed += int(chosen.sum())
             looked_at += weight.numel()
+    trainer.add_callback(PartOfEachStep(shares))
     return {"edited": renewed / max(looked_at, 1)}
+
+
+class PartOfEachStep(TrainerCallback):
+    """Has weights move by a share of what the optimizer moves them.
+
+    A share of the gradient would be no share of the step: AdamW divides a gradient by its own size.
+    """
+
+    def __init__(self, shares: list[tuple[nn.Parameter, Tensor]]):
+        """`shares`: weights, and of each of their entries its share, from 0 to 1."""
+        self.shares = shares
+        self.before: list[Tensor] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.before = [weight.detach().clone() for weight, _ in self.shares]
+
+    @torch.no_grad()
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for (weight, share), before in zip(self.shares, self.before, strict=True):
+            weight.copy_(before.lerp(weight, share))
+        self.before.clear()
 
 
 WAYS = {

@@ -4,15 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cv import preparation
 from cv.division import Met, met_by, read_division
 from cv.face_settings import ForgetFaces
-from cv.network import FaceNetwork, Shape, forward_of
+from cv.network import FaceNetwork, Shape, forward_of, start_of
 from cv.pictures import FacePairs, training_rows
 from cv.preparation import People, likeness, nearest_kept, prepare
 from engine.methods import bind
 from engine.pairs import Batch
+from engine.train import train
+from helpers import TRAINER
 from settings.script import SettingsError, compose
 from unlearn_losses import nll
 
@@ -138,3 +141,25 @@ def test_the_bad_teacher_has_weights_of_its_own_that_follow_the_seed(settings):
     assert ready.untaught.classes.shape == model.classes.shape
     assert not torch.equal(ready.untaught.conv1.weight, model.conv1.weight)
     assert torch.equal(ready.untaught.conv1.weight, again.untaught.conv1.weight)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd"])
+def test_of_msgs_kernels_those_that_stay_move_by_the_rest_of_a_step_whatever_the_optimizer(
+    optimizer, settings, tmp_path
+):
+    after = []
+    for rest in (0.0, 0.1, 1.0):
+        given = settings("method=msg", f"method.edit.args.rest={rest}")
+        bound, people = bind(given.method, faces=True), people_of(given.data)
+        ready = prepare(bound, network(6), people, data=given.data, shape=given.model, seed=0)
+        trainer = replace(TRAINER, batch_size=64, optimizer=optimizer)  # one step
+        run = {"seed": 0, "save_dir": f"{tmp_path}/{rest}", "record": {}, "say": lambda line: None}
+        train(start_of(ready.model, given.model, people.classes), bound, ready.pairs, ready.encoder, trainer, **run)
+        after.append(load_file(tmp_path / str(rest) / "model.safetensors"))
+    still, some, whole = after
+    for name in ("conv1.weight", "layer3.0.conv2.weight", "embed.weight"):
+        moved = whole[name] - still[name]
+        stayed = moved != 0
+        assert 0.6 < stayed.float().mean() < 0.75  # .3 of them begin anew, and move alike in all three
+        assert torch.allclose((some[name] - still[name])[stayed], 0.1 * moved[stayed], rtol=1e-3, atol=1e-6)
+    assert torch.equal(some["classes"], whole["classes"])
