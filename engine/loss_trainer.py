@@ -169,6 +169,7 @@ class LossTrainer(transformers.Trainer):
         rule, parted = self.bound.rule, self.parted
         assert rule is not None and parted is not None
         count = self.args.world_size
+        parted.agree_on_met(count)
         parted.average_over_processes(parted.forget, count)
         parted.average_over_processes(parted.retain, count)
         if rule.perturb:

@@ -228,7 +228,7 @@ def test_ssd_weighs_what_forget_and_retain_rows_say_of_a_weight_by_those_that_go
         def head_weights(self):
             return []
 
-    def loss_of_rows(trainer, bound, items, encoder, *, precise):
+    def loss_of_rows(trainer, bound, items, encoder):
         size, pictured = items[0]["forget"][0]
         return (size * toy.seen if pictured else size * toy.read).sum()
 

@@ -133,6 +133,21 @@ def test_a_weight_that_no_batch_went_through_gets_no_gradient():
     assert unused.grad is None  # else its moments and decay would move it
 
 
+def test_a_weight_that_another_process_went_through_is_met_on_each(monkeypatch):
+    def reduce_with_another(values, operation):
+        # the other process went through the second weight alone
+        assert operation is torch.distributed.ReduceOp.MAX
+        values.copy_(torch.maximum(values, torch.tensor([0, 1, 0], dtype=values.dtype)))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduce_with_another)
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(3)]
+    parted = PartedGradient(weights)
+    parted.add(Parts((2 * weights[0]).sum(), 0.0))
+    parted.agree_on_met(2)
+    parted.put([torch.zeros(1)] * 3)  # as a mask leaves them
+    assert [weight.grad is not None for weight in weights] == [True, True, False]
+
+
 def test_batch_normalisation_counts_nothing_where_a_rule_looks_again():
     layer = nn.BatchNorm1d(2)
     with statistics_kept(layer):
@@ -251,6 +266,14 @@ def test_a_mask_by_ratio_does_not_depend_on_the_batch_size_or_on_autocast(data, 
     assert all(torch.equal(one, other) for one, other in zip(*masks, strict=True))
     chosen = sum(each.sum().item() for each in masks[0]) / sum(each.numel() for each in masks[0])
     assert 0.05 < chosen < 0.95
+
+
+def test_a_mask_by_share_does_not_depend_on_autocast(data, encoder, tmp_path, monkeypatch):
+    salun, masks = of_file("salun"), []
+    monkeypatch.setattr("engine.mask_step.chosen_by", lambda *given: masks.append(chosen_by(*given)) or masks[-1])
+    for precision in ("fp32", "bf16"):
+        run(data, encoder, tmp_path / precision, replace(TRAINER, precision=precision, lr=0.0), salun)
+    assert all(torch.equal(one, other) for one, other in zip(*masks, strict=True))
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
