@@ -483,6 +483,12 @@ def test_settings_without_effect_on_a_method_that_trains_nothing_are_refused():
         replace(SSD, other_answers=2)
 
 
+def test_a_training_behind_an_edit_that_would_move_nothing_is_refused():
+    with pytest.raises(SettingsError, match=r"trainer.lr=0: what method=ct trains after its edit would move nothing"):
+        compose("cv/forget", ForgetFaces, ["method=ct", "trainer.lr=0"])
+    assert compose("cv/forget", ForgetFaces, ["method=ssd", "trainer.lr=0"]).trainer.lr == 0
+
+
 def test_a_method_that_trains_nothing_needs_an_edit_and_names_no_step_of_a_training():
     with pytest.raises(SettingsError, match=r"method.loss=null trains nothing; it needs a method.edit"):
         Method("x", None)

@@ -213,6 +213,28 @@ def test_sam_looks_in_fp32_where_bf16_would_round_its_step_away(data, encoder, t
     assert set(dtypes) == {(False, torch.bfloat16), (True, torch.float32)}
 
 
+def test_sam_looks_again_with_the_dropout_of_the_first_look_and_training_goes_on_with_its_own(
+    data, encoder, tmp_path, monkeypatch
+):
+    looks, draws = [], []
+    real = LossTrainer.take_forget_anew
+
+    def watched(self, model):
+        first = [gradient.clone() for gradient in self.parted.forget]
+        draws.append(torch.get_rng_state())
+        real(self, model)
+        looks.append((first, [gradient.clone() for gradient in self.parted.forget]))
+        assert torch.equal(torch.get_rng_state(), draws[-1])
+
+    monkeypatch.setattr(LossTrainer, "take_forget_anew", watched)
+    settings = replace(TRAINER, lora=Lora(r=4, alpha=8, dropout=0.5), batch_size=2, accumulation=2)
+    run(data, encoder, tmp_path / "out", settings, replace(SAM, gradient=Gradient("sam", {"rho": 0.0})))
+    for first, second in looks:  # where the weights did not move
+        assert any(gradient.any() for gradient in first)
+        assert all(torch.allclose(one, other, atol=1e-7) for one, other in zip(first, second, strict=True))
+    assert len(looks) == 2 and not torch.equal(*draws)
+
+
 def test_weights_in_bf16_beside_an_adapter_hide_sams_step_and_that_is_said(data, encoder, tmp_path):
     settings = replace(TRAINER, lora=Lora(r=4, alpha=8, dropout=0.0), precision="bf16", batch_size=8)
     for dtype, expected in (("bfloat16", 1), ("float32", 0)):
@@ -338,6 +360,7 @@ def test_a_scope_without_rows_is_one_line(data):
     ("method", "line"),
     [
         (replace(NPO, gradient=Gradient("sma", {})), r"method.gradient.rule='sma' is not known .*did you mean 'sam'"),
+        (replace(NPO, other_answers=3), r"method.other_answers=3: npo asks for no other answers; leave it out"),
         (replace(NPO, gradient=Gradient("sam", {})), r"method.gradient.args.rho is required by rule sam"),
         (replace(NPO, gradient=Gradient("sam", {"rho": -1.0})), r"method.gradient.args.rho=-1.0 must be at least 0"),
         (replace(NPO, gradient=Gradient("sam", {"rho": "far"})), r"method.gradient.args.rho='far' must be a number"),

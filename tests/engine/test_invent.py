@@ -120,6 +120,7 @@ def test_a_row_without_room_for_an_answer_is_named_before_anything_is_drawn(enco
         (["top_p=0"], r"top_p=0.0 must be above 0 and at most 1"),
         (["each=0"], r"each=0 must be at least 1"),
         (["instruction=Invent."], r"instruction='Invent.' must hold \{question\} once"),
+        (["model.quantize=8bit"], r"model.quantize=8bit has no effect on invented answers"),
         (["modality=sound"], r"modality='sound' is not known"),
     ],
 )
