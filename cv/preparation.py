@@ -115,7 +115,8 @@ def nearest_kept(
 def likeness(model: FaceNetwork, people: People, *, data: Faces, size: int, part: int) -> float:
     """The mean cosine between two pictures of a person whom the network never met: over pairs, then over people.
 
-    It is of the states of the part of the network at which the loss looks. Raises SettingsError where nobody has two pictures to compare.
+    It is of the states of the part of the network at which the loss looks. Raises SettingsError where nobody has two
+    pictures to compare.
     """
     model = model.to(processes().device).eval()
     means = []

@@ -68,9 +68,7 @@ def squared_gradients(
     return means, [count / sum(map(len, kinds)) for count in counts]
 
 
-def loss_of_rows(
-    trainer: LossTrainer, bound: BoundLoss, items: list[dict[str, list[Example]]], encoder: Any
-) -> Tensor:
+def loss_of_rows(trainer: LossTrainer, bound: BoundLoss, items: list[dict[str, list[Example]]], encoder: Any) -> Tensor:
     """The loss of some rows at the model's present weights, in eval mode and fp32."""
     trainer.model.eval()
     collator = PassCollator(encoder, bound.trained, [], by_length=True)  # one pass, so that nothing is shared
@@ -79,7 +77,7 @@ def loss_of_rows(
 
 
 def taken_gradients(trainer: LossTrainer) -> list[tuple[nn.Parameter, Tensor | None]]:
-    """The trained weights with their gradients, which they then have no more."""
+    """The trained weights with their gradients, which are cleared."""
     taken = [(weight, weight.grad) for weight in trained_weights(trainer.model).values()]
     for weight, _ in taken:
         weight.grad = None

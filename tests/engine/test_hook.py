@@ -109,7 +109,8 @@ def test_a_hook_stands_beside_the_weights_of_the_start_and_is_there_after_loadin
     lines = []
     network, own = run(data, encoder, tmp_path / "out", say=lines.append)
     before, after = (load_file(folder / "model.safetensors") for folder in (BASE, tmp_path / "out"))
-    assert all(torch.equal(value.float(), after[name].float()) for name, value in before.items() if name in after)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value.float(), after[name].float()) for name, value in before.items())
     told = json.loads((tmp_path / "out" / "hook.json").read_text())
     assert told == {"rule": "eraser", "layer": 2, "strength": 1.0}
     loaded = load_model(AutoModelForImageTextToText, str(tmp_path / "out"), MODEL, "float32")
@@ -120,7 +121,7 @@ def test_a_hook_stands_beside_the_weights_of_the_start_and_is_there_after_loadin
     moved = [
         (logits_of(loaded, encoder, each) - logits_of(plain, encoder, each)).abs().mean() for each in (forget, retain)
     ]
-    assert moved[0] > 0
+    assert moved[0] > moved[1]
     record = json.loads((tmp_path / "out" / "train_meta.json").read_text())
     assert record["steered_forget"] > record["steered_retain"] >= 0
     assert any("the weights forget nothing" in line for line in lines)
