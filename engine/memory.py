@@ -231,7 +231,9 @@ def need_of(settings: Finetune, auto_class: Any, config: Any, shape: Shape, *, d
     """
     bound = bind(settings.method if isinstance(settings, Forget) else FINETUNING)
     if bound.loss is None:
-        raise SettingsError(f"plan: method={bound.method.name} trains nothing; what its edit or hook needs is not counted")
+        raise SettingsError(
+            f"plan: method={bound.method.name} trains nothing; what its edit or hook needs is not counted"
+        )
     if named := [name for name in bound.batches if name in OF_FACES]:
         raise SettingsError(
             f"plan: method={bound.method.name} asks for {named[0]} pictures, which there are in face recognition only"
