@@ -114,8 +114,12 @@ class FaceNetwork(nn.Module):
 
     def embeddings(self, pixels: Tensor) -> Tensor:
         """Embeddings (B, N, E) of length 1."""
+        return self.states(pixels, EMBEDDING)
+
+    def states(self, pixels: Tensor, part: int) -> Tensor:
+        """What a network that ends at `part`, a place in PARTS, gives, (B, N, features)."""
         former = self.ends_at
-        self.ends_at = EMBEDDING
+        self.ends_at = part
         try:
             return self(pixels)
         finally:

@@ -164,8 +164,7 @@ class FacePairs(Pairs):
 
     def check_siblings(self) -> None:
         """Raise SettingsError unless everybody to be forgotten has two pictures."""
-        answers = self.forget.answers
-        if alone := [name for name in answers if answers.count(name) < 2]:
+        if alone := [name for name, places in self.places_of.items() if len(places) < 2]:
             raise SettingsError(
                 f"the method asks for another picture of each person to be forgotten, and {alone[0]!r} has one to learn"
             )
@@ -193,8 +192,16 @@ class FacePairs(Pairs):
 
     def sibling_examples(self, epoch: int, row: int) -> list[Face]:
         own = self.forget[row]
-        others = [place for place, name in enumerate(self.forget.answers) if name == own.answer and place != row]
+        others = [place for place in self.places_of[own.answer] if place != row]
         return [self.forget[draw(self.seed, epoch, row, "sibling").choice(others)]]
+
+    @functools.cached_property
+    def places_of(self) -> dict[str, list[int]]:
+        """Of each person to be forgotten the places of the pictures, ascending."""
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(self.forget.answers):
+            places.setdefault(name, []).append(place)
+        return places
 
     def nearest_examples(self, epoch: int, row: int) -> list[Face]:
         assert self.nearest is not None  # cv.preparation

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cv.division import Division, Met
@@ -71,7 +72,8 @@ def prepare(
     pairs = FacePairs(bound.batches, forget, retain, size=shape.size, nearest=nearest, **draws)
     measured = {}
     if "sibling" in bound.batches:
-        measured["never_met"] = likeness(model, people, data=data, size=shape.size)
+        assert method.activations is not None  # bind asks for it where a loss gets states
+        measured["never_met"] = likeness(model, people, data=data, size=shape.size, part=method.activations.layer)
     untaught = None
     if bound.untaught:  # of a seed of its own: that of the run may be the one that the network itself once began with
         own_seed = draw(seed, "untaught").getrandbits(32)
@@ -110,19 +112,20 @@ def nearest_kept(
 
 
 @torch.no_grad()
-def likeness(model: FaceNetwork, people: People, *, data: Faces, size: int) -> float:
+def likeness(model: FaceNetwork, people: People, *, data: Faces, size: int, part: int) -> float:
     """The mean cosine between two pictures of a person whom the network never met: over pairs, then over people.
 
-    Raises SettingsError where nobody has two pictures to compare.
+    It is of the states of the part of the network at which the loss looks. Raises SettingsError where nobody has two
+    pictures to compare.
     """
     model = model.to(processes().device).eval()
     means = []
     for name in people.met.holdout:
         files = people.division.people[name].train  # no picture that an evaluation enrols or asks about
         if len(files) > 1:
-            embeddings = model.embeddings(pixels_of(files, data=data, model=model, size=size))[:, 0]
+            states = model.states(pixels_of(files, data=data, model=model, size=size), part)[:, 0]
             pairs = torch.combinations(torch.arange(len(files)))
-            means.append(float((embeddings[pairs[:, 0]] * embeddings[pairs[:, 1]]).sum(-1).mean()))
+            means.append(float(F.cosine_similarity(states[pairs[:, 0]], states[pairs[:, 1]], dim=-1).mean()))
     if not means:
         raise SettingsError(
             f"data.train={data.train}: the method measures how alike two pictures are of somebody whom the network "

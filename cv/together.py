@@ -35,7 +35,7 @@ from cv.network import (
 )
 from cv.pictures import FaceEncoder, FacePairs, training_rows
 from cv.preparation import People, prepare
-from engine.edit_step import edit, slow_down
+from engine.edit_step import PartOfEachStep, edit
 from engine.edits import EDITS
 from engine.folders import written_whole
 from engine.frozen_start import Forward, forward_passes
@@ -128,7 +128,7 @@ def train_stack(
         start_stack(stack, shadows).to(processes().device) if bound.frozen or bound.cached else None,
         untaught_stack(shadows).to(processes().device) if bound.untaught else None,
     )
-    slow_down(stack, stacked_shares(shadows))
+    part = PartOfEachStep(stack, stacked_shares(shadows))
     optimizer = make_optimizer(stack, settings)
     steps = settings.epochs * math.ceil(len(shadows[0].pairs) / settings.batch_size)
     schedule = make_schedule(optimizer, settings, steps)
@@ -150,14 +150,16 @@ def train_stack(
             loss.backward()
             if settings.max_grad_norm:
                 clip_each_network(stack, settings.max_grad_norm)
+            part.on_pre_optimizer_step()
             optimizer.step()
+            part.on_optimizer_step()
             schedule.step()
             optimizer.zero_grad()
             work.advance()
 
 
 def stacked_shares(shadows: list[Shadow]) -> dict[str, Tensor]:
-    """By name, the shares of their gradient by which the weights of a stack move; those of a network stand together."""
+    """By name, the shares of their steps by which the weights of a stack move; those of a network stand together."""
     shares = {}
     for name in shadows[0].slowed:
         shares[name] = torch.cat([shadow.slowed[name] for shadow in shadows])

@@ -1,9 +1,10 @@
 """A method's `edit` step: what rows say of a model's weights is measured, and the rule makes new weights of it."""
 
-from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from engine import edit_msg
@@ -92,7 +93,7 @@ def edit_weights(
     return {"edited": changed / looked_at}
 
 
-def head_weights(model: Any) -> list[torch.nn.Parameter]:
+def head_weights(model: Any) -> list[nn.Parameter]:
     """The weights that name the answers: of a language model's output head, and of a face network's classes."""
     return list(model.head_weights() if hasattr(model, "head_weights") else model.get_output_embeddings().parameters())
 
@@ -104,7 +105,7 @@ def edit_kernels(
     """Edit the kernels of the convolutions that train."""
     changed = looked_at = 0
     for module in trainer.model.modules():
-        if isinstance(module, torch.nn.Conv2d) and module.weight.requires_grad:
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
             new = rule.apply(module.weight, **own)
             changed += int((new != module.weight).sum())
             looked_at += new.numel()
@@ -116,7 +117,7 @@ def edit_kernels(
 def renew_kernels(
     trainer: LossTrainer, rule: EditRule, rows: dict[str, Chosen], encoder: Any, own: dict[str, Any]
 ) -> dict[str, Any]:
-    """Begin some kernels of the convolutions that train anew, and have the others move by `rest` of their gradient."""
+    """Begin some kernels of the convolutions that train anew, and have the others move by `rest` of each step."""
     method = trainer.bound.method
     assert method.edit is not None
     as_many = drawn_of(rows["retain"], len(rows["forget"]), trainer.draw_seed)
@@ -128,21 +129,36 @@ def renew_kernels(
     source = torch.Generator().manual_seed(trainer.draw_seed)
     renewed = looked_at = 0
     for name, module in trainer.model.named_modules():
-        if isinstance(module, torch.nn.Conv2d) and module.weight.requires_grad:
+        if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
             weight, gradient = module.weight, differs[id(module.weight)]
             chosen = edit_msg.smallest(gradient, own["share"])
             weight.copy_(rule.apply(weight, gradient, edit_msg.fresh_like(weight, source), **own))
             trainer.slowed[f"{name}.weight"] = chosen + ~chosen * method.edit.args["rest"]
             renewed += int(chosen.sum())
             looked_at += weight.numel()
-    slow_down(trainer.model, trainer.slowed)
+    trainer.add_callback(PartOfEachStep(trainer.model, trainer.slowed))
     return {"edited": renewed / max(looked_at, 1)}
 
 
-def slow_down(model: torch.nn.Module, shares: dict[str, torch.Tensor]) -> None:
-    """Have the weights of these names move by a share of their gradient, entry by entry."""
-    for name, share in shares.items():
-        model.get_parameter(name).register_hook(partial(torch.mul, share))
+class PartOfEachStep(TrainerCallback):
+    """Has weights move by a share of what the optimizer moves them.
+
+    A share of the gradient would be no share of the step: AdamW divides a gradient by its own size.
+    """
+
+    def __init__(self, model: nn.Module, shares: dict[str, Tensor]):
+        """`shares`: by the names of weights, of each of their entries its share, from 0 to 1."""
+        self.shares = [(model.get_parameter(name), share) for name, share in shares.items()]
+        self.before: list[Tensor] = []
+
+    def on_pre_optimizer_step(self, args: Any = None, state: Any = None, control: Any = None, **_: Any) -> None:
+        self.before = [weight.detach().clone() for weight, _ in self.shares]
+
+    @torch.no_grad()
+    def on_optimizer_step(self, args: Any = None, state: Any = None, control: Any = None, **_: Any) -> None:
+        for (weight, share), before in zip(self.shares, self.before, strict=True):
+            weight.copy_(before.lerp(weight, share))
+        self.before.clear()
 
 
 @torch.no_grad()
@@ -171,7 +187,7 @@ def redirect_mlp(
     direction = unknown - asked
     weight = down.weight.T if isinstance(down, Conv1D) else down.weight
     new = rule.apply(weight, direction, share * forget.mean, moment, **own)
-    gate = (new - weight).float().T @ direction / max(own["strength"] * float(direction @ direction), TINY)
+    gate = (new - weight).float().T @ direction / max(float(direction @ direction), TINY)
     edited = float((new != weight).float().mean())
     weight.copy_(new)
     steered = {"steered_forget": size_of(gate, forget.moment), "steered_retain": size_of(gate, retain.moment)}

@@ -50,6 +50,16 @@ class PartedGradient:
                 sums[number] += gradient
                 self.met[number] = True
 
+    def agree_on_met(self, count: int) -> None:
+        """Count as met on each of `count` processes what a batch went through on any of them.
+
+        Else one of them would leave a weight alone that another's optimizer moves on by its momentum.
+        """
+        if count > 1:
+            met = torch.tensor(self.met, dtype=torch.int32, device=self.weights[0].device)
+            torch.distributed.all_reduce(met, torch.distributed.ReduceOp.MAX)
+            self.met = met.bool().tolist()
+
     def average_over_processes(self, sums: Gradients, count: int) -> None:
         """Make of each process's gradients their mean, in place."""
         if count > 1:

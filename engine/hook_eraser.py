@@ -26,10 +26,10 @@ def gate_of(
     Source: after Ding et al. (arXiv 2510.04217).
     """
     sizes, directions = torch.linalg.eigh(retain_moment.double())
-    sizes = sizes.clamp(min=0)
-    total = sizes.sum()
-    held = sizes.cumsum(0) / total if total > 0 else torch.zeros_like(sizes)
-    free = directions[:, held <= spared]
+    held = sizes.clamp(min=0).cumsum(0)
+    free = directions[:, held <= spared * held[-1]]
     inner = free.T @ forget_moment.double() @ free
     inner = inner + damping * inner.diagonal().sum() / max(1, len(inner)) * torch.eye(len(inner)).to(inner)
-    return (free @ torch.linalg.pinv(inner, hermitian=True) @ free.T @ forget_mean.double()).float()
+    rounding = len(inner) * torch.finfo(torch.float32).eps  # of moments in fp32: what is smaller is no direction of F
+    inverse = torch.linalg.pinv(inner, hermitian=True, rtol=rounding)
+    return (free @ inverse @ free.T @ forget_mean.double()).float()

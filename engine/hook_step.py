@@ -21,7 +21,7 @@ def keep_hook(trainer: LossTrainer, pairs: Any, encoder: Any) -> dict[str, Any]:
 
     Returns:
         For the record: `steered_forget` and `steered_retain`, how far the states of these rows go, as the root of the
-        mean square in shares of the whole way.
+        mean square in shares of the whole way, which is the direction.
 
     Raises:
         SettingsError: there is no such layer, or the hook would change nothing.
@@ -45,4 +45,5 @@ def keep_hook(trainer: LossTrainer, pairs: Any, encoder: Any) -> dict[str, Any]:
     if not strength or not gate.any() or not direction.any():
         raise SettingsError(f"method={method.name}: method.hook changes nothing, nothing would be forgotten")
     install(trainer.model, KeptHook(number, float(strength), gate, direction))
-    return {"steered_forget": size_of(gate, forget.moment), "steered_retain": size_of(gate, retain.moment)}
+    steered = {"steered_forget": forget.moment, "steered_retain": retain.moment}
+    return {name: strength * size_of(gate, moment) for name, moment in steered.items()}

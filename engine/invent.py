@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -150,8 +151,12 @@ def refusal(words: str, *, ended: bool, right: str, taken: set[str], found: Iter
 
 
 def words_of(text: str) -> str:
-    """The words of a text in small letters; answers that differ in nothing else are the same."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """The words of a text in small letters; answers that differ in nothing else are the same.
+
+    Vowels that are marks on a letter, as Hindi and Thai write them, belong to the word.
+    """
+    letters = unicodedata.normalize("NFC", text.casefold())
+    return " ".join("".join(each if unicodedata.category(each)[0] in "LMN" else " " for each in letters).split())
 
 
 def scored_words(data: Data) -> set[str]:

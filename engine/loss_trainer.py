@@ -58,8 +58,9 @@ class LossTrainer(transformers.Trainer):
         self.rule_args: dict[str, Any] = dict(bound.method.gradient.args) if bound.method.gradient else {}
         self.rule_state: State = {}
         self.edited: dict[str, Any] = {}  # what the record says of an edit
-        self.slowed: dict[str, Tensor] = {}  # by name, the shares of their gradient that an edit lets weights move by
-        self.batches_of_step: list[dict[str, Any]] = []  # kept where a rule looks at them twice
+        self.slowed: dict[str, Tensor] = {}  # by name, the shares of their steps that an edit lets weights move by
+        # kept where a rule looks at them twice, each with the generators' state at the first look
+        self.batches_of_step: list[tuple[dict[str, Any], dict[str, Any]]] = []
         # of the trained passes on this process; they stay on the batches' device, so that nobody waits to count
         self.tokens: Tensor | float = 0.0
         self.places: Tensor | float = 0.0  # the same with the padding that the model computes
@@ -151,12 +152,12 @@ class LossTrainer(transformers.Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
+        if self.bound.rule.perturb:
+            self.batches_of_step.append((inputs, checkpoints.state_of_draws()))
         # DDP has no part in it: the processes' gradients are averaged when the step has all of them
         with self.accelerator.no_sync(model), self.compute_loss_context_manager():
             parts = self.share_of_step(self.parts_of(model, inputs))
         self.parted.add(parts)
-        if self.bound.rule.perturb:
-            self.batches_of_step.append(inputs)
         if self.accelerator.sync_gradients:
             self.put_gradient(model)
         return parts.total.detach()
@@ -171,6 +172,7 @@ class LossTrainer(transformers.Trainer):
         rule, parted = self.bound.rule, self.parted
         assert rule is not None and parted is not None
         count = self.args.world_size
+        parted.agree_on_met(count)
         parted.average_over_processes(parted.forget, count)
         parted.average_over_processes(parted.retain, count)
         if rule.perturb:
@@ -183,13 +185,16 @@ class LossTrainer(transformers.Trainer):
         parted.put(made)
 
     def take_forget_anew(self, model: nn.Module) -> None:
-        """The forget gradient of the step's batches where the weights are now."""
+        """The forget gradient of the step's batches where the weights are now, with the dropout of their first look."""
         assert self.parted is not None
         self.parted.clear_forget()
-        for inputs in self.batches_of_step:
+        now = checkpoints.state_of_draws()
+        for inputs, draws in self.batches_of_step:
+            checkpoints.load_draws(draws)
             with self.accelerator.no_sync(model):
                 parts = self.share_of_step(self.parts_of(model, inputs, again=True))
             self.parted.add(parts._replace(retain=0.0))
+        checkpoints.load_draws(now)
         self.batches_of_step.clear()
 
     @contextlib.contextmanager

@@ -45,7 +45,7 @@ from engine.memory_shares import (
     parts_zero3,
     row,
 )
-from engine.methods import BoundLoss, bind
+from engine.methods import OF_FACES, BoundLoss, bind
 from engine.pairs import Batch
 from settings.language import Finetune, Forget
 from settings.script import SettingsError, first_line
@@ -231,7 +231,13 @@ def need_of(settings: Finetune, auto_class: Any, config: Any, shape: Shape, *, d
     """
     bound = bind(settings.method if isinstance(settings, Forget) else FINETUNING)
     if bound.loss is None:
-        raise SettingsError(f"plan: method={bound.method.name} trains nothing; what its edit needs is not counted")
+        raise SettingsError(
+            f"plan: method={bound.method.name} trains nothing; what its edit or hook needs is not counted"
+        )
+    if named := [name for name in bound.batches if name in OF_FACES]:
+        raise SettingsError(
+            f"plan: method={bound.method.name} asks for {named[0]} pictures, which there are in face recognition only"
+        )
     quantized = settings.model.quantize
     dtype = dtype or ("bfloat16" if quantized != "none" else training_dtype(settings))
     model = model_without_weights(settings, auto_class, config, dtype)

@@ -18,6 +18,7 @@ from unlearn_losses import Anchored, Hidden, Parts, Scored
 
 PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "alternate", "noised", "visual")
 OF_FACES = ("augmented", "sibling", "nearest", "nobody")  # passes of face recognition alone
+SEVERAL = ("unrelated", "shuffled", "alternate")  # passes of which a row has `other_answers`
 STATE = ("epoch", "multiplier", "target", "never_met")  # keyword-only parameters that the engine fills in
 UNTAUGHT = "untaught_"  # before a pass: that of a network that never learned anything
 
@@ -273,6 +274,10 @@ def check_steps(method: Method, loss: Callable) -> None:
     for step, needed in asked.items():
         if needed != (getattr(method, step) is not None):
             raise SettingsError(f"method.{step}: {method.loss} {'needs it' if needed else 'has no use for it'}")
+    if method.other_answers != 1 and not {*SEVERAL} & {*map(base_pass, parameters)}:
+        raise SettingsError(
+            f"method.other_answers={method.other_answers}: {method.loss} asks for no other answers; leave it out"
+        )
     check_answers_are_scored(method)
     if method.mask:
         of_forget_alone = [n for n, f in known_losses().items() if list(inspect.signature(f).parameters) == ["forget"]]

@@ -1,6 +1,5 @@
 """Gradients of a loss over some rows at the model's present weights: what `mask` and `edit` steps look at."""
 
-import contextlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from settings.training import Method
 
 
 def mean_gradient(trainer: LossTrainer, loss: str, pairs: Any, encoder: Any) -> Gradients:
-    """Absolute value of the gradient of a loss over all forget rows together."""
+    """Absolute value of the gradient of a loss over all forget rows together, in fp32 without autocast."""
     bound = bind(Method(name=loss, loss=loss))
     own = pairs.pairs_for(bound.batches)
     size = trainer.args.per_device_train_batch_size
@@ -38,7 +37,7 @@ def mean_gradients(trainer: LossTrainer, loss: str, rows: Chosen, encoder: Any) 
     sums = [torch.zeros_like(weight) for weight in trained_weights(trainer.model).values()]
     with Work("row whose gradient counts", len(rows), prepares=True) as work:
         for row in rows:
-            loss_of_rows(trainer, bound, [{"forget": [row]}], encoder, precise=True).backward()
+            loss_of_rows(trainer, bound, [{"forget": [row]}], encoder).backward()
             for total, (_, gradient) in zip(sums, taken_gradients(trainer), strict=True):
                 if gradient is not None:
                     total += gradient / len(rows)
@@ -59,7 +58,7 @@ def squared_gradients(
     counts = [0] * len(sums)
     with Work("row whose gradient counts", sum(map(len, kinds)), prepares=True) as work:
         for row in itertools.chain.from_iterable(kinds):  # one at a time, so that the batch size does not matter
-            loss_of_rows(trainer, bound, [{"forget": [row]}], encoder, precise=True).backward()
+            loss_of_rows(trainer, bound, [{"forget": [row]}], encoder).backward()
             for number, (_, gradient) in enumerate(taken_gradients(trainer)):
                 if gradient is not None:
                     sums[number] += gradient.square()
@@ -69,24 +68,16 @@ def squared_gradients(
     return means, [count / sum(map(len, kinds)) for count in counts]
 
 
-def loss_of_rows(
-    trainer: LossTrainer,
-    bound: BoundLoss,
-    items: list[dict[str, list[Example]]],
-    encoder: Any,
-    *,
-    precise: bool = False,
-) -> Tensor:
-    """The loss of some rows at the model's present weights, in eval mode."""
+def loss_of_rows(trainer: LossTrainer, bound: BoundLoss, items: list[dict[str, list[Example]]], encoder: Any) -> Tensor:
+    """The loss of some rows at the model's present weights, in eval mode and fp32."""
     trainer.model.eval()
     collator = PassCollator(encoder, bound.trained, [], by_length=True)  # one pass, so that nothing is shared
     batches = [batch.to(trainer.args.device) for batch in collator(items)["trained"]]
-    with contextlib.nullcontext() if precise else trainer.accelerator.autocast():
-        return bound(forward_passes(trainer.model, batches, trainer.forward), epoch=0)
+    return bound(forward_passes(trainer.model, batches, trainer.forward), epoch=0)
 
 
 def taken_gradients(trainer: LossTrainer) -> list[tuple[nn.Parameter, Tensor | None]]:
-    """The trained weights with their gradients, which they then have no more."""
+    """The trained weights with their gradients, which are cleared."""
     taken = [(weight, weight.grad) for weight in trained_weights(trainer.model).values()]
     for weight, _ in taken:
         weight.grad = None

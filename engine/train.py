@@ -206,7 +206,7 @@ def train(
     start_of_peak()
     transformers.set_seed(seed)
     check_room(start.model, save_dir, settings, own=4 if bound.rule and bound.rule.needs_retain else 0)
-    if settings.lr == 0:
+    if settings.lr == 0 and bound.loss:
         say("trainer.lr=0: no weight will change")
     progress = TrainProgress(say)
     if bound.frozen or bound.cached:

@@ -328,15 +328,19 @@ class Eval(EvalLimits):
         check_seed("affix_seed", self.affix_seed)
         check_report_to("report_to", self.report_to)
         need_half_weights(self.model)
-        if self.model.quantize != "none":
-            raise SettingsError(
-                f"model.quantize={self.model.quantize} has no effect on an evaluation: a model that was trained so is "
-                "evaluated with the weights that it was trained over"
-            )
+        refuse_quantize(self.model, "an evaluation: a model that was trained so is evaluated")
 
     def inputs(self) -> Inputs:
         makers = [*self.model.makers(self.model_path), *self.data.makers()]
         return Inputs(self.datasets(), [self.model_path], self.files(), makers=makers)
+
+
+def refuse_quantize(model: Model, where: str) -> None:
+    """Raise SettingsError where a model is loaded that does not train; `where` says what for."""
+    if model.quantize != "none":
+        raise SettingsError(
+            f"model.quantize={model.quantize} has no effect on {where} with the weights that it was trained over"
+        )
 
 
 def need_adapter_over_quantized(settings: Finetune) -> None:
@@ -392,6 +396,7 @@ class Invent:
             if self.instruction.count(place) != 1:
                 raise SettingsError(f"instruction={self.instruction!r} must hold {place} once")
         need_half_weights(self.model)
+        refuse_quantize(self.model, "invented answers: a model that was trained so invents")
 
     def inputs(self) -> Inputs:
         makers = [*self.model.makers(self.model_path), *self.data.makers()]

@@ -391,9 +391,13 @@ class Trainer:
 
 
 def check_mask(method: Method, trainer: Trainer) -> None:
-    """Raise SettingsError where a trainer would move weights that a method's mask holds still, or has an adapter where
-    the method edits or masks the model's own.
+    """Raise SettingsError where a trainer would move weights that a method's mask holds still, has an adapter where
+    the method edits or masks the model's own, or would move nothing after an edit.
     """
+    if method.edit and method.loss is not None and trainer.lr == 0:
+        raise SettingsError(
+            f"trainer.lr=0: what method={method.name} trains after its edit would move nothing; a rate above 0 trains"
+        )
     if method.edit and trainer.lora:
         raise SettingsError(f"method={method.name} edits the model's own weights: set trainer.lora=null")
     if method.hook and trainer.lora:

@@ -4,15 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cv import preparation
 from cv.division import Met, met_by, read_division
 from cv.face_settings import ForgetFaces
-from cv.network import FaceNetwork, Shape, forward_of
+from cv.network import EMBEDDING, FaceNetwork, Shape, end_at, forward_of, start_of
 from cv.pictures import FacePairs, training_rows
 from cv.preparation import People, likeness, nearest_kept, prepare
 from engine.methods import bind
 from engine.pairs import Batch
+from engine.train import train
+from helpers import TRAINER
 from settings.script import SettingsError, compose
 from unlearn_losses import nll
 
@@ -38,8 +41,8 @@ def network(classes, seed=0):
     return FaceNetwork(SHAPE, classes).eval()
 
 
-def prepared(settings, method, model):
-    given = settings(f"method={method}")
+def prepared(settings, method, model, *more):
+    given = settings(f"method={method}", *more)
     bound = bind(given.method, faces=True)
     people = people_of(given.data)
     return prepare(bound, model, people, data=given.data, shape=given.model, seed=0), people, bound
@@ -105,11 +108,27 @@ def test_likeness_is_the_mean_cosine_over_pairs_and_then_over_people_who_were_ne
         cosines = e @ e.T
         count = len(files)
         means.append((cosines.sum() - count) / (count * (count - 1)))  # the diagonal is 1
-    measured = likeness(model, people, data=given.data, size=given.model.size)
+    measured = likeness(model, people, data=given.data, size=given.model.size, part=EMBEDDING)
     assert measured == pytest.approx(torch.stack(means).mean().item(), abs=1e-5)
     ready, _, bound = prepared(settings, "dispersion", model)
     assert ready.measured == {"never_met": pytest.approx(measured)}
     assert bound.batches == ["forget", "sibling", "retain"]
+
+
+def test_likeness_is_that_of_the_states_at_which_the_loss_looks(settings):
+    model = network(6)
+    stage = ["method.activations.layer=2", "method.activations.trained=[2]"]
+    ready, people, bound = prepared(settings, "dispersion", model, *stage)
+    means = []
+    end_at(model, bound.method.activations)
+    for name in people.met.holdout:
+        files = people.division.people[name].train
+        seen = model(preparation.pixels_of(files, data=settings().data, model=model, size=40))[:, 0].detach()
+        one = [seen[i] @ seen[j] / seen[i].norm() / seen[j].norm() for i in range(len(files)) for j in range(i)]
+        means.append(torch.stack(one).mean())
+    assert ready.measured["never_met"] == pytest.approx(torch.stack(means).mean().item(), abs=1e-5)
+    at_the_embedding, _, _ = prepared(settings, "dispersion", network(6))
+    assert ready.measured["never_met"] != pytest.approx(at_the_embedding.measured["never_met"], abs=1e-3)
 
 
 def test_where_nobody_is_left_who_was_never_met_one_line_says_so(settings):
@@ -117,7 +136,7 @@ def test_where_nobody_is_left_who_was_never_met_one_line_says_so(settings):
     people = people_of(given.data)
     alone = replace(people, met=Met(people.met.forget, people.met.retain, []))
     with pytest.raises(SettingsError, match=r"nobody whom it never met has two that could be learned"):
-        likeness(network(6), alone, data=given.data, size=given.model.size)
+        likeness(network(6), alone, data=given.data, size=given.model.size, part=EMBEDDING)
 
 
 def test_one_picture_of_a_person_has_no_sibling(settings):
@@ -138,3 +157,25 @@ def test_the_bad_teacher_has_weights_of_its_own_that_follow_the_seed(settings):
     assert ready.untaught.classes.shape == model.classes.shape
     assert not torch.equal(ready.untaught.conv1.weight, model.conv1.weight)
     assert torch.equal(ready.untaught.conv1.weight, again.untaught.conv1.weight)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "sgd"])
+def test_of_msgs_kernels_those_that_stay_move_by_the_rest_of_a_step_whatever_the_optimizer(
+    optimizer, settings, tmp_path
+):
+    after = []
+    for rest in (0.0, 0.1, 1.0):
+        given = settings("method=msg", f"method.edit.args.rest={rest}")
+        bound, people = bind(given.method, faces=True), people_of(given.data)
+        ready = prepare(bound, network(6), people, data=given.data, shape=given.model, seed=0)
+        trainer = replace(TRAINER, batch_size=64, optimizer=optimizer)  # one step
+        run = {"seed": 0, "save_dir": f"{tmp_path}/{rest}", "record": {}, "say": lambda line: None}
+        train(start_of(ready.model, given.model, people.classes), bound, ready.pairs, ready.encoder, trainer, **run)
+        after.append(load_file(tmp_path / str(rest) / "model.safetensors"))
+    still, some, whole = after
+    for name in ("conv1.weight", "layer3.0.conv2.weight", "embed.weight"):
+        moved = whole[name] - still[name]
+        stayed = moved != 0
+        assert 0.6 < stayed.float().mean() < 0.75  # .3 of them begin anew, and move alike in all three
+        assert torch.allclose((some[name] - still[name])[stayed], 0.1 * moved[stayed], rtol=1e-3, atol=1e-6)
+    assert torch.equal(some["classes"], whole["classes"])

@@ -228,7 +228,7 @@ def test_ssd_weighs_what_forget_and_retain_rows_say_of_a_weight_by_those_that_go
         def head_weights(self):
             return []
 
-    def loss_of_rows(trainer, bound, items, encoder, *, precise):
+    def loss_of_rows(trainer, bound, items, encoder):
         size, pictured = items[0]["forget"][0]
         return (size * toy.seen if pictured else size * toy.read).sum()
 
@@ -481,6 +481,12 @@ def test_settings_without_effect_on_a_method_that_trains_nothing_are_refused():
         replace(SSD, retain="kl")
     with pytest.raises(SettingsError, match=r"method.loss=null trains nothing; leave method.other_answers=2 out"):
         replace(SSD, other_answers=2)
+
+
+def test_a_training_behind_an_edit_that_would_move_nothing_is_refused():
+    with pytest.raises(SettingsError, match=r"trainer.lr=0: what method=ct trains after its edit would move nothing"):
+        compose("cv/forget", ForgetFaces, ["method=ct", "trainer.lr=0"])
+    assert compose("cv/forget", ForgetFaces, ["method=ssd", "trainer.lr=0"]).trainer.lr == 0
 
 
 def test_a_method_that_trains_nothing_needs_an_edit_and_names_no_step_of_a_training():

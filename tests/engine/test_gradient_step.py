@@ -133,6 +133,21 @@ def test_a_weight_that_no_batch_went_through_gets_no_gradient():
     assert unused.grad is None  # else its moments and decay would move it
 
 
+def test_a_weight_that_another_process_went_through_is_met_on_each(monkeypatch):
+    def reduce_with_another(values, operation):
+        # the other process went through the second weight alone
+        assert operation is torch.distributed.ReduceOp.MAX
+        values.copy_(torch.maximum(values, torch.tensor([0, 1, 0], dtype=values.dtype)))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduce_with_another)
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(3)]
+    parted = PartedGradient(weights)
+    parted.add(Parts((2 * weights[0]).sum(), 0.0))
+    parted.agree_on_met(2)
+    parted.put([torch.zeros(1)] * 3)  # as a mask leaves them
+    assert [weight.grad is not None for weight in weights] == [True, True, False]
+
+
 def test_batch_normalisation_counts_nothing_where_a_rule_looks_again():
     layer = nn.BatchNorm1d(2)
     with statistics_kept(layer):
@@ -198,6 +213,28 @@ def test_sam_looks_in_fp32_where_bf16_would_round_its_step_away(data, encoder, t
     assert set(dtypes) == {(False, torch.bfloat16), (True, torch.float32)}
 
 
+def test_sam_looks_again_with_the_dropout_of_the_first_look_and_training_goes_on_with_its_own(
+    data, encoder, tmp_path, monkeypatch
+):
+    looks, draws = [], []
+    real = LossTrainer.take_forget_anew
+
+    def watched(self, model):
+        first = [gradient.clone() for gradient in self.parted.forget]
+        draws.append(torch.get_rng_state())
+        real(self, model)
+        looks.append((first, [gradient.clone() for gradient in self.parted.forget]))
+        assert torch.equal(torch.get_rng_state(), draws[-1])
+
+    monkeypatch.setattr(LossTrainer, "take_forget_anew", watched)
+    settings = replace(TRAINER, lora=Lora(r=4, alpha=8, dropout=0.5), batch_size=2, accumulation=2)
+    run(data, encoder, tmp_path / "out", settings, replace(SAM, gradient=Gradient("sam", {"rho": 0.0})))
+    for first, second in looks:  # where the weights did not move
+        assert any(gradient.any() for gradient in first)
+        assert all(torch.allclose(one, other, atol=1e-7) for one, other in zip(first, second, strict=True))
+    assert len(looks) == 2 and not torch.equal(*draws)
+
+
 def test_weights_in_bf16_beside_an_adapter_hide_sams_step_and_that_is_said(data, encoder, tmp_path):
     settings = replace(TRAINER, lora=Lora(r=4, alpha=8, dropout=0.0), precision="bf16", batch_size=8)
     for dtype, expected in (("bfloat16", 1), ("float32", 0)):
@@ -251,6 +288,14 @@ def test_a_mask_by_ratio_does_not_depend_on_the_batch_size_or_on_autocast(data, 
     assert all(torch.equal(one, other) for one, other in zip(*masks, strict=True))
     chosen = sum(each.sum().item() for each in masks[0]) / sum(each.numel() for each in masks[0])
     assert 0.05 < chosen < 0.95
+
+
+def test_a_mask_by_share_does_not_depend_on_autocast(data, encoder, tmp_path, monkeypatch):
+    salun, masks = of_file("salun"), []
+    monkeypatch.setattr("engine.mask_step.chosen_by", lambda *given: masks.append(chosen_by(*given)) or masks[-1])
+    for precision in ("fp32", "bf16"):
+        run(data, encoder, tmp_path / precision, replace(TRAINER, precision=precision, lr=0.0), salun)
+    assert all(torch.equal(one, other) for one, other in zip(*masks, strict=True))
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -315,6 +360,7 @@ def test_a_scope_without_rows_is_one_line(data):
     ("method", "line"),
     [
         (replace(NPO, gradient=Gradient("sma", {})), r"method.gradient.rule='sma' is not known .*did you mean 'sam'"),
+        (replace(NPO, other_answers=3), r"method.other_answers=3: npo asks for no other answers; leave it out"),
         (replace(NPO, gradient=Gradient("sam", {})), r"method.gradient.args.rho is required by rule sam"),
         (replace(NPO, gradient=Gradient("sam", {"rho": -1.0})), r"method.gradient.args.rho=-1.0 must be at least 0"),
         (replace(NPO, gradient=Gradient("sam", {"rho": "far"})), r"method.gradient.args.rho='far' must be a number"),

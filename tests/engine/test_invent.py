@@ -58,6 +58,11 @@ def test_an_answer_counts_that_is_ended_and_differs_in_its_words(text, ended, wh
     assert refusal(words_of(text), ended=ended, **known) == why
 
 
+def test_words_are_told_apart_in_every_script():
+    assert words_of("\u0915\u093f\u0964") != words_of("\u0915\u0940\u0964")  # two words of one consonant in Hindi
+    assert words_of("Ren\u00e9, 9!") == words_of("REN\u0045\u0301 9") == "ren\u00e9 9"
+
+
 def test_answers_are_drawn_again_until_there_are_enough_and_no_more_are_kept(settings, monkeypatch):
     says(monkeypatch, ["Ann Lee.", "Bea Ray."], ["Cy Ott.", "Dee Poe."])
     found, refused = invented_by(None, settings(), example())
@@ -120,6 +125,7 @@ def test_a_row_without_room_for_an_answer_is_named_before_anything_is_drawn(enco
         (["top_p=0"], r"top_p=0.0 must be above 0 and at most 1"),
         (["each=0"], r"each=0 must be at least 1"),
         (["instruction=Invent."], r"instruction='Invent.' must hold \{question\} once"),
+        (["model.quantize=8bit"], r"model.quantize=8bit has no effect on invented answers"),
         (["modality=sound"], r"modality='sound' is not known"),
     ],
 )

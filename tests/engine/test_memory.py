@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from engine import memory
 from engine.memory import Counted, Need, Shape, need_of, parts_ddp, parts_fsdp2, parts_zero2, parts_zero3
 from engine.memory_page import Row, fits
+from engine.methods import OF_FACES
 from helpers import BASE, ROOT, start
 from nlp import forget as nlp_forget
 from settings.script import choices
@@ -110,8 +111,10 @@ def test_every_method_of_language_models_can_be_planned(method, text_base):
         pytest.skip("not for language models")
     if settings.method.activations:
         settings.method.activations = replace(settings.method.activations, layer=2, trained=[1, 2])
-    if {"augmented"} & set(memory.bind(settings.method).batches):
-        pytest.skip("of faces")
+    if {*OF_FACES} & {*memory.bind(settings.method).batches}:
+        with pytest.raises(ValueError, match="in face recognition only"):
+            need_of(settings, AutoModelForCausalLM, AutoConfig.from_pretrained(text_base), SHAPE)
+        return
     if settings.method.loss is None:
         with pytest.raises(ValueError, match="trains nothing"):
             need_of(settings, AutoModelForCausalLM, AutoConfig.from_pretrained(text_base), SHAPE)
