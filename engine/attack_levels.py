@@ -108,7 +108,7 @@ class Level:
     def error(self, gold_error: float) -> float:
         """The standard error: over people, or that of golds as a whole where that is larger."""
         over_people = float(self.by_person.std(ddof=1)) / np.sqrt(len(self.by_person))
-        return max(over_people, gold_error)
+        return float(max(over_people, gold_error))
 
     def quantile(self, error: float) -> float:
         """How many standard errors a one-sided bound of this error lies from the level."""

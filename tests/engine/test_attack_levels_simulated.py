@@ -27,7 +27,7 @@ def attacks(source, shape, *, people=12, add=0.0, **more):
 def verdicts(shape, *, count=WORLDS, **more):
     """What is said of each of the worlds' models under each attack."""
     source = np.random.default_rng([len(shape), more.get("people", 12)])
-    return [judge([level_of(each) for each in attacks(source, shape, **more)]) for _ in range(count)]
+    return [judge(list(map(level_of, attacks(source, shape, **more)))) for _ in range(count)]
 
 
 def share_said(shape, value, **more):
