@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from cv.face_settings import AttackFaces, EvalFaces, FinetuneFaces, ForgetFaces, Pretrain
 from helpers import ROOT
+from settings.attacks import AttackRun
 from settings.language import Eval, Finetune, Forget
 from settings.results import Aggregate, RunBenchmark
 from settings.script import SettingsError, check_installation, choices, compose, end_processes, one_line_errors
@@ -20,9 +21,11 @@ SCRIPTS = {
     "mm/finetune": Finetune,
     "mm/forget": Forget,
     "mm/eval": Eval,
+    "mm/attack": AttackRun,
     "nlp/finetune": Finetune,
     "nlp/forget": Forget,
     "nlp/eval": Eval,
+    "nlp/attack": AttackRun,
     "cv/pretrain": Pretrain,
     "cv/finetune": FinetuneFaces,
     "cv/forget": ForgetFaces,
@@ -259,6 +262,7 @@ def test_a_benchmark_that_cannot_run_is_refused_before_its_first_stage(own, line
         ("mm/forget", "seed"),
         ("mm/eval", "seed"),
         ("nlp/eval", "affix_seed"),
+        ("nlp/attack", "seed"),
         ("cv/pretrain", "seed"),
         ("cv/attack", "seed"),
     ],
