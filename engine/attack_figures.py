@@ -148,13 +148,12 @@ class Models:
     golds: list[AttackLogs]
     keys: dict[str, dict[str, list[int]]]  # task -> row -> positions
 
-    def answers(self, clean: str, keys: Sequence[str], measures: Sequence[str], states: Sequence[str]) -> Answers:
+    def answers(self, clean: str, keys: Sequence[str], states: Sequence[str]) -> Answers:
         """Rows of all models, of several tries the most revealing.
 
         Args:
             clean: The task, with @clean.
             keys: The logs of the tries, whose rows are taken.
-            measures: Keys.
             states: Where the values come from: `keys` themselves, or the clean log for each.
         """
 
@@ -162,8 +161,7 @@ class Models:
             tries: list[np.ndarray] = []
             for key, state in zip(keys, states, strict=True):
                 tries.append(values_of(logs, clean, key, state, self.positions(clean, chooses)))
-            chosen = [MEASURES_OF_ATTACKS.index(measure) for measure in measures]
-            return worst_of_rows(tries)[:, chosen]
+            return worst_of_rows(tries)
 
         golds = [of(gold, number == 0) for number, gold in enumerate(self.golds)]
         return Answers(of(self.model, False), of(self.base, False), np.stack(golds))
@@ -291,7 +289,7 @@ def attacked_of(models: Models, name: str, keys: list[str], about: dict[str, Any
     """The rows of all models of what is judged: `keys` are the logs of its tries."""
     task = name.partition("@")[0]
     clean, control = f"{task}@{CLEAN}", recorded(models.model.meta, "settings", "attacked")[task]
-    measures = recorded(about, "attack", "measures") or list(MEASURES_OF_ATTACKS)
+    counted = tuple(recorded(about, "attack", "measures") or ())
     log = models.model.logs[keys[0]]
     if other := next((key for key in keys if models.model.logs[key].rows != log.rows), None):
         raise SettingsError(
@@ -302,11 +300,12 @@ def attacked_of(models: Models, name: str, keys: list[str], about: dict[str, Any
     asked = [key.replace(f"{task}@", f"{control}@", 1) for key in keys]
     if all(key in models.model.logs for key in asked):
         own = f"{control}@{CLEAN}"
-        of_control["control"] = models.answers(own, asked, measures, asked)
-        of_control["control_clean"] = models.answers(own, asked, measures, [own] * len(asked))
-    attacked = models.answers(clean, keys, measures, keys)
-    without = models.answers(clean, keys, measures, [clean] * len(keys))
-    return Attacked(name, people, list(measures), attacked, without, **of_control)
+        of_control["control"] = models.answers(own, asked, asked)
+        of_control["control_clean"] = models.answers(own, asked, [own] * len(asked))
+    attacked = models.answers(clean, keys, keys)
+    without = models.answers(clean, keys, [clean] * len(keys))
+    how: dict[str, Any] = {"counted": counted, "chosen": (KEY_TOKENS,)}
+    return Attacked(name, people, list(MEASURES_OF_ATTACKS), attacked, without, **of_control, **how)
 
 
 def figures_of_level(verdict: Verdict) -> Figures:

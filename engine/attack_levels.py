@@ -54,6 +54,8 @@ class Attacked:
         clean: The same rows without it.
         control: Rows about kept people under the attack, any number; None: there are none.
         control_clean: The same rows without it; None: there are none.
+        counted: Keys of the measures that the level is a mean of; empty: all.
+        chosen: Keys of the measures whose places in the answers base had a part in choosing.
     """
 
     name: str
@@ -63,6 +65,12 @@ class Attacked:
     clean: Answers
     control: Answers | None = None
     control_clean: Answers | None = None
+    counted: tuple[str, ...] = ()
+    chosen: tuple[str, ...] = ()
+
+    def among(self, keys: Sequence[str]) -> np.ndarray:
+        """Whether each measure is among some, (K,)."""
+        return np.isin(self.measures, list(keys))
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,9 @@ def level_of(attack: Attacked) -> Level | None:
     """The level of one attack; None: base is not clearly above gold in any measure, or no row is left.
 
     L = mean over people and measures of (model - mean of the golds) / (clean base - mean of the clean golds), where the
-    gap is a mean over people, too. A measure is off whose gap is under 3 times the largest difference of two golds.
+    gap is a mean over people, too. A measure is off whose gap is under 3 times the largest difference of two golds. One
+    whose places base had a part in choosing puts even a base that knows nothing above gold; it counts only where
+    another measure shows that base knows more.
 
     Args:
         attack: The rows.
@@ -143,7 +153,10 @@ def level_of(attack: Attacked) -> Level | None:
     if len(attack.attacked.golds) < 2:
         raise ValueError(f"golds: {len(attack.attacked.golds)}; what differs between golds needs at least 2")
     attacked, clean = (each.by_person(attack.people) for each in (attack.attacked, attack.clean))
-    gap, on = clean_gap(clean)
+    gap, resolved = clean_gap(clean)
+    if not (resolved & ~attack.among(attack.chosen)).any():
+        return None
+    on = resolved & attack.among(attack.counted or attack.measures)
     above = (attacked.model - known_mean(attacked.golds, axis=0))[:, on] / gap[on]
     of_base = (attacked.base - known_mean(attacked.golds, axis=0))[:, on] / gap[on]
     by_person = known_mean(above, axis=1)
@@ -158,10 +171,10 @@ def level_of(attack: Attacked) -> Level | None:
         of_measure={key: value for key, value in of_measure.items() if not np.isnan(value)},
         base=float(known_mean(known_mean(of_base, axis=1), axis=None)),
         lift=lift_of(attacked, clean, gap, on),
-        control=control_of(attack, gap, on),
-        answers_kept=answers_kept(attack, on),
+        control=control_of(attack, gap, resolved),
+        answers_kept=answers_kept(attack, resolved),
         gold_variance=gold_variance(attacked.golds[..., on] / gap[on]),
-        off=tuple(measure for measure, is_on in zip(attack.measures, on, strict=True) if not is_on),
+        off=tuple(measure for measure, is_on in zip(attack.measures, resolved, strict=True) if not is_on),
     )
 
 
@@ -195,7 +208,7 @@ def lift_of(attacked: Answers, clean: Answers, gap: np.ndarray, on: np.ndarray) 
     """[attacked model - clean model] - [attacked gold - clean gold], in units of the gap, a mean over what is known."""
     of_model = attacked.model - clean.model
     of_gold = known_mean(attacked.golds, axis=0) - known_mean(clean.golds, axis=0)
-    return float(known_mean(((of_model - of_gold) / gap)[:, on], axis=None))
+    return float(known_mean((of_model - of_gold)[:, on] / gap[on], axis=None))
 
 
 def control_of(attack: Attacked, gap: np.ndarray, on: np.ndarray) -> float | None:

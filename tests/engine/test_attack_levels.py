@@ -104,6 +104,22 @@ def test_a_base_that_knows_no_more_than_gold_has_no_level():
     assert level_of(attack(answers(0.5, base=0.2), answers(0.2, base=0.2))) is None
 
 
+def test_a_measure_that_base_had_a_part_in_choosing_says_nothing_alone():
+    """Key tokens are where base is better than a gold: there are some by chance where base knows nothing."""
+    clean = answers([[0.2, 0.2]] * 12, base=[[0.2, 1.0]] * 12, golds=([[0.2, 0.2]] * 12,) * 2, measures=2)
+    attacked = answers([[0.2, 0.6]] * 12, base=[[0.2, 1.0]] * 12, golds=([[0.2, 0.2]] * 12,) * 2, measures=2)
+    assert level_of(attack(attacked, clean, measures=TWO)).value == pytest.approx(0.5)
+    assert level_of(attack(attacked, clean, measures=TWO, chosen=("rouge",))) is None
+
+
+def test_an_attack_may_be_judged_on_one_measure_where_another_shows_the_gap():
+    clean = answers([[0.2, 0.2]] * 12, base=[[1.0, 1.0]] * 12, golds=([[0.2, 0.2]] * 12,) * 2, measures=2)
+    attacked = answers([[1.0, 0.6]] * 12, base=[[1.0, 1.0]] * 12, golds=([[0.2, 0.2]] * 12,) * 2, measures=2)
+    found = level_of(attack(attacked, clean, measures=TWO, counted=("rouge",), chosen=("rouge",)))
+    assert found.of_measure == pytest.approx({"rouge": 0.5})  # (.6 - .2) / .8
+    assert found.off == ()
+
+
 def test_a_person_counts_once_however_many_rows_are_about_them():
     people = ["a"] * 9 + PEOPLE[:9]  # ten people, the first with nine rows
     values = np.array([1.0] * 9 + [0.2] * 9)
