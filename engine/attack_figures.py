@@ -296,16 +296,15 @@ def attacked_of(models: Models, name: str, keys: list[str], about: dict[str, Any
             f"{models.model.name}: {keys[0]} and {other} cover different rows: they are no tries of one"
         )
     people = log.people or []  # known, as those of the clean rows are
-    of_control: dict[str, Answers] = {}
+    how: dict[str, Any] = {"counted": counted, "chosen": (KEY_TOKENS,)}
     asked = [key.replace(f"{task}@", f"{control}@", 1) for key in keys]
     if all(key in models.model.logs for key in asked):
         own = f"{control}@{CLEAN}"
-        of_control["control"] = models.answers(own, asked, asked)
-        of_control["control_clean"] = models.answers(own, asked, [own] * len(asked))
+        how["control"] = models.answers(own, asked, asked)
+        how["control_clean"] = models.answers(own, asked, [own] * len(asked))
     attacked = models.answers(clean, keys, keys)
     without = models.answers(clean, keys, [clean] * len(keys))
-    how: dict[str, Any] = {"counted": counted, "chosen": (KEY_TOKENS,)}
-    return Attacked(name, people, list(MEASURES_OF_ATTACKS), attacked, without, **of_control, **how)
+    return Attacked(name, people, list(MEASURES_OF_ATTACKS), attacked, without, **how)
 
 
 def figures_of_level(verdict: Verdict) -> Figures:

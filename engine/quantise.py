@@ -70,11 +70,11 @@ FORMATS: dict[str, Callable[[Tensor], Rounded]] = {
 }
 
 
-def quantised_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+def quantised_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights that these formats round: those of linear layers but for the output head, by name."""
     find_head = getattr(model, "get_output_embeddings", lambda: None)
     head = find_head()
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not head:
             found[f"{name}.weight"] = module.weight
