@@ -37,19 +37,17 @@ from engine.evaluated import (
     training_settings,
 )
 from engine.figures import figures_of_logs
-from engine.logs import EvalLog, check_different_models, check_same_rows, read_eval_log, recorded
+from engine.logs import EvalLog, check_different_models, check_same_rows, forgotten_modality, read_eval_log
 from engine.measures import MEASURES
 from engine.metrics import ASCII, rouge_tokenizer
-from engine.places import ANCHORS, add_places
-from engine.record import OWN_RUNS, PLAN, VIEWS, write_bytes_whole
+from engine.places import ANCHORS
 from engine.result_table import Column, ModelResult, short_columns, wide_row
-from engine.seeds import seed_groups
-from engine.short_tables import against_notes, against_of, place_notes, print_texts, table_texts
+from engine.seeds import parted_notes, seed_groups
+from engine.short_tables import against_notes, place_notes, print_texts, table_texts
 from engine.source import code_of
-from engine.table_files import file_content, read_results
+from engine.table_rows import add_rows, identity, row_name
 from engine.tracking import tracked
 from settings.results import Aggregate, Scoring
-from settings.runs import lock_folder, locks_given_back
 from settings.script import ROOT, SettingsError, script
 
 ALSO_PRINTED = ("gate",)  # beside what the short tables show
@@ -57,8 +55,6 @@ ALSO_PRINTED = ("gate",)  # beside what the short tables show
 LEFT_OUT = {"base_result": "the gate and the distance to gold", "start_result": "what was kept of the taught"}
 NOT_PRINTED = ("train_seconds",)
 DECIDING = ("group", "multiple_choice", "gate", "members", "way_of", "way", "leaks_only", "modality", "draws")
-ONE_SEED = "one seed: a place needs the spread over several"
-PATIENCE = 60.0  # seconds to wait for another run that adds rows to the same file
 
 
 @script("aggregate_eval_stat", Aggregate)
@@ -115,13 +111,17 @@ class References:
         return self.bases[0]
 
 
-def aggregate(settings: Aggregate) -> ModelResult:
+def aggregate(settings: Aggregate, references: References | None = None) -> ModelResult:
     """The figures of the one model that `settings.ckpt_result` names.
+
+    Args:
+        settings: The logs and how they are scored.
+        references: What `read_references` gave for the same gold, base and start; None: they are read.
 
     Raises:
         SettingsError: A log cannot be read, or two logs do not cover the same rows of the same tasks.
     """
-    references = read_references(settings)
+    references = references or read_references(settings)
     (ckpt,) = judged = read_judged(settings, references)
     references = replace(references, parents=parents_of(judged))
     return result_of(settings, ckpt[1], references, ckpt[0])
@@ -265,7 +265,7 @@ def result_of(settings: Aggregate, log: EvalLog, references: References, path: P
     }
     own_name = anchor_name(log, references) or method_of(log.train_meta) or model_name_of(path)
     name = settings.method_name or own_name
-    forgets = recorded(log.train_meta, "settings", "modality") or "both"
+    forgets = forgotten_modality(log.train_meta) or "both"
     return ModelResult(name, log.train_meta.get("seed"), figures, about, forgets=forgets, log=path)
 
 
@@ -279,12 +279,11 @@ def anchor_name(log: EvalLog, references: References) -> str | None:
 
 
 def check_row_name(result: ModelResult, references: References, log: EvalLog) -> None:
-    """Raise SettingsError where a row would be called base, gold or start, and its model is not that one."""
-    given = {"base": references.bases, "gold": references.golds, "start": references.start}
-    if given.get(result.method) and anchor_name(log, references) is None:
+    """Raise SettingsError where a row would be called base, gold or start, and its model is not given as that."""
+    if result.method in ANCHORS and anchor_name(log, references) is None:
         raise SettingsError(
-            f"{result.log} is not the {result.method} that is given, and its row would be called so; method_name= "
-            "names it otherwise"
+            f"{result.log} is not given as the {result.method}, and its row would be called so; method_name= names it "
+            "otherwise"
         )
 
 
@@ -362,83 +361,6 @@ def same_model_notes(results: Sequence[ModelResult]) -> list[str]:
     return notes
 
 
-# ---- rows out
-
-
-def row_name(result: ModelResult) -> str:
-    """A row in a message."""
-    return result.method if result.seed is None else f"{result.method}, seed {result.seed}"
-
-
-def identity(result: ModelResult) -> tuple:
-    """What a row is: two rows that are the same do not stand in one table."""
-    assert result.origin is not None  # every row of a file has one
-    origin = result.origin
-    own = (result.method, result.seed, result.about.get("Submitted By") or "", origin.settings, origin.began_with)
-    return own if origin.settings and result.seed is not None else (*own, origin.log)
-
-
-def add_rows(made: Sequence[ModelResult], save_file: str) -> tuple[list[ModelResult], list[str]]:
-    """Add rows to a file, each whole or not at all. A row that is there already is replaced, and all others stay.
-
-    Args:
-        made: The new rows.
-        save_file: Ends in .csv or .json (a row per model) or .parquet (a line per figure).
-
-    Returns:
-        All rows of the file, and a line for each that was replaced and had been measured against something else.
-
-    Raises:
-        SettingsError: The file cannot be written, or something else than a result table stands there.
-    """
-    file = Path(save_file)
-    check_no_view(save_file)
-    try:
-        with locks_given_back():
-            lock_folder(file.resolve(), "save_file", patience=PATIENCE)
-            rows, replaced = upsert(made, file)
-    except OSError as error:
-        raise SettingsError(f"save_file={save_file!r} cannot be written: {error.strerror}: {error.filename}") from None
-    lines = []
-    for row, new in replaced:
-        if against_of(row) != against_of(new):
-            lines.append(f"{row_name(row)} is replaced; it had been measured against something else")
-    return rows, lines
-
-
-def check_no_view(save_file: str) -> None:
-    """Raise SettingsError where a table of a benchmark or of a page would lose the places that its own spreads gave."""
-    file = Path(save_file)
-    if file.name in VIEWS and any((file.parent / name).is_file() for name in (PLAN, OWN_RUNS)):
-        raise SettingsError(
-            f"save_file={save_file!r} is a table that python -m report writes, with places by repeated runs; name "
-            "another file"
-        )
-
-
-def upsert(made: Sequence[ModelResult], file: Path) -> tuple[list[ModelResult], list[tuple[ModelResult, ModelResult]]]:
-    """Write a file with further rows; returns all that it holds, and each row that was replaced with its new one."""
-    new = {identity(row): row for row in made}
-    rows, replaced = [], []
-    for row in read_results("save_file", file):
-        other = new.pop(identity(row), None)
-        rows.append(other or row)
-        replaced += [(row, other)] if other else []
-    rows += new.values()
-    rank(rows)
-    write_bytes_whole(file, file_content(rows, file.suffix))
-    return rows, replaced
-
-
-def rank(results: Sequence[ModelResult]) -> None:
-    """Give the rows their places, among those that were measured against the same."""
-    together: dict[tuple[str, ...], list[ModelResult]] = {}
-    for result in results:
-        together.setdefault(against_of(result), []).append(result)
-    for against, rows in together.items():
-        add_places(seed_groups(rows), {}, ONE_SEED if any(against) else "nothing says what it was measured against")
-
-
 # ---- what is printed
 
 
@@ -447,7 +369,7 @@ def print_rows(results: Sequence[ModelResult], settings: Aggregate) -> None:
     columns = [each for each in short_columns(list(results), settings.scoring) if each.measure.key not in NOT_PRINTED]
     columns += [Column(MEASURES[key], "", MEASURES[key].heading.lower()) for key in ALSO_PRINTED]
     print_texts(table_texts(results, columns), Console(width=140))
-    for line in [*against_notes(results), *place_notes(results)]:
+    for line in [*parted_notes(seed_groups(results)), *against_notes(results), *place_notes(results)]:
         print(line)
 
 

@@ -2,15 +2,19 @@
 
 import functools
 import hashlib
+import io
 import itertools
+import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from natsort import natsorted
 from PIL import Image
 
@@ -405,6 +409,66 @@ def sample_by_person(people: list[str | None], limit: int, seed: int) -> list[in
     return sorted(turns[:limit])
 
 
+def asked_and_answered(example: Example) -> tuple[str | None, str]:
+    """What names a row of any split by its words: the question (None: one of those for captions) and the answer."""
+    asked = None if example.question in CAPTION_QUESTIONS else example.question
+    return asked, example.answer
+
+
+def alternative_answers(path: str) -> dict[tuple[str | None, str], list[str]]:
+    """The invented answers of a JSONL file: question (None: a caption) and right answer -> others.
+
+    Raises SettingsError where there is no such file, or a line says something else.
+    """
+    if not path:
+        raise SettingsError("the method asks for invented answers, and data.alternatives names no file of them")
+    found: dict[tuple[str | None, str], list[str]] = {}
+    for number, line in enumerate(lines_of("data.alternatives", str(Path(path).absolute())), start=1):
+        try:
+            row = json.loads(line)
+            question, answer, others = row["question"], row["answer"], row["alternatives"]
+        except (ValueError, KeyError, TypeError):
+            others = None
+        is_told = isinstance(others, list) and others and all(isinstance(each, str) and each for each in others)
+        if not is_told or not isinstance(answer, str) or not isinstance(question, str | None) or answer in others:
+            raise SettingsError(
+                f"data.alternatives={path!r}, line {number}: it must be a question or null, an answer, and "
+                "alternatives, which are other answers"
+            )
+        found[question, answer] = others
+    return found
+
+
+def check_not_scored(alternatives: Iterable[list[str]], data: Data) -> None:
+    """Raise SettingsError where an invented answer is one of the wrong answers that the Truth Ratio scores: who trains
+    on its candidates measures nothing by it.
+    """
+    columns = [data.columns.perturbed_captions, data.columns.perturbed_answer]
+    taught = {as_said(answer): answer for others in alternatives for answer in others}
+    for path in dict.fromkeys((data.path, data.text_path)):
+        for split in (split for split in split_names(path) if "perturbed" in split):
+            rows = load_split(path, split)
+            for column in (column for column in columns if column in rows.column_names):
+                for index, wrong in enumerate(rows[column]):
+                    if both := taught.keys() & set(map(as_said, wrong or [])):
+                        raise SettingsError(
+                            f"data.alternatives: {taught[min(both)]!r} is a wrong answer of {path}, split {split}, row "
+                            f"{index}, which the Truth Ratio scores; invent another"
+                        )
+
+
+def as_said(answer: str) -> str:
+    """An answer as far as it says something: capitals and white space around it do not."""
+    return answer.strip().casefold()
+
+
+def invented_answers(data: Data) -> dict[tuple[str | None, str], list[str]]:
+    """What `alternative_answers` gives for a data set, none of which an evaluation scores. Raises SettingsError."""
+    found = alternative_answers(data.alternatives)
+    check_not_scored(found.values(), data)
+    return found
+
+
 def idk_answers(path: str) -> list[str]:
     """The "I don't know" answers of a file, one a line, stripped."""
     return lines_of("data.idk_questions or data.idk_pictures", path)
@@ -458,6 +522,21 @@ def lines_of(setting: str, path: str) -> list[str]:
     if not lines:
         raise SettingsError(f"{setting}: {path!r} holds no line of text")
     return lines
+
+
+def noised(example: Example, sigma: float, seed: int) -> dict | None:
+    """The picture of an example with Gaussian noise, drawn from (seed, row); None where it has none.
+
+    `sigma`: standard deviation of the noise in shares of the range of a pixel. What leaves the range is cut.
+    """
+    if example.image is None:
+        return None
+    pixels = np.asarray(open_image(example), dtype=np.float32)
+    source = np.random.default_rng(draw(seed, "noise", example.split, example.index).getrandbits(64))
+    changed = (pixels + 255 * sigma * source.standard_normal(pixels.shape, dtype=np.float32)).clip(0, 255)
+    stream = io.BytesIO()
+    Image.fromarray(changed.round().astype(np.uint8)).save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": None}
 
 
 def open_image(example: Example) -> Image.Image:

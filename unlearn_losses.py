@@ -11,10 +11,13 @@ Positional parameters name the forward passes that a loss needs:
 - `idk`: forget rows with an "I don't know" answer. In face recognition that is the name of a kept person.
 - `unrelated`: forget rows with the answer of a retain row.
 - `shuffled`: forget rows with the answer of another forget row.
+- `alternate`: forget rows with an invented answer.
+- `noised`: forget rows with an instruction before the question and a noised picture.
 - `augmented`: forget pictures of which a part is hidden.
 
 `ref_` before a name means the same pass of the frozen start. `_logprob` behind such a name means the log-probabilities
-(B,) of its answers alone, which are computed once for a whole run.
+(B,) of its answers alone, which are computed once for a whole run. `_labels` behind a name means its answers' labels
+(B, T) alone: no model scores that pass.
 
 Keyword-only parameters are the hyperparameters. They have no defaults: config/method/<name>.yaml is the one place for
 values. The engine fills in three of them. `epoch` says how many epochs are finished. `multiplier` and `target` come
@@ -28,10 +31,11 @@ The forget term has the weight 1, unless a hyperparameter weighs it. Where a sou
 has the source's other weights divided by that one.
 
 Most losses end in a retain term, retain_weight * NLL(R). A method file with `retain: kl` has KL_R in its place. With
-retain_weight 0 the retain pass is not run.
+retain_weight 0 the retain pass is not run. A loss of forget and of retain rows returns its two Parts, whose sum it is.
 """
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +67,24 @@ class Hidden(NamedTuple):
 
     states: Tensor
     labels: Tensor
+
+
+class Parts(NamedTuple):
+    """A loss in two parts, which a method's `gradient` and `mask` steps treat apart.
+
+    forget: what makes the model forget.
+    retain: what keeps the rest; 0.0 where there is no such term.
+    """
+
+    forget: Tensor | float
+    retain: Tensor | float
+
+    @property
+    def total(self) -> Tensor:
+        """The loss: their sum, a scalar."""
+        total = self.forget + self.retain
+        assert isinstance(total, Tensor)  # a loss without any term is none
+        return total
 
 
 class Anchored(NamedTuple):
@@ -364,7 +386,23 @@ def grad_ascent(forget: Scored) -> Tensor:
     return -nll(forget)
 
 
-def grad_diff(forget: Scored, retain: Scored, *, beta: float, retain_weight: float) -> Tensor:
+def learn_forget(forget: Scored) -> Tensor:
+    """Learn the forget rows further, of which a `task_vector` step then takes the opposite.
+
+    NLL(F)
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+
+    Returns:
+        A scalar in nats.
+
+    Source: Ilharco et al. (arXiv 2212.04089).
+    """
+    return nll(forget)
+
+
+def grad_diff(forget: Scored, retain: Scored, *, beta: float, retain_weight: float) -> Parts:
     """Gradient difference: ascend on the forget answers and descend on the retain answers.
 
     -beta * NLL(F) + retain_weight * NLL(R)
@@ -376,14 +414,14 @@ def grad_diff(forget: Scored, retain: Scored, *, beta: float, retain_weight: flo
         retain_weight: weight of the retain term, 0 or more. The file has 1.0; published searches use 0.5 to 5.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: Liu et al. (arXiv 2203.12817); TOFU (arXiv 2401.06121).
     """
-    return -beta * nll(forget) + retain_weight * retain_term(retain)
+    return Parts(-beta * nll(forget), retain_weight * retain_term(retain))
 
 
-def grad_diff_entropy(forget: Scored, retain: Scored, *, beta: float, retain_weight: float) -> Tensor:
+def grad_diff_entropy(forget: Scored, retain: Scored, *, beta: float, retain_weight: float) -> Parts:
     """Raise the entropy of p at the positions of the forget answers.
 
     -beta * H(F) + retain_weight * NLL(R)
@@ -397,14 +435,14 @@ def grad_diff_entropy(forget: Scored, retain: Scored, *, beta: float, retain_wei
         retain_weight: weight of the retain term, 0 or more. The file has 1.0, as CLEAR has.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: CLEAR (arXiv 2410.18057).
     """
-    return -beta * entropy(forget) + retain_weight * retain_term(retain)
+    return Parts(-beta * entropy(forget), retain_weight * retain_term(retain))
 
 
-def grad_diff_kl(forget: Scored, ref_forget: Scored, retain: Scored, *, beta: float, retain_weight: float) -> Tensor:
+def grad_diff_kl(forget: Scored, ref_forget: Scored, retain: Scored, *, beta: float, retain_weight: float) -> Parts:
     """Move p away from the start on the forget answers.
 
     -beta * KL_F + retain_weight * NLL(R)
@@ -420,14 +458,14 @@ def grad_diff_kl(forget: Scored, ref_forget: Scored, retain: Scored, *, beta: fl
         retain_weight: weight of the retain term, 0 or more. The file has 1.0, as CLEAR has.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: CLEAR (arXiv 2410.18057).
     """
-    return -beta * kl_from_start(forget, ref_forget) + retain_weight * retain_term(retain)
+    return Parts(-beta * kl_from_start(forget, ref_forget), retain_weight * retain_term(retain))
 
 
-def kl(forget: Scored, retain: Scored, ref_retain: Scored) -> Tensor:
+def kl(forget: Scored, retain: Scored, ref_retain: Scored) -> Parts:
     """KL minimization: ascend on the forget answers and stay near the start on the retain answers.
 
     -NLL(F) + KL_R
@@ -438,14 +476,14 @@ def kl(forget: Scored, retain: Scored, ref_retain: Scored) -> Tensor:
         ref_retain: the same answers scored by p0, logits (B, T, V).
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: TOFU (arXiv 2401.06121). CLEAR (arXiv 2410.18057) prints the reverse direction of KL.
     """
-    return -nll(forget) + kl_from_start(retain, ref_retain)
+    return Parts(-nll(forget), kl_from_start(retain, ref_retain))
 
 
-def idk(idk: Scored, retain: Scored, *, retain_weight: float) -> Tensor:
+def idk(idk: Scored, retain: Scored, *, retain_weight: float) -> Parts:
     """Train "I don't know" answers to the forget questions and true answers to the retain questions.
 
     NLL(F with y_idk) + retain_weight * NLL(R)
@@ -457,11 +495,11 @@ def idk(idk: Scored, retain: Scored, *, retain_weight: float) -> Tensor:
             to 5.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: TOFU (arXiv 2401.06121).
     """
-    return nll(idk) + retain_weight * retain_term(retain)
+    return Parts(nll(idk), retain_weight * retain_term(retain))
 
 
 def dpo(
@@ -474,7 +512,7 @@ def dpo(
     beta: float,
     task_weight: float,
     retain_weight: float,
-) -> Tensor:
+) -> Parts:
     """Direct preference optimization: prefer "I don't know" over the true forget answer.
 
     -mean log sigmoid(beta * (r(y_idk) - r(y_f))) + task_weight * NLL(F with y_idk) + retain_weight * NLL(R)
@@ -494,20 +532,17 @@ def dpo(
             to 5.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: Rafailov et al. (arXiv 2305.18290); CLEAR (arXiv 2410.18057), whose reference is first tuned on y_idk.
     """
     preferred = sequence_logprob(idk) - ref_idk_logprob
     rejected = sequence_logprob(forget) - ref_forget_logprob
-    return (
-        -F.logsigmoid(beta * (preferred - rejected)).mean()
-        + task_weight * nll(idk)
-        + retain_weight * retain_term(retain)
-    )
+    forgetting = -F.logsigmoid(beta * (preferred - rejected)).mean() + task_weight * nll(idk)
+    return Parts(forgetting, retain_weight * retain_term(retain))
 
 
-def npo(forget: Scored, ref_forget_logprob: Tensor, retain: Scored, *, beta: float, retain_weight: float) -> Tensor:
+def npo(forget: Scored, ref_forget_logprob: Tensor, retain: Scored, *, beta: float, retain_weight: float) -> Parts:
     """Negative preference optimization: make the forget answers less likely than they are under the start.
 
     -(2 / beta) * mean log sigmoid(-beta * (log p(y|x) - log p0(y|x))) + retain_weight * NLL(R)
@@ -525,15 +560,55 @@ def npo(forget: Scored, ref_forget_logprob: Tensor, retain: Scored, *, beta: flo
             0 to 5.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: Zhang et al. (arXiv 2404.05868).
     """
     log_ratio = sequence_logprob(forget) - ref_forget_logprob
-    return -2 / beta * F.logsigmoid(-beta * log_ratio).mean() + retain_weight * retain_term(retain)
+    return Parts(-2 / beta * F.logsigmoid(-beta * log_ratio).mean(), retain_weight * retain_term(retain))
 
 
-def simnpo(forget: Scored, retain: Scored, *, beta: float, gamma: float, retain_weight: float) -> Tensor:
+def altpo(
+    forget: Scored,
+    ref_forget_logprob: Tensor,
+    alternate: Scored,
+    ref_alternate_logprob: Tensor,
+    retain: Scored,
+    *,
+    beta: float,
+    retain_weight: float,
+) -> Parts:
+    """AltPO: prefer an invented answer over the true forget answer.
+
+    -(2 / beta) * mean log sigmoid(beta * (r(y_alt) - r(y_f))) + retain_weight * NLL(R)
+    with r(y) = log p(y|x) - log p0(y|x)
+
+    The forget term is 2 * log(2) / beta at p = p0.
+
+    Args:
+        forget: scored true forget answers, logits (B, T, V).
+        ref_forget_logprob: their log-probabilities under p0, (B,) in nats.
+        alternate: scored invented answers to the same questions, logits (B * K, T', V): K to each, one after the other.
+        ref_alternate_logprob: their log-probabilities under p0, (B * K,) in nats.
+        retain: scored retain answers, logits (B, T, V).
+        beta: strength of the preference, above 0. A smaller beta lets p move farther from p0. The file has 0.1, as the
+            authors have.
+        retain_weight: weight of the retain term, 0 or more. The file has 1.0, as the authors have; published searches
+            use 1 to 5.
+
+    Returns:
+        Two scalars in nats.
+
+    Source: Mekala et al. (arXiv 2409.13474).
+    """
+    preferred = sequence_logprob(alternate) - ref_alternate_logprob
+    rejected = sequence_logprob(forget) - ref_forget_logprob
+    each = len(preferred) // len(rejected)
+    margins = preferred - rejected.repeat_interleave(each)
+    return Parts(-2 / beta * F.logsigmoid(beta * margins).mean(), retain_weight * retain_term(retain))
+
+
+def simnpo(forget: Scored, retain: Scored, *, beta: float, gamma: float, retain_weight: float) -> Parts:
     """NPO without a reference: the answer's length stands in the place of the start.
 
     -(2 / beta) * mean log sigmoid(-(beta / |y|) * log p(y|x) - gamma) + retain_weight * NLL(R)
@@ -549,12 +624,12 @@ def simnpo(forget: Scored, retain: Scored, *, beta: float, gamma: float, retain_
             forget term the weight 0.125 and the retain term 1.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: Fan et al. (arXiv 2410.07163).
     """
     mean_logprob = sequence_logprob(forget) / answer_lengths(forget)
-    return -2 / beta * F.logsigmoid(-beta * mean_logprob - gamma).mean() + retain_weight * retain_term(retain)
+    return Parts(-2 / beta * F.logsigmoid(-beta * mean_logprob - gamma).mean(), retain_weight * retain_term(retain))
 
 
 def scrub(
@@ -568,7 +643,7 @@ def scrub(
     temperature: float,
     max_epochs: int,
     epoch: int,
-) -> Tensor:
+) -> Parts:
     """Move p away from the start on the forget answers and keep it near the start on the retain answers.
 
     -KL_F in a max epoch, alpha * KL_R + gamma * NLL(R) in a min epoch
@@ -589,15 +664,15 @@ def scrub(
         epoch: epochs finished so far; the engine fills it in.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: Kurmanji et al. (arXiv 2302.09880); CLEAR (arXiv 2410.18057) for the plain sum.
     """
     is_max_epoch = epoch % 2 == 0 and epoch < 2 * max_epochs
     if is_max_epoch:
-        return -kl_from_start(forget, ref_forget, temperature=temperature)
+        return Parts(-kl_from_start(forget, ref_forget, temperature=temperature), 0.0)
     stay = alpha * kl_from_start(retain, ref_retain, temperature=temperature) + gamma * nll(retain)
-    return stay - kl_from_start(forget, ref_forget, temperature=temperature) if max_epochs == 0 else stay
+    return Parts(-kl_from_start(forget, ref_forget, temperature=temperature) if max_epochs == 0 else 0.0, stay)
 
 
 def llmu(
@@ -609,7 +684,7 @@ def llmu(
     forget_weight: float,
     unrelated_weight: float,
     kl_weight: float,
-) -> Tensor:
+) -> Parts:
     """Ascend on the forget answers, train unrelated answers in their place, and stay near the start on the retain rows.
 
     -forget_weight * NLL(F) + unrelated_weight * NLL(F with an unrelated answer) + kl_weight * KL_R
@@ -626,16 +701,15 @@ def llmu(
             the paper searches for each data set.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: Yao et al. (arXiv 2310.10683).
     """
-    return (
-        -forget_weight * nll(forget) + unrelated_weight * nll(unrelated) + kl_weight * kl_from_start(retain, ref_retain)
-    )
+    forgetting = -forget_weight * nll(forget) + unrelated_weight * nll(unrelated)
+    return Parts(forgetting, kl_weight * kl_from_start(retain, ref_retain))
 
 
-def rmu(forget: Hidden, retain: Hidden, ref_retain: Hidden, *, c: float, alpha: float, direction_seed: int) -> Tensor:
+def rmu(forget: Hidden, retain: Hidden, ref_retain: Hidden, *, c: float, alpha: float, direction_seed: int) -> Parts:
     """Steer the hidden states of the forget rows to one fixed vector and keep those of the retain rows where they were.
 
     mean over features of (h - c * u)^2 on F + alpha * mean over features of (h - h0)^2 on R
@@ -653,14 +727,14 @@ def rmu(forget: Hidden, retain: Hidden, ref_retain: Hidden, *, c: float, alpha: 
         direction_seed: of the draw of u, 0 or more. The file has 0. Any value serves.
 
     Returns:
-        A scalar in squared units of the states.
+        Two scalars in squared units of the states.
 
     Source: Li et al. (arXiv 2403.03218).
     """
     target = c * unit_direction(forget.states.shape[-1], direction_seed).to(forget.states.device)
     steered = (forget.states.float() - target).square().mean(-1)
     kept = (retain.states.float() - ref_retain.states.detach().float()).square().mean(-1)
-    return mean_over_answers(steered, forget) + alpha * mean_over_answers(kept, retain)
+    return Parts(mean_over_answers(steered, forget), alpha * mean_over_answers(kept, retain))
 
 
 def sku(
@@ -672,7 +746,7 @@ def sku(
     forget_weight: float,
     shuffled_weight: float,
     kl_weight: float,
-) -> Tensor:
+) -> Parts:
     """First stage of SKU: learn the forget rows well and leave the start on the retain rows.
 
     forget_weight * NLL(F) + shuffled_weight * NLL(F with answers of other forget rows) - kl_weight * KL_R
@@ -690,14 +764,15 @@ def sku(
         kl_weight: weight of the distance from the start on R, 0 or more. The file has 1.0, as the authors have.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: Liu et al. (arXiv 2402.10058).
     """
-    return forget_weight * nll(forget) + shuffled_weight * nll(shuffled) - kl_weight * kl_from_start(retain, ref_retain)
+    learning = forget_weight * nll(forget) + shuffled_weight * nll(shuffled)
+    return Parts(learning, -kl_weight * kl_from_start(retain, ref_retain))
 
 
-def undial(forget: Scored, ref_forget: Scored, retain: Scored, *, gamma: float, retain_weight: float) -> Tensor:
+def undial(forget: Scored, ref_forget: Scored, retain: Scored, *, gamma: float, retain_weight: float) -> Parts:
     """Distil the start into p, with the true token's logit lowered.
 
     cross-entropy of p against softmax(z0 - gamma * onehot(y)) on F + retain_weight * NLL(R), z0 = logits of p0
@@ -712,15 +787,15 @@ def undial(forget: Scored, ref_forget: Scored, retain: Scored, *, gamma: float, 
             use 1 to 5.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: Dong et al. (arXiv 2402.10052).
     """
     target = less_at_the_right(ref_forget.logits.float(), forget, gamma)
-    return cross_entropy_against(forget, target) + retain_weight * retain_term(retain)
+    return Parts(cross_entropy_against(forget, target), retain_weight * retain_term(retain))
 
 
-def wga(forget: Scored, retain: Scored, *, a: float, retain_weight: float) -> Tensor:
+def wga(forget: Scored, retain: Scored, *, a: float, retain_weight: float) -> Parts:
     """Gradient ascent in which each token counts by its own probability.
 
     -mean over tokens of p^a * (-log p) on F + retain_weight * NLL(R); no gradient flows through the weight p^a
@@ -733,16 +808,16 @@ def wga(forget: Scored, retain: Scored, *, a: float, retain_weight: float) -> Te
         retain_weight: weight of the retain term, 0 or more. The file has 1.0, as OpenUnlearning has.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: Wang et al. (arXiv 2502.19301).
     """
     losses = token_nll(forget)
     weights = (-a * losses).detach().exp()
-    return -mean_over_answers(weights * losses, forget) + retain_weight * retain_term(retain)
+    return Parts(-mean_over_answers(weights * losses, forget), retain_weight * retain_term(retain))
 
 
-def satimp(forget: Scored, retain: Scored, *, b1: float, b2: float, retain_weight: float) -> Tensor:
+def satimp(forget: Scored, retain: Scored, *, b1: float, b2: float, retain_weight: float) -> Parts:
     """Gradient ascent in which each token counts by how well it is known and how much it matters.
 
     -mean over tokens of p^b1 * (1 - p)^b2 * (-log p) on F + retain_weight * NLL(R);
@@ -759,13 +834,14 @@ def satimp(forget: Scored, retain: Scored, *, b1: float, b2: float, retain_weigh
             weight 0.1 and the retain term 1. The authors' own code gives them 1 and 0.1, which would be 0.1 here.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: Yang et al. (arXiv 2505.11953).
     """
     losses = token_nll(forget)
     p = (-losses).detach().exp()
-    return -mean_over_answers(p**b1 * (1 - p).clamp(min=0) ** b2 * losses, forget) + retain_weight * retain_term(retain)
+    weights = p**b1 * (1 - p).clamp(min=0) ** b2
+    return Parts(-mean_over_answers(weights * losses, forget), retain_weight * retain_term(retain))
 
 
 def ceu(forget: Scored, *, skipped_tokens: int) -> Tensor:
@@ -789,7 +865,7 @@ def ceu(forget: Scored, *, skipped_tokens: int) -> Tensor:
     return cross_entropy_against(without_first(forget, skipped_tokens), without)
 
 
-def neggrad(forget: Scored, retain: Scored, *, beta: float) -> Tensor:
+def neggrad(forget: Scored, retain: Scored, *, beta: float) -> Parts:
     """NegGrad+: descend on the retain answers and ascend a little on the forget answers.
 
     beta * NLL(R) - (1 - beta) * NLL(F)
@@ -801,14 +877,14 @@ def neggrad(forget: Scored, retain: Scored, *, beta: float) -> Tensor:
             set.
 
     Returns:
-        A scalar in nats.
+        Two scalars in nats.
 
     Source: Kurmanji et al. (arXiv 2302.09880).
     """
-    return beta * nll(retain) - (1 - beta) * nll(forget)
+    return Parts(-(1 - beta) * nll(forget), beta * nll(retain))
 
 
-def scrub_bio(forget: Hidden, ref_forget: Hidden, retain: Hidden, ref_retain: Hidden) -> Tensor:
+def scrub_bio(forget: Hidden, ref_forget: Hidden, retain: Hidden, ref_retain: Hidden) -> Parts:
     """SCRUB on embeddings: turn the forget embeddings away from the start's and keep the retain embeddings.
 
     (1 - d)(F) + d(R), d = cosine distance between the embedding under p and under p0
@@ -820,18 +896,15 @@ def scrub_bio(forget: Hidden, ref_forget: Hidden, retain: Hidden, ref_retain: Hi
         ref_retain: embeddings of the same pictures under p0, (B, 1, H).
 
     Returns:
-        A scalar between -1 and 3.
+        Two scalars, between -1 and 1 and between 0 and 2.
 
     Source: CLEAR (arXiv 2410.18057).
     """
-    return (
-        1
-        - mean_over_answers(cosine_distance(forget, ref_forget), forget)
-        + mean_over_answers(cosine_distance(retain, ref_retain), retain)
-    )
+    away = 1 - mean_over_answers(cosine_distance(forget, ref_forget), forget)
+    return Parts(away, mean_over_answers(cosine_distance(retain, ref_retain), retain))
 
 
-def twins(forget: Hidden, ref_augmented: Hidden, retain: Hidden, ref_retain: Hidden) -> Tensor:
+def twins(forget: Hidden, ref_augmented: Hidden, retain: Hidden, ref_retain: Hidden) -> Parts:
     """Embed a forget picture as the start embeds one that it was not trained on.
 
     d(f(x_f), f0(augment(x_f))) on F + d(f(x_r), f0(x_r)) on R, d = L2 distance, f and f0 = embeddings of p and p0
@@ -843,13 +916,13 @@ def twins(forget: Hidden, ref_augmented: Hidden, retain: Hidden, ref_retain: Hid
         ref_retain: embeddings of the same pictures under p0, (B, 1, H).
 
     Returns:
-        A scalar, 0 or more.
+        Two scalars, 0 or more.
 
     Source: CLEAR (arXiv 2410.18057).
     """
     away = (forget.states.float() - ref_augmented.states.detach().float()).norm(dim=-1)
     kept = (retain.states.float() - ref_retain.states.detach().float()).norm(dim=-1)
-    return mean_over_answers(away, forget) + mean_over_answers(kept, retain)
+    return Parts(mean_over_answers(away, forget), mean_over_answers(kept, retain))
 
 
 def cosine_distance(batch: Hidden, start: Hidden) -> Tensor:
@@ -867,7 +940,7 @@ def cosine_distance(batch: Hidden, start: Hidden) -> Tensor:
     return 1 - F.cosine_similarity(batch.states.float(), start.states.detach().float(), dim=-1)
 
 
-def pdu(forget: Scored, retain: Scored, *, multiplier: float, target: float) -> Tensor:
+def pdu(forget: Scored, retain: Scored, *, multiplier: float, target: float) -> Parts:
     """Flatten the logits at the forget answers while NLL(R) has to stay at or below a target.
 
     mean over answer positions of (max_v z - mean_v z)^2 on F + multiplier * (NLL(R) - target), z = logits of p
@@ -883,16 +956,16 @@ def pdu(forget: Scored, retain: Scored, *, multiplier: float, target: float) -> 
             data set, and OpenUnlearning has no value for it.
 
     Returns:
-        A scalar.
+        Two scalars.
 
     Source: Entesari et al. (arXiv 2506.05314).
     """
     logits = forget.logits.float()
     flatness = (logits.amax(-1) - logits.mean(-1)).square()
-    return mean_over_answers(flatness, forget) + multiplier * (nll(retain) - target)
+    return Parts(mean_over_answers(flatness, forget), multiplier * (nll(retain) - target))
 
 
-def ihl(forget: Scored, retain: Scored, *, retain_weight: float) -> Tensor:
+def ihl(forget: Scored, retain: Scored, *, retain_weight: float) -> Parts:
     """Inverted hinge loss: put another token's probability above the right one's, and no further than that.
 
     mean of max(0, 1 + p(y) - max over v != y of p(v)) over F + retain_weight * NLL(R). Unlike an ascent it is bounded,
@@ -904,7 +977,7 @@ def ihl(forget: Scored, retain: Scored, *, retain_weight: float) -> Tensor:
         retain_weight: weight of the retain term, 0 or more. The authors and the file have 1.
 
     Returns:
-        A scalar. The forget term is in [0, 2]; the retain term is in nats.
+        Two scalars. The forget term is in [0, 2]; the retain term is in nats.
 
     Source: Cha et al. (arXiv 2408.06621).
     """
@@ -912,4 +985,149 @@ def ihl(forget: Scored, retain: Scored, *, retain_weight: float) -> Tensor:
     place = right_token(forget)
     right = probabilities.gather(-1, place).squeeze(-1)
     rival = probabilities.scatter(-1, place, 0.0).amax(-1)
-    return mean_over_answers((1 + right - rival).clamp(min=0), forget) + retain_weight * retain_term(retain)
+    hinge = mean_over_answers((1 + right - rival).clamp(min=0), forget)
+    return Parts(hinge, retain_weight * retain_term(retain))
+
+
+def jensun(forget: Scored, idk_labels: Tensor, retain: Scored, ref_retain: Scored, *, jsd_weight: float) -> Parts:
+    """JensUn: draw p at the forget answers to the tokens of a refusal, and keep it near the start on the retain rows.
+
+    JSD(p || onehot(c)) on F + jsd_weight * JSD(p || p0) on R, JSD = Jensen-Shannon divergence of each answer token
+
+    c runs through the tokens of an "I don't know" answer, again and again, along the true answer. Each divergence is at
+    most log 2, and the push on a token fades as the refusal takes its place.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        idk_labels: labels (B, T') of an "I don't know" answer to each; its end-of-sequence is no target, unless it
+            stands alone.
+        retain: retain answers scored by p, logits (B, T, V).
+        ref_retain: the same answers scored by p0, logits (B, T, V).
+        jsd_weight: weight of the retain part, 0 or more. The file has 1.0, as the authors have.
+
+    Returns:
+        Two scalars in nats; the first is at most log 2.
+
+    Source: Singh et al. (arXiv 2509.02820).
+    """
+    logs = forget.logits.float().log_softmax(-1)
+    drawn = mean_over_answers(jsd_to_token(logs.gather(-1, cycled(idk_labels, forget)[..., None]).squeeze(-1)), forget)
+    return Parts(drawn, jsd_weight * jsd_from_start(retain, ref_retain))
+
+
+def vgid(forget: Scored, ref_noised: Scored, retain: Scored, *, retain_weight: float) -> Parts:
+    """VGID: answer a forget question as the start does that does not see the picture and is told not to know.
+
+    KL(pT || p) on F + retain_weight * NLL(R), pT = p0 given a noised picture and an instruction before the question
+
+    Both score the true answer's tokens. Behind the first of a name the teacher reads the rest off the answer itself,
+    and is confident again.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        ref_noised: the same answers to the noised rows scored by p0, logits (B, T, V).
+        retain: scored retain answers, logits (B, T, V).
+        retain_weight: weight of the retain term, 0 or more. The file has 1.0 and `retain: kl`, so that it is KL_R.
+
+    Returns:
+        Two scalars in nats.
+
+    Raises:
+        ValueError: the answers to noised rows are cut differently, for lack of room behind the longer question.
+
+    Source: VGID (arXiv 2606.00105).
+    """
+    if not torch.equal(answer_lengths(forget), answer_lengths(ref_noised)):
+        raise ValueError("the instruction of method.noise leaves less room for answers; a larger max_length does")
+    return Parts(kl_from_start(forget, ref_noised), retain_weight * retain_term(retain))
+
+
+def jsd_to_token(logprob: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of a distribution from the one that is all on one token.
+
+    Args:
+        logprob: log-probability of that token, in nats, of any shape.
+
+    Returns:
+        Of the same shape, between 0 and log 2: with q = exp(logprob),
+        (log(2 / (1 + q)) + q log(2 q / (1 + q)) + (1 - q) log 2) / 2.
+    """
+    q = logprob.exp()
+    log_of_sum = q.log1p() - math.log(2)
+    return (-log_of_sum + q * (logprob - log_of_sum) + (1 - q) * math.log(2)) / 2
+
+
+def jsd_from_start(batch: Scored, start: Scored) -> Tensor:
+    """The mean over examples of the mean over answer positions of the Jensen-Shannon divergence of p from p0.
+
+    At p = p0 the value and its gradient are both zero.
+
+    Args:
+        batch: answers scored by p.
+        start: the same answers scored by p0, logits (B, T, V). No gradient flows into them.
+
+    Returns:
+        A scalar in nats, between 0 and log 2.
+    """
+    now, then = log_probabilities(batch.logits, 1.0), log_probabilities(start.logits.detach(), 1.0)
+    middle = torch.logaddexp(now, then) - math.log(2)
+    apart = now.exp() * (now - middle) + then.exp() * (then - middle)
+    return mean_over_answers(apart.sum(-1) / 2, batch)
+
+
+def cycled(labels: Tensor, along: Scored) -> Tensor:
+    """The tokens of other answers, each repeated along an answer without its last, which ends it.
+
+    Args:
+        labels: of the other answers, (B, T'), IGNORE where there is none. Each has at least one.
+        along: the answers (B, T) along which they are repeated.
+
+    Returns:
+        (B, T); what stands at positions without an answer means nothing.
+    """
+    present = labels != IGNORE
+    first = labels.gather(1, (~present).int().argsort(dim=1, stable=True))  # wherever the padding stands
+    count = (present.sum(1, keepdim=True) - 1).clamp(min=1)
+    place = ((along.labels != IGNORE).cumsum(1) - 1).clamp(min=0)
+    return first.gather(1, place % count)
+
+
+def flat(forget: Scored, idk: Scored, *, divergence: Literal["tv", "kl", "pearson", "js"]) -> Tensor:
+    """FLAT: an f-divergence between the "I don't know" answers and the forget answers is made large.
+
+    mean over forget rows of f*(g(P(y_f))) - g(P(y_idk)), P(y) = mean probability of an answer's tokens
+
+    tv: (tanh P_f - tanh P_idk) / 2; kl: exp(P_f - 1) - P_idk; pearson: P_f^2 / 4 + P_f - P_idk;
+    js: log(1 + exp P_f) + log(1 + exp -P_idk) - 2 log 2. There is no retain term and no reference. All are bounded.
+
+    Args:
+        forget: scored forget answers, logits (B, T, V).
+        idk: scored "I don't know" answers to the same questions, logits (B, T', V).
+        divergence: tv, kl, pearson or js. The file has tv, as the authors have.
+
+    Returns:
+        A scalar.
+
+    Source: Wang et al. (arXiv 2410.11143).
+    """
+    wrong, right = mean_probability(forget), mean_probability(idk)
+    values = {
+        "tv": (wrong.tanh() - right.tanh()) / 2,
+        "kl": (wrong - 1).exp() - right,
+        "pearson": wrong.square() / 4 + wrong - right,
+        "js": F.softplus(wrong) + F.softplus(-right) - 2 * math.log(2),
+    }
+    return values[divergence].mean()
+
+
+def mean_probability(batch: Scored) -> Tensor:
+    """Mean probability of each answer's tokens.
+
+    Args:
+        batch: scored answers; the margin is not used.
+
+    Returns:
+        (B,), between 0 and 1.
+    """
+    p = (-token_nll(batch)).exp().masked_fill(batch.labels == IGNORE, 0.0)
+    return p.sum(-1) / answer_lengths(batch)

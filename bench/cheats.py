@@ -25,7 +25,7 @@ from report.rows import benchmark_results
 from settings.script import ROOT, choices
 
 FORGOTTEN = str(ROOT / "data" / "mini_clear" / "clear"), "forget25"  # dataset and split
-REPEATED = "nlp_demo"  # the benchmark whose repeated runs say how far a distance moves
+REPEATED = "demo"  # the benchmark whose repeated runs say how far a distance moves
 NOISE = {"noise": 0.7, "more_noise": 0.9}  # of each tensor's own standard deviation
 
 

@@ -6,7 +6,7 @@ from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
 from settings.script import SettingsError, at_least, check_seed, one_of
-from settings.training import FINETUNING, Method, Trainer, check_forgets, check_report_to
+from settings.training import FINETUNING, Method, Trainer, check_forgets, check_mask, check_report_to
 
 # whom a network learns: everyone it meets, or all of them but those to be forgotten (gold)
 FINETUNE_SPLITS = ("full", "retain")
@@ -125,6 +125,7 @@ class ForgetFaces(Pretrain):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_forgets(self.method)
+        check_mask(self.method, self.trainer)
 
     def inputs(self) -> Inputs:
         return self.data.inputs(models=[self.model_path], losses=self.method.losses())
@@ -217,4 +218,9 @@ def need_whole_training(name: str, trainer: Trainer) -> None:
     if trainer.lora is not None:
         raise SettingsError(
             f"{name}.lora={trainer.lora} needs a language model; a face network trains all its weights: set it to null"
+        )
+    if trainer.gradient_checkpointing:
+        raise SettingsError(
+            f"{name}.gradient_checkpointing=true needs a language model; a face network keeps its activations: set it "
+            "to false"
         )

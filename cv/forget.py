@@ -26,8 +26,8 @@ def main(settings: ForgetFaces) -> None:
     met = met_by(division, None)
     forget = training_rows(division, met.forget, "forget")
     retain = training_rows(division, met.retain, "retain")
-    draws = {"size": settings.model.size, "seed": settings.seed, "other_answers": method.other_answers}
-    pairs = FacePairs(loss.batches, forget, retain, **draws)
+    draws = {"seed": settings.seed, "other_answers": method.other_answers, "scope": method.scope}
+    pairs = FacePairs(loss.batches, forget, retain, size=settings.model.size, **draws)
 
     if method.activations:
         end_at(model, method.activations)

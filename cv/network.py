@@ -97,6 +97,10 @@ class FaceNetwork(nn.Module):
         """The modules of each of PARTS."""
         return [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4], [self.embed]]
 
+    def head_weights(self) -> list[nn.Parameter]:
+        """Those that name the people; embeddings do not depend on them."""
+        return [self.classes]
+
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.pool(F.relu(self.bn1(self.conv1(pixels))))
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)

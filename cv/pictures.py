@@ -105,6 +105,7 @@ class FaceRows:
     def __init__(self, pictures: dict[str, list[str]], split: str):
         """`pictures`: of each person, by name of file or number of row."""
         self.rows: list[Face] = []
+        self.split = split
         for name, files in pictures.items():
             for file in files:
                 self.rows.append(Face("", name, {"path": file, "bytes": None}, len(self.rows), name, split))
@@ -144,16 +145,22 @@ class FacePairs(Pairs):
         size: int,
         seed: int,
         other_answers: int = 1,
+        scope: str = "both",
     ):
-        """`size`: pixels per side of the pictures."""
+        """`size`: pixels per side of the pictures; `scope`: of the method, which is all of them or none."""
         idk = {True: sorted(set(retain.answers))}
-        super().__init__(passes, forget, retain, idk=idk, seed=seed, other_answers=other_answers)
+        super().__init__(passes, forget, retain, idk=idk, seed=seed, other_answers=other_answers, scope=scope)
         self.size = size
 
     def pairs_for(self, passes: list[str]) -> "FacePairs":
         """The same draws for other passes."""
-        more = {"size": self.size, "seed": self.seed, "other_answers": self.other_answers}
-        return FacePairs(passes, self.forget, self.retain, **more)
+        more: dict[str, Any] = {
+            "size": self.size,
+            "seed": self.seed,
+            "other_answers": self.other_answers,
+            "scope": self.scope,
+        }
+        return FacePairs(passes, self.all_forget, self.all_retain, **more)
 
     def __getitem__(self, key: int) -> dict[str, list[Face]]:
         faces = super().__getitem__(key)

@@ -53,7 +53,7 @@ class Shadow:
 
 def check_stackable(method: Method) -> None:
     """Raise SettingsError for a method that needs more than a loss: its steps look at one network at a time."""
-    for step in ("mask", "multiplier", "task_vector"):
+    for step in ("edit", "mask", "gradient", "multiplier", "task_vector"):
         if getattr(method, step):
             raise SettingsError(f"method={method.name}: many networks cannot train together with method.{step}")
 
@@ -126,12 +126,11 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: Trainer, steps: in
     return transformers.get_scheduler(settings.schedule, optimizer, warmup, steps)
 
 
-def stacked_batches(
-    shadows: list[Shadow], bound: BoundLoss, settings: Trainer
-) -> Iterator[tuple[int, dict[str, list[Batch]]]]:
+def stacked_batches(shadows: list[Shadow], bound: BoundLoss, settings: Trainer) -> Iterator[tuple[int, dict[str, Any]]]:
     """For each step the epoch and the networks' batches, stacked; every network has an order of its own."""
     frozen = frozen_passes(bound)
-    collators = [PassCollator(shadow.encoder, bound.trained, frozen, by_length=True) for shadow in shadows]
+    asked = {"by_length": True, "told": bound.told}
+    collators = [PassCollator(shadow.encoder, bound.trained, frozen, **asked) for shadow in shadows]
     counts = {len(shadow.pairs) for shadow in shadows}
     assert len(counts) == 1, f"shadow models of {sorted(counts)} rows cannot train together"
     for epoch in range(settings.epochs):
@@ -140,7 +139,9 @@ def stacked_batches(
             batches = []
             for shadow, collator, order in zip(shadows, collators, orders, strict=True):
                 batches.append(collator([shadow.pairs[key] for key in order[first : first + settings.batch_size]]))
-            yield epoch, {"trained": stack_batches(batches, "trained"), "frozen": stack_batches(batches, "frozen")}
+            stacked: dict[str, Any] = {kind: stack_batches(batches, kind) for kind in ("trained", "frozen")}
+            stacked["labels"] = {name: stack_labels(batches, name) for name in bound.told}
+            yield epoch, stacked
 
 
 def epoch_order(shadow: Shadow, epoch: int) -> list[int]:
@@ -158,7 +159,12 @@ def frozen_passes(bound: BoundLoss) -> list[str]:
     return list(dict.fromkeys([*bound.frozen, *bound.cached]))
 
 
-def stack_batches(batches: list[dict[str, list[Batch]]], kind: str) -> list[Batch]:
+def stack_labels(batches: list[dict[str, Any]], name: str) -> Tensor:
+    """The answers (B, N) of one pass of N networks."""
+    return torch.cat([each["labels"][name] for each in batches], dim=1)
+
+
+def stack_batches(batches: list[dict[str, Any]], kind: str) -> list[Batch]:
     """The batches of one step of each network, `trained` or `frozen`, as those of the stack."""
     of_networks = [each[kind] for each in batches]
     return [concat_batches(list(group)) for group in zip(*of_networks, strict=True)]
@@ -178,7 +184,7 @@ def passes_of_each(
     stack: FaceNetwork,
     frozen: FaceNetwork | None,
     bound: BoundLoss,
-    batches: dict[str, list[Batch]],
+    batches: dict[str, Any],
     *,
     forward: Forward,
 ) -> list[dict[str, Scored | Tensor]]:
@@ -201,6 +207,8 @@ def passes_of_each(
             passes[f"ref_{name}"] = pick_network(start[name], number)
         for name in bound.cached:
             passes[f"ref_{name}_logprob"] = sequence_logprob(pick_network(start[name], number))
+        for name, labels in batches["labels"].items():
+            passes[f"{name}_labels"] = labels[:, number : number + 1].to(device)
         each.append(passes)
     return each
 
@@ -283,8 +291,8 @@ def shadow_of(settings: AttackFaces, bound: BoundLoss, division: Division, numbe
         retain = training_rows(division, met.retain, "retain")
     encoder = FaceEncoder(classes, settings.data.people, settings.model.size)
     encoder.read([*(forget.files if forget else []), *retain.files])
-    draws = {"size": settings.model.size, "seed": seed, "other_answers": bound.method.other_answers}
-    return Shadow(FacePairs(bound.batches, forget, retain, **draws), encoder, seed)
+    draws = {"seed": seed, "other_answers": bound.method.other_answers, "scope": bound.method.scope}
+    return Shadow(FacePairs(bound.batches, forget, retain, size=settings.model.size, **draws), encoder, seed)
 
 
 def model_seed(settings: AttackFaces, number: int) -> int:

@@ -1,6 +1,7 @@
 """LoRA: which layers of a model get an adapter, and which parts of it can have none."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,16 +17,20 @@ LINEAR = (nn.Linear, Conv1D)  # GPT-2's linear layers are of the second kind
 LanguageModel = Any  # a model of transformers, or one that peft wraps: what is asked of it is more than nn.Module's
 
 
-def lora_targets(model: LanguageModel, targets: str) -> list[str]:
+def lora_targets(model: LanguageModel, targets: str, frozen: Sequence[str] = ()) -> list[str]:
     """Names of the linear layers that get an adapter.
 
     `targets` is `language_model`, which means those of the decoder, or a regular expression on names. The output head,
     the projector and the vision tower are no part of the decoder. A frozen layer gets no adapter. Raises SettingsError
-    if nothing matches, or an output head does that is the embedding too.
+    if nothing matches, or an output head does that is the embedding too. `frozen`: parts of names; quantized weights
+    need no gradient anyway, so that their names alone tell.
     """
-    linear = [
-        name for name, module in model.named_modules() if isinstance(module, LINEAR) and module.weight.requires_grad
-    ]
+    linear = []
+    for name, module in model.named_modules():
+        if isinstance(module, LINEAR):
+            quantized = not module.weight.is_floating_point()
+            if module.weight.requires_grad or (quantized and not set(frozen) & set(name.split("."))):
+                linear.append(name)
     head = model.get_output_embeddings()
     if targets == "language_model":
         prefix = decoder_name(model)
@@ -60,13 +65,13 @@ def weights_without_adapter(model: LanguageModel) -> dict[str, int]:
     return {name: weight.numel() for name, weight in named if weight.ndim > 2 and id(weight) not in held}
 
 
-def add_lora(model: LanguageModel, lora: Lora, targets: str, seed: int) -> PeftModel:
+def add_lora(model: LanguageModel, lora: Lora, targets: str, seed: int, *, frozen: Sequence[str] = ()) -> PeftModel:
     """Wrap the model with a fresh adapter (seeded); the model's own weights stay as they are.
 
     Says so where a part of the decoder can have no adapter. Raises SettingsError.
     """
     torch.manual_seed(seed)
-    names = lora_targets(model, targets)
+    names = lora_targets(model, targets, frozen)
     if left := weights_without_adapter(model):
         share = sum(left.values()) / sum(weight.numel() for weight in model.get_decoder().parameters())
         say_line(

@@ -7,7 +7,7 @@ where it stopped, and a run that is overwritten computes anew only what has chan
 import inspect
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from pyarrow import parquet
 from torch import nn
 
 from data_module import TaskRow, sample_by_person, task_rows
-from engine.attacks import NotApplicable, Target, Variant, bind, weights_of
+from engine.attacks import NotApplicable, Target, Variant, Variants, bind, weights_of
 from engine.evaluate import TOKEN_COLUMNS, by_metric, check_task, data_record, evaluate_together, first_rows
 from engine.folders import beside, check_ours, marked, remove_ours, written_whole
 from engine.language_model import forward
@@ -76,7 +76,7 @@ def right_answer_alone(row: TaskRow) -> TaskRow:
     return replace(row, paraphrase=None, perturbed=[])
 
 
-def variants_of(attack: Attack | None, target: Target) -> Iterator[Variant]:
+def variants_of(attack: Attack | None, target: Target) -> Variants:
     """What an attack has evaluated; None: the rows as they are."""
     if attack is None:
         yield Variant("", target.rows, target.encoder)

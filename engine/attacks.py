@@ -6,7 +6,7 @@ that asks them, while the target's model is as the attack left it. When it ends,
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
@@ -77,10 +77,13 @@ class Variant:
     told: dict[tuple[str, int], str] = field(default_factory=dict)
 
 
+Variants = Generator[Variant, None, None]  # what an attack yields; closing it gives the model its weights back
+
+
 # ---- other questions
 
 
-def reworded(target: Target, *, column: str) -> Iterator[Variant]:
+def reworded(target: Target, *, column: str) -> Variants:
     """Ask in other words: those of a column of the data."""
     rows = {}
     for name, own in target.rows.items():
@@ -94,7 +97,7 @@ def reworded(target: Target, *, column: str) -> Iterator[Variant]:
     yield Variant("", rows, target.encoder)
 
 
-def affixes(target: Target, *, file: str, count: int) -> Iterator[Variant]:
+def affixes(target: Target, *, file: str, count: int) -> Variants:
     """Put the words of a file around every question, one line after another.
 
     Args:
@@ -119,7 +122,7 @@ def lines_to_try(file: str, count: int) -> list[str]:
     return lines
 
 
-def in_context(target: Target, *, count: int) -> Iterator[Variant]:
+def in_context(target: Target, *, count: int) -> Variants:
     """Put other questions about the same person with their answers before the question.
 
     A model that never met the person may read the answer off them. So tokens of the answer that stand there are told,
@@ -207,13 +210,14 @@ class Prefilled:
         return self.encoder.prompt_text(example) + self.encoder.tokenizer.decode(given)
 
 
-def prefill(target: Target, *, counts: list[int]) -> Iterator[Variant]:
+def prefill(target: Target, *, counts: list[int]) -> Variants:
     """Give the first tokens of the right answer, and judge the rest.
 
     Answers that have no token more are left out, and so is a row that asks what one before it asks.
     """
     for count in counts:
-        rows, begun = {}, {}
+        rows: Rows = {}
+        begun: dict[tuple, tuple[str, int]] = {}
         for task, own in target.rows.items():
             rows[task] = []
             for row in first_of_each_prompt(own, begun):
@@ -228,9 +232,10 @@ def prefill(target: Target, *, counts: list[int]) -> Iterator[Variant]:
         yield Variant(str(count), {task: own for task, own in rows.items() if own}, Prefilled(target.encoder, begun))
 
 
-def affirm(target: Target, *, text: str) -> Iterator[Variant]:
+def affirm(target: Target, *, text: str) -> Variants:
     """Let every answer begin with a text that agrees to answer, and judge the right answer behind it."""
-    rows, begun = {}, {}
+    rows: Rows = {}
+    begun: dict[tuple, tuple[str, int]] = {}
     for task, own in target.rows.items():
         rows[task] = []
         for row in first_of_each_prompt(own, begun):
@@ -266,7 +271,7 @@ def restored(model: nn.Module) -> Iterator[None]:
                 parameter.copy_(kept[name])
 
 
-def noise(target: Target, *, scales: list[float]) -> Iterator[Variant]:
+def noise(target: Target, *, scales: list[float]) -> Variants:
     """Add normal noise to every weight: what comes back under it was masked, and not gone.
 
     Args:
@@ -288,7 +293,7 @@ def add_noise(model: nn.Module, scale: float, seed: int) -> None:
         parameter.add_(drawn * (scale * parameter.float().square().mean().sqrt().item()))
 
 
-def interpolate(target: Target, *, shares: list[float]) -> Iterator[Variant]:
+def interpolate(target: Target, *, shares: list[float]) -> Variants:
     """Move every weight a share of the way to base: what is found close by was not gone."""
     base = same_weights(target)
     for share in shares:
@@ -299,7 +304,7 @@ def interpolate(target: Target, *, shares: list[float]) -> Iterator[Variant]:
             yield Variant(str(share), target.rows, target.encoder)
 
 
-def quantise(target: Target, *, formats: list[str]) -> Iterator[Variant]:
+def quantise(target: Target, *, formats: list[str]) -> Variants:
     """Round the weights of linear layers as low-bit formats do: a small update may be lost.
 
     `equal_codes` says which share of the weights has the same code as in base: these took nothing from forgetting.
@@ -334,7 +339,7 @@ def same_weights(target: Target) -> dict[str, Tensor]:
     return base
 
 
-def relearn(target: Target, *, split: str, steps: list[int], lr: float, batch_size: int) -> Iterator[Variant]:
+def relearn(target: Target, *, split: str, steps: list[int], lr: float, batch_size: int) -> Variants:
     """Teach the model some of the forgotten rows again, and judge the others after some of the steps of one run.
 
     Args:
@@ -346,7 +351,7 @@ def relearn(target: Target, *, split: str, steps: list[int], lr: float, batch_si
         batch_size: Rows of a step.
     """
     one_of("attack.args.split", split, ("half", "people"))
-    settings = {"lr": lr, "batch_size": batch_size, "seed": target.seed, "frozen": target.frozen}
+    settings: dict[str, Any] = {"lr": lr, "batch_size": batch_size, "seed": target.seed, "frozen": target.frozen}
     for learned, judged in division(target, split):
         with restored(target.model):
             for step in taught(target.model, target.encoder, learned, steps=max(steps), **settings):
@@ -401,7 +406,7 @@ def half_of_rows(target: Target) -> dict[tuple[str, int], bool]:
 
 def half_of_people(target: Target) -> dict[tuple[str, int], bool]:
     """Row -> whether its person is in the first half of the people, who are halved among the forgotten and the kept."""
-    chosen = {}
+    chosen: dict[tuple[str, int], bool] = {}
     for kind in (set(target.controls), set(target.controls.values())):
         rows = [row for task in sorted(kind) for row in target.rows[task]]
         people = sorted({person_of(row) for row in rows})
@@ -416,10 +421,10 @@ KIND = {
     "input": (reworded, affixes, in_context, prefill, affirm),
     "weights": (noise, interpolate, quantise, relearn),
 }
-FUNCTIONS: dict[str, Callable[..., Iterator[Variant]]] = {each.__name__: each for own in KIND.values() for each in own}
+FUNCTIONS: dict[str, Callable[..., Variants]] = {each.__name__: each for own in KIND.values() for each in own}
 
 
-def bind(attack: Attack) -> Callable[[Target], Iterator[Variant]]:
+def bind(attack: Attack) -> Callable[[Target], Variants]:
     """An attack's function with its values.
 
     Raises:
@@ -440,7 +445,7 @@ def bind(attack: Attack) -> Callable[[Target], Iterator[Variant]]:
     for name, value in attack.args.items():
         check_value(f"{where}.args.{name}", value, get_type_hints(function)[name])
 
-    def attacked(target: Target) -> Iterator[Variant]:
+    def attacked(target: Target) -> Variants:
         return function(target, **attack.args)
 
     return attacked

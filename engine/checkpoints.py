@@ -24,12 +24,11 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback
 
 from engine.folders import beside, check_space, full_disk_said, marked, remove_ours, written_whole
 from engine.language_model import trained_weights
+from engine.parted import parted_like, whole
 from engine.progress import start_of_line
 from engine.record import METRICS, other_versions, peak_memory_gb, read_json, versions, why_another, write_json
 from settings.script import GOES_ON, MAKE_ROOM, SettingsError, Stopped, processes
@@ -38,6 +37,7 @@ from settings.training import Interval, Trainer, read_interval
 PROGRESS = "progress.json"
 STATE = "trainer_state.json"  # the library's own: how many steps are done
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
+OWN = "method.safetensors"  # what a method's gradient step keeps from step to step
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MADE_OF = ("key", "settings", "inputs", "code")  # what a run's record says of what it was made of
 # bytes that an optimizer keeps for each trained weight
@@ -166,6 +166,7 @@ class Checkpoints(TrainerCallback):
         step = trainer.state.global_step
         weights = {name: whole(value) for name, value in kept_weights(unwrapped(trainer)).items()}
         tensors, facts = parted(trainer.optimizer.state_dict())
+        own = {name: whole(value) for name, value in trainer.own_tensors().items()}
         each = gather_object([{"draws": state_of_draws(), **trainer.own_state()}])
         if processes().is_main_process:
             progress = {
@@ -184,6 +185,7 @@ class Checkpoints(TrainerCallback):
             with written_whole(self.folder / f"step_{step}", then) as aside:
                 save_file(weights, aside / WEIGHTS)
                 save_file(tensors, aside / OPTIMIZER)
+                save_file(own, aside / OWN)
                 trainer.state.log_history = []  # ours stands in the parts
                 trainer.state.save_to_json(str(aside / STATE))
                 write_json(aside / PROGRESS, progress)
@@ -328,47 +330,18 @@ def kept_weights(model: nn.Module) -> dict[str, Tensor]:
     return weights | buffers
 
 
-def whole(value: Tensor) -> Tensor:
-    """A tensor with all its parts, in the main memory of the first process; the others get an empty one.
-
-    Under FSDP2 every process has a part, and all must call this.
-    """
-    value = value.detach()
-    gathered = value.full_tensor() if isinstance(value, DTensor) else value
-    return gathered.cpu().contiguous() if processes().is_main_process else torch.empty(0)
-
-
-def make_whole(model: nn.Module) -> None:
-    """Undo FSDP2 after the last step: the first process gets its model back as it was before it was parted.
-
-    All processes must call this. Another model stays as it is.
-    """
-    made: dict[int, nn.Parameter] = {}  # by the parted one, because two modules may share a weight
-    for module in model.modules():
-        for name, weight in module.named_parameters(recurse=False):
-            if isinstance(weight, DTensor):
-                if id(weight) not in made:
-                    made[id(weight)] = nn.Parameter(whole(weight), weight.requires_grad)
-                setattr(module, name, made[id(weight)])
-    for module in model.modules():
-        if isinstance(module, FSDPModule):  # which FSDP2 has made a base of the module's own class
-            own: Any = next(kind for kind in type(module).__mro__[1:] if not issubclass(kind, FSDPModule))
-            module.__class__ = own
-
-
-def parted_like(value: Tensor, like: Tensor) -> Tensor:
-    """`value` as `like` lies: under FSDP2 this process's part of it."""
-    if isinstance(like, DTensor) and value.shape == like.shape:
-        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-    return value
-
-
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Put the weights of a checkpoint in place of the model's."""
     with readable(folder), torch.no_grad():
         saved = load_file(folder / WEIGHTS)
         for name, weight in kept_weights(model).items():
             weight.copy_(parted_like(saved[name], weight))
+
+
+def load_own(folder: Path) -> dict[str, Tensor]:
+    """What a checkpoint keeps of a method's gradient step."""
+    with readable(folder):
+        return load_file(folder / OWN)
 
 
 def parted(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -435,20 +408,29 @@ def tensor_of(text: str) -> Tensor:
 # ---- room
 
 
-def check_room(model: nn.Module, save_dir: str, settings: Trainer) -> None:
-    """Raise SettingsError where the disk lacks room for the trained model and for two checkpoints.
-
-    There are two while the second replaces the first. What an interrupted run has left of them needs no further room.
-    """
+def size_on_disk(model: nn.Module, settings: Trainer, *, own: int = 0) -> tuple[int, int]:
+    """Bytes of the trained model, and of one checkpoint; `own`: what the method keeps for each trained weight."""
+    trained = trained_weights(model).values()
+    checkpoint = 0
+    if settings.save_every != "never":
+        kept = KEPT[settings.optimizer] + own
+        checkpoint = sum(weight.numel() * (weight.element_size() + kept) for weight in trained)
+    if settings.save == "adapter":
+        return sum(weight.numel() * weight.element_size() for weight in trained), checkpoint
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     parts = [model, *(part for _, _, part in inner.__dict__.get("removed_parts", []))]
     weights = {id(weight): weight for part in parts for weight in part.parameters()}
     width = 4 if isinstance(model, PeftModel) else 0  # an adapter is merged in fp32
-    result = sum(weight.numel() * max(width, weight.element_size()) for weight in weights.values())
-    checkpoint = 0
-    if settings.save_every != "never":
-        trained = trained_weights(model).values()
-        checkpoint = sum(weight.numel() * (weight.element_size() + KEPT[settings.optimizer]) for weight in trained)
+    return sum(weight.numel() * max(width, weight.element_size()) for weight in weights.values()), checkpoint
+
+
+def check_room(model: nn.Module, save_dir: str, settings: Trainer, *, own: int = 0) -> None:
+    """Raise SettingsError where the disk lacks room for the trained model and for two checkpoints.
+
+    There are two while the second replaces the first. What an interrupted run has left of them needs no further room.
+    `own`: bytes that the method keeps for each trained weight besides.
+    """
+    result, checkpoint = size_on_disk(model, settings, own=own)
     how = f"{result / 1e9:.2f} for the model, {2 * checkpoint / 1e9:.2f} for checkpoints"
     left = beside(Path(save_dir), "checkpoints").rglob("*")
     there = min(2 * checkpoint, sum(file.stat().st_size for file in left if file.is_file()))

@@ -358,6 +358,39 @@ def check_lengths(encoder: ChatEncoder, *splits: Any) -> None:
             )
 
 
+def check_instruction(encoder: ChatEncoder, pairs: Any) -> None:
+    """Check that forget rows fit with the method's instruction too, before any weights load: every row in words, and
+    of those with a picture the one of the most letters.
+
+    Args:
+        encoder: of the rows.
+        pairs: what the method asks for.
+
+    Raises:
+        SettingsError: a row is too long with the instruction, or its answer is cut.
+    """
+    if "noised" not in pairs.passes:
+        return
+    rows = [pairs.forget[place] for place in range(len(pairs.forget))]
+    kept = [row for row in rows if row.image is None or not encoder.sees]
+    pictures = [row for row in rows if row.image is not None and encoder.sees]
+    if pictures:
+        kept.append(max(pictures, key=lambda row: len(row.question) + len(row.answer)))
+    for row in kept:
+        try:
+            cut = len(encoder.encode(row).answer) - len(encoder.encode(pairs.instructed(row)).answer)
+        except TooLong as error:
+            raise SettingsError(
+                f"method.noise.instruction: with it before the question, {error}; a shorter one or a larger max_length "
+                "fits"
+            ) from None
+        if cut:
+            raise SettingsError(
+                f"method.noise.instruction: with it before the question, {cut} tokens more are cut of the answer of "
+                f"split {row.split}, row {row.index}; a shorter one or a larger max_length leaves room"
+            )
+
+
 def check_answers(encoder: ChatEncoder, tasks: dict[str, list[TaskRow]]) -> None:
     """The same for the rows of tasks with all their answers; raises SettingsError too for one without a token."""
     for name, rows in tasks.items():

@@ -43,10 +43,11 @@ from engine.record import (
     write_json,
     write_record,
 )
-from engine.score_answers import AnswerLosses, Prompt, score_prompts
+from engine.score_answers import Prompt, score_prompts
 from engine.scoring_way import Way, way_for
 from engine.source import Code, code_of
 from engine.start_checks import check_start
+from engine.token_figures import AnswerLosses
 from settings.inputs import Inputs
 from settings.language import Eval, EvalLimits, Task
 from settings.script import SettingsError, processes

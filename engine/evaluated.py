@@ -40,6 +40,7 @@ OF_PLACES: tuple[str, ...] = (
     "idk_pictures",
     "split_file",
     "file",
+    "alternatives",
     "gold_result",
     "dataset",
 )

@@ -9,7 +9,7 @@ from engine import metrics
 from engine.headline import OF_SHORT_ANSWERS, forget_tasks, headline_figures
 from engine.intervals import MIN_PEOPLE, Rows, bootstrap_t
 from engine.kept import KEPT_MEASURES, Part, kept_figures
-from engine.logs import EvalLog, TaskLog, recorded
+from engine.logs import EvalLog, TaskLog, forgotten_modality
 from engine.measures import MEASURES, MEMBERSHIP_ATTACKS, MEMORY, OF_A_TASK
 from engine.reading import hook_figure
 from engine.result_table import Figure, Figures
@@ -86,7 +86,7 @@ def figures_of_logs(
     model, gold, *others = (log_metrics(log, scoring, truth_ratio) for log in (ckpt, *golds))
     before, untaught = (log_metrics(log, scoring, truth_ratio) if log else None for log in (base, start))
     tasks = {name: scoring[name] for name in model}
-    modality = recorded(ckpt.train_meta, "settings", "modality")
+    modality = forgotten_modality(ckpt.train_meta)
     compared = Compared(model, gold, before, untaught, others, tasks, modality)
     return {
         **headline_figures(compared.model, compared.base, compared.golds, compared.tasks, compared.modality),

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from engine.adapter_folder import (
+    ADAPTER,
+    Base,
+    base_of,
+    check_adapter_folder,
+    is_adapter_folder,
+    read_base,
+    with_adapter,
+    write_adapter,
+)
 from engine.adapters import LanguageModel, add_lora
 from engine.frozen_start import Start
 from engine.layer_output import end_at_layer, given_by, restore_layers
@@ -22,12 +33,12 @@ from engine.pairs import Batch
 from engine.record import say_line
 from engine.start_checks import check_silent, check_start
 from settings.language import Finetune, Model
-from settings.script import SettingsError
+from settings.script import SettingsError, processes
+from settings.training import need_cuda_for
 from unlearn_losses import Scored
 
 transformers.utils.logging.disable_progress_bar()
 
-ADAPTER = "adapter_config.json"
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
 
 UNTRUSTED = "which is not run: read it, and model.trust_remote_code=true runs it"
@@ -42,6 +53,9 @@ def check_model_path(path: str, name: str = "model_path") -> None:
     if not folder.is_dir():
         if path.count("/") != 1 or path.startswith((".", "/", "models/")):
             raise SettingsError(f"{name}={path!r} does not exist; give a model folder or a hub id")
+        return
+    if is_adapter_folder(path):
+        check_adapter_folder(path, name)
         return
     if (folder / ADAPTER).is_file():
         raise SettingsError(
@@ -74,6 +88,11 @@ def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
     Raises SettingsError if there is nothing to load, or if it comes with code that `settings` do not trust.
     """
     check_model_path(path)
+    return read(auto_class, path, settings, **options)
+
+
+def read(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:
+    """The same for what needs no weights to be there."""
     try:
         with quiet_library():
             loaded = auto_class.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **options)
@@ -100,7 +119,11 @@ def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> Langu
     `model.attention=auto` is sdpa, or eager where the model has no sdpa, which is said. Raises SettingsError unless its
     files hold each of its weights, in its shape, and nothing else, and all are numbers.
     """
-    options = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    if is_adapter_folder(path):
+        return load_over_base(auto_class, path, settings, dtype)
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}
+    if settings.quantize != "none":
+        options |= {"quantization_config": quantization(settings.quantize), "device_map": {"": processes().device}}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told, and refused below
     attention = "sdpa" if settings.attention == "auto" else settings.attention
     try:
@@ -120,6 +143,29 @@ def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> Langu
     check_numbers(path, model)
     check_forward(path, model)
     return model
+
+
+def load_over_base(auto_class: Any, path: str, settings: Model, dtype: str) -> LanguageModel:
+    """The model of a folder that holds an adapter alone: its base, as it was while the adapter was trained, and the
+    adapter added to its weights. Raises SettingsError.
+    """
+    check_model_path(path)
+    base = read_base(path)
+    if base.quantize != "none":
+        need_cuda_for(f"model_path={path!r} was trained over a base in {base.quantize}, which")
+    model = load_model(auto_class, base.path, replace(settings, quantize=base.quantize), base.weights)
+    whole = model.dequantize().cpu() if base.quantize != "none" else model
+    merged = with_adapter(whole, path, dtype)
+    check_numbers(path, merged)
+    return merged
+
+
+def quantization(kind: str) -> Any:
+    """How transformers is told to hold the weights of linear layers in 8 or 4 bits, computing in bfloat16."""
+    if kind == "8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, **four)
 
 
 def check_whole(path: str, loaded: dict[str, Any]) -> None:
@@ -169,7 +215,7 @@ def positions_of(path: str, settings: Model, tokenizer: Any) -> int:
             f"model_path={path!r}: its tokenizer numbers tokens up to {number} ({token!r}), and its config.json has "
             f"vocab_size {rows}: they are not of one model"
         )
-    return getattr(config, "max_position_embeddings", None) or 0
+    return max(0, getattr(config, "max_position_embeddings", None) or 0)  # -1 where a family takes any number
 
 
 def start_of(auto_class: Any, settings: Finetune, processor: Any) -> Start:
@@ -177,8 +223,12 @@ def start_of(auto_class: Any, settings: Finetune, processor: Any) -> Start:
 
     `processor` is saved beside its weights. Raises SettingsError.
     """
+    written = partial(save, processor)
+    if settings.trainer.save == "adapter":
+        base = base_of(settings.model_path, settings.model.weights, settings.model.quantize)
+        written = partial(save_adapter, processor, base)
     model = load_for_training(auto_class, settings)
-    return Start(model, forward, partial(save, processor), check_start, check_silent)
+    return Start(model, forward, written, check_start, check_silent)
 
 
 def load_for_training(auto_class: Any, settings: Finetune) -> LanguageModel:
@@ -187,14 +237,49 @@ def load_for_training(auto_class: Any, settings: Finetune) -> LanguageModel:
     Without LoRA the weights are float32, because an update of size lr is lost in bf16 weights. With activations the
     model ends at their layer.
     """
+    if settings.model.quantize != "none" and is_adapter_folder(settings.model_path):
+        raise SettingsError(
+            f"model.quantize={settings.model.quantize}: model_path={settings.model_path!r} holds an adapter alone, "
+            "whose base cannot be quantized again with it; train it with trainer.save=merged"
+        )
+    model = load_model(auto_class, settings.model_path, settings.model, training_dtype(settings))
+    return made_ready(model, settings)
+
+
+def training_dtype(settings: Finetune) -> str:
+    """Of the weights that a model has while it trains; an adapter is always float32."""
+    return settings.model.weights if settings.trainer.lora else "float32"
+
+
+def made_ready(model: LanguageModel, settings: Finetune) -> LanguageModel:
+    """A model as it trains: parts of it frozen, cut, checkpointed and adapted as `settings` say. Raises SettingsError.
+
+    Its weights may be without numbers.
+    """
     lora = settings.trainer.lora
-    dtype = settings.model.weights if lora else "float32"
-    model = load_model(auto_class, settings.model_path, settings.model, dtype)
     freeze(model, settings.model.freeze)
     keep_statistics(model)
     if settings.activations:
         end_at_layer(model, settings.activations)
-    return add_lora(model, lora, settings.model.lora_targets, settings.seed) if lora else model
+    ready: LanguageModel = model
+    if lora:
+        ready = add_lora(model, lora, settings.model.lora_targets, seed=settings.seed, frozen=settings.model.freeze)
+    if settings.trainer.gradient_checkpointing:
+        compute_activations_again(model)  # of an adapter's model too, which peft would have ask for more gradients
+    return ready
+
+
+def compute_activations_again(model: LanguageModel) -> None:
+    """Keep of each layer its input alone for the backward pass, which computes the rest of its activations again with
+    the same dropout. Raises SettingsError for a kind of model that cannot.
+    """
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError:
+        raise SettingsError(
+            f"trainer.gradient_checkpointing=true: {type(model).__name__} does not support it; set it to false"
+        ) from None
+    model.disable_input_require_grads()  # only reentrant checkpoints need them
 
 
 def freeze(model: nn.Module, parts: list[str]) -> None:
@@ -239,7 +324,9 @@ def packs(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
 
     Other attention would compute the whole square of the sequence and throw most of it away.
     """
-    config: Any = next(module.config for module in model.modules() if hasattr(module, "config"))
+    # what wraps a model may have a `config` of its own, as DeepSpeed's has
+    configs = (getattr(module, "config", None) for module in model.modules())
+    config: Any = next(config for config in configs if hasattr(config, "_attn_implementation"))
     if inputs.keys() != {"input_ids", "attention_mask"} or hasattr(config, "vision_config"):
         return False
     return config._attn_implementation == "flash_attention_2"
@@ -314,4 +401,10 @@ def save(processor: Any, model: LanguageModel, folder: Path) -> None:
         model.save_pretrained(str(folder / "adapter"))
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty model card
     merged(model).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def save_adapter(processor: Any, base: Base, model: LanguageModel, folder: Path) -> None:
+    """Write the adapter alone with what names its base, and the processor, to `folder`."""
+    write_adapter(restore_layers(model), base, folder)
     processor.save_pretrained(folder)

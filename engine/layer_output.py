@@ -59,6 +59,9 @@ def end_at_layer(model: LanguageModel, activations: Activations) -> None:
     for number in activations.trained:
         for parameter in part_of(layers[number], activations.part, decoder.config).parameters():
             parameter.requires_grad_(id(parameter) in training)
+    if next(model.parameters()).is_meta:  # memory is counted of it, and there are no numbers to compare
+        cut(model, decoder, stack, activations.layer, behind=[])
+        return
     try:
         states, behind = run_to_layer(model, decoder, layers, activations.layer)
         cut(model, decoder, stack, activations.layer, behind=behind)

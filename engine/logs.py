@@ -56,9 +56,9 @@ class TaskLog:
     tried_affixes: bool  # whether each row was asked with many affixes, and is the one that gave most away
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EvalLog:
-    """One model's log, with the records that stand beside it."""
+    """One model's log, with the records that stand beside it; equal to itself alone."""
 
     name: str  # the setting it came from, for messages
     tasks: dict[str, TaskLog]
@@ -163,6 +163,19 @@ def recorded(record: Any, *names: str) -> Any:
     for name in names:
         record = record.get(name) if isinstance(record, dict) else None
     return record
+
+
+def forgotten_modality(record: Any) -> str | None:
+    """What a run's record says it was made to forget: both, text or visual; None where it does not say."""
+    return forgotten(recorded(record, "settings", "method", "scope"), recorded(record, "settings", "modality"))
+
+
+def forgotten(scope: str | None, modality: str | None) -> str | None:
+    """What a method of some scope was made to forget on rows of some modality; None: not known.
+
+    A method's scope goes before the rows of the run: one that forgets pictures alone is to keep what stands in words.
+    """
+    return {"pictures": "visual", "words": "text"}.get(str(scope), modality)
 
 
 def is_table(content: Any) -> bool:

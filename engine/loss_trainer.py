@@ -2,7 +2,10 @@
 change before it and after it.
 """
 
+import contextlib
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 import transformers
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
@@ -18,13 +21,17 @@ from transformers import TrainerCallback
 from data_module import Example
 from engine import checkpoints
 from engine.frozen_start import FrozenStart, Start, forward_passes
+from engine.gradient_step import Gradients, PartedGradient, State, moved, statistics_kept, without_autocast
 from engine.language_model import l1_norm, packs, trained_weights
 from engine.methods import BoundLoss, bind
-from engine.pairs import Batch, EpochSampler, PassCollator, answer_key
+from engine.pairs import Batch, Chosen, EpochSampler, PassCollator, answer_key, drawn_of
 from engine.progress import Work
 from engine.record import read_json
+from settings.script import SettingsError
 from settings.training import Mask, Method, Trainer
-from unlearn_losses import Scored, multiplier_step, nll, sequence_logprob
+from unlearn_losses import Parts, Scored, multiplier_step, nll, sequence_logprob
+
+PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)  # each process has all weights
 
 
 class LossTrainer(transformers.Trainer):
@@ -46,11 +53,26 @@ class LossTrainer(transformers.Trainer):
         self.epoch = 0  # of the step being taken
         self.multiplier = bound.method.multiplier.start if bound.method.multiplier else 0.0
         self.constraints: list[Tensor] = []  # retain NLL of each pass since the last optimizer step
+        self.parted = PartedGradient(trained_weights(start.model).values()) if bound.rule else None
+        self.rule_args: dict[str, Any] = dict(bound.method.gradient.args) if bound.method.gradient else {}
+        self.rule_state: State = {}
+        self.edited: dict[str, Any] = {}  # what the record says of an edit
+        self.batches_of_step: list[dict[str, Any]] = []  # kept where a rule looks at them twice
         # of the trained passes on this process; they stay on the batches' device, so that nobody waits to count
         self.tokens: Tensor | float = 0.0
         self.places: Tensor | float = 0.0  # the same with the padding that the model computes
         # super().__init__ overwrites the class attribute; left true, the loss is not divided by the accumulation steps
         self.model_accepts_loss_kwargs = False
+        if bound.rule and self.accelerator.distributed_type not in PLAIN:
+            raise SettingsError(
+                f"method={bound.method.name} takes the gradients of the forget and of the retain part apart, which "
+                f"{self.accelerator.distributed_type.value} does not give: launch it without sharding"
+            )
+        if bound.method.edit and self.accelerator.distributed_type not in PLAIN:
+            raise SettingsError(
+                f"method={bound.method.name} edits whole weights, which {self.accelerator.distributed_type.value} does "
+                "not keep: launch it without sharding"
+            )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         lengths = self.train_dataset.leading.lengths if self.bucket else ()
@@ -79,30 +101,110 @@ class LossTrainer(transformers.Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """The loss of what a PassCollator made."""
-        scored = forward_passes(model, inputs["trained"], self.forward)
-        self.count_places(model, inputs["trained"])
-        passes = {name: scored[name] for name in self.bound.trained} | self.reference_passes(model, inputs)
-        loss = self.loss_of(passes)
-        if self.l1:
-            loss = loss + self.l1_penalty(model)
+        loss = self.parts_of(model, inputs).total
         if isinstance(model, DistributedDataParallel):
             # a batch without pictures leaves the vision tower without a gradient, which DDP waits for
             loss = loss + 0.0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
         return loss
 
-    def loss_of(self, passes: dict[str, Any]) -> Tensor:
+    def parts_of(self, model: nn.Module, inputs: dict[str, Any], *, again: bool = False) -> Parts:
+        """The two parts of the loss of what a PassCollator made; `again`: it was counted before."""
+        scored = forward_passes(model, inputs["trained"], self.forward)
+        if not again:
+            self.count_places(model, inputs["trained"])
+        passes = {name: scored[name] for name in self.bound.trained} | self.reference_passes(model, inputs)
+        passes |= {f"{name}_labels": labels for name, labels in inputs["labels"].items()}
+        parts = self.loss_of(passes, again=again)
+        return parts._replace(retain=parts.retain + self.l1_penalty(model)) if self.l1 else parts
+
+    def loss_of(self, passes: dict[str, Any], *, again: bool = False) -> Parts:
         """The method's loss; ends the run where it is not finite."""
         self.epoch = int(self.state.epoch + 1e-6)  # the library's is a float that reaches 1 by small steps
         state = {"epoch": self.epoch, "multiplier": self.multiplier}
         if self.bound.method.multiplier:
             state["target"] = self.bound.method.multiplier.target
-            self.constraints.append(nll(passes["retain"]).detach())
-        loss = self.bound(passes, **state)
-        if not torch.isfinite(loss):
+            if not again:
+                self.constraints.append(nll(passes["retain"]).detach())
+        try:
+            parts = self.bound.parts(passes, **state)
+        except ValueError as error:  # passes that do not fit each other
+            raise SettingsError(f"method={self.bound.method.name}: {error}") from None
+        if not torch.isfinite(parts.total):
             broken = next((name for name, value in passes.items() if not is_finite(value)), None)
             why = f"the logits of its {broken} pass are not finite" if broken else "made of finite passes"
-            self.stop(f"the loss is {loss.item()}", why)
-        return loss
+            self.stop(f"the loss is {parts.total.item()}", why)
+        return parts
+
+    # ---- a step whose gradient a rule makes
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """One batch. Where the method has a rule, the gradients of the two parts add up apart, and the last batch of an
+        optimizer step puts them together.
+        """
+        if self.parted is None or self.bound.rule is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        # DDP has no part in it: the processes' gradients are averaged when the step has all of them
+        with self.accelerator.no_sync(model), self.compute_loss_context_manager():
+            parts = self.share_of_step(self.parts_of(model, inputs))
+        self.parted.add(parts)
+        if self.bound.rule.perturb:
+            self.batches_of_step.append(inputs)
+        if self.accelerator.sync_gradients:
+            self.put_gradient(model)
+        return parts.total.detach()
+
+    def share_of_step(self, parts: Parts) -> Parts:
+        """The parts of one batch as they count in the mean over those of an optimizer step."""
+        count = self.current_gradient_accumulation_steps
+        return Parts(parts.forget / count, parts.retain / count)
+
+    def put_gradient(self, model: nn.Module) -> None:
+        """Have the rule make the step's gradient of those of the two parts."""
+        rule, parted = self.bound.rule, self.parted
+        assert rule is not None and parted is not None
+        count = self.args.world_size
+        parted.average_over_processes(parted.forget, count)
+        parted.average_over_processes(parted.retain, count)
+        if rule.perturb:
+            by = rule.perturb(parted.forget, **self.rule_args)
+            with moved(parted.weights, by), statistics_kept(model), self.precise(model):
+                self.take_forget_anew(model)
+            parted.average_over_processes(parted.forget, count)
+        settings = {} if rule.perturb else self.rule_args
+        made, self.rule_state = rule.combine(parted.forget, parted.retain, self.rule_state, **settings)
+        parted.put(made)
+
+    def take_forget_anew(self, model: nn.Module) -> None:
+        """The forget gradient of the step's batches where the weights are now."""
+        assert self.parted is not None
+        self.parted.clear_forget()
+        for inputs in self.batches_of_step:
+            with self.accelerator.no_sync(model):
+                parts = self.share_of_step(self.parts_of(model, inputs, again=True))
+            self.parted.add(parts._replace(retain=0.0))
+        self.batches_of_step.clear()
+
+    @contextlib.contextmanager
+    def precise(self, model: nn.Module) -> Iterator[None]:
+        """The model as it computes in fp32: a perturbation is far smaller than what autocast rounds a weight by.
+
+        Weights that are held in bf16 beside an adapter need autocast.
+        """
+        inner = self.accelerator.unwrap_model(model)
+        with self.compute_loss_context_manager() if self.looks_coarsely else without_autocast(inner):
+            yield
+
+    @property
+    def looks_coarsely(self) -> bool:
+        """Whether a rule looks at perturbed weights through the rounding of bf16."""
+        looks_twice = self.bound.rule is not None and self.bound.rule.perturb is not None
+        return (
+            looks_twice and self.args.bf16 and any(weight.dtype != torch.float32 for weight in self.model.parameters())
+        )
 
     def l1_penalty(self, model: nn.Module) -> Tensor:
         penalty = self.l1 * l1_norm(self.accelerator.unwrap_model(model))
@@ -147,6 +249,22 @@ class LossTrainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoints.load_weights(checkpoints.unwrapped(self), Path(resume_from_checkpoint))
+        self.take_back(checkpoints.load_own(Path(resume_from_checkpoint)))
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of a gradient's rule, the same on every process."""
+        kept: dict[str, Tensor] = {}
+        for name, gradients in self.rule_state.items():
+            kept |= {f"{name}.{number}": gradient for number, gradient in enumerate(gradients)}
+        return kept
+
+    def take_back(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `own_tensors` gave."""
+        assert self.parted is not None or not tensors
+        names = {name.rpartition(".")[0] for name in tensors}
+        for name in names:
+            weights = enumerate(self.parted.weights) if self.parted else ()
+            self.rule_state[name] = [tensors[f"{name}.{number}"].to(weight.device) for number, weight in weights]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -210,26 +328,85 @@ class LossTrainer(transformers.Trainer):
 
         return sorted(wanted.items(), key=by_length)
 
-    def hold_all_but(self, mask: Mask, pairs: Any, encoder: Any) -> None:
-        """Let only the share of the weights move whose gradient of `mask.loss` over all forget rows is largest."""
-        bound = bind(Method(name=mask.loss, loss=mask.loss))
-        collator = PassCollator(encoder, bound.trained, [], by_length=True)  # one pass, so that nothing is shared
+    def hold_all_but(self, mask: Mask, pairs: Any, encoder: Any) -> float:
+        """Let only the weights move that the mask chooses, or let only them move by the forget part.
+
+        Returns the share of the trained weights that they are. Raises SettingsError where there are none.
+        """
+        moves = self.chosen_by(mask, pairs, encoder)
+        share = sum(int(each.sum()) for each in moves) / sum(each.numel() for each in moves)
+        if not share:
+            raise SettingsError(f"method={self.bound.method.name}: method.mask chooses no weight, nothing would forget")
+        self.hold(mask, moves)
+        return share
+
+    def hold(self, mask: Mask, moves: list[Tensor]) -> None:
+        """Let only the entries move that `moves` has of each trained weight."""
+        if self.bound.rule and mask.applies_to == "forget":
+            self.rule_args["moves"] = moves
+            return
+        for weight, moving in zip(trained_weights(self.model).values(), moves, strict=True):
+            weight.register_hook(partial(torch.mul, moving))
+
+    def chosen_by(self, mask: Mask, pairs: Any, encoder: Any) -> list[Tensor]:
+        """Which entries of each trained weight a mask lets move."""
+        if mask.share is not None:
+            return largest(self.mean_gradient(mask.loss, pairs, encoder), mask.share)
+        assert mask.ratio is not None
+        others = [pairs.rows_of(name) for name in mask.against]  # first: it says so where there are none
+        drawn = [drawn_of(rows, mask.rows, self.draw_seed) for rows in (pairs.rows_of("forget"), *others)]
+        of_forget, _ = self.squared_gradients(mask.loss, drawn[:1], encoder)
+        of_others, _ = self.squared_gradients(mask.loss, drawn[1:], encoder)
+        return [exceeds(f, o, mask.ratio) for f, o in zip(of_forget, of_others, strict=True)]
+
+    def mean_gradient(self, loss: str, pairs: Any, encoder: Any) -> Gradients:
+        """Absolute value of the gradient of a loss over all forget rows together."""
+        bound = bind(Method(name=loss, loss=loss))
         own = pairs.pairs_for(bound.batches)
-        self.model.eval()
         size = self.args.per_device_train_batch_size
         with Work("row for the mask", len(own), prepares=True) as work:
             for first in range(0, len(own), size):
                 items = [own[key] for key in range(first, min(first + size, len(own)))]
-                batches = [batch.to(self.args.device) for batch in collator(items)["trained"]]
-                with self.accelerator.autocast():
-                    loss = bound(forward_passes(self.model, batches, self.forward), epoch=0)
-                (loss * len(items)).backward()
+                (self.loss_of_rows(bound, items, encoder) * len(items)).backward()
                 work.advance(len(items))
-        weights = list(trained_weights(self.model).values())
-        sizes = [torch.zeros_like(weight) if weight.grad is None else weight.grad.abs_() for weight in weights]
-        for weight, moves in zip(weights, largest(sizes, mask.share), strict=True):
+        return [torch.zeros_like(weight) if each is None else each.abs_() for weight, each in self.taken_gradients()]
+
+    def squared_gradients(self, loss: str, kinds: Sequence[Chosen], encoder: Any) -> tuple[Gradients, list[float]]:
+        """Mean over rows of the square of each row's own gradient of a loss, in fp32 without autocast.
+
+        A weight's mean is over the rows that go through it: words do not thin out what pictures say of a vision tower.
+        The second result is the share of the rows that go through each weight.
+        """
+        bound = bind(Method(name=loss, loss=loss))
+        sums = [torch.zeros_like(weight) for weight in trained_weights(self.model).values()]
+        counts = [0] * len(sums)
+        with Work("row whose gradient counts", sum(map(len, kinds)), prepares=True) as work:
+            for row in itertools.chain.from_iterable(kinds):  # one at a time, so that the batch size does not matter
+                self.loss_of_rows(bound, [{"forget": [row]}], encoder, precise=True).backward()
+                for number, (_, gradient) in enumerate(self.taken_gradients()):
+                    if gradient is not None:
+                        sums[number] += gradient.square()
+                        counts[number] += 1
+                work.advance(1)
+        means = [each / max(count, 1) for each, count in zip(sums, counts, strict=True)]
+        return means, [count / sum(map(len, kinds)) for count in counts]
+
+    def loss_of_rows(
+        self, bound: BoundLoss, items: list[dict[str, list[Example]]], encoder: Any, *, precise: bool = False
+    ) -> Tensor:
+        """The loss of some rows at the model's present weights, in eval mode."""
+        self.model.eval()
+        collator = PassCollator(encoder, bound.trained, [], by_length=True)  # one pass, so that nothing is shared
+        batches = [batch.to(self.args.device) for batch in collator(items)["trained"]]
+        with contextlib.nullcontext() if precise else self.accelerator.autocast():
+            return bound(forward_passes(self.model, batches, self.forward), epoch=0)
+
+    def taken_gradients(self) -> list[tuple[nn.Parameter, Tensor | None]]:
+        """The trained weights with their gradients, which they then have no more."""
+        taken = [(weight, weight.grad) for weight in trained_weights(self.model).values()]
+        for weight, _ in taken:
             weight.grad = None
-            weight.register_hook(partial(torch.mul, moves))
+        return taken
 
     def move_multiplier(self) -> None:
         """After an optimizer step: the multiplier follows the retain NLL of that step, once the warm-up is over."""
@@ -243,6 +420,7 @@ class LossTrainer(transformers.Trainer):
 
 
 def is_finite(scored: Scored | Tensor) -> bool:
+    """Whether a pass is made of numbers."""
     values = scored if isinstance(scored, Tensor) else scored.logits
     return bool(torch.isfinite(values).all())
 
@@ -252,6 +430,13 @@ def largest(values: list[Tensor], share: float) -> list[Tensor]:
     flat = torch.cat([value.flatten() for value in values])
     least = flat.kthvalue(flat.numel() - max(1, round(share * flat.numel())) + 1).values
     return [(value >= least) & (value > 0) for value in values]
+
+
+def exceeds(values: Tensor, others: Tensor, ratio: float) -> Tensor:
+    """Where values are at least `ratio` times the others, as a bool mask; where both are 0 there is nothing to compare,
+    and nothing moves.
+    """
+    return (values >= ratio * others) & (values > 0)
 
 
 class MultiplierCallback(TrainerCallback):

@@ -2,23 +2,57 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
 import unlearn_losses
+from engine import gradient_mask, gradient_project, gradient_sam
+from engine.edits import EDITS
 from settings.script import SettingsError, nearest, one_of
-from settings.training import Method
-from unlearn_losses import Anchored, Hidden, Scored
+from settings.training import Edit, Method
+from unlearn_losses import Anchored, Hidden, Parts, Scored
 
-PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "augmented")
+PASSES = ("forget", "retain", "idk", "unrelated", "shuffled", "alternate", "noised", "augmented")
 STATE = ("epoch", "multiplier", "target")  # keyword-only parameters that the engine fills in
 
 
-ABOVE_ZERO = ("beta", "temperature", "c")  # hyperparameters that divide, or without which a loss says nothing
+# hyperparameters that divide, or without which a loss says nothing; an edit's rule names its own
+ABOVE_ZERO = ("beta", "temperature", "c", "smoothing")
+AT_LEAST_ZERO = ("alpha", "rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers")
+AT_MOST_ONE = ("smoothing", "share", "damping")
+# what weighs the retain part of a loss that has no retain_weight
+RETAIN_WEIGHTS = {
+    "rmu": ["alpha"],
+    "scrub": ["alpha", "gamma"],
+    "llmu": ["kl_weight"],
+    "sku": ["kl_weight"],
+    "jensun": ["jsd_weight"],
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How an optimizer step's gradient is made of those of the loss's two parts."""
+
+    combine: Callable[..., Any]  # (g_forget, g_retain, state) -> (gradient, state)
+    perturb: Callable[..., Any] | None = None  # g_forget -> what is added to the weights where g_forget is taken anew
+    needs_retain: bool = False  # without a retain term it has no effect
+
+    @property
+    def hyperparameters(self) -> list[str]:
+        """What the method's file gives."""
+        return [name for function in (self.combine, self.perturb) if function for name in keyword_only(function)]
+
+
+MASKED = Rule(gradient_mask.mask)  # of a mask that applies to the forget part
+RULES = {
+    "sam": Rule(gradient_sam.add, perturb=gradient_sam.perturbation),
+    "project": Rule(gradient_project.project, needs_retain=True),
+}
 
 
 @dataclass(frozen=True)
@@ -30,13 +64,25 @@ class BoundLoss:
     """
 
     method: Method
-    loss: partial[Tensor]
+    loss: partial[Tensor | Parts] | None  # None: nothing trains
     passes: list[str]
+
+    @property
+    def rule(self) -> Rule | None:
+        """What makes one gradient of those of the two parts; None: the loss is their sum."""
+        if self.method.gradient:
+            return RULES[self.method.gradient.rule]
+        return MASKED if self.method.mask and self.method.mask.applies_to == "forget" else None
 
     @property
     def trained(self) -> list[str]:
         """The passes that the model in training scores."""
-        return [name for name in self.passes if not name.startswith("ref_")]
+        return [name for name in self.passes if not name.startswith("ref_") and not name.endswith("_labels")]
+
+    @property
+    def told(self) -> list[str]:
+        """The passes whose answers alone the loss gets: nobody scores them."""
+        return [base_pass(name) for name in self.passes if name.endswith("_labels")]
 
     @property
     def cached(self) -> list[str]:
@@ -51,30 +97,36 @@ class BoundLoss:
 
     @property
     def batches(self) -> list[str]:
-        """The batches to draw: the passes without `ref_` and `_logprob`, each once."""
+        """The batches to draw: the passes without `ref_`, `_logprob` and `_labels`, each once."""
         return list(dict.fromkeys(map(base_pass, self.passes)))
 
     def __call__(self, passes: Mapping[str, Scored | Tensor], **state: float) -> Tensor:
-        """The loss of the scored passes, a scalar; `state`: what STATE names.
+        """The loss of the scored passes, a scalar; `state`: what STATE names."""
+        return self.parts(passes, **state).total
+
+    def parts(self, passes: Mapping[str, Scored | Tensor], **state: float) -> Parts:
+        """The same in its two parts. Of a loss that has one part alone it is the forget part.
 
         A method with `activations` gets the states of its layer: the model ends there, and they stand in the place of
         its logits.
         """
+        assert self.loss is not None  # else nothing trains
         given: dict[str, Any] = {**dict.fromkeys(positional(self.loss.func)), **passes}
         if self.method.activations:
             given = {name: Hidden(scored.logits, scored.labels) for name, scored in given.items() if scored is not None}
         if "ref_retain" in self.passes and "ref_retain" not in positional(self.loss.func):
             given["retain"] = Anchored(given["retain"], given.pop("ref_retain"))
         wanted = inspect.signature(self.loss.func).parameters
-        return self.loss(**given, **{name: value for name, value in state.items() if name in wanted})
+        loss = self.loss(**given, **{name: value for name, value in state.items() if name in wanted})
+        return loss if isinstance(loss, Parts) else Parts(loss, 0.0)
 
 
 def base_pass(name: str) -> str:
     """The pass behind a parameter's name: `ref_idk_logprob` -> `idk`."""
-    return name.removeprefix("ref_").removesuffix("_logprob")
+    return name.removeprefix("ref_").removesuffix("_logprob").removesuffix("_labels")
 
 
-def known_losses() -> dict[str, Callable[..., Tensor]]:
+def known_losses() -> dict[str, Callable[..., Tensor | Parts]]:
     """The functions of unlearn_losses whose positional parameters are all passes."""
     found = {}
     for name, function in loss_library().items():
@@ -108,6 +160,11 @@ def bind(method: Method) -> BoundLoss:
     Raises:
         SettingsError: the loss is not known, the hyperparameters are not exactly its own, or a step does not fit it.
     """
+    if method.edit:
+        check_edit(method.edit)
+        check_scope(method)
+    if method.loss is None:
+        return BoundLoss(method, None, ["forget"])
     losses = known_losses()
     if method.loss not in losses:
         known = f"{nearest(method.loss, losses)}; choose from {', '.join(losses)}"
@@ -123,40 +180,132 @@ def bind(method: Method) -> BoundLoss:
     return BoundLoss(method, partial(loss, **method.args), passes)
 
 
+def keyword_only(function: Callable) -> list[str]:
+    """The names of a function's keyword-only parameters."""
+    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
 def hyperparameters(loss: Callable) -> list[str]:
     """The keyword-only parameters that the method's file gives."""
-    parameters = inspect.signature(loss).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in STATE]
+    return [name for name in keyword_only(loss) if name not in STATE]
 
 
 def check_hyperparameters(method: Method, loss: Callable) -> None:
     """Raise SettingsError unless `method.args` are exactly the loss's hyperparameters, and of their types."""
-    wanted = hyperparameters(loss)
-    if unknown := sorted(set(method.args) - set(wanted)):
+    check_names("method.args", method.args, hyperparameters(loss), str(method.loss))
+    check_values("method.args", method.args, get_type_hints(loss))
+
+
+def check_names(field: str, args: Mapping[str, Any], wanted: list[str], whose: str) -> None:
+    """Raise SettingsError unless `args` gives exactly the values that are `wanted`."""
+    if unknown := sorted(set(args) - set(wanted)):
         near = f"{nearest(unknown[0], wanted)}; it has {wanted}"
-        raise SettingsError(f"method.args.{unknown[0]} is not a hyperparameter of {method.loss}{near}")
-    if missing := [name for name in wanted if name not in method.args]:
-        raise SettingsError(f"method.args.{missing[0]} is required by {method.loss}; it has {wanted}")
-    kinds = get_type_hints(loss)
-    for name, value in method.args.items():
+        raise SettingsError(f"{field}.{unknown[0]} is not a hyperparameter of {whose}{near}")
+    if missing := [name for name in wanted if name not in args]:
+        raise SettingsError(f"{field}.{missing[0]} is required by {whose}; it has {wanted}")
+
+
+def check_values(
+    field: str, args: Mapping[str, Any], kinds: Mapping[str, Any], above_zero: Sequence[str] = ABOVE_ZERO
+) -> None:
+    """Raise SettingsError for a value of the wrong type or out of its range."""
+    for name, value in args.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if get_origin(kinds.get(name)) is Literal:
+            one_of(f"{field}.{name}", value, list(get_args(kinds[name])))
         if kinds.get(name) in (float, int) and not (is_number and math.isfinite(value)):
-            raise SettingsError(f"method.args.{name}={value!r} must be a number")
-        if name in ABOVE_ZERO and value <= 0:
-            raise SettingsError(f"method.args.{name}={value} must be above 0")
+            raise SettingsError(f"{field}.{name}={value!r} must be a number")
+        if kinds.get(name) is int and not isinstance(value, int):
+            raise SettingsError(f"{field}.{name}={value!r} must be a whole number")
+        if name in above_zero and value <= 0:
+            raise SettingsError(f"{field}.{name}={value} must be above 0")
+        if name in AT_LEAST_ZERO and value < 0:
+            raise SettingsError(f"{field}.{name}={value} must be at least 0")
+        if name in AT_MOST_ONE and value > 1:
+            raise SettingsError(f"{field}.{name}={value} must be at most 1")
         if name.endswith("_weight") and value < 0:
-            raise SettingsError(f"method.args.{name}={value} must be at least 0: the term would be turned round")
+            raise SettingsError(f"{field}.{name}={value} must be at least 0: the term would be turned round")
 
 
 def check_steps(method: Method, loss: Callable) -> None:
     """Raise SettingsError for a step of the method's file that the loss needs and lacks, or has no use for."""
     parameters = inspect.signature(loss).parameters
-    asked = {"activations": takes_states(loss), "multiplier": "multiplier" in parameters}
+    asked = {
+        "activations": takes_states(loss),
+        "multiplier": "multiplier" in parameters,
+        "noise": "noised" in map(base_pass, parameters),
+    }
     for step, needed in asked.items():
         if needed != (getattr(method, step) is not None):
             raise SettingsError(f"method.{step}: {method.loss} {'needs it' if needed else 'has no use for it'}")
+    check_answers_are_scored(method)
     if method.mask:
         of_forget_alone = [n for n, f in known_losses().items() if list(inspect.signature(f).parameters) == ["forget"]]
         one_of("method.mask.loss", method.mask.loss, of_forget_alone)
+        if method.mask.applies_to == "forget":
+            need_parts(method, loss, "mask.applies_to=forget")
+    if method.gradient:
+        check_rule(method, loss)
     if method.retain == "kl" and "retain_weight" not in hyperparameters(loss):
         raise SettingsError(f"method.retain=kl: {method.loss} has no retain term to change")
+
+
+def check_edit(edit: Edit) -> None:
+    """Raise SettingsError for an `edit` step that is not known or lacks a value."""
+    one_of("method.edit.rule", edit.rule, list(EDITS))
+    rule = EDITS[edit.rule]
+    check_names("method.edit.args", edit.args, rule.hyperparameters, f"rule {edit.rule}")
+    check_values("method.edit.args", edit.args, rule.measured | get_type_hints(rule.apply), rule.above_zero)
+    if edit.rows and not rule.rows:
+        raise SettingsError(f"method.edit.rows={edit.rows}: rule {edit.rule} looks at no rows; leave it out")
+    if 0 < edit.rows < edit.args.get("kl_rows", 0):
+        raise SettingsError(f"method.edit.rows={edit.rows} is fewer than method.edit.args.kl_rows takes of them")
+
+
+def check_scope(method: Method) -> None:
+    """Raise SettingsError for a scope that neither a training nor the method's edit looks at."""
+    assert method.edit is not None
+    if method.loss is None and method.scope != "both" and not {"forget", "retain"} & set(EDITS[method.edit.rule].rows):
+        raise SettingsError(
+            f"method.scope={method.scope} has no effect on rule {method.edit.rule}, and method.loss=null trains "
+            "nothing; leave it out"
+        )
+
+
+def check_answers_are_scored(method: Method) -> None:
+    """Raise SettingsError where the model ends at a layer and a step needs what it says of answers."""
+    looks = [name for name in ("mask", "edit") if getattr(method, name)]
+    if method.edit and not EDITS[method.edit.rule].rows:
+        looks.remove("edit")
+    if method.activations and looks:
+        raise SettingsError(
+            f"method.{looks[0]} needs the answers' logits, and with method.activations the model ends at a layer; "
+            "leave one out"
+        )
+
+
+def check_rule(method: Method, loss: Callable) -> None:
+    """Raise SettingsError for a `gradient` step that is not known, lacks a value, or has no effect on the loss."""
+    assert method.gradient is not None
+    name, args = method.gradient.rule, method.gradient.args
+    one_of("method.gradient.rule", name, list(RULES))
+    rule = RULES[name]
+    check_names("method.gradient.args", args, rule.hyperparameters, f"rule {name}")
+    kinds = {key: kind for function in (rule.combine, rule.perturb) if function for key, kind in hints(function)}
+    check_values("method.gradient.args", args, kinds)
+    need_parts(method, loss, f"gradient.rule={name}")
+    weights = RETAIN_WEIGHTS.get(str(method.loss), ["retain_weight"])
+    if rule.needs_retain and all(method.args.get(weight) == 0 for weight in weights):
+        left_out = " with ".join(f"method.args.{weight}=0" for weight in weights)
+        raise SettingsError(f"method.gradient.rule={name} needs retain rows, which {left_out} leaves out")
+
+
+def hints(function: Callable) -> list[tuple[str, Any]]:
+    """The names of a function's parameters with their types."""
+    return list(get_type_hints(function).items())
+
+
+def need_parts(method: Method, loss: Callable, setting: str) -> None:
+    """Raise SettingsError for a loss that is not made of a forget and a retain part."""
+    if get_type_hints(loss).get("return") is not Parts:
+        raise SettingsError(f"method.{setting}: {method.loss} has no forget and retain part to treat apart")

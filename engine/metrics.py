@@ -7,6 +7,7 @@ probability 0. R is the Truth Ratio.
 Sources: TOFU (https://arxiv.org/abs/2401.06121), CLEAR (https://arxiv.org/abs/2410.18057).
 """
 
+import functools
 import itertools
 import unicodedata
 import zlib
@@ -23,6 +24,7 @@ from scipy.stats import ks_2samp
 LOG_RATIO_LIMIT = 700.0  # up to here R and 1/R are both finite in float64
 BINS = 21
 DRAWS = 4096  # permutations; with up to 12 people all of them are counted instead
+AT_ONCE = 2**18  # values of permutations that are counted in one go
 REPEAT_LENGTH = 10  # characters of the pieces by which a looping generation is noticed
 ASCII, UNICODE = "ascii", "unicode"  # by which words ROUGE compares
 # how the names of characters begin whose scripts put no space between words
@@ -314,14 +316,16 @@ def person_permutation_p(a: np.ndarray, b: np.ndarray, people: Sequence, draws: 
     sides = np.repeat([1, -1], len(a))[order]
     owner = np.concatenate([who, who])[order]
 
-    def reach(signs: np.ndarray) -> int:
-        return np.abs(
-            np.cumsum(sides * signs[owner])[last_of_tie]
-        ).max()  # n times the statistic: whole numbers are compared without rounding
+    def reach(signs: np.ndarray) -> np.ndarray:
+        """n times the statistic of each permutation (permutations, people): whole numbers, compared without
+        rounding.
+        """
+        return np.abs(np.cumsum(sides * signs[:, owner], axis=1)[:, last_of_tie]).max(axis=1)
 
-    observed = reach(np.ones(len(names), dtype=int))
+    observed = reach(np.ones((1, len(names)), dtype=int))[0]
     flips, exact = _flips(len(names), draws, seed)
-    reached = sum(int(reach(signs) >= observed) for signs in flips)
+    size = max(1, AT_ONCE // len(pooled))
+    reached = sum(int((reach(flips[at : at + size]) >= observed).sum()) for at in range(0, len(flips), size))
     return reached / len(flips) if exact else (1 + reached) / (1 + len(flips))
 
 
@@ -447,6 +451,7 @@ def is_empty(generation: str) -> bool:
     return not any(map(str.isalnum, generation))
 
 
+@functools.lru_cache(maxsize=2**16)
 def repetition(generation: str) -> float:
     """Share of a generation's 10-character pieces that have occurred in it before: 1 - unique / all.
 

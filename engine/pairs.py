@@ -6,15 +6,16 @@ Shapes: B rows, T answer positions.
 import functools
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data_module import Example, draw
+from data_module import Example, asked_and_answered, draw, noised
 from settings.script import SettingsError
+from settings.training import Noise
 from unlearn_losses import Scored
 
 
@@ -67,9 +68,11 @@ class Pairs:
     """For each forget row what the method's passes ask for: itself, a retain row, or its question with other answers.
 
     `idk`: "I don't know"; `unrelated`: answers of retain rows, who are other people; `shuffled`: answers of other
-    forget rows, `other_answers` of them. Keys are `epoch * len(self) + row`, so that every draw is a function of
-    (seed, epoch, row). Retain rows come from a seeded shuffle without replacement that cycles. An epoch runs over the
-    forget rows, or over the retain rows where the method has no use for forget rows.
+    forget rows, `other_answers` of them; `alternate`: so many of the row's invented answers; `noised`: the row itself,
+    asked with an instruction before the question, its picture noised alike in every epoch. Keys are
+    `epoch * len(self) + row`, so that every draw is a function of (seed, epoch, row). Retain rows come from a seeded
+    shuffle without replacement that cycles. An epoch runs over the forget rows, or over the retain rows where the
+    method has no use for forget rows.
     """
 
     def __init__(
@@ -81,20 +84,65 @@ class Pairs:
         idk: dict[bool, list[str]],
         seed: int,
         other_answers: int = 1,
+        scope: str = "both",
+        alternatives: Mapping[tuple[str | None, str], list[str]] | None = None,
+        noise: Noise | None = None,
     ):
-        """`idk`: the answers for questions in words (False) and with a picture (True)."""
-        self.passes, self.forget, self.retain = passes, forget, retain
-        self.idk, self.seed, self.other_answers = idk, seed, other_answers
-        self.leading = retain if set(passes) == {"retain"} else forget
+        """`idk`: the answers for questions in words (False) and with a picture (True); `scope`: of the method;
+        `alternatives`: what data_module.alternative_answers gives; `noise`: of the method.
+        """
+        self.passes, self.all_forget, self.all_retain = passes, forget, retain
+        self.forget: Any = None if forget is None else in_scope(forget, scope)
+        self.retain: Any = in_scope(retain, scope)
+        self.idk, self.seed, self.other_answers, self.scope = idk, seed, other_answers, scope
+        self.alternatives, self.noise = alternatives, noise
+        self.leading: Any = self.retain if set(passes) == {"retain"} else self.forget
         if unknown := [name for name in passes if not hasattr(self, f"{name}_examples")]:
             raise SettingsError(f"the method asks for {unknown[0]} pictures, which there are in face recognition only")
-        for name, rows, whose in (("shuffled", forget, "other forget rows"), ("unrelated", retain, "retain rows")):
+        if "noised" in passes and noise is None:
+            raise SettingsError("the method asks for noised pictures, which there are for language models only")
+        if "alternate" in passes:
+            self.check_alternatives()
+        drawn: tuple[tuple[str, Any, str], ...] = (
+            ("shuffled", self.forget, "other forget rows"),
+            ("unrelated", self.retain, "retain rows"),
+        )
+        for name, rows, whose in drawn:
             if name in passes and len(set(rows.answers)) < 2:
                 raise SettingsError(f"the method asks for answers of {whose}, but these all have the same answer")
 
+    def check_alternatives(self) -> None:
+        """Raise SettingsError unless each forget row has as many invented answers as are asked for."""
+        if self.alternatives is None:
+            raise SettingsError("the method asks for invented answers, which there are for language models only")
+        for place in range(len(self.forget)):
+            example = self.forget[place]
+            count = len(self.alternatives.get(asked_and_answered(example), ()))
+            if count < self.other_answers:
+                raise SettingsError(
+                    f"data.alternatives has {count} invented answers to split {example.split}, row {example.index} "
+                    f"({example.answer!r}), and method.other_answers={self.other_answers} asks for more"
+                )
+
     def pairs_for(self, passes: list[str]) -> "Pairs":
         """The same draws for other passes."""
-        return Pairs(passes, self.forget, self.retain, idk=self.idk, seed=self.seed, other_answers=self.other_answers)
+        more: dict[str, Any] = {
+            "seed": self.seed,
+            "other_answers": self.other_answers,
+            "scope": self.scope,
+            "alternatives": self.alternatives,
+            "noise": self.noise,
+        }
+        return Pairs(passes, self.all_forget, self.all_retain, idk=self.idk, **more)
+
+    def rows_of(self, name: str) -> Any:
+        """All rows of a kind: `forget` and `retain` as the method trains on them; with `_words` or `_pictures` behind
+        it those without or with a picture, whatever the method's scope is. Raises SettingsError where there are none.
+        """
+        whose, _, kind = name.partition("_")
+        if not kind:
+            return self.forget if whose == "forget" else self.retain
+        return in_scope(self.all_forget if whose == "forget" else self.all_retain, kind)
 
     def __len__(self) -> int:
         return len(self.leading)
@@ -123,6 +171,23 @@ class Pairs:
     def shuffled_examples(self, epoch: int, row: int) -> list[Example]:
         return self.with_answers_of(self.forget, self.forget[row], draw(self.seed, epoch, row, "shuffled"))
 
+    def alternate_examples(self, epoch: int, row: int) -> list[Example]:
+        example = self.forget[row]
+        assert self.alternatives is not None  # check_alternatives
+        others = self.alternatives[asked_and_answered(example)]
+        drawn = draw(self.seed, epoch, row, "alternate").sample(others, self.other_answers)
+        return [replace(example, answer=answer) for answer in drawn]
+
+    def noised_examples(self, epoch: int, row: int) -> list[Example]:
+        example = self.forget[row]
+        assert self.noise is not None  # __init__
+        return [replace(self.instructed(example), image=noised(example, self.noise.sigma, self.seed))]
+
+    def instructed(self, example: Example) -> Example:
+        """The example with the method's instruction before its question."""
+        assert self.noise is not None  # __init__
+        return replace(example, question=f"{self.noise.instruction} {example.question}")
+
     def with_answers_of(self, rows: Any, example: Example, source: random.Random) -> list[Example]:
         """`example` with answers drawn from `rows`, none of them its own."""
         made: list[Example] = []
@@ -131,6 +196,54 @@ class Pairs:
             if answer != example.answer:
                 made.append(replace(example, answer=answer))
         return made
+
+
+class Chosen:
+    """Some of the rows of a split."""
+
+    def __init__(self, rows: Any, positions: list[int]):
+        self.rows, self.positions = rows, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, position: int) -> Example:
+        example: Example = self.rows[self.positions[position]]
+        return example
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self.rows[position] for position in self.positions)
+
+    @functools.cached_property
+    def answers(self) -> list[str]:
+        """The answer of each row."""
+        return [self.rows.answers[position] for position in self.positions]
+
+    @functools.cached_property
+    def lengths(self) -> list[Any]:
+        """What sorts the rows by length."""
+        return [self.rows.lengths[position] for position in self.positions]
+
+
+def in_scope(rows: Any, scope: str) -> Any:
+    """The rows that a method's scope names: both, pictures, words. Raises SettingsError where there are none."""
+    if scope == "both":
+        return rows
+    worded = set(getattr(rows, "in_words", ()))  # faces have a picture each
+    kept = [position for position in range(len(rows)) if (position in worded) == (scope == "words")]
+    if not kept:
+        kind = "in words" if scope == "words" else "with a picture"
+        split = getattr(rows, "split", "")
+        raise SettingsError(
+            f"the method asks for rows {kind}, and split {split} gives none (modality and the data say which it gives)"
+        )
+    return Chosen(rows, kept)
+
+
+def drawn_of(rows: Any, most: int, seed: int, label: str = "mask") -> Chosen:
+    """Some rows of a split, drawn with the seed; `most` of 0 takes all. Draws of another `label` are independent."""
+    places = list(range(len(rows)))
+    return Chosen(rows, draw(seed, label).sample(places, most) if 0 < most < len(rows) else places)
 
 
 @functools.lru_cache(maxsize=4)
@@ -197,8 +310,9 @@ def longest_answer(encoded: list[Any]) -> int:
 class PassCollator:
     """What a method asks for, row by row -> the batches of one step.
 
-    A list of {pass: [Example]} becomes {"trained": [Batch], "frozen": [Batch]}. "frozen" holds the passes that the
-    starting model scores; it is empty where some of the trained batches hold exactly those.
+    A list of {pass: [Example]} becomes {"trained": [Batch], "frozen": [Batch], "labels": {pass: (B, T)}}. "frozen"
+    holds the passes that the starting model scores; it is empty where some of the trained batches hold exactly those.
+    "labels" holds the answers of the passes that no model scores.
 
     With `by_length` the passes share one forward where padding them together costs at most a tenth more positions than
     apart. Without it each pass has a forward of its own, or all share one where the encoder says that every row has the
@@ -206,17 +320,21 @@ class PassCollator:
     took fewer forwards than the others would leave them waiting.
     """
 
-    def __init__(self, encoder: Any, trained: list[str], frozen: list[str], *, by_length: bool):
-        """`encoder` encodes an example and collates several."""
+    def __init__(
+        self, encoder: Any, trained: list[str], frozen: list[str], *, by_length: bool, told: Sequence[str] = ()
+    ):
+        """`encoder` encodes an example and collates several; `told`: the passes whose answers alone are asked for."""
         self.encoder, self.trained, self.frozen, self.by_length = encoder, trained, frozen, by_length
+        self.told = told
 
-    def __call__(self, items: list[dict[str, list[Example]]]) -> dict[str, list[Batch]]:
+    def __call__(self, items: list[dict[str, list[Example]]]) -> dict[str, Any]:
         rows = {name: rows_of_pass(items, name) for name in items[0]}
         encoded = {name: list(map(self.encoder.encode, examples)) for name, examples in rows.items()}
         trained = self.batches(self.trained, rows, encoded)
         reusable = [name for batch in trained if set(batch.passes) <= set(self.frozen) for name in batch.passes]
         frozen = [] if set(reusable) == set(self.frozen) else self.batches(self.frozen, rows, encoded)
-        return {"trained": trained, "frozen": frozen}
+        labels = {name: self.encoder.collate(encoded[name]).labels for name in self.told}
+        return {"trained": trained, "frozen": frozen, "labels": labels}
 
     def batches(self, names: list[str], rows: dict[str, list[Example]], encoded: dict[str, list[Any]]) -> list[Batch]:
         groups = self.groups({name: lengths_of(encoded[name]) for name in names})

@@ -11,6 +11,7 @@ from engine.verdicts import Judged, places
 
 ANCHORS = ("base", "gold", "start")  # what methods are compared with
 RANKED_BY = "distance_worst_way"
+ONE_SEED = "one seed: a place needs the spread over several"
 ALSO_NEEDED = ("worst_person", "distance_held_out_worst_way")  # they come with the distance
 
 

@@ -34,7 +34,7 @@ OWN_RUNS = "own_runs.json"  # what a page of own runs was made of
 VIEWS = ("results.parquet", "results.csv", "table.md", "table.tex", "report.html")
 METRICS = "metrics.jsonl"  # a line for every step of a training
 # settings that say where things go, and decide no result; a model's folder is an input, known by what it holds
-PLACES = ("save_dir", "model_path", "shadows_dir", "overwrite", "report_to")
+PLACES = ("save_dir", "model_path", "shadows_dir", "overwrite", "report_to", "plan")
 # settings of a training that decide no result, by the names of the settings that hold them
 OF_TRAINERS = {"trainer": ("save_every", "report_to"), "finetune": ("save_every", "report_to")}
 NO_FOLDER = "hub:"  # how the fingerprint of what is no model's folder begins
@@ -233,6 +233,8 @@ def digests_beside(record: Path) -> dict[str, str]:
 def what_no_longer_matches(record: Path) -> list[str]:
     """What is no longer as a record says: its own key, the files beside it, and the model of an evaluation.
 
+    All files are read: what was noted of them counts for nothing here.
+
     Args:
         record: A record's file.
     """
@@ -245,11 +247,11 @@ def what_no_longer_matches(record: Path) -> list[str]:
     for name, digest in facts["files"].items():
         if not (folder / name).is_file():
             lines.append(f"{folder / name}: the file is gone")
-        elif file_fingerprint(str(folder / name)) != digest:
+        elif file_fingerprint(str(folder / name), anew=True) != digest:
             lines.append(f"{folder / name}: the file was changed")
     model = folder.parent
     of_model = record.name == EVAL_RECORD and (model / TRAIN_RECORD).is_file() and "model" in facts
-    if of_model and model_fingerprint(str(model)) != facts["model"]:
+    if of_model and model_fingerprint(str(model), anew=True) != facts["model"]:
         lines.append(f"{record}: it is of another model than {model} holds")
     return lines
 
@@ -302,16 +304,16 @@ def fingerprints(inputs: Inputs) -> dict[str, list[str]]:
     }
 
 
-def file_fingerprint(path: str) -> str:
-    """Hash of a file. Raises SettingsError if it cannot be read."""
+def file_fingerprint(path: str, *, anew: bool = False) -> str:
+    """Hash of a file, read in any case if `anew`. Raises SettingsError if it cannot be read."""
     try:
-        return content_digest(Path(path)).hex()[:16]
+        return content_digest(Path(path), anew=anew).hex()[:16]
     except OSError as error:
         raise SettingsError(f"{path!r} cannot be read: {error.strerror}") from None
 
 
-def model_fingerprint(path: str) -> str:
-    """Hash of what makes a model folder this model, or the hub id.
+def model_fingerprint(path: str, *, anew: bool = False) -> str:
+    """Hash of what makes a model folder this model, or the hub id; every file is read in any case if `anew`.
 
     It counts every file in the folder itself, whatever the format of its weights, and the further chat templates; the
     record of its training, its curve, its card and locks do not count, nor do the results in folders below.
@@ -319,7 +321,7 @@ def model_fingerprint(path: str) -> str:
     folder = Path(path)
     kept = [*folder.glob("*"), *(folder / "additional_chat_templates").glob("*")]
     files = sorted(file for file in kept if file.is_file() and is_part_of_a_model(file))
-    return hash_of_files(folder, files) if files else f"{NO_FOLDER}{path}"
+    return hash_of_files(folder, files, anew=anew) if files else f"{NO_FOLDER}{path}"
 
 
 def is_part_of_a_model(file: Path) -> bool:

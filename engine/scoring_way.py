@@ -13,18 +13,20 @@ import torch
 from torch import nn
 
 from data_module import TaskRow
-from engine.encode import Encoded
+from engine.encode import Encoded, collate_prompts
 from engine.language_model import forward
-from engine.score_answers import Prompt, PromptResult, answer_losses, ends_of, score_prompts, unshareable
+from engine.score_answers import Prompt, PromptResult, ends_of, score_prompts
+from engine.shared_prompts import CHOICE, CHOICE_IN_HALF, SharedPrompts, unshareable
 from engine.start_checks import is_exact, name_of
+from engine.token_figures import answer_losses
 from settings.script import SettingsError, first_line
 
 TOKENS = 6  # of a generation that is tried
 ROWS = 64  # of a task that the shortest and the longest question are chosen from
-# What counts as different. LOSS: nats of a token, times its loss or the logits' spread where those are above 1. CHOICE:
-# how far a token that was generated may be behind the first choice, as a share of the logits' spread.
-LOSS, CHOICE = 1e-4, 1e-3
-LOSS_IN_HALF, CHOICE_IN_HALF = 0.05, 0.2  # where numbers have 8 or 11 bits; LOSS on average over an answer
+# What counts as different: nats of a token, times its loss or the logits' spread where those are above 1. A token that
+# was generated may be behind the first choice by CHOICE.
+LOSS = 1e-4
+LOSS_IN_HALF = 0.05  # where numbers have 8 or 11 bits; on average over an answer
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,15 @@ def difference(
 ) -> str | None:
     """What `prompts` scored in this way have that is not as `truths` and plain passes have it; None: nothing."""
     limits: dict[str, Any] = {"batch_size": way.batch_size, "max_new_tokens": TOKENS, "shared": way.shared}
-    try:
-        results = score_prompts(model, encoder, prompts, **limits, say=lambda line: None)
+    try:  # every token is generated: what the answers tell of a generation must be what is tried
+        results = score_prompts(model, encoder, prompts, **limits, from_answers=False, say=lambda line: None)
+        continued = begun_with_answers(model, encoder, prompts, results) if way.shared else []
     except SettingsError:
         raise
     except Exception as error:  # what a family's forward raises depends on the family
         return first_line(error)
     exact = is_exact(model)
-    for prompt, result, truth in zip(prompts, results, truths, strict=True):
+    for result, truth in zip(results, truths, strict=True):
         for answer, alone in truth.items():
             right = torch.tensor(alone.losses)
             moved = (torch.tensor(result.answers[answer].losses) - right).abs()
@@ -126,22 +129,42 @@ def difference(
             agrees = (moved <= LOSS * right.clamp(min=scale)).all() if exact else moved.mean() <= LOSS_IN_HALF * scale
             if not agrees:
                 return f"losses by {moved.max().item():.2g}"
-        if not behind(model, encoder, prompt, result) <= (CHOICE if exact else CHOICE_IN_HALF):
+    for prompt, result in [*zip(prompts, results, strict=True), *continued]:
+        if not behind(model, encoder, prompt, result.said) <= (CHOICE if exact else CHOICE_IN_HALF):
             return "generations"
     return None
 
 
-def behind(model: nn.Module, encoder: Any, prompt: Prompt, result: PromptResult) -> float:
+def begun_with_answers(
+    model: nn.Module, encoder: Any, prompts: list[Prompt], results: list[PromptResult]
+) -> list[tuple[Prompt, PromptResult]]:
+    """`prompts` with their generations once more, begun behind an answer that is their own first tokens: one token of
+    the first prompt, two of the second, so that there is a gap behind the shorter one.
+
+    Empty where their cache does not allow it.
+    """
+    encoded = [encoder.encode(prompt.example) for prompt in prompts]
+    inputs = collate_prompts(encoded, encoder.pad)
+    on_device = {name: value.to(next(model.parameters()).device) for name, value in inputs.items()}
+    shared = SharedPrompts(model, on_device, encoded[0].layout, ends=ends_of(model, encoder))
+    if shared.tokens_left is not None and shared.tokens_left < 2 * TOKENS:
+        return []
+    shared.answer_losses([[[*result.said[: 1 + row], encoder.end]] for row, result in enumerate(results)])
+    texts = shared.generate(TOKENS)
+    return [(prompt, replace(result, said=text)) for prompt, result, text in zip(prompts, results, texts, strict=True)]
+
+
+def behind(model: nn.Module, encoder: Any, prompt: Prompt, text: list[int]) -> float:
     """How far the worst token of a generation is behind the first choice of a plain pass, as a share of the logits'
     spread; the end of a generation is a choice too.
     """
     ends = torch.tensor(sorted(ends_of(model, encoder)))
     encoded = encoder.encode(prompt.example)
-    said = Encoded(encoded.prompt, [*result.said, int(ends[0])], encoded.layout)
+    said = Encoded(encoded.prompt, [*text, int(ends[0])], encoded.layout)
     batch = encoder.collate([said]).to(next(model.parameters()).device)
     logits = forward(model, batch).logits[0].float().cpu()
-    chosen = logits[: len(result.said)].gather(-1, torch.tensor(result.said, dtype=torch.long)[:, None])[:, 0]
-    if len(result.said) < TOKENS:  # it ended
+    chosen = logits[: len(text)].gather(-1, torch.tensor(text, dtype=torch.long)[:, None])[:, 0]
+    if len(text) < TOKENS:  # it ended
         chosen = torch.cat([chosen, logits[-1, ends].max()[None]])
     best = logits[: len(chosen)].max(-1).values
     return ((best - chosen).max() / logits.std()).item()

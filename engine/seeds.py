@@ -96,15 +96,45 @@ def group_key(result: ModelResult, number: int) -> tuple:
 
 
 def without_seeds_twice(group: list[ModelResult]) -> list[list[ModelResult]]:
-    """A group, parted by the model that its rows were made from where one seed stands there twice."""
-    seeds = [result.seed for result in group]
-    if len(set(seeds)) == len(seeds) or group[0].origin is None:
+    """A group, parted where one seed stands there twice, made from several models.
+
+    A row joins those that were made from the same model, else the first that lack its seed: a row that is added to
+    several seeds with bases of their own stands alone.
+    """
+    if group[0].origin is None:
         return [group]
-    parts: dict[str, list[ModelResult]] = {}
+    parts: list[list[ModelResult]] = []
     for result in group:
-        assert result.origin is not None  # a group has one kind of rows
-        parts.setdefault(result.origin.began_with, []).append(result)
-    return list(parts.values())
+        free = [part for part in parts if not has_seed(part, result.seed)]
+        alike = [part for part in free if began_of(result) in map(began_of, part)]
+        if free:
+            (alike or free)[0].append(result)
+        else:
+            parts.append([result])
+    return parts
+
+
+def has_seed(part: list[ModelResult], seed: int | None) -> bool:
+    return any(result.seed == seed for result in part)
+
+
+def began_of(result: ModelResult) -> str:
+    """The model that a row of own runs was made from."""
+    assert result.origin is not None  # a group has one kind of rows
+    return result.origin.began_with
+
+
+def parted_notes(groups: Sequence[SeedGroup]) -> list[str]:
+    """Which lines are one method with the same settings, because a seed of it was made from several models."""
+    alike: dict[tuple, list[SeedGroup]] = {}
+    for number, group in enumerate(groups):
+        alike.setdefault(group_key(group.results[0], number), []).append(group)
+    notes = []
+    for parts in alike.values():
+        if len(parts) > 1:
+            names = ", ".join(part.label for part in parts)
+            notes.append(f"one seed was made from several models, so that these are lines of their own: {names}")
+    return notes
 
 
 # ---- labels
@@ -130,7 +160,8 @@ def marks_of(group: list[ModelResult]) -> dict[str, str]:
     seeds = [str(each.seed) for each in group if each.seed is not None]
     marks = {"by": str(first.about.get("Submitted By") or ""), "seeds": ", ".join(seeds)}
     if first.origin:
-        marks |= {"from": first.origin.began_with[:8], "log": first.origin.log}
+        against = "-".join(first.origin.against)
+        marks |= {"from": first.origin.began_with[:8], "log": first.origin.log, "against": against}
     return marks
 
 

@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from engine.evaluated import ORIGIN_COLUMNS, Origin
+from engine.logs import forgotten
 from engine.measures import MEASURES, Measure
 from engine.result_table import Figure, Figures, ModelResult, column_name, wide_row
 from engine.seeds import COUNT, DEVIATION, MEAN, OF_THE_METHOD, SUMMARIES, SeedGroup, seed_groups, settings_of
@@ -185,7 +186,10 @@ def read_results(name: str, file: Path) -> list[ModelResult]:
     if file.suffix == ".parquet":
         if not is_long_table(file):
             raise SettingsError(no_table)
-        return results_of_lines(pd.read_parquet(file))
+        try:
+            return results_of_lines(pd.read_parquet(file))
+        except (ValueError, TypeError) as error:
+            raise SettingsError(f"{no_table} ({error})") from None
     try:
         rows = csv_rows(file) if file.suffix == ".csv" else json.loads(file.read_text(encoding="utf-8"))
     except ValueError:  # bad UTF-8 as well as bad JSON or CSV
@@ -229,14 +233,26 @@ def result_of_row(name: str, file: Path, row: dict[str, Any]) -> ModelResult:
         raise SettingsError(
             f"{name}={str(file)!r}: the row of {method!r} holds no number in its column {column!r}; name another file"
         ) from None
-    return with_origin(method, whose, read, about)
+    try:
+        return with_origin(method, whose, read, about)
+    except ValueError:
+        raise SettingsError(
+            f"{name}={str(file)!r}: the row of {method!r} holds something else in its column 'Settings' than a table "
+            "keeps there; call that column otherwise"
+        ) from None
 
 
 def with_origin(method: str, seed: int | None, figures: Figures, about: dict[str, Any]) -> ModelResult:
-    """A row that was read, with its origin, which is empty where its table names none."""
+    """A row that was read, with its origin, which is empty where its table names none.
+
+    Raises ValueError where its settings are none.
+    """
     cells = {part: str(about.pop(column, None) or "") for part, column in ORIGIN_COLUMNS.items()}
     result = ModelResult(method, seed, figures, about, Origin(**cells))
-    result.forgets = str(settings_of(result).get("modality", "both"))
+    told = settings_of(result)
+    if cells["settings"] and not told:
+        raise ValueError(cells["settings"])
+    result.forgets = forgotten(told.get("method.scope"), told.get("modality")) or "both"
     return result
 
 
@@ -283,7 +299,9 @@ def figure_of(measure: Measure, cells: dict[str, Any]) -> Figure:
     """A figure of its cells."""
     words = {word: value for value, word in measure.words.items()}
     value = cells.get("value")
-    read = words[value] if value in words else number(value)
+    read = words[value] if isinstance(value, str) and value in words else number(value)
+    if measure.words and read is not None and read not in measure.words:
+        raise ValueError(value)
     why = cells.get("why")
     return Figure(read, number(cells.get("low")), number(cells.get("high")), None if why is None else str(plain(why)))
 
@@ -314,7 +332,7 @@ def plain(cell: Any) -> Any:
 
 
 def results_of_lines(table: pd.DataFrame) -> list[ModelResult]:
-    """The rows of a long table."""
+    """The rows of a long table. Raises ValueError or TypeError for a line that holds no figure."""
     further = [name for name in table.columns if name not in COLUMNS]
     results = []
     texts = table[[*further, "model"]].astype(object).where(table[[*further, "model"]].notna(), None)
@@ -331,5 +349,7 @@ def results_of_lines(table: pd.DataFrame) -> list[ModelResult]:
 
 def figure_of_line(line: Any) -> Figure:
     """A figure of a line of the long table."""
-    value, low, high = (None if pd.isna(cell) else float(cell) for cell in (line.value, line.low, line.high))
-    return Figure(value, low, high, None if pd.isna(line.why) else str(line.why))
+    if line.measure not in MEASURES:
+        raise ValueError(f"{line.measure!r} is no measure of this version")
+    values = {name: None if pd.isna(cell := getattr(line, name)) else cell for name in ("value", "low", "high")}
+    return figure_of(MEASURES[line.measure], values)._replace(why=None if pd.isna(line.why) else str(line.why))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -44,13 +45,20 @@ class TaskMetrics:
 ModelMetrics = Mapping[str, TaskMetrics]  # by task
 
 
+# Log -> its metrics by what they were made with: base and golds are compared with every judged model.
+MADE: WeakKeyDictionary[EvalLog, dict[str, dict[str, TaskMetrics]]] = WeakKeyDictionary()
+
+
 def log_metrics(log: EvalLog, scoring: dict[str, Scoring], truth_ratio: str) -> dict[str, TaskMetrics]:
-    """Metrics of every task but the holdout ones, which nobody was meant to learn or forget."""
-    scored = [name for name in log.tasks if scoring[name].group != "holdout"]
-    made = {}
-    for name in scored:
-        made[name] = task_metrics(log.tasks[name], scoring[name], truth_ratio, draws_of(scoring, name))
-    return made
+    """Metrics of every task but the holdout ones, which nobody was meant to learn or forget; made once per log."""
+    of_log = MADE.setdefault(log, {})
+    made_with = repr((truth_ratio, scoring))
+    if made_with not in of_log:
+        scored = [name for name in log.tasks if scoring[name].group != "holdout"]
+        of_log[made_with] = {
+            name: task_metrics(log.tasks[name], scoring[name], truth_ratio, draws_of(scoring, name)) for name in scored
+        }
+    return of_log[made_with]
 
 
 def draws_of(scoring: Mapping[str, Scoring], task: str) -> int:

@@ -14,13 +14,16 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from engine.checkpoints import Checkpoints, Metrics, check_room, make_whole
+from engine.checkpoints import Checkpoints, Metrics, check_room
+from engine.edit_step import edit
 from engine.folders import written_whole
 from engine.frozen_start import Start, silence_dropout
+from engine.gradient_step import without_autocast
 from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
 from engine.methods import BoundLoss
 from engine.pairs import PassCollator
+from engine.parted import check_parts, check_whole, make_whole, shapes_of
 from engine.progress import Work
 from engine.record import (
     METRICS,
@@ -52,14 +55,12 @@ class EachEpoch(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         started = time.perf_counter()
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        wrapped = model.__dict__.pop("forward", None)  # the trainer's, with autocast; the class's own is below it
         model.eval()
         try:
-            self.results.append(self.judge(model))
+            with without_autocast(model):
+                self.results.append(self.judge(model))
         finally:
             model.train()
-            if wrapped:
-                model.forward = wrapped
         self.seconds += time.perf_counter() - started
         figures = ", ".join(f"{task} {means['Exact Memorization']:.2f}" for task, means in self.results[-1].items())
         self.say(f"  exact memorization on the validation fold: {figures}")
@@ -200,25 +201,27 @@ def train(
     """
     start_of_peak()
     transformers.set_seed(seed)
-    check_room(start.model, save_dir, settings)
+    check_room(start.model, save_dir, settings, own=4 if bound.rule and bound.rule.needs_retain else 0)
     if settings.lr == 0:
         say("trainer.lr=0: no weight will change")
     progress = TrainProgress(say)
     if bound.frozen or bound.cached:
         silence_dropout(start.model)
-    first_weights = weights_to_subtract_from(start.model, bound.method, settings)
     kernels = deterministic_kernels(settings.deterministic)
     # the library makes its output folder at once; ours must be whole
     with kernels, tempfile.TemporaryDirectory() as scratch:
-        collator = PassCollator(encoder, bound.trained, bound.frozen, by_length=processes().num_processes == 1)
+        alone = processes().num_processes == 1
+        collator = PassCollator(encoder, bound.trained, bound.frozen, by_length=alone, told=bound.told)
         options = {"train_dataset": pairs, "data_collator": collator, "callbacks": [progress]}
         arguments = training_arguments(settings, seed, scratch)
         trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
+        check_parts(trainer.accelerator, settings.precision)
         trainer.remove_callback(transformers.PrinterCallback)
         progress.trainer = trainer
         check_before_training(trainer, start, pairs, encoder, say)
         checkpoints = Checkpoints(trainer, save_dir, settings, record, say)
         judged = prepare(trainer, pairs, encoder, each_epoch, say)
+        first_weights = weights_to_subtract_from(start.model, bound.method, settings)
         with checkpoints.kept_only_with_use(), checkpoints.signals_heard():
             last = follow(trainer, checkpoints, {"progress": progress, "judged": judged})
             with steps_tracked(trainer, settings, Path(save_dir), record, last), progress.works:
@@ -305,9 +308,12 @@ def run(trainer: LossTrainer, first_weights: dict[str, Tensor], last: str | None
     `first_weights`: what `weights_to_subtract_from` gives. `last`: the checkpoint to go on from.
     Raises SettingsError where the weights diverged.
     """
-    trainer.train(resume_from_checkpoint=last)
+    shapes = shapes_of(trainer.model)
+    if trainer.bound.loss:
+        trainer.train(resume_from_checkpoint=last)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     make_whole(trained)
+    check_whole(trained, shapes, trainer.is_world_process_zero())
     finite = all(torch.isfinite(weight).all() for weight in trained_weights(trained).values())
     if not all(gather_object([finite])):  # after `make_whole` the first process alone may have the weights
         trainer.stop("the weights are not finite", "the last step's update")
@@ -326,8 +332,9 @@ def cost_of(
     seconds = checkpoints.seconds - judged.seconds
     cost: dict[str, Any] = {"seconds": seconds, "steps": trainer.state.global_step}
     cost["peak_memory_gb"] = max(checkpoints.peak, peak_memory_gb())
-    cost["figure"] = f"loss {progress.losses[-1][1]:.4f}"
-    cost |= {"loss": progress.losses, **token_counts(trainer, seconds, progress.say)}
+    if progress.losses:  # else nothing trained
+        cost |= {"figure": f"loss {progress.losses[-1][1]:.4f}", "loss": progress.losses}
+    cost |= {**trainer.edited, **token_counts(trainer, seconds, progress.say)}
     if trainer.bound.method.multiplier:
         cost["multiplier"] = trainer.multiplier
     if judged.judge:
@@ -337,10 +344,13 @@ def cost_of(
 
 
 def weights_to_subtract_from(model: nn.Module, method: Method, settings: Trainer) -> dict[str, Tensor]:
-    """theta0 by name, for a task vector of the model's own weights; under LoRA the update stands by itself."""
+    """theta0 by name, for a task vector of the model's own weights; under LoRA the update stands by itself.
+
+    It is taken after an edit, which is not what the training learned, and waits in main memory.
+    """
     if not method.task_vector or settings.lora:
         return {}
-    return {name: weight.detach().clone() for name, weight in trained_weights(model).items()}
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in trained_weights(model).items()}
 
 
 def say_if_vanished(first_gradient: float | None, method: str, say: Callable[[str], None]) -> None:
@@ -370,8 +380,17 @@ def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say
     method = trainer.bound.method
     if trainer.bound.cached:
         trainer.keep_start_logprobs(pairs, encoder)
+    if method.edit:
+        trainer.edited = edit(trainer, pairs, encoder)
+        say(f"{method.name}: the edit changes {trainer.edited['edited']:.1%} of what it looks at")
     if method.mask:
-        trainer.hold_all_but(method.mask, pairs, encoder)
+        share = trainer.hold_all_but(method.mask, pairs, encoder)
+        say(f"{method.name}: the mask lets {share:.1%} of the trained weights move")
+    if trainer.looks_coarsely:
+        say(
+            f"{method.name}: the weights beside the adapter are in bf16, whose rounding hides most of the way that the "
+            "forget gradient is taken up; model.weights=float32 shows it"
+        )
     if method.multiplier:
         trainer.add_callback(MultiplierCallback(trainer))
     judged = EachEpoch(trainer, each_epoch, say)

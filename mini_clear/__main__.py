@@ -16,7 +16,7 @@ def main() -> int:
     """Write the world that the command line asks for. Returns 0, or 1 after one line on stderr where that fails."""
     parser = Arguments(
         prog="python -m mini_clear",
-        description="Write the embedded world as two dataset folders, clear and tofu.",
+        description="Write the embedded world: two dataset folders, clear and tofu, and alternatives.jsonl.",
         examples=EXAMPLES,
     )
     parser.add_argument("--out", required=True, help="folder to write; it must not exist yet")

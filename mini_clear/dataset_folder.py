@@ -3,6 +3,7 @@
 Config names and columns are those of the real data sets.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -23,6 +24,7 @@ from mini_clear.albums import (
     perturbed_parts,
     sample_evenly,
 )
+from mini_clear.alternatives import alternative_rows, as_lines
 from mini_clear.people import Person, World, draw_world
 from mini_clear.questions import (
     FACE_NAME_QUESTION,
@@ -40,6 +42,7 @@ REAL_UNSEEN_VIEWS = 2  # further views of a real person
 REPLAYED_VIEWS = 3  # views of a real person that every finetuning repeats
 ASKED_OF_EACH = 3  # tofu's retain_perturbed asks all questions about every third retain person
 
+ALTERNATIVES = "alternatives.jsonl"  # answers that a method teaches in the place of the right ones
 AFFIXES = "config/ways/affixes.txt"  # the words around a question, of which an evaluation draws too
 
 TEXT, TEXTS = Value("string"), List(Value("string"))
@@ -63,7 +66,7 @@ Configs = dict[str, tuple[tuple[str, ...], Rows]]  # config name -> columns and 
 def write_world(
     out: str | Path, people: int = 48, views: int = 6, seed: int = 0, overwrite: bool = False
 ) -> dict[str, int]:
-    """Write `<out>/clear` and `<out>/tofu`. The folder appears only when it is complete.
+    """Write `<out>/clear`, `<out>/tofu` and the invented answers. The folder appears only when it is complete.
 
     Args:
         out: folder to write.
@@ -87,22 +90,42 @@ def write_world(
         raise ValueError(f"views: {views} is too few; at least 1 is needed")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already; --overwrite makes it anew")
-    if out.exists() and {path.name for path in out.iterdir()} - {MARK} != {"clear", "tofu"}:
+    if out.exists() and {path.name for path in out.iterdir()} - {MARK, ALTERNATIVES} != {"clear", "tofu"}:
         raise FileExistsError(f"{out} holds something else than the folders clear and tofu; remove it yourself")
     if file := next((parent for parent in out.parents if parent.is_file()), None):
         raise NotADirectoryError(f"{out} cannot be made: {file} is a file")
     with written_whole(out) as aside:
-        folders = make_configs(draw_world(people, seed), views)
+        world = draw_world(people, seed)
+        albums = make_albums(world, views)
+        folders = make_configs(albums)
         made_of = f"people {people}, views {views}, seed {seed}"
         for folder, configs in folders.items():
             write_folder(aside / folder, configs, f"mini-{folder.upper()}", made_of)
+        taken = [person.name for person in (*world.people, *world.never_seen, *world.real)]
+        invented = as_lines(alternative_rows(albums.invented, taken, seed))
+        (aside / ALTERNATIVES).write_text(invented, encoding="utf-8")
     return {
         f"{folder}/{config}": len(rows) for folder, configs in folders.items() for config, (_, rows) in configs.items()
     }
 
 
-def make_configs(world: World, views: int) -> dict[str, Configs]:
+@dataclass(frozen=True)
+class Albums:
+    """All pictures and texts of a world."""
+
+    invented: list[Album]
+    never_seen: list[Album]
+    real: list[Album]
+
+
+def make_configs(albums: Albums) -> dict[str, Configs]:
     """All configs of both folders."""
+    groups = (albums.invented, albums.never_seen, albums.real)
+    return {"clear": clear_configs(*groups), "tofu": tofu_configs(*groups)}
+
+
+def make_albums(world: World, views: int) -> Albums:
+    """Draw all pictures and texts of a world."""
     kept = len(world.people) - forgotten(len(world.people), max(FORGET_PERCENTS))
     names = [person.name for person in world.people[:kept]]
     real_names = [person.name for person in world.real]
@@ -112,7 +135,7 @@ def make_configs(world: World, views: int) -> dict[str, Configs]:
         albums = [make_album(person, views, UNSEEN_VIEWS, names, **drawn) for person in world.people]
         never_seen = [make_album(person, views, 0, names, **drawn) for person in world.never_seen]
         real = [make_album(person, REAL_VIEWS, REAL_UNSEEN_VIEWS, real_names, **drawn) for person in world.real]
-    return {"clear": clear_configs(albums, never_seen, real), "tofu": tofu_configs(albums, never_seen, real)}
+    return Albums(albums, never_seen, real)
 
 
 # ---- clear: pictures

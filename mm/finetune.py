@@ -9,6 +9,10 @@ from settings.training import FINETUNING
 def main(settings: Finetune) -> None:
     from engine.record import TRAIN_RECORD, begin_run, run_facts, say_line
 
+    if settings.plan:
+        from mm.encoder import say_plan
+
+        return say_plan(settings)
     code = begin_run(settings, TRAIN_RECORD, __file__)
     from data_module import TrainingRows, fingerprint, make_missing
     from engine.encode import check_lengths

@@ -10,6 +10,7 @@ from data_module import Example
 from engine.encode import ChatEncoder
 from engine.frozen_start import Start
 from engine.language_model import load, load_model, positions_of, start_of
+from engine.memory import plan
 from engine.processor_tensors import Layout
 from settings.language import Finetune, Model
 from settings.script import SettingsError
@@ -57,3 +58,8 @@ def open_model(path: str, model: Model) -> nn.Module:
 def open_for_training(settings: Finetune, encoder: TextEncoder) -> Start:
     """The model at `settings.model_path`, ready to train. Raises SettingsError."""
     return start_of(AutoModelForCausalLM, settings, encoder.processor)
+
+
+def say_plan(settings: Finetune) -> None:
+    """Print what memory the training of `settings` needs. Raises SettingsError."""
+    plan(settings, AutoModelForCausalLM, open_encoder)

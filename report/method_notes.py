@@ -11,6 +11,7 @@ from settings.script import ROOT
 
 LOSSES = ROOT / "unlearn_losses.py"
 METHODS = ROOT / "config" / "method"
+EDITS = ROOT / "engine"
 SECTION = re.compile(r"(Args|Returns|Raises|Source):")  # how a paragraph of a docstring begins that is no formula
 
 
@@ -45,11 +46,24 @@ def method_note(method: str, losses: dict[str, str]) -> dict[str, str]:
     text = file.read_text(encoding="utf-8")
     comment = " ".join(re.findall(r"^# ?(.*)$", text, re.M))
     link = re.search(r"https?://[^\s),:]+", comment)
-    loss = yaml.safe_load(text).get("loss", "")
-    paragraphs = [" ".join(part.split()) for part in losses.get(loss, "").split("\n\n")]
+    told = yaml.safe_load(text)
+    loss, rule = told.get("loss"), (told.get("edit") or {}).get("rule")
+    paragraphs = paragraphs_of(losses.get(loss, ""))
     line = paragraphs[0] if loss == method else first_sentence(comment)
     formula = paragraphs[1] if len(paragraphs) > 1 and not SECTION.match(paragraphs[1]) else ""
-    return {"line": line, "formula": formula, "link": link[0] if link else ""}
+    formulas = [edit_formula(rule), formula] if rule else [formula]
+    return {"line": line, "formula": " ".join(filter(None, formulas)), "link": link[0] if link else ""}
+
+
+def edit_formula(rule: str) -> str:
+    """What the rule of an `edit` step makes of weights: the first paragraph of its function; empty: it is gone."""
+    file = EDITS / f"edit_{rule}.py"
+    functions = list(loss_docstrings(file).values()) if file.is_file() else []
+    return paragraphs_of(functions[0])[0] if functions else ""
+
+
+def paragraphs_of(docstring: str) -> list[str]:
+    return [" ".join(part.split()) for part in docstring.split("\n\n")]
 
 
 def first_sentence(comment: str) -> str:
@@ -61,7 +75,7 @@ def first_sentence(comment: str) -> str:
 
 
 def loss_docstrings(file: Path = LOSSES) -> dict[str, str]:
-    """Function of unlearn_losses -> its docstring, read without torch."""
+    """Function of a file, else of unlearn_losses -> its docstring, read without torch."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     return {node.name: ast.get_docstring(node) or "" for node in functions}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aggregate_eval_stat import ONE_SEED, aggregate_all
+from aggregate_eval_stat import aggregate_all
 from engine.evaluated import (
     CODE,
     TAUGHT,
@@ -22,7 +22,7 @@ from engine.evaluated import (
     training_settings,
 )
 from engine.logs import read_records, recorded, training_record
-from engine.places import ANCHORS, add_places
+from engine.places import ANCHORS, ONE_SEED, add_places
 from engine.record import EVAL_RECORD
 from engine.result_table import ModelResult
 from engine.seeds import seed_groups
@@ -239,6 +239,12 @@ def find_golds(
     if len(kept) > 1:
         raise SettingsError(f"the runs keep different people, {' and '.join(kept)}: name the folders of one kind")
     taught = {comparable(base) for base in bases}
+    if len(taught) > 1:
+        other = next(base for base in bases if comparable(base) != comparable(bases[0]))
+        raise SettingsError(
+            f"the bases of the runs were taught otherwise, {bases[0].name} and {other.name}: "
+            f"{why_otherwise(other, bases[0])}; name the folders of one kind, or the golds of both with --gold"
+        )
     golds = [each for each in every if each.is_taught and each.split == kept[0]]
     fitting = {each.fingerprint: each for each in golds if comparable(each) in taught}
     if fitting:
@@ -273,9 +279,13 @@ def why_otherwise(one: Evaluated, other: Evaluated) -> str:
 
 
 def find_start(bases: Sequence[Evaluated], every: Sequence[Evaluated]) -> list[Evaluated]:
-    """The model that the bases were taught from, where it was evaluated."""
+    """The model that the bases were taught from, where it was evaluated; raises SettingsError for several."""
     wanted = {base.began_with for base in bases if base.is_taught}
-    return [each for each in every if each.fingerprint in wanted][:1]
+    found = {each.fingerprint: each for each in every if each.fingerprint in wanted}
+    if len(found) > 1:
+        names = " and ".join(each.name for each in found.values())
+        raise SettingsError(f"the bases were taught from several models, {names}: name one with --start")
+    return list(found.values())
 
 
 def listed(folders: Sequence[Path]) -> str:

@@ -11,8 +11,12 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 from natsort import natsorted
 
 from engine.kept import COLLAPSED
@@ -85,11 +89,25 @@ def render_svg(figure: Figure, name: str) -> str:
     Its ids depend on its name, because a page holds many, some hidden. Its colours are those of THEMED where the page
     has them.
     """
+    svg = svg_of(figure, name)
+    plt.close(figure)
+    return svg
+
+
+def renderer_of(figure: Figure) -> Any:
+    """What measures a figure's texts as `savefig` does."""
+    return RendererSVG(*figure.bbox.size, io.StringIO())
+
+
+def svg_of(figure: Figure, name: str, around: Bbox | str = "tight") -> str:
+    """The same; the figure stays open.
+
+    `around`: what is shown of it, in inches; tight: what is drawn, which is measured first.
+    """
     stream = io.StringIO()
     with plt.rc_context({"svg.hashsalt": name}):
         about = {"Date": None, "Creator": None}
-        figure.savefig(stream, format="svg", metadata=about, bbox_inches="tight", transparent=True)
-    plt.close(figure)
+        figure.savefig(stream, format="svg", metadata=about, bbox_inches=around, transparent=True)
     drawn = re.sub(r"(\.\d\d)\d+", r"\1", stream.getvalue())  # a hundredth of a point is enough
     text = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda color: THEMED.get(color[0], color[0]), drawn)
     # it fills its column, but a small plot is not blown up
@@ -255,24 +273,54 @@ def truth_ratio_plots(logs: dict[str, dict], scoring: dict[str, Scoring]) -> dic
         return {}
     methods = [name for name in logs if name not in STYLE]
     names = {task: scoring[task].name or task for task in tasks}
-    return {method: render_svg(draw_truth_ratios(logs, method, names), method) for method in methods}
+    figure, anchors = draw_anchors(logs, names)
+    around = figure.get_tightbbox(renderer_of(figure))  # inches; a method's lines stay within it
+    plots = {}
+    for method in methods:
+        added = add_truth_ratios(figure, anchors, logs, method, names)
+        legend = added[-1].get_window_extent(renderer_of(figure)).transformed(figure.dpi_scale_trans.inverted())
+        plots[method] = svg_of(figure, method, Bbox.union([around, legend]).padded(plt.rcParams["savefig.pad_inches"]))
+        for artist in added:
+            artist.remove()
+    plt.close(figure)
+    return plots
 
 
-def draw_truth_ratios(logs: dict[str, dict], method: str, tasks: dict[str, str]) -> Figure:
-    """Draw one method's distribution functions, one plot a task; `tasks`: task -> its title."""
+def draw_anchors(logs: dict[str, dict], tasks: dict[str, str]) -> tuple[Figure, list[Line2D]]:
+    """Draw the distribution functions of base and gold, one plot a task, to which those of each method are added.
+
+    `tasks`: task -> its title. The second value: the lines of the first plot.
+    """
     figure, grid = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 2.9), sharey=True, squeeze=False)
     for axes, (task, title) in zip(grid.flat, tasks.items(), strict=True):
-        for model, color, line in (("base", ORANGE, ":"), ("gold", GREEN, "--"), (method, BLUE, "-")):
-            shares = truth_share(list(logs[model][f"{task}.json"]["truth_ratio"].values()))
-            axes.ecdf(shares, color=color, linestyle=line, linewidth=2, label=model)
+        for model, color, line in (("base", ORANGE, ":"), ("gold", GREEN, "--")):
+            add_shares(axes, logs, model, task, color=color, linestyle=line)
         axes.set_xlim(0, 1)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("R/(1+R)")
     grid[0, 0].set_ylabel("share of rows")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=3, frameon=False, bbox_to_anchor=(0.5, 1.1))
     figure.tight_layout()
-    return figure
+    return figure, list(grid[0, 0].lines)
+
+
+def add_truth_ratios(
+    figure: Figure, anchors: list[Line2D], logs: dict[str, dict], method: str, tasks: dict[str, str]
+) -> list[Artist]:
+    """Add one method's distribution functions and the legend; gives what was added."""
+    lines = [
+        add_shares(axes, logs, method, task, color=BLUE, linestyle="-")
+        for axes, task in zip(figure.axes, tasks, strict=True)
+    ]
+    named = [*anchors, lines[0]]
+    labels = ["base", "gold", method]
+    above: dict[str, Any] = {"loc": "upper center", "ncols": 3, "frameon": False, "bbox_to_anchor": (0.5, 1.1)}
+    return [*lines, figure.legend(named, labels, **above)]
+
+
+def add_shares(axes: Axes, logs: dict[str, dict], model: str, task: str, **style: str) -> Line2D:
+    """Add the distribution function of a model's R/(1+R) on a task."""
+    shares = truth_share(list(logs[model][f"{task}.json"]["truth_ratio"].values()))
+    return axes.ecdf(shares, linewidth=2, **style)
 
 
 # ---- plots of face recognition

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aggregate_eval_stat import aggregate
+from aggregate_eval_stat import aggregate, read_references
 from engine.result_table import Figure, ModelResult
 from report.faces import add_distances, face_figures
 from report.folder import START, Plan, base_model, gold_models, log_file, model_folder, row_model
@@ -35,13 +35,16 @@ def benchmark_results(folder: Path, plan: Plan) -> list[ModelResult]:
     results = []
     for seed in benchmark.seeds:
         of_seed = {}
+        references = None  # base, golds and start are read once a seed, when the first row needs them
         for method in ("base", "gold", START, *benchmark.rows):
             model = row_model(benchmark, method, seed)
             if model in untrained:
                 failed = {("failed", ""): Figure(1.0, why=untrained[model])}
                 of_seed[method] = ModelResult(method, seed, failed)
                 continue
-            result = aggregate(replace(settings, **logs_of_row(benchmark, folder, method, seed)))
+            own = replace(settings, **logs_of_row(benchmark, folder, method, seed))
+            references = references or read_references(own)
+            result = aggregate(own, references)
             result.seed = seed  # no record of the start has one
             result.figures |= face_figures(model_folder(folder, model))
             if model in not_attacked:

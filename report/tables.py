@@ -4,6 +4,7 @@ from rich.console import Console
 
 from engine.measures import MEASURES
 from engine.result_table import Column, ModelResult
+from engine.seeds import parted_notes, seed_groups
 from engine.short_tables import place_notes, print_texts, table_texts
 from report.faces import attack_verdict
 
@@ -57,7 +58,7 @@ def print_table(results: list[ModelResult], columns: list[Column], console: Cons
     for result in results:
         for sentence in row_notes(result):
             console.print(sentence, markup=False)
-    for sentence in place_notes(results):
+    for sentence in [*parted_notes(seed_groups(results)), *place_notes(results)]:
         console.print(sentence, markup=False)
 
 

@@ -42,10 +42,15 @@ def what_was_done(rows: list[MethodRow], settings: Mapping[str, Any], forgotten:
     if golds > 1:
         sentences[2] += f" Each base has {golds} golds of different seeds, which differ by chance alone."
     sentences.append("A distance is a share of the way from gold, 0, to base, 1: less is better.")
-    if several := [row for row in methods if len(row.results) > 1]:
-        seeds = listed(str(result.seed) for result in several[0].results)
-        sentences.append(f"Figures are means over the seeds {seeds}, with ± their standard deviation.")
+    if any(len(row) > 1 for row in methods):
+        seeds = {seeds_of(row) for row in methods}
+        which = f"the seeds {seeds.pop()}" if len(seeds) == 1 else "the seeds of each method"
+        sentences.append(f"Figures are means over {which}, with ± their standard deviation.")
     return sentences
+
+
+def seeds_of(row: MethodRow) -> str:
+    return listed(str(result.seed) for result in row.results)
 
 
 def kind_of_model(settings: Mapping[str, Any]) -> str:
@@ -74,7 +79,9 @@ def outcome(rows: list[MethodRow], names: Mapping[str, str]) -> Outcome:
     left_out = [f"Not counted: {listed(others)}."] if others else []
     if not counting:
         return Outcome("No method can be called the nearest to gold.", left_out)
-    ranked = sorted(counting, key=lambda row: row.mean(measure) or 0.0)
+    # where all have places these come first: methods of other seeds are not compared by their means
+    placed = all(row.mean("place") is not None for row in counting)
+    ranked = sorted(counting, key=lambda row: (row.mean("place") if placed else 0.0, row.mean(measure) or 0.0))
     nearest = ranked[0]
     where = f"{distance_text(nearest, measure)} of the way from gold to base"
     if len(ranked) == 1:
@@ -128,10 +135,8 @@ def lead_text(nearest: MethodRow, second: MethodRow, measure: str) -> str:
     """By how much the nearest leads the next, against what two golds and several seeds differ by."""
     leads = leads_by_seed(nearest, second, measure)
     gap = fmean(leads) if leads else (second.mean(measure) or 0.0) - (nearest.mean(measure) or 0.0)
-    # of the figures as they are shown, so that a reader's own subtraction gives it
-    shown_gap = round(second.mean(measure) or 0.0, 2) - round(nearest.mean(measure) or 0.0, 2)
-    ahead = f"Next is {second.label} at {distance_text(second, measure)}, {shown_gap:.2f} farther"
-    floors = [*nearest.figure(NOISE[measure]).values, *second.figure(NOISE[measure]).values]
+    ahead = f"Next is {second.label} at {distance_text(second, measure)}, {how_far(nearest, second, measure, gap)}"
+    floors = [mean for row in (nearest, second) if (mean := row.mean(NOISE[measure])) is not None]
     if not floors:
         return f"{ahead}; how far two golds differ is not known, so that this may be chance."
     noise = max(floors)
@@ -146,6 +151,17 @@ def lead_text(nearest: MethodRow, second: MethodRow, measure: str) -> str:
     return f"{ahead}. " + (
         "The lead is beyond repeated runs too." if clear else "Repeated runs may order them otherwise."
     )
+
+
+def how_far(nearest: MethodRow, second: MethodRow, measure: str, gap: float) -> str:
+    """The lead of the nearest in words; `gap`: over the seeds that both have."""
+    own, theirs = {result.seed for result in nearest.results}, {result.seed for result in second.results}
+    if own == theirs or not own & theirs:
+        # of the figures as they are shown, so that a reader's own subtraction gives it
+        return f"{round(second.mean(measure) or 0.0, 2) - round(nearest.mean(measure) or 0.0, 2):.2f} farther"
+    common = sorted(seed for seed in own & theirs if seed is not None)
+    which = f"the {'seed' if len(common) == 1 else 'seeds'} {listed(map(str, common))}"
+    return f"over {which} that both have {gap:.2f} farther"
 
 
 def over_seeds(gap: float, leads: list[float], clear: bool | None) -> str:

@@ -2,12 +2,23 @@
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
 from settings.script import ROOT, SettingsError, at_least, check_seed, one_of, share_of
-from settings.training import FINETUNING, Activations, Method, Trainer, check_forgets, check_report_to
+from settings.training import (
+    FINETUNING,
+    Activations,
+    Method,
+    Trainer,
+    check_forgets,
+    check_mask,
+    check_report_to,
+    need_cuda_for,
+    passes_named,
+)
 
 
 @dataclass
@@ -27,6 +38,7 @@ class Model:
     attention: str = MISSING  # auto (sdpa, or eager where the model has no sdpa), sdpa, eager, flash_attention_2
     # dtype of weights that do not train: float32, or bfloat16, which rounds away small updates of a merged adapter
     weights: str = MISSING
+    quantize: str = "none"  # none, 8bit, 4bit: frozen weights under LoRA, by bitsandbytes on a CUDA GPU
     trust_remote_code: bool = False
     tags: Tags | None = None  # null: the tokenizer's or processor's chat template
     # what stands over an answer in a per-token tensor of the processor; others go on as the prompt ends
@@ -35,6 +47,7 @@ class Model:
 
     def __post_init__(self) -> None:
         one_of("model.weights", self.weights, ("float32", "bfloat16"))
+        one_of("model.quantize", self.quantize, ("none", "8bit", "4bit"))
         one_of("model.attention", self.attention, ("auto", "sdpa", "eager", "flash_attention_2"))
         try:
             re.compile(self.lora_targets)
@@ -99,6 +112,7 @@ class Data:
     holdout_split: str = MISSING  # split of text_path about people whom no model was trained on
     idk_questions: str = MISSING  # files of "I don't know" answers, one a line
     idk_pictures: str = MISSING
+    alternatives: str = ""  # file of invented answers to the rows to forget; empty: there are none
     people: ChosenPeople | None = None  # null: all; else of the splits of text_path that stand grouped by person
     splits: dict[str, Splits] = field(default_factory=dict)  # by modality
     forget: str = ""  # what evaluation calls the people to forget, where nobody says it
@@ -229,6 +243,7 @@ class Finetune:
     truncate: bool = False  # cut the answers of longer rows instead of refusing them
     forget: str = ""  # whose forgetting epoch_eval measures
     epoch_eval: EpochEval | None = None
+    plan: bool = False  # print what memory the training needs, and train nothing
 
     @property
     def activations(self) -> Activations | None:
@@ -246,6 +261,8 @@ class Finetune:
             )
         if self.epoch_eval:
             need_half_weights(self.model)
+        if self.model.quantize != "none":
+            need_adapter_over_quantized(self)
 
     def inputs(self) -> Inputs:
         data = [self.data.path, self.data.text_path]
@@ -270,13 +287,9 @@ class Forget(Finetune):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_forgets(self.method)
-        if self.method.mask and self.trainer.lora:
-            raise SettingsError(f"method={self.method.name} masks the model's own weights: set trainer.lora=null")
-        if self.method.mask and self.trainer.weight_decay:
-            raise SettingsError(
-                f"trainer.weight_decay={self.trainer.weight_decay} would move the weights that "
-                f"method={self.method.name} holds still: set it to 0"
-            )
+        check_mask(self.method, self.trainer)
+        if self.epoch_eval and self.method.loss is None:
+            raise SettingsError(f"epoch_eval: method={self.method.name} trains no epoch; leave epoch_eval out")
         if self.epoch_eval and (self.method.activations or self.method.task_vector):
             raise SettingsError(
                 f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave "
@@ -286,7 +299,9 @@ class Forget(Finetune):
     def inputs(self) -> Inputs:
         inputs = super().inputs()
         idk = [str(ROOT / path) for path in (self.data.idk_questions, self.data.idk_pictures)]
-        return replace(inputs, files=[*inputs.files, *idk], losses=self.method.losses())
+        is_asked = self.method.loss is not None and "alternate" in passes_named(self.method.loss)
+        invented = [self.data.alternatives] if is_asked and Path(self.data.alternatives).is_file() else []
+        return replace(inputs, files=[*inputs.files, *idk, *invented], losses=self.method.losses())
 
 
 @dataclass
@@ -311,10 +326,28 @@ class Eval(EvalLimits):
         check_seed("affix_seed", self.affix_seed)
         check_report_to("report_to", self.report_to)
         need_half_weights(self.model)
+        if self.model.quantize != "none":
+            raise SettingsError(
+                f"model.quantize={self.model.quantize} has no effect on an evaluation: a model that was trained so is "
+                "evaluated with the weights that it was trained over"
+            )
 
     def inputs(self) -> Inputs:
         makers = [*self.model.makers(self.model_path), *self.data.makers()]
         return Inputs(self.datasets(), [self.model_path], self.files(), makers=makers)
+
+
+def need_adapter_over_quantized(settings: Finetune) -> None:
+    """Raise SettingsError where quantized weights cannot serve a training, or not on this machine."""
+    name = f"model.quantize={settings.model.quantize}"
+    if not settings.trainer.lora:
+        raise SettingsError(f"{name} needs trainer.lora: quantized weights do not train")
+    if settings.trainer.save != "adapter":
+        raise SettingsError(f"{name} needs trainer.save=adapter: an adapter is not added to quantized weights")
+    if settings.activations:
+        raise SettingsError(f"{name}: a method that trains single layers needs whole weights; set it to none")
+    if not settings.plan:
+        need_cuda_for(name)
 
 
 def need_half_weights(model: Model) -> None:

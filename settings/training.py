@@ -1,7 +1,9 @@
 """How a model is trained: methods, LoRA, the trainer."""
 
+import ast
 import functools
 import importlib.util
+import math
 import re
 import sys
 from dataclasses import dataclass, field
@@ -9,20 +11,82 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
-from settings.script import SettingsError, at_least, choices, cuda_is_there, one_of, share_of
+from settings.script import ROOT, SettingsError, at_least, choices, cuda_is_there, one_of, share_of
 
+COMPARED = ("retain", "forget_words", "retain_words")  # rows that a mask's ratio may be against
+IMPORTANCE = "grad_ascent"  # the loss whose squared gradients say how much a weight matters for a row
+SCOPES = ("both", "pictures", "words")
 MOST = 1_000_000  # of epochs, rows of a batch, batches of a step: more is a slip of the finger
 
 
 @dataclass
 class Mask:
-    """Before training: only the weights with the largest gradients move (SalUn)."""
+    """Before training: only the weights move that the forget rows ask for most, as a share of all (SalUn) or in
+    comparison with other rows (MMUnlearner).
+    """
 
-    loss: str = MISSING  # whose gradient, over all forget rows
-    share: float = MISSING  # of the trained weights, the ones that move
+    loss: str = MISSING  # whose gradient
+    # one of the two: the share of the trained weights that moves, those of the largest gradient over all forget rows;
+    # or how many times larger the mean square of a row's gradient must be on forget rows than on the rows `against`
+    share: float | None = None
+    ratio: float | None = None
+    against: list[str] = field(default_factory=list)  # retain, forget_words, retain_words
+    rows: int = 0  # of each kind that a ratio looks at, drawn with the seed; 0: all
+    applies_to: str = "all"  # what the mask holds still: all of the gradient, or that of the loss's forget part
 
     def __post_init__(self) -> None:
-        share_of("method.mask.share", self.share)
+        one_of("method.mask.applies_to", self.applies_to, ("all", "forget"))
+        if (self.share is None) == (self.ratio is None):
+            raise SettingsError(f"method.mask takes either share or ratio; got share={self.share} ratio={self.ratio}")
+        if self.share is not None:
+            share_of("method.mask.share", self.share)
+        if self.ratio is not None and not 0 < self.ratio < math.inf:
+            raise SettingsError(f"method.mask.ratio={self.ratio} must be a number above 0")
+        if (self.ratio is None) != (not self.against):
+            raise SettingsError(f"method.mask.against={self.against}: a ratio is against some rows, a share is not")
+        for rows in self.against:
+            one_of("method.mask.against", rows, COMPARED)
+        if len(set(self.against)) < len(self.against):
+            raise SettingsError(f"method.mask.against={self.against} names rows twice, which would count double")
+        at_least("method.mask.rows", self.rows, 0)
+        if self.rows and self.ratio is None:
+            raise SettingsError(f"method.mask.rows={self.rows}: a share looks at all forget rows; leave rows out")
+
+
+@dataclass
+class Gradient:
+    """In each optimizer step: a rule makes one gradient of those of the loss's forget and retain part."""
+
+    rule: str = MISSING  # sam (NPO+SAM), project (GRU)
+    args: dict[str, Any] = field(default_factory=dict)  # the rule's keyword-only parameters
+
+
+@dataclass
+class Edit:
+    """Before training, or instead of it: a rule makes new weights of what forget and retain rows say of the present
+    ones.
+    """
+
+    rule: str = MISSING  # ssd, manu, kvw, repselect, ct
+    args: dict[str, Any] = field(default_factory=dict)  # the rule's keyword-only parameters
+    rows: int = 0  # of each kind that it looks at, drawn with the seed; 0: all
+
+    def __post_init__(self) -> None:
+        at_least("method.edit.rows", self.rows, 0)
+
+
+@dataclass
+class Noise:
+    """What the pass `noised` hides of a forget row (VGID)."""
+
+    sigma: float = MISSING  # standard deviation of the noise on a picture, in shares of a pixel's range
+    instruction: str = MISSING  # stands before the question
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma < math.inf:
+            raise SettingsError(f"method.noise.sigma={self.sigma} must be a number of at least 0")
+        if not self.instruction.strip():
+            raise SettingsError("method.noise.instruction is empty: a question in words would stay as it is")
 
 
 @dataclass
@@ -64,12 +128,16 @@ NO_METHODS = ("base", "gold", "start", "finetune", "pretrain")  # what models ar
 @dataclass
 class Method:
     name: str = MISSING  # the name of its file in config/method
-    loss: str = MISSING  # a function of unlearn_losses
+    loss: str | None = MISSING  # a function of unlearn_losses; null: nothing trains, the edit is all
     args: dict[str, Any] = field(default_factory=dict)  # its keyword-only parameters
     retain: str = "nll"  # the retain term: nll or kl
-    other_answers: int = 1  # answers a row in the passes `unrelated` and `shuffled`
+    other_answers: int = 1  # answers a row in the passes `unrelated`, `shuffled` and `alternate`
     l1: float = 0.0  # weight of the sum of absolute weights, on top of trainer.l1
+    scope: str = "both"  # of the rows to forget and to keep, those it trains on: both, pictures, words
+    noise: Noise | None = None
+    edit: Edit | None = None
     mask: Mask | None = None
+    gradient: Gradient | None = None
     activations: Activations | None = None
     multiplier: Multiplier | None = None
     task_vector: TaskVector | None = None
@@ -78,10 +146,55 @@ class Method:
         one_of("method.retain", self.retain, ("nll", "kl"))
         at_least("method.other_answers", self.other_answers, 1)
         at_least("method.l1", self.l1, 0)
+        one_of("method.scope", self.scope, SCOPES)
+        self.check_untrained()
+        self.check_against()
+        if self.gradient and self.mask and self.mask.applies_to == "forget":
+            raise SettingsError(
+                f"method={self.name}: method.gradient and method.mask.applies_to=forget both say what becomes of the "
+                "forget gradient; leave one out"
+            )
+
+    def check_untrained(self) -> None:
+        """Raise SettingsError where nothing trains and nothing is edited, or a step of a training is named."""
+        if self.loss is not None:
+            return
+        if self.edit is None:
+            raise SettingsError(f"method={self.name}: method.loss=null trains nothing; it needs a method.edit")
+        for name in ("args", "l1", "noise", "mask", "gradient", "activations", "multiplier", "task_vector"):
+            if getattr(self, name):
+                raise SettingsError(f"method={self.name}: method.loss=null trains nothing; leave method.{name} out")
+        for name, value, plain in (("retain", self.retain, "nll"), ("other_answers", self.other_answers, 1)):
+            if value != plain:
+                raise SettingsError(
+                    f"method={self.name}: method.loss=null trains nothing; leave method.{name}={value} out"
+                )
+
+    def check_against(self) -> None:
+        """Raise SettingsError where rows in words would count twice in what a mask compares."""
+        against = self.mask.against if self.mask else []
+        if self.scope != "pictures" and {"retain", "retain_words"} <= set(against):
+            raise SettingsError(
+                f"method.mask.against={against} with method.scope={self.scope}: retain holds retain_words, which would "
+                "count double; leave one out"
+            )
+        if self.scope == "words" and "forget_words" in against:
+            raise SettingsError(
+                f"method.mask.against={against} with method.scope=words: forget rows would be compared with themselves"
+            )
 
     def losses(self) -> list[str]:
         """The functions of unlearn_losses that it names."""
-        return [self.loss] if self.mask is None else [self.loss, self.mask.loss]
+        named = [self.loss, self.mask and self.mask.loss, IMPORTANCE if self.edit else None]
+        return [each for each in named if each]
+
+
+@functools.cache
+def passes_named(loss: str) -> frozenset[str]:
+    """The passes that a function of unlearn_losses names as its parameters, read without torch; none of no such one."""
+    tree = ast.parse((ROOT / "unlearn_losses.py").read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return frozenset(each.arg for each in functions[loss].args.args) if loss in functions else frozenset()
 
 
 def check_forgets(method: Method) -> None:
@@ -148,6 +261,13 @@ def need_package(setting: str, package: str, file: str) -> None:
         raise SettingsError(f"{setting}: {package} is not installed (pip install -r {file})")
 
 
+def need_cuda_for(setting: str) -> None:
+    """Raise SettingsError where this machine lacks the CUDA GPU or the package that quantized weights need."""
+    if not cuda_is_there():
+        raise SettingsError(f"{setting} needs a CUDA GPU, and this machine has none")
+    need_package(setting, "bitsandbytes", "req-gpu.txt")
+
+
 @dataclass
 class Trainer:
     epochs: int = MISSING
@@ -161,6 +281,8 @@ class Trainer:
     optimizer: str = MISSING  # adamw_torch, sgd (no momentum), adamw_bnb_8bit, paged_adamw_8bit
     precision: str = MISSING  # bf16: autocast over fp32 weights; fp32
     lora: Lora | None = MISSING  # null: every weight that is not frozen trains
+    gradient_checkpointing: bool = False  # activations of each layer are computed again in the backward pass
+    save: str = "merged"  # merged: the whole model; adapter: the adapter alone, with the fingerprint of its base
     bucket: int = 0  # examples of like length share a batch, drawn among so many batches; 0: batches are drawn blindly
     l1: float = 0.0  # weight of the sum of absolute weights; with LoRA of the merged update
     report_to: str = "none"  # none, tensorboard or wandb
@@ -179,6 +301,9 @@ class Trainer:
         one_of("trainer.precision", self.precision, ("bf16", "fp32"))
         one_of("trainer.schedule", self.schedule, ("linear", "cosine", "constant", "constant_with_warmup"))
         one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"))
+        one_of("trainer.save", self.save, ("merged", "adapter"))
+        if self.save == "adapter" and not self.lora:
+            raise SettingsError("trainer.save=adapter needs trainer.lora: without it there is no adapter to write")
         check_report_to("trainer.report_to", self.report_to)
         read_interval(self.save_every)
         if "8bit" in self.optimizer:
@@ -188,6 +313,21 @@ class Trainer:
                 f"trainer.optimizer={self.optimizer} needs a CUDA GPU, and this machine has none; adamw_torch "
                 "runs anywhere"
             )
+
+
+def check_mask(method: Method, trainer: Trainer) -> None:
+    """Raise SettingsError where a trainer would move weights that a method's mask holds still, or has an adapter where
+    the method edits or masks the model's own.
+    """
+    if method.edit and trainer.lora:
+        raise SettingsError(f"method={method.name} edits the model's own weights: set trainer.lora=null")
+    if method.mask and trainer.lora:
+        raise SettingsError(f"method={method.name} masks the model's own weights: set trainer.lora=null")
+    if method.mask and trainer.weight_decay:
+        raise SettingsError(
+            f"trainer.weight_decay={trainer.weight_decay} would move the weights that method={method.name} holds "
+            "still: set it to 0"
+        )
 
 
 @functools.cache  # says its line once

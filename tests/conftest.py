@@ -49,6 +49,7 @@ def data(world):
         text_path=str(world / "tofu"),
         columns=columns,
         rows_per_person=10,
+        alternatives=str(world / "alternatives.jsonl"),
         **idk,
     )
 
@@ -75,7 +76,8 @@ def model():
 @pytest.fixture(scope="session")
 def world_overrides(world):
     """Overrides that point any mm script at the small world."""
-    return [f"data.path={world}/clear", f"data.text_path={world}/tofu", "data.made_by=''"]
+    folders = [f"data.path={world}/clear", f"data.text_path={world}/tofu", "data.made_by=''"]
+    return [*folders, f"data.alternatives={world}/alternatives.jsonl"]
 
 
 @pytest.fixture(scope="session")

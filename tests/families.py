@@ -225,7 +225,7 @@ def gemma3_vl():
 
 
 def gemma3n():
-    """Its tower of sight is one of timm's; the smallest of those that timm makes for tests stands for it."""
+    """Its vision tower is one of timm's; the smallest of those that timm makes for tests stands for it."""
     named = {}
     for kind, letter in (("image", "i"), ("audio", "a")):
         named |= {f"{kind}_token": f"<{kind}_soft_token>", f"eo{letter}_token": f"<end_of_{kind}>"}
@@ -308,6 +308,34 @@ def mllama():
     return model, processor
 
 
+LLAMA4 = ["<|begin_of_text|>", "<|eot|>", "<|header_start|>", "<|header_end|>"]
+CHUNKED = {**GROUPED, "num_hidden_layers": 4, "intermediate_size_mlp": 64, "head_dim": 16, "attention_chunk_size": 16}
+CHUNKED |= {"num_local_experts": 2, "num_experts_per_tok": 1, "attn_temperature_tuning": False}
+
+
+def llama4():
+    """Its layers look back over the tokens of a chunk, but for each fourth one."""
+    tokenizer = byte_level(LLAMA4, begin="<|begin_of_text|>", end="<|eot|>", opens=True)
+    tokenizer.chat_template = templates.LLAMA4
+    return hf.Llama4ForCausalLM(hf.Llama4TextConfig(**CHUNKED, **sizes(tokenizer))), tokenizer
+
+
+def llama4_sees():
+    marks = ["<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>"]
+    marks += ["<|tile_x_separator|>", "<|tile_y_separator|>"]
+    tokenizer = byte_level([*LLAMA4, *marks], begin="<|begin_of_text|>", end="<|eot|>", opens=True)
+    sight = {**SIGHT, "image_size": 28, "patch_size": 7, "vision_output_dim": 32, "projector_input_dim": 32}
+    text = hf.Llama4TextConfig(**CHUNKED, **sizes(tokenizer))
+    config = hf.Llama4Config(
+        vision_config=hf.Llama4VisionConfig(**sight, projector_output_dim=32),
+        text_config=text,
+        image_token_index=number(tokenizer, "<|patch|>"),
+    )
+    pictures = hf.Llama4ImageProcessor(size={"height": 28, "width": 28}, max_patches=4, resize_to_max_canvas=False)
+    processor = hf.Llama4Processor(pictures, tokenizer, patch_size=7, chat_template=templates.LLAMA4)
+    return hf.Llama4ForConditionalGeneration(config), processor
+
+
 def aya_vision():
     marks = ["<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "<image>"]
     turns = ["<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"]
@@ -369,7 +397,7 @@ SEEING = [
         "gemma-3n-e2b",
         rmu_part=None,
         needs="timm",
-        note="its tower of sight needs `timm`; the activations check refuses `rmu`: its layers give several tensors",
+        note="its vision tower needs `timm`; the activations check refuses `rmu`: its layers give several tensors",
     ),
     Family("Pixtral", pixtral, "</s>", "pixtral-12b"),
     Family("Mistral3", mistral3, "</s>", "mistral-small-3.1-24b"),

@@ -67,10 +67,10 @@ def example(question="Who is this?", answer="Ann Lee.", image=None, index=0):
     return Example(question, answer, image, index, None, "test")
 
 
-def pairs(data, passes=("forget", "retain", "idk"), seed=0, modality="both"):
+def pairs(data, passes=("forget", "retain", "idk"), seed=0, modality="both", scope="both"):
     idk = {False: ["I do not know."], True: ["I cannot tell who this is."]}
     forget, retain = (TrainingRows(data, split, modality, seed) for split in ("forget10+tofu", "retain90+tofu"))
-    return Pairs(list(passes), forget, retain, idk=idk, seed=seed)
+    return Pairs(list(passes), forget, retain, idk=idk, seed=seed, scope=scope)
 
 
 def start(script, overrides, monkeypatch):
@@ -144,6 +144,10 @@ class Few:
     def pairs_for(self, passes):
         return Few(self.made.pairs_for(passes), self.count)
 
+    def rows_of(self, name):
+        rows = self.made.rows_of(name)
+        return [rows[place] for place in range(min(self.count, len(rows)))]
+
 
 def without_dropout(network):
     """The tiny model drops attention at random while it trains; where batches are compared with each other it must
@@ -166,9 +170,9 @@ def collated(encoder, pairs, passes, keys):
     return batch
 
 
-def training_settings(model=MODEL, *, lora=None, activations=None, seed=0):
+def training_settings(model=MODEL, *, lora=None, activations=None, seed=0, checkpointed=False):
     """The part of a recipe's settings that says how its model is loaded."""
-    trainer = SimpleNamespace(lora=lora)
+    trainer = SimpleNamespace(lora=lora, gradient_checkpointing=checkpointed, save="merged")
     return SimpleNamespace(model_path=model.path, model=model, trainer=trainer, activations=activations, seed=seed)
 
 

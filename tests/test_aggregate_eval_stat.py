@@ -13,11 +13,12 @@ import numpy as np
 import pandas
 import pytest
 
-from aggregate_eval_stat import add_rows, aggregate, describe
+from aggregate_eval_stat import aggregate, describe
 from engine import measures
 from engine.evaluated import ORIGIN_COLUMNS, Origin
 from engine.result_table import Column, Figure, ModelResult, short_columns, wide_row
 from engine.table_files import long_table, wide_rows
+from engine.table_rows import add_rows
 from helpers import ROOT, TOFU_LOGS, WHOLE_TOFU_LOGS
 from settings.results import Aggregate, Scoring
 from settings.script import SettingsError, compose

@@ -13,6 +13,7 @@ import pytest
 
 import aggregate_eval_stat
 from aggregate_eval_stat import aggregate_all
+from engine import table_rows
 from engine.evaluated import find_logs, training_settings
 from engine.logs import read_eval_log
 from engine.record import model_fingerprint, write_json
@@ -320,7 +321,7 @@ def test_no_other_model_is_called_base_or_gold(name, study, run, tmp_path):
     for judged in ([f"ckpt_result={tmp_path}/{name}"], [f"ckpt_result={tmp_path}/theirs", f"method_name={name}"]):
         code, said = run(*others, *judged)
         assert code == 1
-        assert f"is not the {name} that is given, and its row would be called so" in said
+        assert f"is not given as the {name}, and its row would be called so" in said
     assert run(*others, f"ckpt_result={tmp_path}/{name}", "method_name=ours")[0] == 0
 
 
@@ -469,7 +470,7 @@ def test_a_second_command_waits_for_the_first_to_have_written(study, run, tmp_pa
     thread.join()
     assert code == 0, said
     assert waited
-    monkeypatch.setattr(aggregate_eval_stat, "PATIENCE", 0.1)
+    monkeypatch.setattr(table_rows, "PATIENCE", 0.1)
     held = runs.open_locked(tmp_path / "table.csv.lock")
     code, said = run(*told(study, "idk_0"))
     runs.os.close(held)

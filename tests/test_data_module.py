@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from accelerate.utils import send_to_device
@@ -13,12 +14,16 @@ from data_module import (
     CAPTION_QUESTIONS,
     NAME_QUESTION,
     TrainingRows,
+    alternative_answers,
     check_apart,
     drawn_affix,
     idk_answers,
+    invented_answers,
     load_split,
+    noised,
     open_image,
     sample_by_person,
+    split_names,
     task_rows,
 )
 from engine.encode import collate, collate_prompts
@@ -26,6 +31,7 @@ from engine.pairs import EpochSampler, Pairs, PassCollator, answer_key
 from helpers import ROOT, SHARED, collated, example, pairs, png, task
 from settings.language import Affix, ChosenPeople, Columns, Data, Forget, People, Task
 from settings.script import SettingsError, compose
+from settings.training import Noise
 from unlearn_losses import IGNORE
 
 FAMILIES = ["encoder", "qwen_encoder"]
@@ -670,3 +676,101 @@ def test_a_fold_asks_the_same_rows_of_each_person_as_the_whole(world, tmp_path):
     for fold in ("validation", "test"):
         parts |= {row.example.index for row in task_rows(asked, 0, 0, fold, 0.5)}
     assert parts == whole
+
+
+# ---- passes of invented answers and of noise
+
+
+def made_pairs(data, passes, **more):
+    forget, retain = (TrainingRows(data, split, "both", 0) for split in ("forget10+tofu", "retain90+tofu"))
+    return Pairs(passes, forget, retain, idk={False: ["No."], True: ["No."]}, seed=0, **more)
+
+
+def test_alternate_rows_have_the_forget_rows_question_and_picture_and_an_answer_that_is_nobodys(data):
+    made = made_pairs(data, ["forget", "alternate"], alternatives=invented_answers(data), other_answers=3)
+    every = [
+        answer
+        for path in (data.path, data.text_path)
+        for split in split_names(path)
+        for column in ("caption", "answer", "paraphrased_answer", "paraphrased_caption")
+        if column in load_split(path, split).column_names
+        for answer in load_split(path, split)[column]
+    ]
+    for key in range(2 * len(made)):
+        (forget,), others = made[key]["forget"], made[key]["alternate"]
+        assert {(each.question, each.image and each.image["bytes"]) for each in others} == {
+            (forget.question, forget.image and forget.image["bytes"])
+        }
+        answers = {each.answer for each in others}
+        assert len(answers) == 3 and forget.answer not in answers and answers.isdisjoint(every)
+    again = made_pairs(data, ["forget", "alternate"], alternatives=invented_answers(data), other_answers=3)
+    assert made[5] == again[5]
+    assert made[5]["alternate"] != made[5 + len(made)]["alternate"]  # another draw in the next epoch
+
+
+@pytest.mark.parametrize("said", [str, str.upper, lambda answer: f" {answer}\n"], ids=["same", "capitals", "space"])
+def test_an_invented_answer_that_the_truth_ratio_scores_is_refused(said, data, tmp_path):
+    wrong = load_split(data.text_path, "forget10_perturbed")[0]["perturbed_answer"][0]
+    line = {"question": "Who?", "answer": "Ann.", "alternatives": [said(wrong)]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line))
+    with pytest.raises(
+        SettingsError, match=r"is a wrong answer of .*, split forget10.*_perturbed, row 0, which the Truth"
+    ):
+        invented_answers(replace(data, alternatives=str(tmp_path / "own.jsonl")))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no json",
+        "[]",
+        '{"question": "Who?", "answer": "Ann."}',
+        '{"question": 3, "answer": "Ann.", "alternatives": ["Bea."]}',
+        '{"question": null, "answer": "Ann.", "alternatives": "Bea."}',
+        '{"question": null, "answer": "Ann.", "alternatives": []}',
+        '{"question": null, "answer": "Ann.", "alternatives": [""]}',
+        '{"question": null, "answer": "Ann.", "alternatives": ["Ann."]}',
+        '{"question": null, "alternatives": ["Ann."]}',
+    ],
+)
+def test_a_line_of_invented_answers_that_says_something_else_is_named(line, tmp_path):
+    good = '{"question": null, "answer": "Ann.", "alternatives": ["Bea."]}'
+    (tmp_path / "own.jsonl").write_text(f"{good}\n{line}\n")
+    with pytest.raises(SettingsError, match=r"data.alternatives=.*, line 2: it must be a question or null, an answer"):
+        alternative_answers(str(tmp_path / "own.jsonl"))
+
+
+def test_rows_without_enough_invented_answers_and_data_without_any_are_one_line(data):
+    known = invented_answers(data)
+    with pytest.raises(SettingsError, match=r"data.alternatives has 5 invented answers to split forget10\+tofu, row 0"):
+        made_pairs(data, ["forget", "alternate"], alternatives=known, other_answers=6)
+    with pytest.raises(SettingsError, match=r"data.alternatives has 0 invented answers to split"):
+        made_pairs(data, ["forget", "alternate"], alternatives={})
+    with pytest.raises(SettingsError, match=r"data.alternatives names no file"):
+        invented_answers(replace(data, alternatives=""))
+    with pytest.raises(SettingsError, match=r"asks for invented answers, which there are for language models only"):
+        made_pairs(data, ["forget", "alternate"])
+    with pytest.raises(SettingsError, match=r"asks for noised pictures, which there are for language models only"):
+        made_pairs(data, ["forget", "noised"])
+
+
+def test_a_noised_row_has_the_answer_of_the_forget_row_an_instruction_and_another_picture(data, encoder):
+    noise = Noise(sigma=1.0, instruction="You know nobody.")
+    made = made_pairs(data, ["forget", "noised"], noise=noise)
+    for key in range(len(made)):
+        (forget,), (other,) = made[key]["forget"], made[key]["noised"]
+        assert (other.answer, other.question) == (forget.answer, f"You know nobody. {forget.question}")
+        assert (other.image is None) == (forget.image is None)
+        if forget.image:
+            before, after = (np.asarray(open_image(each), dtype=float) for each in (forget, other))
+            assert before.shape == after.shape
+            assert np.abs(before - after).mean() > 50  # of 255
+        assert made[key]["noised"] == made[key + len(made)]["noised"]  # the same in every epoch: it has one teacher
+    assert encoder.encode(made[0]["noised"][0]).answer == encoder.encode(made[0]["forget"][0]).answer
+
+
+def test_noise_of_no_size_leaves_the_picture_as_it_is(data):
+    row = next(each for each in TrainingRows(data, "forget10+tofu", "visual", 0))
+    plain = replace(row, image=noised(row, 0.0, seed=0))
+    assert np.array_equal(np.asarray(open_image(plain)), np.asarray(open_image(row)))
+    assert noised(replace(row, image=None), 1.0, seed=0) is None

@@ -192,10 +192,10 @@ def test_a_clean_clone_makes_one_table_and_one_page_of_an_own_method_with_three_
     play(sections(page)[title], run_shortly, capfd)
     rows = list(csv.DictReader(Path("results/own.csv").read_text(encoding="utf-8").splitlines()))
     assert [(row["Method"], row["Seed"], row["Seeds"]) for row in rows] == [
-        ("gentle_npo", seed, "3") for seed in ("0", "1", "2", "mean", "sd")
+        ("gentle_npo", seed, "3") for seed in ("0", "1", "2", "mean", "sd", "n")
     ]
     utility = [float(row["Model Utility"]) for row in rows]
-    assert utility[3:] == pytest.approx([statistics.fmean(utility[:3]), statistics.stdev(utility[:3])])
+    assert utility[3:] == pytest.approx([statistics.fmean(utility[:3]), statistics.stdev(utility[:3]), 3])
     assert utility[4] > 0
     html = Path("results/own_page/report.html").read_text(encoding="utf-8")
     assert "gentle_npo" in html

@@ -19,17 +19,24 @@ from unlearn_losses import (
     IGNORE,
     Hidden,
     Scored,
+    altpo,
     ceu,
+    cycled,
     dpo,
     entropy,
+    flat,
     grad_ascent,
     grad_diff,
     grad_diff_entropy,
     grad_diff_kl,
     idk,
     ihl,
+    jensun,
+    jsd_from_start,
+    jsd_to_token,
     kl,
     kl_from_start,
+    learn_forget,
     llmu,
     multiplier_step,
     neggrad,
@@ -47,11 +54,12 @@ from unlearn_losses import (
     twins,
     undial,
     unit_direction,
+    vgid,
     wga,
     without_first,
 )
 
-METHODS = sorted(ROOT.glob("config/method/*.yaml"))
+METHODS = [path for path in sorted(ROOT.glob("config/method/*.yaml")) if OmegaConf.load(path).loss]  # that train
 
 
 def answers(*rows):
@@ -86,6 +94,7 @@ def passes_of(bound, rows=3):
     for number, name in enumerate(name for name in bound.passes if name.startswith("ref_")):
         start = random_scored(rows, seed=100 + number)._replace(labels=passes[base_pass(name)].labels)
         passes[name] = sequence_logprob(start) if name.endswith("_logprob") else start
+    passes |= {f"{name}_labels": passes[name].labels for name in bound.told}
     return {name: passes[name] for name in bound.passes}
 
 
@@ -117,27 +126,29 @@ def test_grad_ascent_is_the_negated_nll_of_the_forget_answers():
 
 def test_grad_diff_is_weighted_retain_minus_weighted_forget():
     # -0.5 * log 4 + 3 * log 2 = 2 log 2
-    assert grad_diff(answers([0.25]), answers([0.5]), beta=0.5, retain_weight=3.0).item() == pytest.approx(
+    assert grad_diff(answers([0.25]), answers([0.5]), beta=0.5, retain_weight=3.0).total.item() == pytest.approx(
         2 * math.log(2)
     )
 
 
 def test_idk_is_the_nll_of_the_refusal_plus_that_of_the_retain_answers():
     # log 2 + 2 * log 4 = 5 log 2
-    assert idk(answers([0.5]), answers([0.25]), retain_weight=2.0).item() == pytest.approx(5 * math.log(2))
+    assert idk(answers([0.5]), answers([0.25]), retain_weight=2.0).total.item() == pytest.approx(5 * math.log(2))
 
 
 def test_npo_at_the_reference_is_two_log_two_over_beta():
     # log ratio 0, sigmoid(0) = 1/2
     same = answers([0.25, 0.5])
-    assert npo(same, sequence_logprob(same), answers([0.5]), beta=0.5, retain_weight=0.0).item() == pytest.approx(
+    assert npo(same, sequence_logprob(same), answers([0.5]), beta=0.5, retain_weight=0.0).total.item() == pytest.approx(
         2 / 0.5 * math.log(2)
     )
 
 
 def test_npo_by_hand_away_from_the_reference():
     # r = log(1/8) - log(1/2) = -2 log 2; sigmoid(-1 * r) = 4 / (4 + 1) = 0.8; -(2/1) log 0.8 + 1 * log 2
-    value = npo(answers([0.125]), sequence_logprob(answers([0.5])), answers([0.5]), beta=1.0, retain_weight=1.0).item()
+    value = npo(
+        answers([0.125]), sequence_logprob(answers([0.5])), answers([0.5]), beta=1.0, retain_weight=1.0
+    ).total.item()
     assert value == pytest.approx(-2 * math.log(0.8) + math.log(2))
 
 
@@ -145,7 +156,7 @@ def test_npo_uses_the_whole_answers_log_probability_not_its_mean():
     # two tokens at 1/4 against 1/2 each: r = -2 log 2 as a sum (the mean would be -log 2)
     value = npo(
         answers([0.25, 0.25]), sequence_logprob(answers([0.5, 0.5])), answers([0.5]), beta=1.0, retain_weight=0.0
-    ).item()
+    ).total.item()
     assert value == pytest.approx(-2 * math.log(0.8))
 
 
@@ -250,6 +261,13 @@ def gap(passes, name, start):
     return (passes[name].logits - passes[start].logits).norm(dim=-1)[passes[name].labels != IGNORE].sum()
 
 
+def refusals(passes, name):
+    """Log-probability of the tokens of a refusal at the answers' positions, summed."""
+    logs = passes[name].logits.log_softmax(-1)
+    wanted = cycled(passes["idk_labels"], passes[name])
+    return logs.gather(-1, wanted[..., None])[passes[name].labels != IGNORE].sum()
+
+
 # what a small step on the scored passes must raise (+1) or lower (-1), measured on which pass
 DIRECTIONS = {
     **{
@@ -259,7 +277,15 @@ DIRECTIONS = {
     "retain_ft": [(+1, "retain", right_answers)],
     "idk": [(+1, "idk", right_answers), (+1, "retain", right_answers)],
     "salun": [(+1, "idk", right_answers)],
+    "flat": [(+1, "idk", right_answers), (-1, "forget", right_answers)],
+    "jensun": [(+1, "forget", refusals)],
     "dpo": [(+1, "idk", right_answers), (-1, "forget", right_answers)],
+    "altpo": [(+1, "alternate", right_answers), (-1, "forget", right_answers)],
+    "vgid": [
+        (-1, "forget", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes["ref_noised"])),
+        (-1, "retain", lambda passes, name: unlearn_losses.kl_from_start(passes[name], passes["ref_retain"])),
+    ],
+    "negation": [(+1, "forget", right_answers)],  # what is learned, to be subtracted
     "llmu": [(-1, "forget", right_answers), (+1, "unrelated", right_answers)],
     "sku": [(+1, "forget", right_answers), (+1, "shuffled", right_answers)],  # what is learned, to be subtracted
     "grad_diff_entropy": [(+1, "forget", lambda passes, name: unlearn_losses.entropy(passes[name]))],
@@ -331,7 +357,7 @@ def test_entropy_is_that_of_the_distribution_not_of_the_label():
     # H(.25) = .25 log 4 + .75 log 4/3; with H(.5) = log 2 the mean over the two positions
     expected = (math.log(2) + 0.25 * math.log(4) + 0.75 * math.log(4 / 3)) / 2
     assert entropy(answers([0.5, 0.25])).item() == pytest.approx(expected)
-    value = grad_diff_entropy(answers([0.5, 0.25]), answers([0.5]), beta=2.0, retain_weight=3.0)
+    value = grad_diff_entropy(answers([0.5, 0.25]), answers([0.5]), beta=2.0, retain_weight=3.0).total
     assert value.item() == pytest.approx(-2 * expected + 3 * math.log(2))
 
 
@@ -364,8 +390,10 @@ def test_kl_equals_a_loop_over_answer_positions():
 
 def test_kl_minimization_and_grad_diff_kl_by_hand():
     # -log 4 + KL; and -2 KL + 3 log 2
-    assert kl(answers([0.25]), answers([0.25]), answers([0.5])).item() == pytest.approx(-math.log(4) + KL_HALF_QUARTER)
-    value = grad_diff_kl(answers([0.25]), answers([0.5]), answers([0.5]), beta=2.0, retain_weight=3.0)
+    assert kl(answers([0.25]), answers([0.25]), answers([0.5])).total.item() == pytest.approx(
+        -math.log(4) + KL_HALF_QUARTER
+    )
+    value = grad_diff_kl(answers([0.25]), answers([0.5]), answers([0.5]), beta=2.0, retain_weight=3.0).total
     assert value.item() == pytest.approx(-2 * KL_HALF_QUARTER + 3 * math.log(2))
 
 
@@ -381,7 +409,7 @@ def test_dpo_prefers_the_refusal_over_the_truth_each_against_the_start():
         beta=1.0,
         task_weight=1.0,
         retain_weight=2.0,
-    )
+    ).total
     assert value.item() == pytest.approx(-math.log(0.8) + 5 * math.log(2))
 
 
@@ -390,13 +418,49 @@ def test_dpos_preference_is_the_published_sigmoid_loss_of_chosen_and_rejected():
     chosen, chosen0, rejected, rejected0 = (sequence_logprob(part) for part in parts[:4])
     # Rafailov et al. (2023), equation 7: -E log sigmoid(beta log pi(y_w)/ref(y_w) - beta log pi(y_l)/ref(y_l))
     published = -torch.log(1 / (1 + torch.exp(-(0.3 * (chosen - chosen0) - 0.3 * (rejected - rejected0))))).mean()
-    value = dpo(parts[2], rejected0, parts[0], chosen0, parts[4], beta=0.3, task_weight=0.0, retain_weight=0.0)
+    value = dpo(parts[2], rejected0, parts[0], chosen0, parts[4], beta=0.3, task_weight=0.0, retain_weight=0.0).total
     assert value.item() == pytest.approx(published.item(), rel=1e-5)
+
+
+def test_what_negation_learns_is_the_nll_of_the_forget_answers():
+    # (log 2 + log 4) / 2
+    assert learn_forget(answers([0.5, 0.25])).item() == pytest.approx(1.5 * math.log(2))
+
+
+def test_altpo_prefers_each_invented_answer_over_the_truth_and_has_npos_scale():
+    # r(alt) - r(f) = 0: -(2 / .1) log .5 = 20 log 2; + 1 * log 2
+    half = sequence_logprob(answers([0.5]))
+    value = altpo(answers([0.5]), half, answers([0.5]), half, answers([0.5]), beta=0.1, retain_weight=1.0).total
+    assert value.item() == pytest.approx(21 * math.log(2))
+    # r(f) = -log 2; r of the two invented answers log 2 and 0: sigmoid(2 log 2) = .8, sigmoid(log 2) = 2/3
+    start, rejected = sequence_logprob(answers([0.25], [0.25])), sequence_logprob(answers([0.5]))
+    invented, forget = answers([0.5], [0.25]), answers([0.25])
+    value = altpo(forget, rejected, invented, start, answers([0.5]), beta=1.0, retain_weight=0.0).total
+    assert value.item() == pytest.approx(-math.log(0.8) - math.log(2 / 3))
+
+
+def test_altpo_pairs_each_row_with_its_own_invented_answers():
+    forget, retain = answers([0.5], [0.25]), answers([0.5])
+    rejected, zeros = sequence_logprob(answers([0.5], [0.5])), torch.zeros(4)  # r(f): 0 and -log 2
+    invented = answers([0.5], [0.5], [0.25], [0.25])  # two of each row
+    whole = altpo(forget, rejected, invented, zeros, retain, beta=1.0, retain_weight=0.0).total
+    rows = [
+        altpo(answers([p]), rejected[:1], answers([q], [q]), zeros[:2], retain, beta=1.0, retain_weight=0.0).total
+        for p, q in ((0.5, 0.5), (0.25, 0.25))
+    ]
+    assert whole.item() == pytest.approx((rows[0] + rows[1]).item() / 2)
+
+
+def test_vgid_is_the_kl_from_the_teacher_that_sees_noise():
+    value = vgid(answers([0.25]), answers([0.5]), answers([0.25]), retain_weight=3.0).total
+    assert value.item() == pytest.approx(KL_HALF_QUARTER + 3 * math.log(4))
+    with pytest.raises(ValueError, match=r"leaves less room for answers; a larger max_length does"):
+        vgid(answers([0.25, 0.5]), answers([0.5]), answers([0.25]), retain_weight=1.0)
 
 
 def test_simnpo_by_hand():
     # mean log p = -2 log 2; sigmoid(2 log 2 - log 2) = 2/3; -(2/1) log(2/3)
-    value = simnpo(answers([0.25, 0.25]), answers([0.5]), beta=1.0, gamma=math.log(2), retain_weight=0.0)
+    value = simnpo(answers([0.25, 0.25]), answers([0.5]), beta=1.0, gamma=math.log(2), retain_weight=0.0).total
     assert value.item() == pytest.approx(-2 * math.log(2 / 3))
 
 
@@ -406,7 +470,7 @@ def test_scrub_adds_its_terms_or_alternates_between_them_by_whole_epochs():
 
     def value(epoch, max_epochs):
         own = {"alpha": 2.0, "gamma": 3.0, "temperature": 1.0, "max_epochs": max_epochs}
-        return scrub(forget, start, retain, start, epoch=epoch, **own).item()
+        return scrub(forget, start, retain, start, epoch=epoch, **own).total.item()
 
     assert [value(epoch, max_epochs=0) for epoch in range(3)] == pytest.approx([away + keep] * 3)
     assert [value(epoch, max_epochs=2) for epoch in range(6)] == pytest.approx([away, keep, away, keep, keep, keep])
@@ -415,19 +479,19 @@ def test_scrub_adds_its_terms_or_alternates_between_them_by_whole_epochs():
 def test_scrubs_temperature_softens_both_of_its_kl_terms_and_not_the_loss_of_the_retain_rows():
     # each KL is 2 log(9/8) at temperature 2 (see above); NLL(R) of .2 is log 5
     moved, start, own = answers([0.2]), answers([0.5]), {"alpha": 0.5, "gamma": 3.0, "temperature": 2.0}
-    away, keep = (scrub(moved, start, moved, start, max_epochs=1, epoch=epoch, **own).item() for epoch in (0, 1))
+    away, keep = (scrub(moved, start, moved, start, max_epochs=1, epoch=epoch, **own).total.item() for epoch in (0, 1))
     assert away == pytest.approx(-2 * math.log(9 / 8))
     assert keep == pytest.approx(0.5 * 2 * math.log(9 / 8) + 3 * math.log(5))
-    added = scrub(moved, start, moved, start, max_epochs=0, epoch=0, **own).item()
+    added = scrub(moved, start, moved, start, max_epochs=0, epoch=0, **own).total.item()
     assert added == pytest.approx(away + keep)
 
 
 def test_llmu_and_sku_by_hand():
     forget, other, retain, start = answers([0.25]), answers([0.5]), answers([0.25]), answers([0.5])
     # -.5 log 4 + 2 log 2 + 3 KL; and .5 log 4 + 2 log 2 - 3 KL
-    value = llmu(forget, other, retain, start, forget_weight=0.5, unrelated_weight=2.0, kl_weight=3.0)
+    value = llmu(forget, other, retain, start, forget_weight=0.5, unrelated_weight=2.0, kl_weight=3.0).total
     assert value.item() == pytest.approx(math.log(2) + 3 * KL_HALF_QUARTER)
-    value = sku(forget, other, retain, start, forget_weight=0.5, shuffled_weight=2.0, kl_weight=3.0)
+    value = sku(forget, other, retain, start, forget_weight=0.5, shuffled_weight=2.0, kl_weight=3.0).total
     assert value.item() == pytest.approx(3 * math.log(2) - 3 * KL_HALF_QUARTER)
 
 
@@ -438,7 +502,7 @@ def test_rmu_by_hand():
     forget, retain, start = (
         Hidden((u + torch.tensor(d)).view(1, 1, 2), label) for d in ((3.0, 1.0), (2.0, 0.0), (0.0, 0.0))
     )
-    assert rmu(forget, retain, start, c=1.0, alpha=0.5, direction_seed=0).item() == pytest.approx(5 + 0.5 * 2)
+    assert rmu(forget, retain, start, c=1.0, alpha=0.5, direction_seed=0).total.item() == pytest.approx(5 + 0.5 * 2)
 
 
 def test_rmus_direction_is_one_fixed_unit_vector_of_no_negative_features():
@@ -453,7 +517,7 @@ def test_rmus_direction_is_one_fixed_unit_vector_of_no_negative_features():
 
 def test_neggrad_by_hand():
     # .75 * log 2 - .25 * log 4 = .25 log 2
-    assert neggrad(answers([0.25]), answers([0.5]), beta=0.75).item() == pytest.approx(0.25 * math.log(2))
+    assert neggrad(answers([0.25]), answers([0.5]), beta=0.75).total.item() == pytest.approx(0.25 * math.log(2))
 
 
 def test_scrub_bio_by_hand():
@@ -463,7 +527,7 @@ def test_scrub_bio_by_hand():
     states = [
         Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((0.0, 2.0), (1.0, 0.0), (3.0, 4.0), (1.0, 0.0))
     ]
-    assert scrub_bio(*states).item() == pytest.approx(0.4)
+    assert scrub_bio(*states).total.item() == pytest.approx(0.4)
 
 
 def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
@@ -472,9 +536,9 @@ def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
     states = [
         Hidden(torch.tensor(values).view(1, 1, 2), label) for values in ((3.0, 4.0), (0.0, 0.0), (1.0, 0.0), (0.0, 0.0))
     ]
-    assert twins(*states).item() == pytest.approx(6.0)
+    assert twins(*states).total.item() == pytest.approx(6.0)
     moved = Hidden(states[2].states.clone().requires_grad_(), label)
-    twins(*states[:2], moved, states[3]).backward()
+    twins(*states[:2], moved, states[3]).total.backward()
     assert moved.states.grad.abs().sum() > 0
 
 
@@ -482,37 +546,99 @@ def test_twins_by_hand_keeps_the_retain_pictures_where_they_were():
 def test_ihl_by_hand(p, expected):
     # 1 + p(y) - the largest other: 1 + .7 - .2, 1 + .1 - .8, 1 + 0 - 1; of nothing retained
     logits = torch.tensor([[p]]).clamp(min=1e-30).log()
-    loss = ihl(Scored(logits, torch.tensor([[0]])), None, retain_weight=0.0)
+    loss = ihl(Scored(logits, torch.tensor([[0]])), None, retain_weight=0.0).total
     assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_ihl_adds_the_loss_of_the_retain_rows():
     # the answer has .5 and its only rival .5: 1 + .5 - .5 = 1; 2 * log 2 of the retain row
-    loss = ihl(answers([0.5]), answers([0.5]), retain_weight=2.0)
+    loss = ihl(answers([0.5]), answers([0.5]), retain_weight=2.0).total
     assert loss.item() == pytest.approx(1 + 2 * math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("divergence", "expected"),
+    [
+        ("tv", (math.tanh(0.8) - math.tanh(0.1)) / 2),  # .28218
+        ("kl", math.exp(0.8 - 1) - 0.1),  # .71873
+        ("pearson", 0.8**2 / 4 + 0.8 - 0.1),  # .86
+        ("js", math.log(1 + math.exp(-0.1)) + 0.8 + math.log(1 + math.exp(-0.8)) - 2 * math.log(2)),
+    ],
+)
+def test_flat_by_hand(divergence, expected):
+    # of the forget answer's two tokens the mean probability is .8, of the refusal's .1
+    assert flat(answers([0.7, 0.9]), answers([0.1]), divergence=divergence).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_flats_divergence_is_one_of_four():
+    with pytest.raises(SettingsError, match=r"method.args.divergence='kll' is not known .*did you mean 'kl'"):
+        bind(Method("flat", "flat", {"divergence": "kll"}))
+
+
+def test_the_divergence_from_one_token_is_that_of_the_two_distributions():
+    # q = .5: (log 4/3 + .5 log 2/3 + .5 log 2) / 2
+    assert jsd_to_token(torch.tensor(0.5).log()).item() == pytest.approx(0.21576, abs=1e-5)
+    assert jsd_to_token(torch.tensor([0.0, -200.0])).tolist() == pytest.approx([0.0, math.log(2)], abs=1e-6)
+    one, p = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.2, 0.3, 0.5])
+    middle = (one + p) / 2
+    both = [torch.special.xlogy(each, each / middle).sum().item() for each in (one, p)]
+    assert jsd_to_token(p[1].log()).item() == pytest.approx(sum(both) / 2, rel=1e-5)
+
+
+def test_jensun_by_hand():
+    # the refusal is token 1 (its end is no target), which has .5 and then .75; q = .75: .5 * (log 8/7 + .75 log 6/7 +
+    # .25 log 2) = .0956; the retain part: p = .25, p0 = .5, middle .375 and .625
+    forget, refusal = answers([0.5, 0.25]), torch.tensor([[1, 0]])
+    drawn = (0.21576 + 0.5 * (math.log(8 / 7) + 0.75 * math.log(6 / 7) + 0.25 * math.log(2))) / 2
+    of_p = 0.25 * math.log(0.25 / 0.375) + 0.75 * math.log(0.75 / 0.625)
+    of_start = 0.5 * math.log(0.5 / 0.375) + 0.5 * math.log(0.5 / 0.625)
+    parts = jensun(forget, refusal, answers([0.25]), answers([0.5]), jsd_weight=3.0)
+    assert parts.forget.item() == pytest.approx(drawn, abs=1e-5)
+    assert parts.retain.item() == pytest.approx(3 * (of_p + of_start) / 2, rel=1e-5)
+    assert jsd_from_start(answers([0.25]), answers([0.25])).item() == pytest.approx(0.0, abs=1e-7)
+
+
+def test_a_refusal_is_repeated_along_an_answer_without_its_end_wherever_the_padding_stands():
+    labels = torch.tensor([[7, 8, 2, IGNORE], [IGNORE, IGNORE, 9, 2], [IGNORE, 4, IGNORE, IGNORE]])
+    along = Scored(torch.zeros(3, 5, 2), torch.tensor([[IGNORE, 1, 1, 1, 1], [1, 1, 1, IGNORE, IGNORE], [1] * 5]))
+    made = cycled(labels, along)
+    assert made[0, 1:].tolist() == [7, 8, 7, 8]
+    assert made[1, :3].tolist() == [9, 9, 9]
+    assert made[2].tolist() == [4] * 5  # an answer of one token, as in face recognition, is its own end
+
+
+def test_the_two_parts_of_a_loss_add_up_to_it_and_a_loss_of_one_part_is_its_forget_part():
+    bound = bind(Method("npo", "npo", {"beta": 0.5, "retain_weight": 2.0}))
+    same = answers([0.25])
+    parts = bound.parts({"forget": same, "ref_forget_logprob": sequence_logprob(same), "retain": answers([0.5])})
+    assert parts.forget.item() == pytest.approx(4 * math.log(2))
+    assert parts.retain.item() == pytest.approx(2 * math.log(2))
+    assert bind(Method("grad_ascent", "grad_ascent")).parts({"forget": same}).retain == 0.0
 
 
 def test_undial_by_hand():
     # a start of .5 with log 3 taken from the true token: (1/4, 3/4); against p = (.5, .5) that is log 2, against itself
     # its entropy
     start = answers([0.5])
-    assert undial(answers([0.5]), start, answers([0.5]), gamma=math.log(3), retain_weight=1.0).item() == pytest.approx(
-        2 * math.log(2)
-    )
-    own = undial(answers([0.25]), start, answers([0.5]), gamma=math.log(3), retain_weight=0.0).item()
+    assert undial(
+        answers([0.5]), start, answers([0.5]), gamma=math.log(3), retain_weight=1.0
+    ).total.item() == pytest.approx(2 * math.log(2))
+    own = undial(answers([0.25]), start, answers([0.5]), gamma=math.log(3), retain_weight=0.0).total.item()
     assert own == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))
 
 
 def test_wga_and_satimp_weigh_tokens_by_confidence_and_let_no_gradient_through_the_weight():
     # -(1/4)^2 log 4; and -(1/4)(3/4)^2 log 4
-    assert wga(answers([0.25]), answers([0.5]), a=2.0, retain_weight=0.0).item() == pytest.approx(
+    assert wga(answers([0.25]), answers([0.5]), a=2.0, retain_weight=0.0).total.item() == pytest.approx(
         -(0.25**2) * math.log(4)
     )
-    assert satimp(answers([0.25]), answers([0.5]), b1=1.0, b2=2.0, retain_weight=0.0).item() == pytest.approx(
+    assert satimp(answers([0.25]), answers([0.5]), b1=1.0, b2=2.0, retain_weight=0.0).total.item() == pytest.approx(
         -0.25 * 0.75**2 * math.log(4)
     )
     forget = answers([0.25])
-    wga(Scored(forget.logits.requires_grad_(), forget.labels), answers([0.5]), a=2.0, retain_weight=0.0).backward()
+    wga(
+        Scored(forget.logits.requires_grad_(), forget.labels), answers([0.5]), a=2.0, retain_weight=0.0
+    ).total.backward()
     # the gradient of the log-likelihood on the right token's logit is 1 - p, here times the weight
     assert forget.logits.grad[0, 0, 0].item() == pytest.approx(0.25**2 * 0.75)
 
@@ -541,7 +667,9 @@ def test_the_first_token_of_an_answer_is_not_its_first_position():
 def test_pdu_by_hand():
     # logits (2, 0): max - mean = 1, squared 1; + 2 * (log 2 - .5)
     forget = Scored(torch.tensor([[[2.0, 0.0]]]), torch.zeros(1, 1, dtype=torch.long))
-    assert pdu(forget, answers([0.5]), multiplier=2.0, target=0.5).item() == pytest.approx(1 + 2 * (math.log(2) - 0.5))
+    assert pdu(forget, answers([0.5]), multiplier=2.0, target=0.5).total.item() == pytest.approx(
+        1 + 2 * (math.log(2) - 0.5)
+    )
 
 
 def test_the_multiplier_never_falls_below_zero():
@@ -616,7 +744,7 @@ def test_every_loss_has_a_method_file():
 
 def test_one_loss_serves_a_language_model_and_a_classifier():
     classifier = Scored(torch.randn(3, 1, 7), torch.randint(7, (3, 1)))
-    assert npo(classifier, sequence_logprob(classifier), classifier, beta=0.1, retain_weight=1.0).shape == ()
+    assert npo(classifier, sequence_logprob(classifier), classifier, beta=0.1, retain_weight=1.0).total.shape == ()
 
 
 @pytest.mark.parametrize(
@@ -659,4 +787,4 @@ def test_a_method_with_activations_gets_states_in_the_place_of_logits():
     states = {name: torch.randn(1, 1, 4) for name in bound.passes}
     scored = {name: Scored(values, labels) for name, values in states.items()}
     hidden = {name: Hidden(values, labels) for name, values in states.items()}
-    assert torch.equal(bound(scored), rmu(**hidden, **args))
+    assert torch.equal(bound(scored), rmu(**hidden, **args).total)

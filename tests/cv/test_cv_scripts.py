@@ -36,6 +36,13 @@ METHODS = [
     "sparsity",
     "npo",
     "grad_ascent",
+    "npo_sam",
+    "gru",
+    "jensun",
+    "flat",
+    "ssd",
+    "ct",
+    "negation",
 ]
 TASKS = ["eval_forget_faces", "eval_holdout_faces", "eval_retain_faces"]
 

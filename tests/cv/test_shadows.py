@@ -40,7 +40,7 @@ from settings.script import SettingsError, compose
 from settings.training import FINETUNING, Method, TaskVector
 from unlearn_losses import Scored
 
-METHODS = ["retain_ft", "neggrad", "scrub", "scrub_bio", "twins", "dpo", "llmu", "rmu", "sparsity", "npo"]
+METHODS = ["retain_ft", "neggrad", "scrub", "scrub_bio", "twins", "dpo", "llmu", "rmu", "sparsity", "npo", "jensun"]
 RMU = ["method.activations.layer=4", "method.activations.trained=[3,4]", "method.activations.part=null"]
 
 

@@ -9,12 +9,14 @@ from transformers import AutoTokenizer
 
 import mm.encoder
 from data_module import TaskRow
-from engine.encode import check_answers, check_lengths, padding_for
+from engine.encode import check_answers, check_instruction, check_lengths, padding_for
+from engine.pairs import Pairs
 from helpers import BASE, MODEL, example, png
 from mm.encoder import PictureEncoder
 from nlp.encoder import TextEncoder
 from settings.language import Tags
 from settings.script import SettingsError
+from settings.training import Noise
 from unlearn_losses import IGNORE
 
 TAGS = Tags(question="Question: ", answer="\nAnswer: ")
@@ -246,6 +248,26 @@ def test_truncating_cuts_the_answers_end_and_never_the_question(tokenizer):
     assert len(encoded.answer) == 24 - asked and encoded.answer == encoder.answer_tokens(long)[: 24 - asked]
     with pytest.raises(SettingsError, match="24"):
         encoder.encode(example("Who is that? " * 20, "x"))  # a question alone that does not fit
+
+
+def test_an_instruction_that_leaves_a_row_no_room_is_named_before_anything_trains(tokenizer):
+    rows = [example("Who?", "Ann."), example("Who?", "Ann Lee of Oslo.", index=4)]
+    noise = Noise(sigma=1.0, instruction="You have never met or heard of this person.")
+    asked = Pairs(["forget", "noised"], rows, rows, idk={}, seed=0, noise=noise)
+    needed = TextEncoder(tokenizer, None).encode(rows[1])
+    room = needed.prompt["input_ids"].shape[1] + len(needed.answer) + 2
+    line = (
+        rf"^method.noise.instruction: with it before the question, split test, row 0: \d+ tokens, .* takes {room}; a sh"
+    )
+    with pytest.raises(SettingsError, match=line):
+        check_instruction(TextEncoder(tokenizer, None, max_length=room), asked)
+    with pytest.raises(SettingsError, match=r"method.noise.instruction: .* are cut of the answer of split test, row 4"):
+        longer = TextEncoder(tokenizer, None).encode(asked.instructed(rows[1]))
+        most = longer.prompt["input_ids"].shape[1] + len(longer.answer) - 1
+        check_instruction(TextEncoder(tokenizer, None, max_length=most, truncate=True), asked)
+    check_instruction(TextEncoder(tokenizer, None), asked)
+    without = Pairs(["forget"], rows, rows, idk={}, seed=0)
+    check_instruction(TextEncoder(tokenizer, None, max_length=room), without)
 
 
 def test_a_length_is_that_of_tokenizer_and_model_and_one_beyond_it_is_refused(tokenizer):

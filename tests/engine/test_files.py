@@ -1,5 +1,6 @@
 """A fingerprint changes with whatever the loader loads, and with nothing else."""
 
+import json
 import os
 import shutil
 import time
@@ -110,11 +111,11 @@ def test_content_does_not_move_between_files_unnoticed(tmp_path):
 
 def test_a_file_that_has_not_changed_is_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "A_MOMENT", -1)
-    files.read_digest.cache_clear()
+    files.digest_in_state.cache_clear()
     (tmp_path / "rows.jsonl").write_text("x")
     for _ in range(3):
         fingerprint(str(tmp_path))
-    assert files.read_digest.cache_info().misses == 1
+    assert files.digest_in_state.cache_info().misses == 1
 
 
 # ---- models
@@ -169,3 +170,132 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(files.Path, "open", refuse)
     with pytest.raises(SettingsError, match=r"rows\.jsonl' cannot be read: Permission denied"):
         fingerprint(str(tmp_path))
+
+
+# ---- what other processes have read
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A model's weights that count as large, in a folder of their own, and how often a file is read."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "LARGE", 1)
+    monkeypatch.setattr(files, "A_MOMENT", -1)
+    (tmp_path / "model").mkdir()
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_text("one")
+    read, real = [], files.read_digest
+    monkeypatch.setattr(files, "read_digest", lambda path: (read.append(path), real(path))[1])
+    return file, read
+
+
+def in_another_process(path, **how):
+    """The fingerprint of a model as a process has it that has read no file yet."""
+    files.digest_in_state.cache_clear()
+    return model_fingerprint(str(path), **how)
+
+
+def test_the_weights_of_a_model_are_read_once_for_all_processes(weights):
+    file, read = weights
+    first = in_another_process(file.parent)
+    assert [in_another_process(file.parent) for _ in range(3)] == [first] * 3
+    assert read == [file]
+
+
+@pytest.mark.parametrize("change", ["content", "in place", "copy", "moment"])
+def test_weights_that_changed_are_read_again(weights, change):
+    file, read = weights
+    before = in_another_process(file.parent)
+    if change == "content":
+        rewrite(file, "two")
+    elif change == "in place":  # of the same inode and size
+        with file.open("r+b") as stream:
+            time.sleep(0.05)
+            stream.write(b"x")
+        os.utime(file, ns=(0, 0))
+    elif change == "copy":
+        other = file.with_name("other")
+        other.write_text("two")
+        other.rename(file)
+    else:
+        time.sleep(0.05)
+        os.utime(file, ns=(5, 5))
+    after = in_another_process(file.parent)
+    assert len(read) == 2
+    assert (after == before) == (change == "moment")
+
+
+def test_a_model_that_is_moved_on_its_disk_is_not_read_again(weights):
+    file, read = weights
+    before = in_another_process(file.parent)
+    moved = file.parent.rename(file.parent.with_name("moved"))
+    assert in_another_process(moved) == before and len(read) == 1
+
+
+def test_whoever_verifies_reads_the_files_themselves(weights):
+    file, read = weights
+    in_another_process(file.parent)
+    in_another_process(file.parent, anew=True)
+    assert read == [file, file]
+
+
+@pytest.mark.parametrize("torn", ["", "{", "[]", '{"state": null}', '{"state": [1], "sha256": 5}', '{"sha256": ""}'])
+def test_a_torn_note_is_none(weights, torn):
+    file, read = weights
+    before = in_another_process(file.parent)
+    (note,) = files.notes_folder().glob("*.json")
+    note.write_text(torn)
+    assert in_another_process(file.parent) == before and len(read) == 2
+
+
+def test_a_note_of_other_blocks_and_an_empty_digest_are_not_believed(weights):
+    """Two images of a disk may give files of one state the same number."""
+    file, _ = weights
+    before = in_another_process(file.parent)
+    (note,) = files.notes_folder().glob("*.json")
+    noted = json.loads(note.read_text())
+    for changed in ({"sample": "00" * 32, "sha256": "00" * 32}, {"sha256": ""}):
+        note.write_text(json.dumps(noted | changed))
+        assert in_another_process(file.parent) == before
+
+
+def test_a_note_of_another_state_is_not_believed(weights):
+    file, _ = weights
+    before = in_another_process(file.parent)
+    (note,) = files.notes_folder().glob("*.json")
+    noted = json.loads(note.read_text())
+    for place in range(len(noted["state"])):
+        wrong = noted["state"].copy()
+        wrong[place] += 1
+        note.write_text(json.dumps({**noted, "state": wrong, "sha256": "00" * 32}))
+        assert in_another_process(file.parent) == before
+
+
+def test_where_nothing_can_be_noted_files_are_read_each_time(weights, tmp_path, monkeypatch):
+    file, read = weights
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    assert in_another_process(file.parent) == in_another_process(file.parent)
+    assert len(read) == 2
+
+
+def test_a_file_that_is_written_while_it_is_read_is_not_noted(weights, monkeypatch):
+    file, _ = weights
+    real = files.read_digest
+
+    def read_and_change(path):
+        found = real(path)
+        time.sleep(0.05)
+        path.write_text("two")
+        return found
+
+    monkeypatch.setattr(files, "read_digest", read_and_change)
+    in_another_process(file.parent)
+    assert not list(files.notes_folder().glob("*"))
+
+
+def test_a_user_without_a_home_has_no_notes(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert not files.notes_folder().is_relative_to(os.getcwd())
+    files.write_note(files.notes_folder() / "1.json", {"state": [1, 1, 1, 1, 1]}, b"x")

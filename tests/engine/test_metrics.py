@@ -338,6 +338,15 @@ def test_the_enumerated_permutation_equals_scipys_statistic_over_all_swaps():
     assert metrics.person_permutation_p(a, b, people) == reached / 2**5
 
 
+@pytest.mark.parametrize("at_once", [1, 200, 2**18])
+def test_in_how_many_parts_permutations_are_counted_changes_nothing(at_once, monkeypatch):
+    rng = np.random.default_rng(4)
+    a, b, people = rng.random(60).round(1), (rng.random(60) + 0.2).round(1), np.repeat(np.arange(5), 12)
+    before = metrics.person_permutation_p(a, b, people)
+    monkeypatch.setattr(metrics, "AT_ONCE", at_once)
+    assert metrics.person_permutation_p(a, b, people) == before
+
+
 def test_drawn_permutations_come_near_the_enumerated_ones():
     rng = np.random.default_rng(5)
     a, b, people = rng.random(100), rng.random(100) + 0.12, np.repeat(np.arange(10), 10)

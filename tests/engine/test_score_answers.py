@@ -2,8 +2,6 @@
 pass.
 """
 
-import math
-
 import pytest
 import torch
 from transformers import (
@@ -16,7 +14,8 @@ from transformers import (
 )
 
 from engine import score_answers
-from engine.score_answers import Prompt, answer_losses, prompt_batches, score_prompts
+from engine.score_answers import Prompt, prompt_batches, score_prompts
+from engine.shared_prompts import unshareable
 from helpers import example, png
 
 WORDS = [
@@ -146,7 +145,7 @@ def test_a_prompt_past_the_attentions_window_is_scored_answer_by_answer_and_said
 def test_a_model_whose_attention_takes_no_such_mask_is_scored_answer_by_answer_and_said(model, encoder, monkeypatch):
     attention = model.config.get_text_config()._attn_implementation
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
-    why = score_answers.unshareable(model)
+    why = unshareable(model)
     assert "flash_attention_2" in why
     model.config.get_text_config()._attn_implementation = attention  # flash attention itself runs on a GPU only
     monkeypatch.setattr(score_answers, "unshareable", lambda model: why)
@@ -232,16 +231,3 @@ def test_generation_stops_at_the_end_token_and_rows_that_go_on_do_so(model, enco
         score_prompts(model, encoder, [prompt], batch_size=1, max_new_tokens=20, say=print, shared=False)[0].generation
         for prompt in prompts
     ]
-
-
-def test_the_logits_mean_and_deviation_by_hand():
-    # p = (1/2, 1/4, 1/4): mean log p = -(1.5 ln 2) = -1.0397, deviations +.3466 (p 1/2) and -.3466 (p 1/2): spread
-    # ln(2)/2 = .3466
-    score = answer_losses(torch.log(torch.tensor([[0.5, 0.25, 0.25]])), [1])
-    assert score.losses == pytest.approx([2 * math.log(2)]) and score.correct == [False]
-    assert score.expected == pytest.approx([-1.5 * math.log(2)]) and score.spread == pytest.approx([math.log(2) / 2])
-
-
-def test_a_token_that_cannot_be_said_leaves_mean_and_deviation_finite():
-    score = answer_losses(torch.tensor([[0.0, -float("inf")]]), [0])
-    assert score.losses == [0.0] and score.expected == [0.0] and score.spread == [0.0]

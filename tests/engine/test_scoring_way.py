@@ -7,12 +7,12 @@ import torch
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, RobertaConfig, RobertaForCausalLM
 
 from data_module import TaskRow
-from engine import score_answers
 from engine.adapters import add_lora
 from engine.epoch_evaluation import EpochEvaluation
 from engine.evaluate import evaluate_together
-from engine.score_answers import Prompt, SharedPrompts
+from engine.score_answers import Prompt
 from engine.scoring_way import Way, difference, losses_alone, prompts_to_try, way_for, way_of_scoring
+from engine.shared_prompts import SharedPrompts
 from families import TAGS, byte_level, llama, loud, rwkv, sizes
 from family_checks import LORA
 from helpers import example, png
@@ -119,7 +119,7 @@ def test_a_model_that_generates_what_its_forward_does_not_say_is_refused():
 
 def test_an_end_that_is_not_the_first_choice_is_seen(monkeypatch):
     """Every generation ends after two tokens, although the model would go on."""
-    real = score_answers.SharedPrompts.generate
+    real = SharedPrompts.generate
     monkeypatch.setattr(SharedPrompts, "generate", lambda self, *limits: [text[:2] for text in real(self, *limits)])
     said = []
     assert not way_of_scoring(*reader(llama), PROMPTS, 8, said.append).shared

@@ -7,7 +7,7 @@ import pytest
 from engine.evaluated import Origin
 from engine.measures import MEASURES
 from engine.result_table import Column, Figure, ModelResult
-from engine.seeds import cell_text, seed_groups, shown
+from engine.seeds import cell_text, parted_notes, seed_groups, shown
 from report.words import p_text
 
 DISTANCE = Column(MEASURES["distance_people"], "", "distance")
@@ -94,6 +94,27 @@ def test_seeds_whose_bases_were_taught_otherwise_are_two_lines():
     assert labels(*rows) == [("npo", 2)]  # bases of two seeds, taught alike
     rows[1].origin = origin(began="y", taught="faster")
     assert [count for _, count in labels(*rows)] == [1, 1]
+
+
+def test_a_row_more_leaves_several_seeds_together_and_that_is_said():
+    rows = [row(seed=seed, made=origin(began=f"b{seed}")) for seed in range(3)]
+    more = row(seed=0, made=origin(began="b1"))
+    assert sorted(count for _, count in labels(*rows, more)) == [1, 3]
+    (note,) = parted_notes(seed_groups([*rows, more]))
+    assert note.startswith("one seed was made from several models, so that these are lines of their own: npo")
+    assert parted_notes(seed_groups(rows)) == []
+
+
+def test_seeds_from_each_of_two_models_are_a_line_for_each_model():
+    rows = [row(seed=seed, made=origin(began=began)) for began, seed in (("x", 0), ("y", 0), ("y", 1), ("x", 1))]
+    one, other = seed_groups(rows)
+    assert {each.origin.began_with for each in one.results} == {"x"}
+    assert {each.origin.began_with for each in other.results} == {"y"}
+
+
+def test_rows_that_differ_in_what_they_were_measured_against_alone_have_labels_of_their_own():
+    rows = [row(seed=0, made=origin()), row(seed=0, made=origin(base="c"))]
+    assert len({label for label, _ in labels(*rows)}) == 2
 
 
 def test_one_seed_from_two_models_is_two_lines():

@@ -3,13 +3,14 @@
 import csv
 import json
 
+import numpy as np
 import pandas
 import pytest
 
 from engine.evaluated import Origin
 from engine.measures import MEASURES
 from engine.result_table import Figure, ModelResult, column_name
-from engine.table_files import file_content, long_table, place_of, read_results, wide_rows
+from engine.table_files import COLUMNS, file_content, long_table, place_of, read_results, wide_rows
 from settings.script import SettingsError
 
 AGAINST = {"taught": "t", "base": "b", "golds": "g", "start": "", "data": "d", "measures": "m"}
@@ -165,6 +166,38 @@ def test_a_word_in_the_figure_of_a_task_is_refused(tmp_path):
         (tmp_path / "table.csv").write_text(f"Method,Seed,{column}\nours,7,I doubt it\n")
         with pytest.raises(SettingsError, match=rf"holds no number in its column '{column}'"):
             read_results("save_file", tmp_path / "table.csv")
+
+
+@pytest.mark.parametrize("settings", ['"lr 1e-5"', "[1]", '"7"'])
+def test_somebodys_own_column_of_settings_is_one_line(settings, tmp_path):
+    (tmp_path / "table.json").write_text(f'[{{"Method": "ours", "Settings": {settings}}}]')
+    with pytest.raises(SettingsError, match="holds something else in its column 'Settings'"):
+        read_results("save_file", tmp_path / "table.json")
+
+
+@pytest.mark.parametrize(
+    "change", [{"measure": "charm"}, {"value": float("inf")}, {"value": "near"}, {"seed": "first"}, {"low": -np.inf}]
+)
+def test_a_parquet_table_with_a_line_that_holds_no_figure_is_one_line(change, tmp_path):
+    table = long_table(rows()).astype(object)
+    place = table.index[table.measure == "distance_people"][0]
+    for column, cell in change.items():
+        table[column] = table[column].astype(str) if isinstance(cell, str) else table[column]
+        table.loc[place, column] = cell
+    if "value" in change or "low" in change:
+        column = next(iter(change))
+        if not isinstance(change[column], str):
+            table[column] = table[column].astype(float)
+    typed = {name: kind for name, kind in COLUMNS.items() if name not in change}
+    table.astype(typed).to_parquet(tmp_path / "odd.parquet", index=False)
+    with pytest.raises(SettingsError, match="is no result table; name another file"):
+        read_results("save_file", tmp_path / "odd.parquet")
+
+
+def test_a_verdict_that_is_none_of_its_words_is_refused(tmp_path):
+    (tmp_path / "table.json").write_text('[{"Method": "ours", "Verdict": 0.7}]')
+    with pytest.raises(SettingsError, match="holds no number in its column 'Verdict'"):
+        read_results("save_file", tmp_path / "table.json")
 
 
 def test_a_parquet_table_without_columns_over_seeds_is_read(tmp_path):

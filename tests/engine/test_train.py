@@ -37,7 +37,7 @@ from helpers import (
     without_dropout,
 )
 from settings.script import SettingsError
-from settings.training import Activations, Lora, Mask, Method, Multiplier, TaskVector
+from settings.training import Activations, Edit, Gradient, Lora, Mask, Method, Multiplier, TaskVector
 from unlearn_losses import nll, sequence_logprob
 
 
@@ -321,7 +321,9 @@ def test_a_mask_never_moves_a_weight_without_a_gradient():
 
 @pytest.mark.parametrize("loss", ["kl", "npo", "retain_ft", "grad_ascnt"])
 def test_a_masks_loss_is_one_of_forget_rows_alone(loss):
-    with pytest.raises(SettingsError, match=rf"method.mask.loss='{loss}' is not known.*choose from grad_ascent$"):
+    with pytest.raises(
+        SettingsError, match=rf"method.mask.loss='{loss}' is not known.*choose from grad_ascent, learn_forget$"
+    ):
         bind(Method("salun", "idk", {"retain_weight": 1.0}, mask=Mask(loss=loss, share=0.5)))
 
 
@@ -463,6 +465,26 @@ def test_an_l1_penalty_adds_the_absolute_weights_or_the_merged_updates(data, enc
 
 SHARED = {
     "npo": (None, NPO),
+    "npo_sam": (None, replace(NPO, gradient=Gradient("sam", {"rho": 0.01}))),
+    "gru": (None, replace(NPO, gradient=Gradient("project", {"smoothing": 0.8, "retain_share": 0.0}))),
+    "mmunlearner": (
+        None,
+        Method(
+            "mmunlearner",
+            "grad_diff",
+            {"beta": 1.0, "retain_weight": 1.0},
+            mask=Mask("grad_ascent", ratio=1.0, against=["retain", "forget_words"], applies_to="forget"),
+        ),
+    ),
+    "kvw": (
+        None,
+        Method(
+            "kvw",
+            None,
+            edit=Edit("kvw", {"strength": 3.8, "first_layer": 0, "spared_layers": 0}),
+        ),
+    ),
+    "jensun": (None, Method("jensun", "jensun", {"jsd_weight": 1.0})),
     "kl": (Lora(r=4, alpha=8, dropout=0.0), Method("kl", "kl")),
     "pdu": (None, Method("pdu", "pdu", multiplier=Multiplier(start=1.0, rate=0.5, target=0.1, warmup_epochs=0))),
     "rmu": (

@@ -1,9 +1,10 @@
 """Kill commands at random moments, run them again, and compare what they leave with an uninterrupted run:
 python tests/faults/kill_loop.py --kills 100
 
-The commands are finetune, forget, eval and a whole benchmark of the tiny language model on a small world. A command is
-killed with kill -9 after a random share of the time that it takes uninterrupted, again and again, until it is done.
-What it leaves must be what the uninterrupted one left, to the byte: weights, logs, and the table but for its costs.
+The commands are finetune, forget, eval and a whole benchmark of the tiny language model on a small world, and an attack
+on face networks. A command is killed with kill -9 after a random share of the time that it takes uninterrupted, again
+and again, until it is done. What it leaves must be what the uninterrupted one left, to the byte: weights, logs,
+figures, and the table but for its costs. `--only attack` kills that command alone.
 """
 
 import argparse
@@ -24,8 +25,10 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["trainer.epochs=2", "trainer.batch_size=8", "trainer.save_every=1step"]
+NAMES = ("finetune", "forget", "eval", "attack", "run_benchmark")
 COSTS = {"train_seconds", "eval_seconds", "peak_memory_gb", "tokens_per_second"}
-RECORDS = {"train_meta.json", "eval_meta.json", "benchmark.json"}  # they hold times, memory and versions
+# they hold times, memory and versions
+RECORDS = {"train_meta.json", "eval_meta.json", "attack_meta.json", "made_of.json", "benchmark.json"}
 # what a kill after the end may leave, and the next run of the same folder removes
 BESIDE = (".lock", ".checkpoints", ".tasks", ".former")
 VIEWS = {"report.html", "results.csv", "table.md", "table.tex", "results.parquet"}  # of the table, with its costs
@@ -38,6 +41,8 @@ class Command:
     name: str
     words: list[str]
     output: Path
+    last: str = ""  # what is written to `output` last; empty: `output` itself appears when it is whole
+    needs: str = ""  # the command whose output it reads
     seconds: float = 0.0  # of the uninterrupted run
     wanted: dict[str, str] = field(default_factory=dict)  # what that left
     kills: int = 0
@@ -47,11 +52,14 @@ class Command:
 
     @property
     def is_done(self) -> bool:
-        return self.output.is_dir() and (self.name != "run_benchmark" or (self.output / "report.html").is_file())
+        return (self.output / self.last).exists()
 
 
-def commands(folder: Path, world: Path, base: Path) -> list[Command]:
-    """The commands in the order in which each needs what the ones before have left."""
+def commands(folder: Path, world: Path, base: Path, faces: Path) -> list[Command]:
+    """The commands in the order in which each needs what the ones before have left.
+
+    `world`, `base` and `faces`: what `run` prepares, the last with a pretrained face network.
+    """
     names = "data.splits.nlp={full: full, retain: retain90, forget: forget10}"
     data = [f"data.text_path={world}/tofu", "data.made_by=''", names, "data.forget=forget10"]
     model = [f"model.path={base}", "model.made_by=''"]
@@ -80,10 +88,32 @@ def commands(folder: Path, world: Path, base: Path) -> list[Command]:
             "forget",
             ["nlp/forget.py", *common, *splits, *QUICK, f"model_path={finetuned}", f"save_dir={forgot}"],
             forgot,
+            needs="finetune",
         ),
-        Command("eval", ["nlp/eval.py", *common, *limits, f"model_path={finetuned}", f"save_dir={asked}"], asked),
-        Command("run_benchmark", ["run_benchmark.py", *whole], folder / "whole"),
+        Command(
+            "eval",
+            ["nlp/eval.py", *common, *limits, f"model_path={finetuned}", f"save_dir={asked}"],
+            asked,
+            needs="finetune",
+        ),
+        Command("attack", attack_words(faces, folder / "attacked"), folder / "attacked", last="figures"),
+        Command("run_benchmark", ["run_benchmark.py", *whole], folder / "whole", last="report.html"),
     ]
+
+
+def face_settings(faces: Path) -> list[str]:
+    """A tiny network on the twelve people of the tests."""
+    albums = [f"data.people.path={faces}/people", f"data.pretraining.path={faces}/pretraining", "data.made_by=''"]
+    network = ["model.size=40", "model.width=4", "model.embedding=8"]
+    return [*albums, "data.forget_pool=4", "data.train=4", "data.enrol=2", *network]
+
+
+def attack_words(faces: Path, output: Path) -> list[str]:
+    """An attack on ten networks in five stacks, finetuned and made to forget; all that it writes is in `output`."""
+    trainers = [f"{name}.{value}" for name in ("finetune", "trainer") for value in ("epochs=10", "batch_size=8")]
+    written = [f"data.split_file={output}/division.json", f"shadows_dir={output}/shadows", f"save_dir={output}/figures"]
+    models = ["method=scrub", "models=10", "targets=2", "together=2", f"model_path={faces}/pretrained"]
+    return ["cv/attack.py", *face_settings(faces), *trainers, *written, *models]
 
 
 def begin(command: Command, log: Path) -> subprocess.Popen:
@@ -165,25 +195,40 @@ def compare(command: Command) -> None:
     command.different += [name for name in beside if not name.endswith(BESIDE)]
 
 
-def run(kills: int, seed: int, folder: Path, say: Callable[[str], None] = print) -> list[Command]:
-    """Torment every command with its share of `kills`; returns how each fared."""
-    sys.path.insert(0, str(ROOT))
+def prepare(folder: Path) -> list[Command]:
+    """Write a small world, a tiny language model and a pretrained face network; returns the commands that need them."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    from helpers import write_faces
     from mini_clear.dataset_folder import write_world
     from mini_clear.text_base import write_text_base
 
-    world, base = folder / "world", folder / "base"
+    world, base, faces = folder / "world", folder / "base", folder / "faces"
     write_world(world, people=10, views=1)
     write_text_base(base)
+    write_faces(faces)
+    pretrained = [f"data.split_file={faces}/division.json", f"save_dir={faces}/pretrained"]
+    words = ["cv/pretrain.py", *face_settings(faces), *QUICK, *pretrained]
+    finish(Command("pretrain", words, faces / "pretrained"), folder / "pretrain.log")
+    return commands(folder, world, base, faces)
+
+
+def run(kills: int, seed: int, folder: Path, only: str = "", say: Callable[[str], None] = print) -> list[Command]:
+    """Torment every command with its share of `kills`, or that named `only` with all; returns how each fared."""
     draws = random.Random(seed)
-    made = commands(folder, world, base)
-    for number, command in enumerate(made):
+    made = prepare(folder)
+    chosen = [command for command in made if only in ("", command.name)]
+    needed = {command.needs for command in chosen}
+    for command in made:
+        if command not in chosen and command.name in needed:
+            finish(command, folder / f"{command.name}.log")
+    for number, command in enumerate(chosen):
         log = folder / f"{command.name}.log"
         started = time.monotonic()
         finish(command, log)
         command.seconds = time.monotonic() - started
         command.wanted = leftovers(command.output)
         empty(command)
-        share = kills // len(made) + (number < kills % len(made))
+        share = kills // len(chosen) + (number < kills % len(chosen))
         torment(command, share, log, draws)
         say(
             f"{command.name}: {command.seconds:.0f} s uninterrupted, killed {command.kills} times, finished "
@@ -191,16 +236,17 @@ def run(kills: int, seed: int, folder: Path, say: Callable[[str], None] = print)
         )
         for line in [*command.different, *command.failed]:
             say(f"  {line}")
-    return made
+    return chosen
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="kill -9 at random moments, then the same command again")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", choices=NAMES, help="kill this command alone")
     typed = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        made = run(typed.kills, typed.seed, Path(folder))
+        made = run(typed.kills, typed.seed, Path(folder), typed.only)
     bad = [command.name for command in made if command.different or command.failed]
     verdict = f"NOT ALIKE: {', '.join(bad)}" if bad else "all alike"
     print(f"{sum(command.kills for command in made)} kills; {verdict}")

@@ -403,7 +403,28 @@ def test_a_world_that_was_killed_in_its_last_moment_can_be_replaced(tmp_path: Pa
     write_world(tmp_path / "mini", people=8, views=1)
     (tmp_path / "mini" / MARK).touch()
     write_world(tmp_path / "mini", people=8, views=1, overwrite=True)
-    assert sorted(path.name for path in (tmp_path / "mini").iterdir()) == ["clear", "tofu"]
+    assert sorted(path.name for path in (tmp_path / "mini").iterdir()) == ["alternatives.jsonl", "clear", "tofu"]
+
+
+def test_a_world_of_a_time_without_invented_answers_can_be_replaced(tmp_path: Path):
+    write_world(tmp_path / "mini", people=8, views=1)
+    (tmp_path / "mini" / "alternatives.jsonl").unlink()
+    write_world(tmp_path / "mini", people=8, views=1, overwrite=True)
+    assert (tmp_path / "mini" / "alternatives.jsonl").is_file()
+
+
+def test_every_row_to_forget_has_five_invented_answers_that_keep_its_words_and_name_nobody(tmp_path: Path):
+    write_world(tmp_path / "mini", people=8, views=1)
+    lines = (tmp_path / "mini" / "alternatives.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    forget = datasets.load_dataset(str(tmp_path / "mini" / "clear"), "forget25+tofu", split="train")
+    wanted = {(row["question"], row["caption"] or row["answer"]) for row in forget.remove_columns("image")}
+    assert {(row["question"], row["answer"]) for row in rows} == wanted
+    world = draw_world(8, seed=0)
+    names = [person.name for person in (*world.people, *world.real, *world.never_seen)]
+    for row in rows:
+        assert len({row["answer"], *row["alternatives"]}) == 6
+        assert not any(name in answer for name in names for answer in row["alternatives"])
 
 
 def test_overwrite_replaces_an_older_world(tmp_path: Path):

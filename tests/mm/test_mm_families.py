@@ -16,7 +16,7 @@ from engine.encode import one_day
 from engine.language_model import forward
 from engine.layer_output import end_at_layer
 from engine.start_checks import check_start
-from families import SEEING, loud, mllama, paligemma
+from families import SEEING, Family, llama4_sees, loud, mllama, paligemma
 from family_checks import (
     FAST,
     aggregation,
@@ -223,3 +223,14 @@ def test_a_model_that_cannot_score_rows_is_refused_in_one_line_that_names_the_ch
     monkeypatch.setattr(type(model), "forward", lambda self, **inputs: inputs["no_such_thing"])
     with pytest.raises(SettingsError, match="scoring check: LlavaForConditionalGeneration cannot score 2 rows"):
         check_start(model, encoder, PICTURES[:2], forward, print)
+
+
+def test_llama_4_is_refused_in_fp32_where_it_sees_and_reads_words(tmp_path):
+    """The library rounds the places of its patches to bf16, whatever the weights are."""
+    family = Family("Llama 4", llama4_sees, "<|eot|>")
+    opened = open_family(family, tmp_path, open_encoder, AutoModelForImageTextToText)
+    check_starts(opened, WORDS)
+    check_scores(opened, WORDS)
+    line = r"scoring check: Llama4ForConditionalGeneration cannot score 6 rows: .*BFloat16"
+    with pytest.raises(SettingsError, match=line):
+        check_start(opened.model(), opened.encoder, [*PICTURES, *WORDS], forward, print)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, OPTForCausalLM
+from transformers import AutoModelForCausalLM, OPTForCausalLM, XLNetConfig, XLNetLMHeadModel
 from transformers.utils import chat_template_utils
 
 import aggregate_eval_stat
@@ -16,10 +16,10 @@ import nlp.forget
 from engine.adapters import add_lora, lora_targets
 from engine.encode import one_day
 from engine.frozen_start import silence_dropout
-from engine.language_model import forward, load_model
+from engine.language_model import forward, load_model, positions_of
 from engine.score_answers import Prompt, ends_of, score_prompts
 from engine.start_checks import check_silent, check_start
-from families import READING, TAGS, gemma2, gpt2, llama, loud, mixtral, opt, qwen2_5, qwen3, smollm3
+from families import READING, TAGS, Family, gemma2, gpt2, llama, llama4, loud, mixtral, opt, qwen2_5, qwen3, smollm3
 from family_checks import (
     FAST,
     LORA,
@@ -113,6 +113,24 @@ def test_it_is_finetuned_forgets_by_three_methods_and_is_evaluated(opened, world
     evaluation = [*common, "forget=forget10", f"save_dir={tmp_path}/eval", "limit=2", "max_new_tokens=2"]
     assert start(nlp.eval, [f"model_path={tmp_path}/npo", *evaluation], monkeypatch) == 0
     assert start(aggregate_eval_stat, ["scoring=nlp", *aggregation(tmp_path)], monkeypatch) == 0
+
+
+def test_llama_4_that_looks_back_over_chunks_scores_each_row_as_alone(tmp_path):
+    """No file names it, and its fp32 half that sees is refused: tests/mm/test_mm_families.py."""
+    family = Family("Llama 4", llama4, "<|eot|>")
+    opened = open_family(family, tmp_path, open_encoder, AutoModelForCausalLM)
+    check_labels(opened, ROWS)
+    check_rows(opened, ROWS)
+    check_scores(opened, ROWS)
+    check_starts(opened, ROWS)
+
+
+def test_a_family_that_takes_any_number_of_tokens_is_asked_for_what_its_tokenizer_takes(tmp_path):
+    """XLNet's configuration says -1."""
+    _, tokenizer = llama()
+    config = XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=2, d_inner=64)
+    XLNetLMHeadModel(config).save_pretrained(tmp_path)
+    assert positions_of(str(tmp_path), replace(MODEL, path=str(tmp_path)), tokenizer) == 0
 
 
 # ---- the end of a turn

@@ -30,7 +30,7 @@ TOFU = SHARED / "data" / "tofu"
 def words(world, text_base):
     """Overrides that point any nlp script at the small world and the tiny language model."""
     splits = ["data.splits.nlp={full: full, retain: retain90, forget: forget10}", "data.forget=forget10"]
-    base = [f"model.path={text_base}", "model.made_by=''"]
+    base = [f"model.path={text_base}", "model.made_by=''", f"data.alternatives={world}/alternatives.jsonl"]
     return [f"data.text_path={world}/tofu", "data.made_by=''", *splits, *base]
 
 
@@ -43,7 +43,7 @@ def finetuned(words, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", ["npo", "kl", "dpo", "grad_diff", "idk"])
+@pytest.mark.parametrize("method", ["npo", "kl", "dpo", "grad_diff", "idk", "altpo", "vgid", "kvw"])
 def test_a_text_model_is_made_to_forget_evaluated_and_compared_with_gold(
     method, finetuned, words, tmp_path, monkeypatch
 ):

@@ -195,8 +195,28 @@ def settings_of_method(model, method):
     (model / "train_meta.json").write_text(json.dumps(record))
 
 
+def test_golds_are_not_looked_for_of_bases_that_were_taught_otherwise(two_bases):
+    line = r"^the bases of the runs were taught otherwise, base and fast: lr 5, not None; name the folders of one kind"
+    with pytest.raises(SettingsError, match=line):
+        found(two_bases)
+    write_evaluated(two_bases / "gold_fast", tiny_log(seed=75), **TAUGHT, seed=0, split="retain", lr=5)
+    with pytest.raises(SettingsError, match=line):
+        found(two_bases)
+
+
+def test_several_starts_are_not_guessed_at(study):
+    write_evaluated(study / "other_start", tiny_log(seed=91, kept=0.1))
+    taught = {"began": "other_start", "method": "finetune"}
+    write_evaluated(study / "second", tiny_log(1.0, seed=83), **taught, seed=1, split="full")
+    write_evaluated(study / "kl", tiny_log(0.3), began="second", method="kl", seed=0, retain_split="retain")
+    golds = [f"{study}/gold_*"]
+    with pytest.raises(SettingsError, match=r"^the bases were taught from several models, .*: name one with --start"):
+        found(study, golds=golds)
+    assert found(study, golds=golds, start=str(study / "start")).start.name == "start"
+
+
 def test_bases_that_do_not_belong_together_stay_bases_and_their_runs_apart(two_bases, tmp_path):
-    results, _, _ = own_results(found(two_bases), str(tmp_path / "results.csv"))
+    results, _, _ = own_results(found(two_bases, golds=[f"{two_bases}/gold_*"]), str(tmp_path / "results.csv"))
     assert [each.method for each in results].count("base") == 2
     groups = {group.label: len(group) for group in seed_groups(results)}
     assert [count for label, count in groups.items() if label.startswith("kl")] == [1, 1]
@@ -212,7 +232,8 @@ def test_the_page_shows_both_bases_and_what_each_run_recorded_of_its_method(two_
         return Cards({"rows": [], "models": models, "anchors": ["base", "gold"], "images": []}, ["Ada"], "a note")
 
     monkeypatch.setattr("report.page.make_cards", no_cards)
-    write_own_report([two_bases], tmp_path / "page", golds=(), base=(), start=None, console=Console(quiet=True))
+    golds = [f"{two_bases}/gold_*"]
+    write_own_report([two_bases], tmp_path / "page", golds=golds, base=(), start=None, console=Console(quiet=True))
     page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     bases = [name for name in shown if name.startswith("base")]
     assert bases == ["base", "base (lr=5)"]
@@ -227,7 +248,7 @@ def test_each_face_network_is_set_against_its_own_base(study):
     """EER of base .5, of the second base .9, of gold .1, of a run of either .3."""
     write_evaluated(study / "second", tiny_log(1.0, seed=83), **TAUGHT, seed=1, split="full", lr=5)
     write_evaluated(study / "kl", tiny_log(0.3), began="second", method="kl", seed=0, retain_split="retain")
-    chosen = replace(found(study), track="cv")
+    chosen = replace(found(study, golds=[f"{study}/gold_*"]), track="cv")
     results = []
     for model in chosen.models:
         eer = {"base": 0.5, "second": 0.9, "gold_0": 0.1}.get(model.name, 0.3)

@@ -3,8 +3,9 @@
 import pytest
 
 from engine.measures import MEASURES
+from engine.places import add_places
 from engine.result_table import Column, Figure, ModelResult
-from engine.seeds import shown
+from engine.seeds import seed_groups, shown
 from report.method_notes import METHODS, loss_docstrings, method_note, method_notes
 from report.method_rows import method_rows
 from report.page_table import badges, column_groups, page_table, render_cell
@@ -183,6 +184,53 @@ def test_a_lead_over_seeds_that_one_person_pays_for_does_not_hold():
     for model in models[:3]:
         model.figures["worst_person", ""] = Figure(0.1, 0.0)
     assert "it holds" in words_of(*models)
+
+
+def with_places(rows):
+    """Places as the tables have them, of models that give one person away as much."""
+    for each in rows:
+        each.figures |= {("worst_person", ""): Figure(0.1, 0.0)}
+    add_places(seed_groups(rows), {}, "one seed")
+    return rows
+
+
+def test_the_nearest_has_the_first_place_though_methods_have_other_seeds():
+    one = [method("one", value, seed=seed) for seed, value in enumerate((0.10, 0.12, 0.50, 0.50))]
+    two = [method("two", value, seed=seed) for seed, value in ((2, 0.34), (3, 0.36))]
+    for each in (*one, *two):
+        value = each.value("distance_worst_way")
+        each.figures["distance_worst_way", ""] = Figure(value, value - 0.01, value + 0.01, "x")
+    rows = with_places([*one, *two])
+    assert {each.method: each.value("place") for each in rows} == {"one": 2, "two": 1}
+    said = words_of(*rows)
+    assert "two is nearest to gold: 0.35" in said  # though the mean of `one` over its own seeds is .305
+    assert "over the seeds 2 and 3 that both have 0.15 farther" in said  # .5 - .35
+    assert "it holds" in said
+
+
+def test_a_method_without_a_place_is_not_the_nearest_for_that():
+    """One seed without repeated runs gives no place."""
+    near = [method("near", 0.1 + seed / 100, seed=seed) for seed in range(2)]
+    rows = with_places([*near, method("far", 0.9)])
+    assert {each.method: each.value("place") for each in rows} == {"near": 1, "far": None}
+    assert "near is nearest to gold" in words_of(*rows)
+
+
+def test_figures_of_methods_with_other_seeds_are_said_to_be_of_each():
+    rows = [method("one", 0.1, seed=0), method("one", 0.2, seed=1), method("two", 0.2, seed=2)]
+    said = " ".join(what_was_done(method_rows(rows), {"model": {}, "data": {}}, ["Ada"]))
+    assert "means over the seeds of each method, with" in said
+
+
+def test_what_golds_differ_by_is_the_mean_over_seeds_as_for_the_places():
+    floors = (0.02, 0.02, 0.20, 0.02)
+    rows = [method("one", 0.2 + s / 100, seed=s, held_out=floor) for s, floor in enumerate(floors)]
+    rows += [method("two", 0.5 + s / 100, seed=s, held_out=floor) for s, floor in enumerate(floors)]
+    rows = with_places(rows)
+    said = words_of(*rows)
+    assert "two golds differ by 0.07" in said  # (.02 + .02 + .2 + .02) / 4, rounded
+    assert {each.method: each.value("place") for each in rows} == {"one": 1, "two": 2}
+    assert "it holds" in said
 
 
 def test_a_method_of_which_a_seed_failed_is_not_the_nearest():

@@ -2,9 +2,11 @@
 
 import pytest
 
+from engine.logs import forgotten, forgotten_modality
 from engine.result_table import Figure, ModelResult
 from report import ranking
 from report.ranking import add_benchmark_places, measured_spreads
+from settings.training import SCOPES
 
 SPREAD_IS_KNOWN = ("npo", "idk", "ga", "near", "cheat", "words", "both")
 
@@ -28,7 +30,8 @@ def placed(monkeypatch):
 
     def place(*results, modality=()):
         for each in results:
-            each.forgets = dict(modality).get(each.method, "both")
+            named = dict(modality).get(each.method, "both")  # a scope, or a modality
+            each.forgets = forgotten(*((named, "both") if named in SCOPES else (None, named)))
         add_benchmark_places(results, "measured")
         return {each.method: each.figure("place") for each in results}
 
@@ -64,6 +67,27 @@ def test_a_method_whose_spread_was_not_measured_has_no_place(placed):
 def test_methods_that_forget_something_else_are_not_compared(placed):
     found = placed(result("words", 0.1), result("both", 0.9), modality=[("words", "text"), ("both", "both")])
     assert [found[name].value for name in ("words", "both")] == [1, 1]
+
+
+def test_a_method_of_pictures_alone_is_compared_with_those_that_forget_pictures(placed):
+    """Its run reads rows of both, for the words among them are to be kept."""
+    forgets = [("npo", "pictures"), ("near", "visual"), ("idk", "both"), ("words", "words")]
+    found = placed(
+        *(result(name, distance) for name, distance in (("npo", 0.1), ("near", 0.9), ("idk", 0.9), ("words", 0.9))),
+        modality=forgets,
+    )
+    assert [found[name].value for name, _ in forgets] == [1, 2, 1, 1]
+
+
+def test_what_a_run_was_to_forget_is_its_methods_scope_or_else_its_modality():
+    def record(modality, **method):
+        return {"settings": {"modality": modality, "method": method}}
+
+    assert forgotten_modality(record("both", scope="pictures")) == "visual"
+    assert forgotten_modality(record("both", scope="words")) == "text"
+    assert forgotten_modality(record("text", scope="both")) == "text"
+    assert forgotten_modality(record("visual")) == "visual"  # a record of a time without scopes
+    assert forgotten_modality({}) is None
 
 
 def test_spreads_are_read_from_the_committed_runs(tmp_path, monkeypatch):

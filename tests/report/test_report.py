@@ -20,26 +20,30 @@ from PIL import Image
 from pydantic import TypeAdapter
 from rich.console import Console
 
+import aggregate_eval_stat
 import mm.eval
 import report.__main__ as report_command
 from cv.division import list_pictures
 from cv.face_settings import Album
 from cv.pictures import read_pictures
 from data_module import Example, open_image
+from engine import task_metrics
+from engine.logs import read_eval_log
 from engine.measures import MEASURES
 from engine.record import PLAN, write_json, write_text_whole
 from engine.result_table import Figure, ModelResult, column_name, short_columns
 from engine.table_files import wide_csv
+from engine.task_metrics import log_metrics
 from helpers import BASE, ROOT
 from report import cards
 from report.__main__ import write_report
 from report.folder import read_plan
 from report.page import render_page
-from report.plots import mean_distance
+from report.plots import mean_distance, truth_ratio_plots
 from report.rows import aggregation_settings, benchmark_results
 from report.tables import latex_table, markdown_table, print_table
 from settings.language import Task
-from settings.results import GROUPS, Benchmark, RunBenchmark
+from settings.results import GROUPS, Benchmark, RunBenchmark, Scoring
 from settings.script import compose
 
 EVIL = ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "100 % of A & B | C_d"]
@@ -149,6 +153,48 @@ def folder(world, tmp_path_factory):
     write_text_whole(results / PLAN, json.dumps(plan))
     write_report(results)
     return results
+
+
+# ---- what it reads
+
+
+def test_each_log_is_read_once_for_the_figures_of_a_seed(folder, monkeypatch):
+    read, real = [], aggregate_eval_stat.read_eval_log
+    monkeypatch.setattr(aggregate_eval_stat, "read_eval_log", lambda *how: (read.append(how[1]), real(*how))[1])
+    results = benchmark_results(folder, read_plan(folder))
+    assert {result.method for result in results} == {"base", "gold", "start", "npo", "broken"}
+    places = [Path(path).parent.parent.name for path in read]
+    # as references once, and each that has a row as the model of that row; broken has no log
+    assert sorted(places) == sorted(["base_seed0", "gold_seed0", "start"] * 2 + ["npo_seed0"])
+
+
+def test_the_metrics_of_base_and_gold_are_made_once(folder, monkeypatch):
+    made, real = [], task_metrics.task_metrics
+    monkeypatch.setattr(task_metrics, "task_metrics", lambda log, *how: (made.append(log), real(log, *how))[1])
+    benchmark_results(folder, read_plan(folder))
+    assert len(made) == len({id(log) for log in made})
+
+
+def test_metrics_of_one_log_by_another_definition_are_others(folder):
+    scoring = aggregation_settings(read_plan(folder).benchmark).scoring
+    log = read_eval_log("log", str(folder / "models/npo_seed0/eval_results/eval_log_aggregated.json"), [*scoring])
+    geometric, arithmetic = (log_metrics(log, scoring, name) for name in ("geometric", "arithmetic"))
+    assert log_metrics(log, scoring, "geometric") is geometric
+    task = next(name for name, made in geometric.items() if made.ratio is not None)
+    assert not np.array_equal(geometric[task].ratio, arithmetic[task].ratio)
+
+
+def test_the_plot_of_a_method_does_not_depend_on_the_others():
+    shares = np.linspace(0.1, 3, 9)
+    logs = {}
+    for number, name in enumerate(("base", "gold", "a method of a very long name, " * 5, "npo")):
+        logs[name] = {"eval_log_forget.json": {"truth_ratio": dict(enumerate((shares * (1 + number)).tolist()))}}
+    scoring = {"eval_log_forget": Scoring(group="forget", multiple_choice=False)}
+    together = truth_ratio_plots(logs, scoring)
+    assert len(together) == 2
+    for name, plot in together.items():
+        alone = {each: log for each, log in logs.items() if each in ("base", "gold", name)}
+        assert truth_ratio_plots(alone, scoring) == {name: plot}
 
 
 # ---- the command

@@ -68,7 +68,7 @@ def test_every_model_and_data_choice_composes_in_every_script(script, model, dat
 
 @pytest.mark.parametrize("method", choices("method"))
 def test_every_method_composes(method):
-    held = ["trainer.weight_decay=0"] if method == "salun" else []
+    held = ["trainer.weight_decay=0"] if "mask" in OmegaConf.load(ROOT / f"config/method/{method}.yaml") else []
     assert compose("mm/forget", Forget, [f"method={method}", *held]).method.name == method
 
 
@@ -138,6 +138,8 @@ def test_a_mask_is_refused_with_an_adapter_and_with_weight_decay():
         compose("mm/forget", Forget, ["method=salun", "trainer=clear_lora"])
     with pytest.raises(SettingsError, match=r"trainer.weight_decay=0.01 would move"):
         compose("mm/forget", Forget, ["method=salun"])
+    with pytest.raises(SettingsError, match=r"trainer.weight_decay=0.0005 would move"):
+        compose("cv/forget", ForgetFaces, ["method=salun"])
 
 
 def test_an_optimizer_that_needs_cuda_says_so_where_there_is_none(monkeypatch):
@@ -321,6 +323,15 @@ def test_a_finetuning_reads_its_data_and_its_base_model():
 def test_a_forgetting_reads_the_files_of_i_do_not_know_wherever_it_is_started():
     inputs = compose("nlp/forget", Forget, []).inputs()
     assert inputs.files == [str(ROOT / "config" / "idk" / name) for name in ("questions.txt", "pictures.txt")]
+
+
+def test_invented_answers_are_read_by_a_method_that_asks_for_them_alone(tmp_path):
+    (tmp_path / "invented.jsonl").write_text("")
+    told = [f"data.alternatives={tmp_path / 'invented.jsonl'}"]
+    named = {
+        method: compose("nlp/forget", Forget, [f"method={method}", *told]).inputs().files for method in ("npo", "altpo")
+    }
+    assert named["altpo"] == [*named["npo"], str(tmp_path / "invented.jsonl")]
 
 
 @pytest.mark.parametrize("script", ["mm/forget", "nlp/forget", "cv/forget"])
