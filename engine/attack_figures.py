@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from pyarrow import parquet
 
 from engine import metrics
 from engine.attack_levels import (
@@ -22,118 +21,14 @@ from engine.attack_levels import (
     worst_of,
     worst_of_rows,
 )
-from engine.logs import TaskLog, read_json, read_task, recorded
-from engine.record import ATTACK_FOLDER, ATTACK_RECORD, EVAL_RECORD
+from engine.attack_logs import AttackLogs, TokenRow, attacks_beside, base_of, check_alike
+from engine.logs import recorded
 from engine.result_table import Figure, Figures
-from settings.attacks import CLEAN, KEY_TOKENS, MEASURES_OF_ATTACKS
+from engine.task_metrics import hits_in_draws
+from settings.attacks import CLEAN, HITS, KEY_TOKENS, MEASURES_OF_ATTACKS, OF_ANSWERS, READ
 from settings.script import SettingsError
 
 NO_GAP = "base is not clearly above gold in any measure"
-
-
-class TokenRow(NamedTuple):
-    """The right answer of a row, token by token, its end last."""
-
-    tokens: list[int]
-    losses: list[float]
-    is_first_choice: list[bool]
-    told: list[bool]  # whether the prompt holds the token; empty: nothing was told
-
-
-@dataclass(frozen=True)
-class AttackLogs:
-    """What one model's attacks came to.
-
-    Attributes:
-        name: The setting that the model came from, for messages.
-        meta: The record of the run.
-        logs: <task>@<attack>, with what was varied behind it -> rows.
-        tokens: The same -> row -> its answer token by token.
-    """
-
-    name: str
-    meta: dict[str, Any]
-    logs: dict[str, TaskLog]
-    tokens: dict[str, dict[str, TokenRow]]
-
-    @property
-    def attacks(self) -> dict[str, Any]:
-        """Name of an attack -> what the record says of it; the rows without an attack are not among them."""
-        return {name: each for name, each in self.meta["attacks"].items() if name != CLEAN}
-
-
-def attack_folder(log: Path) -> Path:
-    """Where the attacks on the model lie that an evaluation's log is of."""
-    return log.parent.with_name(ATTACK_FOLDER)
-
-
-def read_attack_logs(name: str, folder: Path) -> AttackLogs | None:
-    """The logs in a folder that attack.py wrote; None: there is no such folder.
-
-    Args:
-        name: Of the model, for messages.
-        folder: Its attack_results.
-
-    Raises:
-        SettingsError: a file is missing, or holds something else than such logs.
-    """
-    record = folder / ATTACK_RECORD
-    if not record.is_file():
-        return None
-    meta = read_json(name, record)
-    attacks = recorded(meta, "attacks")
-    if not isinstance(attacks, dict) or CLEAN not in attacks:
-        raise SettingsError(f"{name}: {str(record)!r} is no record of attacks on a model that reads")
-    made = AttackLogs(name, meta, {}, {})
-    for attack in attacks:
-        file = folder / f"{attack}.json"
-        if not file.is_file() or not file.with_suffix(".parquet").is_file():
-            raise SettingsError(f"{name}: {str(record)!r} names {attack!r}, and {str(file)!r} or its .parquet is gone")
-        content = read_json(name, file)
-        if not isinstance(content, dict):
-            raise SettingsError(f"{name}: {str(file)!r} is no log of an attack")
-        for key, rows in content.items():
-            made.logs[key] = read_task(f"{name}: {key}", rows)
-        add_tokens(made.tokens, file.with_suffix(".parquet"))
-    return made
-
-
-def add_tokens(tokens: dict[str, dict[str, TokenRow]], file: Path) -> None:
-    """Put the answers of a file, token by token, to those by task and row."""
-    for row in parquet.read_table(file).to_pylist():
-        own = TokenRow(row["tokens"], row["losses"], row["first_choice"], row["told"] or [])
-        tokens.setdefault(row["task"], {})[str(row["row"])] = own
-
-
-def check_alike(one: AttackLogs, other: AttackLogs) -> None:
-    """Raise SettingsError where two models were attacked otherwise, or with other rows."""
-    if missing := sorted(set(one.attacks) ^ set(other.attacks)):
-        there, lacks = (one, other) if missing[0] in one.attacks else (other, one)
-        raise SettingsError(f"{lacks.name} lacks attack {missing[0]!r}, which {there.name} has: attack both alike")
-    for name, own in one.attacks.items():
-        if own.get("attack") != other.attacks[name].get("attack"):
-            raise SettingsError(f"{one.name} and {other.name} were attacked with other values of {name!r}")
-    for setting in ("seed", "limit", "max_new_tokens", "attacked", "model.weights"):
-        values = [recorded(each.meta, "settings", *setting.split(".")) for each in (one, other)]
-        if values[0] != values[1]:
-            raise SettingsError(f"{one.name} and {other.name} were attacked with {setting} {values[0]} and {values[1]}")
-    told = [[each.meta.get("data"), recorded(each.meta, "inputs", "files")] for each in (one, other)]
-    if told[0] != told[1]:
-        raise SettingsError(f"{one.name} and {other.name} were attacked on different data or with different words")
-    if base_of(one) != base_of(other):
-        raise SettingsError(f"{one.name} and {other.name} were attacked with other models as base_path: take one base")
-    for key in sorted(set(one.logs) | set(other.logs)):
-        own, others = one.logs.get(key), other.logs.get(key)
-        if own is None or others is None or (own.rows, own.truths) != (others.rows, others.truths):
-            raise SettingsError(
-                f"{one.name} and {other.name} cover different rows of {key}: are they of one tokenizer?"
-            )
-
-
-def base_of(logs: AttackLogs) -> str | None:
-    """The fingerprint of the model before forgetting that a run was told."""
-    models = recorded(logs.meta, "inputs", "models")
-    return models[-1] if isinstance(models, list) and models else None
 
 
 # ---- rows as measures
@@ -148,19 +43,21 @@ class Models:
     golds: list[AttackLogs]
     keys: dict[str, dict[str, list[int]]]  # task -> row -> positions
 
-    def answers(self, clean: str, keys: Sequence[str], states: Sequence[str]) -> Answers:
+    def answers(self, clean: str, keys: Sequence[str], states: Sequence[str], *, draws: int) -> Answers:
         """Rows of all models, of several tries the most revealing.
 
         Args:
             clean: The task, with @clean.
             keys: The logs of the tries, whose rows are taken.
             states: Where the values come from: `keys` themselves, or the clean log for each.
+            draws: In how many drawn answers the right one is looked for; 0: in none.
         """
 
         def of(logs: AttackLogs, chooses: bool) -> np.ndarray:
             tries: list[np.ndarray] = []
             for key, state in zip(keys, states, strict=True):
-                tries.append(values_of(logs, clean, key, state, self.positions(clean, chooses)))
+                positions = self.positions(clean, chooses)
+                tries.append(values_of(logs, clean, key, state=state, positions=positions, draws=draws))
             return worst_of_rows(tries)
 
         golds = [of(gold, number == 0) for number, gold in enumerate(self.golds)]
@@ -182,20 +79,34 @@ def models_of(model: AttackLogs, base: AttackLogs, golds: list[AttackLogs]) -> M
     return Models(model, base, golds, keys)
 
 
-def values_of(logs: AttackLogs, clean: str, key: str, state: str, positions: Mapping[str, list[int]]) -> np.ndarray:
-    """The rows of `key` as measures (n, K), their values from the log `state`, which is `key` or the clean one."""
+def values_of(
+    logs: AttackLogs, clean: str, key: str, *, state: str, positions: Mapping[str, list[int]], draws: int
+) -> np.ndarray:
+    """The rows of `key` as measures (n, K), their values from the log `state`, which is `key` or the clean one.
+
+    What a probe read is compared with what it read of base and gold: without an attack nothing is read.
+    """
     rows, log = logs.logs[key].rows, logs.logs[state]
     places = {row: place for place, row in enumerate(log.rows)}
     at = [places[row] for row in rows]
     made = np.full((len(rows), len(MEASURES_OF_ATTACKS)), np.nan)
-    for number, values in enumerate((log.exact_memorization, log.rouge, log.losses_without_end)):
+    chances = None if log.losses_without_end is None else metrics.probability(log.losses_without_end)
+    for measure, values in {
+        "exact_memorization": log.exact_memorization,
+        "rouge": log.rouge,
+        "probability_without_end": chances,
+        HITS: hits_in_draws(log, draws),
+    }.items():
         if values is not None:
-            made[:, number] = metrics.probability(values[at]) if values is log.losses_without_end else values[at]
+            made[:, MEASURES_OF_ATTACKS.index(measure)] = values[at]
     for place, row in enumerate(rows):
         own = logs.tokens[state][row]
         judged = judged_tokens(logs.tokens[clean][row], logs.tokens[key][row], positions.get(row, []))
         if judged:
-            made[place, -1] = np.mean([own.is_first_choice[-from_end] for from_end in judged])
+            said = np.mean([own.is_first_choice[-from_end] for from_end in judged])
+            made[place, MEASURES_OF_ATTACKS.index(KEY_TOKENS)] = said
+        if key in logs.read:
+            made[place, MEASURES_OF_ATTACKS.index(READ)] = logs.read[key][row]
     return made
 
 
@@ -296,15 +207,23 @@ def attacked_of(models: Models, name: str, keys: list[str], about: dict[str, Any
             f"{models.model.name}: {keys[0]} and {other} cover different rows: they are no tries of one"
         )
     people = log.people or []  # known, as those of the clean rows are
+    draws = recorded(about, "attack", "args", "draws") or 0
+    measures = [*OF_ANSWERS, *(measure for measure in counted if measure not in OF_ANSWERS)]
+    columns = [MEASURES_OF_ATTACKS.index(measure) for measure in measures]
+
+    def answers(of: str, tries: list[str], states: list[str]) -> Answers:
+        found = models.answers(of, tries, states, draws=draws)
+        return Answers(*(values[..., columns] for values in found))
+
     how: dict[str, Any] = {"counted": counted, "chosen": (KEY_TOKENS,)}
     asked = [key.replace(f"{task}@", f"{control}@", 1) for key in keys]
     if all(key in models.model.logs for key in asked):
         own = f"{control}@{CLEAN}"
-        how["control"] = models.answers(own, asked, asked)
-        how["control_clean"] = models.answers(own, asked, [own] * len(asked))
-    attacked = models.answers(clean, keys, keys)
-    without = models.answers(clean, keys, [clean] * len(keys))
-    return Attacked(name, people, list(MEASURES_OF_ATTACKS), attacked, without, **how)
+        how["control"] = answers(own, asked, asked)
+        how["control_clean"] = answers(own, asked, [own] * len(asked))
+    return Attacked(
+        name, people, measures, answers(clean, keys, keys), answers(clean, keys, [clean] * len(keys)), **how
+    )
 
 
 def figures_of_level(verdict: Verdict) -> Figures:
@@ -344,6 +263,8 @@ MEASURE_WORDS = {
     "rouge": "ROUGE",
     "probability_without_end": "Probability",
     KEY_TOKENS: "key tokens",
+    HITS: "hits in draws",
+    READ: "read",
 }
 
 
@@ -378,19 +299,3 @@ def attack_figures_beside(model: Path, base: Path | None, golds: Sequence[Path])
     if len(others) < 2:
         return without_attack_figures(f"other golds that were attacked: {len(others)}, and two golds judge")
     return attack_figures(judged, of_base, others)
-
-
-def attacks_beside(name: str, log: Path) -> AttackLogs | None:
-    """The attacks on the model that an evaluation's log is of; None: it was not attacked.
-
-    Raises SettingsError where what lies there is of another model.
-    """
-    found = read_attack_logs(name, attack_folder(log))
-    record = log.parent / EVAL_RECORD
-    evaluated = recorded(read_json(name, record), "model") if found and record.is_file() else None
-    if found and evaluated is not None and evaluated != found.meta.get("model"):
-        raise SettingsError(
-            f"{name}: {str(attack_folder(log))!r} holds attacks on another model than {str(log)!r} is of; attack it "
-            "again"
-        )
-    return found

@@ -18,7 +18,9 @@ from pyarrow import parquet
 from torch import nn
 
 from data_module import TaskRow, sample_by_person, task_rows
-from engine.attacks import NotApplicable, Target, Variant, Variants, bind, weights_of
+from engine.attack_target import NotApplicable, Target, Variant, Variants
+from engine.attacks import bind
+from engine.attacks_on_weights import weights_of
 from engine.evaluate import TOKEN_COLUMNS, by_metric, check_task, data_record, evaluate_together, first_rows
 from engine.folders import beside, check_ours, marked, remove_ours, written_whole
 from engine.language_model import forward
@@ -36,7 +38,7 @@ from engine.record import (
 from engine.scoring_way import Way, way_for
 from engine.source import Code, code_of
 from engine.start_checks import check_start
-from settings.attacks import CLEAN, Attack, AttackRun
+from settings.attacks import CLEAN, READ, Attack, AttackRun
 from settings.inputs import Inputs
 from settings.script import processes
 
@@ -94,7 +96,7 @@ def carry_out(
             for variant in variants:
                 add_variant(log, name, variant, target.model, settings, way=way, say=say)
     except NotApplicable as reason:
-        log.left_out = str(reason)
+        log = AttackLog(left_out=str(reason))  # nor is a part of it said, of which some rows may be there
         say(f"{name} is not applicable: {reason}")
     return log
 
@@ -114,6 +116,8 @@ def add_variant(
         of_variant = f".{variant.name}" if variant.name else ""
         key = f"{task}@{name}{of_variant}"
         result = evaluate_together(model, variant.encoder, key, rows, settings, way=way, say=say)
+        for index, row in result.rows.items():
+            row |= {READ: variant.read[task, index]} if variant.read else {}
         log.rows.setdefault(key, {}).update(result.rows)
         log.token_count += result.token_count
         for row in result.tokens:

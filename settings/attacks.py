@@ -9,9 +9,10 @@ from settings.inputs import Inputs
 from settings.language import Data, EvalLimits, Model, need_half_weights
 from settings.script import ROOT, SettingsError, check_seed, one_of
 
-KINDS = ("input", "weights")  # what an attack changes: the question, or the model
-KEY_TOKENS = "key_tokens"
-MEASURES_OF_ATTACKS = ("exact_memorization", "rouge", "probability_without_end", KEY_TOKENS)
+KINDS = ("input", "weights", "reader")  # what an attack changes: the question, the model, or how it is read
+KEY_TOKENS, HITS, READ = "key_tokens", "hits_in_draws", "read"
+OF_ANSWERS = ("exact_memorization", "rouge", "probability_without_end", KEY_TOKENS)  # what answers are judged on
+MEASURES_OF_ATTACKS = (*OF_ANSWERS, HITS, READ)  # the last two are only of attacks that name them
 CLEAN = "clean"  # the same rows without an attack, which every run asks first
 
 
@@ -25,7 +26,7 @@ class Attack:
     args: dict[str, Any] = field(default_factory=dict)  # its keyword-only parameters
     # what it varies are several tries of one attack: of each row the try counts that gives most away
     worst_of_tries: bool = False
-    measures: list[str] = field(default_factory=list)  # what it is judged on; empty: every measure
+    measures: list[str] = field(default_factory=list)  # what it is judged on; empty: every measure of answers
 
     def __post_init__(self) -> None:
         one_of(f"attacks.{self.name}.kind", self.kind, KINDS)

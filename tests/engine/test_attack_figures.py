@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from engine.attack_figures import TokenRow, attack_figures_beside, judged_tokens, read_attack_logs
+from engine.attack_figures import attack_figures_beside, judged_tokens
 from engine.attack_levels import LEAKS, NOT_APPLICABLE, RESISTS, UNRESOLVED
+from engine.attack_logs import TokenRow, read_attack_logs
 from engine.record import write_record
 from engine.result_table import ModelResult, short_columns
 from engine.table_files import file_content, read_results

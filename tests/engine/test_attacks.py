@@ -1,6 +1,7 @@
 """Attacks on the tiny language model: what each asks, what it does to the weights, and that it gives them back."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_module import TaskRow
-from engine.attacks import FUNCTIONS, NotApplicable, Target, bind, weights_of
+from engine.attack_target import NotApplicable, Target
+from engine.attacks import FUNCTIONS, KIND, bind
+from engine.attacks_on_weights import weights_of
 from engine.score_answers import Prompt, score_prompts
 from helpers import ROOT, example, png, task
 from nlp.encoder import TextEncoder
@@ -17,6 +20,7 @@ from settings.attacks import Attack
 from settings.script import SettingsError
 
 FILES = sorted((ROOT / "config" / "attack").glob("*.yaml"))
+PEOPLE = ("Ann Lee", "Bo Dahl", "Cy Voss", "Di Marsh")
 FACTS = ("was born in Oslo", "writes short novels", "keeps three cats", "won a prize in May")
 
 
@@ -40,15 +44,15 @@ def rows_of(names, split):
 
 
 def target_of(model, encoder, base=None, world=None, **changes):
-    names = {"words": ("Ann Lee", "Bo Dahl", "Cy Voss", "Di Marsh"), "kept": ("Ed Roe", "Flo Quist")}
+    names = {"words": PEOPLE, "kept": ("Ed Roe", "Flo Quist")}
     rows = {name: rows_of(people, name) for name, people in names.items()}
-    tasks = {}
+    tasks = {name: replace(task(Path("data")), split=name) for name in names}
     weights = weights_of(base or model)
     return Target(model, encoder, rows, tasks, {"words": "kept"}, lambda: weights, 0, **changes)
 
 
 def attack(name, **args):
-    kind = "weights" if name in ("noise", "interpolate", "quantise", "relearn") else "input"
+    kind = next(kind for kind, functions in KIND.items() if FUNCTIONS[name] in functions)
     return bind(Attack(name=name, kind=kind, attack=name, args=args))
 
 
@@ -85,11 +89,16 @@ def test_every_file_is_in_a_tier(file):
     assert f"/attack@{file.stem}: {file.stem}\n" in tiers
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.stem != "paraphrase"], ids=lambda file: file.stem)
+OF_DATA = ("paraphrase", "unseen_views", "two_hop", "cross_modal", "either", "probe_people")  # need its pictures
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.stem not in OF_DATA], ids=lambda file: file.stem)
 def test_an_attack_changes_what_its_kind_says_and_gives_the_weights_back_to_the_bit(file, text_model, text_encoder):
     found = attack_of_file(file)
     if found.attack == "relearn":
         found.args["steps"] = [1]
+    if found.attack == "draws":
+        found.args["most_tokens"] = 50
     target = target_of(text_model, text_encoder, base=other_model(text_model))
     before = weights_of(text_model)
     for variant in bind(found)(target):
@@ -291,7 +300,7 @@ RELEARN = {"lr": 1e-3, "batch_size": 4}
 
 def learned_and_judged(target, split, monkeypatch):
     """What each run is taught, with the rows that are judged after it."""
-    from engine import attacks
+    from engine import attacks_on_weights
 
     seen = []
 
@@ -299,7 +308,7 @@ def learned_and_judged(target, split, monkeypatch):
         seen.append([list(examples)])
         yield from range(1, steps + 1)
 
-    monkeypatch.setattr(attacks, "taught", taught)
+    monkeypatch.setattr(attacks_on_weights, "taught", taught)
     for variant in attack("relearn", split=split, steps=[1], **RELEARN)(target):
         seen[-1].append(variant.rows)
     return seen
@@ -308,7 +317,7 @@ def learned_and_judged(target, split, monkeypatch):
 def test_half_of_each_persons_rows_are_taught_and_the_others_judged(text_model, text_encoder, monkeypatch):
     target = target_of(text_model, text_encoder)
     ((learned, judged),) = learned_and_judged(target, "half", monkeypatch)
-    for person in ("Ann Lee", "Bo Dahl", "Cy Voss", "Di Marsh"):
+    for person in PEOPLE:
         assert sum(each.person == person for each in learned) == 2
         assert sum(row.example.person == person for row in judged["words"]) == 2
     assert {each.index for each in learned}.isdisjoint(row.example.index for row in judged["words"])
@@ -331,10 +340,29 @@ def test_one_picture_asked_for_two_things_is_on_one_side(text_model, text_encode
     """Else the name would be taught with the picture whose caption, which holds the name, is judged."""
     target = target_of(text_model, text_encoder)
     rows = {**target.rows, "names": list(target.rows["words"])}
-    target = replace(target, rows=rows, controls={"words": "kept", "names": "kept"})
+    tasks = {**target.tasks, "names": target.tasks["words"]}
+    target = replace(target, rows=rows, tasks=tasks, controls={"words": "kept", "names": "kept"})
     ((learned, judged),) = learned_and_judged(target, "half", monkeypatch)
     assert {row.example.index for row in judged["words"]} == {row.example.index for row in judged["names"]}
     assert {each.index for each in learned}.isdisjoint(row.example.index for row in judged["names"])
+
+
+@pytest.mark.parametrize("split", ["half", "people"])
+def test_rows_of_two_datasets_with_splits_of_one_name_are_other_rows(split, text_model, text_encoder, monkeypatch):
+    """Pictures and words of the demo stand so, and the k-th picture is of another person than the k-th question."""
+    target = target_of(text_model, text_encoder)
+    names = [replace(row, example=replace(row.example, index=15 - row.example.index)) for row in target.rows["words"]]
+    tasks = {**target.tasks, "names": replace(target.tasks["words"], dataset="elsewhere")}
+    controls = {"words": "kept", "names": "kept"}
+    target = replace(target, rows={**target.rows, "names": names}, tasks=tasks, controls=controls)
+    for learned, judged in learned_and_judged(target, split, monkeypatch):
+        counts = [sum(each.person == person for each in learned) for person in PEOPLE]
+        if split == "half":
+            assert counts == [4, 4, 4, 4]  # two of four rows of each dataset
+            continue
+        assert sorted(counts) == [0, 0, 8, 8]
+        asked = {row.example.person for name in ("words", "names") for row in judged[name]}
+        assert {each.person for each in learned}.isdisjoint(asked)
 
 
 def test_one_person_cannot_be_parted(text_model, text_encoder):

@@ -16,7 +16,7 @@ import mm.attack
 import mm.eval
 import mm.finetune
 import mm.forget
-from engine.attack_figures import read_attack_logs
+from engine.attack_logs import read_attack_logs
 from helpers import ACCELERATE, BASE, ENVIRONMENT, QUICK, ROOT, fresh_copy, same_tensors, start
 
 

@@ -16,7 +16,7 @@ import nlp.forget
 from cv.face_settings import FinetuneFaces
 from data_module import Example, TrainingRows, load_split, split_names
 from engine import attack_run
-from engine.attack_figures import read_attack_logs
+from engine.attack_logs import read_attack_logs
 from helpers import QUICK, ROOT, SHARED, same_tensors, start
 from nlp.encoder import TextEncoder
 from settings.language import Finetune
