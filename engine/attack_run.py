@@ -113,6 +113,7 @@ def add_variant(
 ) -> None:
     """Evaluate a variant's rows, and put them to the log."""
     for task, rows in variant.rows.items():
+        assert rows, f"{name}: no row of {task}"  # a log of none could not be read
         of_variant = f".{variant.name}" if variant.name else ""
         key = f"{task}@{name}{of_variant}"
         result = evaluate_together(model, variant.encoder, key, rows, settings, way=way, say=say)

@@ -69,7 +69,7 @@ def probe_people(target: Target, *, ridge: float) -> Variants:
         read |= {(task, row.example.index): float(value) for row, value in zip(shown, found, strict=True)}
     if not any(rows.get(task) for task in target.controls):
         raise NotApplicable("no row shows a person whom the question does not name, or all are of one person")
-    yield Variant("", rows, target.encoder, read=read)
+    yield Variant("", {task: own for task, own in rows.items() if own}, target.encoder, read=read)
 
 
 def is_silent(row: TaskRow) -> bool:

@@ -214,6 +214,12 @@ def test_a_probe_sees_pictures_whose_question_does_not_name_the_person(target):
     for name, rows in variant.rows.items():
         assert all(row.example.image and row.example.person not in row.example.question for row in rows)
         assert {variant.read[name, row.example.index] for row in rows} <= {0.0, 1.0}
+    first = {}
+    for row in target.rows["retain_names"]:
+        first.setdefault(row.example.person, row)
+    one_each = replace(target, rows={**target.rows, "retain_names": list(first.values())})
+    (variant,) = attack("probe_people", ridge=0.1)(one_each)
+    assert set(variant.rows) == {"forget_names"}  # of one row of a person nothing is learned and read
     naming = {name: [replace(row, example=replace(row.example, question=f"Is this {row.example.person}?"))
                      for row in rows] for name, rows in target.rows.items()}  # fmt: skip
     with pytest.raises(NotApplicable, match="whom the question does not name"):
