@@ -600,7 +600,8 @@ def test_base_every_gold_and_every_row_are_attacked_alike(tmp_path):
     places = [f"{tmp_path}/models/{stage.model}" for stage in stages[:-1]] + ["made/own"]
     assert [stage.overrides[0] for stage in stages] == [f"model_path={place}" for place in places]
     alike = [f"base_path={tmp_path}/models/base_seed0", "forget=forget25", "limit=24"]
-    assert {tuple(text for text in stage.overrides if text in alike) for stage in stages} == {tuple(alike)}
+    for stage in stages:
+        assert [text for text in stage.overrides if text in alike] == alike
     assert [stage.output for stage in stages] == [
         tmp_path / "models" / stage.model / "attack_results" for stage in stages
     ]

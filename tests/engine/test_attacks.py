@@ -10,10 +10,12 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_module import TaskRow
-from engine.attack_target import NotApplicable, Target
+from engine import attack_run
+from engine.attack_target import NotApplicable, Target, Variant
 from engine.attacks import FUNCTIONS, KIND, bind
 from engine.attacks_on_weights import weights_of
 from engine.score_answers import Prompt, score_prompts
+from engine.scoring_way import Way
 from helpers import ROOT, example, png, task
 from nlp.encoder import TextEncoder
 from settings.attacks import Attack
@@ -109,6 +111,22 @@ def test_an_attack_changes_what_its_kind_says_and_gives_the_weights_back_to_the_
             assert variant.rows == target.rows
     assert moved(text_model, before) == []
     assert all(parameter.grad is None and parameter.requires_grad for parameter in text_model.parameters())
+
+
+def test_an_attack_that_finds_nothing_to_do_halfway_leaves_no_rows(text_model, text_encoder, monkeypatch):
+    def half(target):
+        yield Variant("", {"words": target.rows["words"]}, target.encoder)
+        raise NotApplicable("nothing more")
+
+    def add(log, *_, **options):
+        log.rows["words@a"] = {0: {}}
+
+    monkeypatch.setattr(attack_run, "add_variant", add)
+    monkeypatch.setattr(attack_run, "bind", lambda attack: half)
+    limits = {"way": Way(True, 4), "say": print}
+    log = attack_run.carry_out("a", Attack(name="a", kind="input"), target_of(text_model, text_encoder), None, **limits)
+    assert log.rows == {}
+    assert log.left_out == "nothing more"
 
 
 def test_weights_come_back_where_an_evaluation_fails(text_model, text_encoder):
