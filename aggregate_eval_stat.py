@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from engine.attack_figures import attack_figures_beside
 from engine.evaluated import (
     Origin,
     base_among,
@@ -255,6 +256,8 @@ def result_of(settings: Aggregate, log: EvalLog, references: References, path: P
         scoring=settings.scoring,
         truth_ratio=settings.truth_ratio,
     )
+    base, golds = references.base_of(log), [gold.file for gold in references.golds if gold.file]
+    figures |= attack_figures_beside(path, base.file if base else None, golds)
     about = {
         "Submitted By": settings.submitted_by,
         "Truth Ratio definition": settings.truth_ratio,

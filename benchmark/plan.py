@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.record import EVAL_FOLDER, PLAN, write_json
+from engine.record import ATTACK_FOLDER, EVAL_FOLDER, PLAN, write_json
 from report.folder import START, base_model, gold_models, gold_seeds, model_folder
 from settings.results import Benchmark
 from settings.script import SettingsError
@@ -51,11 +51,11 @@ def plan_seed(benchmark: Benchmark, folder: Path, seed: int) -> Iterator[Stage]:
     """The stages of one seed, which need no other seed's."""
     yield from plan_base(benchmark, folder, seed)
     for gold_seed in gold_seeds(benchmark, seed):
-        yield from plan_gold(benchmark, folder, gold_seed, is_attacked=gold_seed == seed)
+        yield from plan_gold(benchmark, folder, gold_seed, of=seed)
     for row in benchmark.runs:
         yield from plan_run(benchmark, folder, row, seed)
     for row in benchmark.models:
-        yield plan_model(benchmark, folder, row, seed)
+        yield from plan_model(benchmark, folder, row, seed)
 
 
 def plan_given(benchmark: Benchmark, folder: Path) -> Iterator[Stage]:
@@ -67,6 +67,7 @@ def plan_given(benchmark: Benchmark, folder: Path) -> Iterator[Stage]:
         given = {base_model(benchmark, first): benchmark.base, **given}
     for name, path in given.items():
         yield plan_evaluation(benchmark, name, path, model_folder(folder, name) / EVAL_FOLDER)
+        yield from plan_attacks(benchmark, folder, name, path, first)
 
 
 def with_overrides(planned: list[str], written: list[str]) -> list[str]:
@@ -112,20 +113,23 @@ def plan_base(benchmark: Benchmark, folder: Path, seed: int) -> Iterator[Stage]:
     name = base_model(benchmark, seed)
     if benchmark.base is not None:
         if "{seed}" in benchmark.base:
-            output = model_folder(folder, name) / EVAL_FOLDER
-            yield plan_evaluation(benchmark, name, base_path(benchmark, folder, seed), output)
+            output, path = model_folder(folder, name) / EVAL_FOLDER, base_path(benchmark, folder, seed)
+            yield plan_evaluation(benchmark, name, path, output)
+            yield from plan_attacks(benchmark, folder, name, path, seed)
         return
     training = plan_finetuning(benchmark, folder, name, benchmark.base_split, seed)
     yield from (training, evaluation_of(benchmark, training))
-    yield from plan_attack(benchmark, folder, training, seed, [])
+    yield from plan_attacks(benchmark, folder, name, training.output, seed)
+    yield from plan_face_attack(benchmark, folder, training, seed, [])
 
 
-def plan_gold(benchmark: Benchmark, folder: Path, seed: int, *, is_attacked: bool) -> Iterator[Stage]:
-    """The model that never met the people who are to be forgotten."""
+def plan_gold(benchmark: Benchmark, folder: Path, seed: int, *, of: int) -> Iterator[Stage]:
+    """The model that never met the people who are to be forgotten; `of`: the seed of the base that it belongs to."""
     training = plan_finetuning(benchmark, folder, f"gold_seed{seed}", benchmark.gold_split, seed)
     yield from (training, evaluation_of(benchmark, training))
-    if is_attacked:
-        yield from plan_attack(benchmark, folder, training, seed, ["split=retain"])
+    yield from plan_attacks(benchmark, folder, training.model, training.output, of)
+    if seed == of:
+        yield from plan_face_attack(benchmark, folder, training, seed, ["split=retain"])
 
 
 def plan_run(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterator[Stage]:
@@ -139,7 +143,8 @@ def plan_run(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterato
     planned = [f"save_dir={model}", f"model_path={base}", *splits, f"seed={seed}"]
     training = Stage("forget", model.name, with_overrides(planned, [*benchmark.common, *of_row]), model)
     yield from (training, evaluation_of(benchmark, training))
-    yield from plan_attack(benchmark, folder, training, seed, of_row)
+    yield from plan_attacks(benchmark, folder, model.name, model, seed)
+    yield from plan_face_attack(benchmark, folder, training, seed, of_row)
 
 
 def base_path(benchmark: Benchmark, folder: Path, seed: int) -> str:
@@ -149,11 +154,12 @@ def base_path(benchmark: Benchmark, folder: Path, seed: int) -> str:
     return str(model_folder(folder, base_model(benchmark, seed)))
 
 
-def plan_model(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Stage:
-    """The evaluation of a model made elsewhere."""
+def plan_model(benchmark: Benchmark, folder: Path, row: str, seed: int) -> Iterator[Stage]:
+    """The evaluation of a model made elsewhere, and the attacks on it."""
     name = f"{row}_seed{seed}"
     path = model_path(benchmark, row, seed)
-    return plan_evaluation(benchmark, name, path, model_folder(folder, name) / EVAL_FOLDER)
+    yield plan_evaluation(benchmark, name, path, model_folder(folder, name) / EVAL_FOLDER)
+    yield from plan_attacks(benchmark, folder, name, path, seed)
 
 
 def model_path(benchmark: Benchmark, row: str, seed: int) -> str:
@@ -170,10 +176,14 @@ def plan_finetuning(benchmark: Benchmark, folder: Path, name: str, split: str, s
 
 def plan_evaluation(benchmark: Benchmark, model: str, path: str | Path, output: Path) -> Stage:
     """The evaluation of a model at `path`, which goes to `output`."""
-    people = [f"forget={benchmark.forget_people}"] if benchmark.forget_people else []
-    planned = [f"model_path={path}", f"save_dir={output}", *people]
+    planned = [f"model_path={path}", f"save_dir={output}", *whom(benchmark)]
     overrides = with_overrides(planned, [*benchmark.common, *benchmark.eval])
     return Stage("eval", model, overrides, output)
+
+
+def whom(benchmark: Benchmark) -> list[str]:
+    """The override that says whose forgetting is looked at; none for faces."""
+    return [f"forget={benchmark.forget_people}"] if benchmark.forget_people else []
 
 
 def evaluation_of(benchmark: Benchmark, training: Stage) -> Stage:
@@ -181,11 +191,31 @@ def evaluation_of(benchmark: Benchmark, training: Stage) -> Stage:
     return plan_evaluation(benchmark, training.model, training.output, training.output / EVAL_FOLDER)
 
 
-def plan_attack(benchmark: Benchmark, folder: Path, training: Stage, seed: int, of_row: list[str]) -> Iterator[Stage]:
-    """The attack on a trained model, if the benchmark attacks; `of_row`: overrides that name the method."""
-    if benchmark.attack is None:
+def plan_attacks(benchmark: Benchmark, folder: Path, model: str, path: str | Path, seed: int) -> Iterator[Stage]:
+    """The attacks on a model that reads, if the benchmark attacks: base, golds and all rows are attacked alike.
+
+    Args:
+        benchmark: The settings.
+        folder: The benchmark's results.
+        model: The name of the model.
+        path: Where it stands.
+        seed: Of the base that it belongs to.
+    """
+    if benchmark.attack is None or benchmark.modality == "cv":
         return
-    output = training.output / "attack_results"
+    output = model_folder(folder, model) / ATTACK_FOLDER
+    planned = [f"model_path={path}", f"base_path={base_path(benchmark, folder, seed)}", f"save_dir={output}"]
+    overrides = with_overrides([*planned, *whom(benchmark)], [*benchmark.common, *benchmark.attack])
+    yield Stage("attack", model, overrides, output)
+
+
+def plan_face_attack(
+    benchmark: Benchmark, folder: Path, training: Stage, seed: int, of_row: list[str]
+) -> Iterator[Stage]:
+    """The attack on a trained face network, if the benchmark attacks; `of_row`: overrides that name the method."""
+    if benchmark.attack is None or benchmark.modality != "cv":
+        return
+    output = training.output / ATTACK_FOLDER
     start = pretrained_models(benchmark, folder)
     if not start:
         raise SettingsError("benchmark.attack needs benchmark.pretrain: every attacked model begins with that one")

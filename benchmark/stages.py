@@ -39,6 +39,7 @@ from engine.record import (
     why_another,
 )
 from engine.source import Code, code_of
+from settings.attacks import AttackRun
 from settings.language import Data, Eval, Forget
 from settings.results import Benchmark
 from settings.runs import lock_folder, locks_given_back
@@ -213,7 +214,7 @@ def check_splits(stages: list[Stage], composed: list[Any]) -> None:
                 check_split(data.path, split, f"{stage.name}: {name}")
         if isinstance(settings, Forget):
             check_rows_apart(settings, seen)
-        for name, task in settings.tasks.items() if isinstance(settings, Eval) else []:
+        for name, task in settings.tasks.items() if isinstance(settings, (Eval, AttackRun)) else []:
             if not task.optional:
                 check_task(name, task)
 

@@ -64,6 +64,7 @@ class EvalLog:
     tasks: dict[str, TaskLog]
     meta: dict[str, Any]  # eval_meta.json beside the log; empty where there is none
     train_meta: dict[str, Any]  # train_meta.json of the model that was evaluated; empty where there is none
+    file: Path | None = None  # where it lies
 
 
 def read_eval_log(name: str, path: str, known_tasks: list[str]) -> EvalLog:
@@ -95,7 +96,7 @@ def read_eval_log(name: str, path: str, known_tasks: list[str]) -> EvalLog:
         if task in tasks:
             raise SettingsError(f"{name}: task {task!r} is there twice, with and without .json")
         tasks[task] = read_task(f"{name}: task {task!r}", content[key])
-    return EvalLog(name, tasks, *read_records(name, file))
+    return EvalLog(name, tasks, *read_records(name, file), file)
 
 
 def read_records(name: str, file: Path) -> tuple[dict[str, Any], dict[str, Any]]:

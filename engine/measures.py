@@ -362,6 +362,66 @@ OF_THE_RUN = [
     Measure("people", "n people", NEITHER, "People of the forget task that has the fewest", ".0f"),
     Measure("retain_people", "n retain people", NEITHER, "People of the retain task that has the fewest", ".0f"),
 ]
+# a task is here <task>@<attack>, with what was varied behind it
+SAID = {1.0: "leaks", 0.75: "not applicable", 0.5: "not resolved", 0.0: "resists"}
+ATTACKS = [
+    Measure(
+        "attack_verdict",
+        "Attacks",
+        LOWER,
+        "Whether attacks bring out of the model what they do not bring out of gold: leaks, resists, or not resolved",
+        short={"": "attacks"},
+        words=SAID,
+        has_why=True,
+    ),
+    Measure(
+        "attack_worst",
+        "Worst attack",
+        LOWER,
+        "The level of the attack that shows most; why: which one",
+        ".2f",
+        {"": "worst attack"},
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure("attack_said", "Attack", LOWER, "What is said of one attack", words=SAID, has_why=True),
+    Measure(
+        "attack_level",
+        "Attack level",
+        LOWER,
+        "(model - gold, both attacked) / (base - gold, not attacked); low: bound corrected for all attacks, high: 95 % "
+        "bound, both one-sided; why: by measure",
+        ".2f",
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "attack_lift",
+        "Attack lift",
+        LOWER,
+        "How much more the attack brings out of the model than out of gold, against what both say without it",
+        ".2f",
+    ),
+    Measure("attack_base", "Attack on base", NEITHER, "The level of the attacked base; valid from .5 on", ".2f"),
+    Measure(
+        "attack_control", "Attack control", LIKE_GOLD, "The lift of the kept people under the attack", has_why=True
+    ),
+    Measure(
+        "attack_kept",
+        "Attack, kept people",
+        HIGHER,
+        "What the attacked model says right of kept people, as a share of the attacked gold's; under .5 nothing is "
+        "resisted",
+        ".2f",
+    ),
+    Measure(
+        "attack_equal_codes",
+        "Equal codes",
+        NEITHER,
+        "Share of the rounded weights that have the same code as base's",
+        ".2f",
+    ),
+]
 UTILITY = [
     Measure(
         "model_utility",
@@ -504,7 +564,20 @@ def all_measures() -> dict[str, Measure]:
     """Every measure by its key, in the order of the short tables."""
     attacks = [measure for attack in FACE_ATTACKS.values() for measure in attack]
     with_distance = [*OF_A_TASK, EER, *attacks]
-    listed = [*attacks, *HEADLINE, *AGAINST_GOLD, *OF_A_TASK, EER, *UTILITY, *KEPT, HOOK, *COLLAPSE, *GATE, *OF_THE_RUN]
+    listed = [
+        *attacks,
+        *HEADLINE,
+        *AGAINST_GOLD,
+        *OF_A_TASK,
+        EER,
+        *UTILITY,
+        *KEPT,
+        HOOK,
+        *COLLAPSE,
+        *GATE,
+        *ATTACKS,
+        *OF_THE_RUN,
+    ]
     listed += [measure for attack in MEMBERSHIP_ATTACKS for measure in membership(attack)]
     listed += [make(measure) for make in (distance_of, noise_floor_of) for measure in with_distance]
     return {measure.key: measure for measure in listed}

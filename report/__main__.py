@@ -4,7 +4,8 @@ The folder is that of a finished benchmark, or several folders hold own runs: ba
 the runs, or are told with --base and --gold. python -m report --verify results/demo says what no longer is as the
 records of models, logs and rows have it.
 
-results.parquet is the long table, one line per figure. results.csv, table.md, table.tex and report.html are its views.
+results.parquet is the long table, one line per figure. results.csv, table.md, table.tex and report.html are its views,
+and attacks.md where models that read were attacked.
 """
 
 import shlex
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from engine.result_table import ModelResult
+    from engine.seeds import SeedGroup
 
 EXAMPLES = (
     "python -m report results/demo",
@@ -46,13 +48,15 @@ def write_report(folder: Path, console: "Console | None" = None, out: Path | Non
     told = plan.described
 
     # here, so that --help and a wrong folder need not wait for the libraries of plots and data
-    from report.rows import aggregation_settings, benchmark_results
+    from report.rows import aggregation_settings, benchmark_results, further_golds
 
     results = benchmark_results(folder, plan)
+    further = further_golds(folder, plan)
     if out is not None:
         check_ours(out)
         write_json(out / OWN_RUNS, {"benchmark": str(folder.resolve())})
-    write_tables(folder, out or folder, told, results, aggregation_settings(plan.benchmark).scoring, console=console)
+    scoring = aggregation_settings(plan.benchmark).scoring
+    write_tables(folder, out or folder, told, results, scoring, console=console, further=further)
 
 
 def write_own_report(
@@ -107,12 +111,26 @@ def write_tables(
     scoring: dict[str, Scoring],
     *,
     console: "Console | None",
+    further: "Sequence[SeedGroup]" = (),
 ) -> None:
-    """Write the tables and the page of some models into `out`; `folder`: below which their stages stand."""
+    """Write the tables and the page of some models into `out`.
+
+    Args:
+        folder: Below which their stages stand.
+        out: The folder that is written.
+        told: What the page says of the runs.
+        results: The figures of the models.
+        scoring: Task -> how it is scored.
+        console: Where the short table is printed; None: nowhere.
+        further: Golds that have no row, and stand in the table of attacks alone.
+    """
     from engine.result_table import short_columns
     from engine.table_files import parquet, wide_csv
+    from report.attack_table import attack_table, attacks_in_markdown
+    from report.method_rows import method_rows
     from report.page import render_page
     from report.tables import latex_table, markdown_table, print_table
+    from report.words import task_names
 
     columns = short_columns(results, scoring)
     texts = {
@@ -121,7 +139,11 @@ def write_tables(
         "table.tex": latex_table(results, columns),
     }
     offered = {name: texts[name] for name in ("results.csv", "table.tex")}
-    texts["report.html"] = render_page(folder, told, results, columns, scoring, downloads=offered)
+    attacks = attack_table([*method_rows(results), *further], task_names(scoring))
+    if attacks:
+        texts["attacks.md"] = attacks_in_markdown(attacks)
+    page = {"downloads": offered, "attacks": attacks}
+    texts["report.html"] = render_page(folder, told, results, columns, scoring, **page)
     write_bytes_whole(out / "results.parquet", parquet(results))
     for name, text in texts.items():
         write_bytes_whole(out / name, text.encode())

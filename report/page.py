@@ -39,6 +39,7 @@ def render_page(
     scoring: dict[str, Scoring],
     *,
     downloads: dict[str, str],
+    attacks: dict[str, Any] | None = None,
 ) -> str:
     """The page of a finished benchmark or of own runs, report.html, as text.
 
@@ -51,6 +52,7 @@ def render_page(
         columns: Those that the short tables show.
         scoring: Task -> how it is scored.
         downloads: Name of a file that the page offers -> its text; the page holds it.
+        attacks: What `attack_table` made; None: nothing was attacked.
 
     Raises:
         SettingsError: A log, a record or the data cannot be read.
@@ -77,6 +79,7 @@ def render_page(
         **page_table(rows, column_groups(rows, columns, scoring), names),
         plots=[{**each, "svg": Markup(each["svg"])} for each in render_plots(plots)],
         distributions=ratios,
+        attacks=attacks,
         sampled=cards.note,
         methods=method_notes([row.label for row in rows if row.is_method], recorded_methods(rows)),
         tasks=[{"key": task, "name": names[task]} for task in asked],

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from aggregate_eval_stat import aggregate, read_references
+from engine.attack_figures import attack_figures_beside
 from engine.result_table import Figure, ModelResult
+from engine.seeds import SeedGroup
 from report.faces import add_distances, face_figures
 from report.folder import START, Plan, base_model, gold_models, log_file, model_folder, row_model
 from report.ranking import add_benchmark_places
@@ -55,6 +57,25 @@ def benchmark_results(folder: Path, plan: Plan) -> list[ModelResult]:
         results += of_seed.values()
     add_benchmark_places(results, benchmark.name)
     return results
+
+
+def further_golds(folder: Path, plan: Plan) -> list[SeedGroup]:
+    """What attacks got out of the golds that have no row, each judged by the others; none where nothing was attacked.
+
+    Args:
+        folder: The benchmark's results.
+        plan: What `read_plan` found there.
+    """
+    benchmark, made = plan.benchmark, []
+    if benchmark.attack is None or benchmark.modality == "cv":
+        return []
+    for seed in benchmark.seeds:
+        golds = [log_file(folder, gold) for gold in gold_models(benchmark, seed)]
+        base = log_file(folder, base_model(benchmark, seed))
+        for name, log in list(zip(gold_models(benchmark, seed), golds, strict=True))[1:]:
+            result = ModelResult("gold", seed, attack_figures_beside(log, base, golds))
+            made.append(SeedGroup(name, [result]))
+    return made
 
 
 def aggregation_settings(benchmark: Benchmark) -> Aggregate:

@@ -100,7 +100,7 @@ class Benchmark:
     forget: list[str] = MISSING
     eval: list[str] = MISSING
     pretrain: list[str] | None = None  # null: the base is made from a model that is there
-    attack: list[str] | None = None  # null: nothing is attacked
+    attack: list[str] | None = None  # overrides of every attack.py; [] changes nothing, null: nothing is attacked
     expected_seconds: dict[str, float] = MISSING  # of a finetune, forget and eval stage, for the time left
     # Row name -> further overrides of its forget.py. The method is the row's name, or what method= says.
     runs: dict[str, list[str]] = MISSING
@@ -168,10 +168,29 @@ class Benchmark:
             at_least("benchmark.golds", self.golds, 1)
         if self.base is not None and not self.base.strip():
             raise SettingsError("benchmark.base='' must name a model that is there; null trains one")
-        if self.attack is not None and (self.given_golds or self.base is not None):
+        if self.attack is not None:
+            self.check_attacked()
+
+    def check_attacked(self) -> None:
+        """Raise SettingsError where base and golds cannot serve attacks."""
+        is_given = bool(self.given_golds) or self.base is not None
+        if self.modality == "cv" and is_given:
             raise SettingsError(
                 "benchmark.attack trains networks as benchmark.finetune says, and models that are there may have been "
                 "taught otherwise: set benchmark.attack=null, or leave out benchmark.base and benchmark.golds"
+            )
+        if self.modality == "cv":
+            return
+        count = len(self.given_golds) or self.trained_golds
+        if count < 2:
+            raise SettingsError(
+                f"benchmark.golds={self.golds!r}: attacks are judged by two golds, and the row gold by two others; set "
+                "3, or 2, or benchmark.attack=null"
+            )
+        if self.given_golds and (self.base is None or "{seed}" in self.base):
+            raise SettingsError(
+                "benchmark.attack moves golds towards their base, and golds that are there serve every seed: name one "
+                "benchmark.base that is there, or set benchmark.attack=null"
             )
 
     def check_people(self) -> None:
@@ -191,9 +210,8 @@ class Benchmark:
     def check_stages(self) -> None:
         """Raise SettingsError for a kind of stage that this modality lacks, or whose seconds nobody guessed."""
         further = {"pretrain": self.pretrain, "attack": self.attack}
-        for kind, overrides in further.items():
-            if overrides is not None and self.modality != "cv":
-                raise SettingsError(f"benchmark.{kind}: only faces have it (modality=cv); set it to null")
+        if self.pretrain is not None and self.modality != "cv":
+            raise SettingsError("benchmark.pretrain: only faces have it (modality=cv); set it to null")
         kinds = ("finetune", "forget", "eval", *(kind for kind, overrides in further.items() if overrides is not None))
         if missing := [kind for kind in kinds if kind not in self.expected_seconds]:
             raise SettingsError(f"benchmark.expected_seconds.{missing[0]} is required: a rough guess will do")

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from data_module import Example, TrainingRows
 from engine import train as train_module
+from engine.attack_run import AttackLog, write_attack, write_attacks
 from engine.pairs import Pairs, PassCollator
 from settings.language import Model, Task
 from settings.training import Method, Trainer
@@ -202,6 +203,72 @@ def write_faces(folder):
             for number in range(9):
                 noisy = (face + source.normal(0, 25, face.shape)).clip(0, 255).astype("uint8")
                 Image.fromarray(noisy).resize((40, 36)).save(folder / part / f"{part} {person:02d}" / f"{number}.png")
+
+
+# ---- attacked models in tiny logs
+
+
+def attacked_rows(shown, source, people, chance):
+    """Four rows of each person, and an answer of five tokens, of which the middle three are facts.
+
+    `shown`: the share of the facts, and of the way from gold's values to base's, that the model says; `chance`: another
+    share of the facts that it hits.
+    """
+    rows, tokens = {}, []
+    for row in range(4 * people):
+        facts = (np.arange(3) + 3 * (row % 4)) < round(12 * shown)
+        facts |= source.random(3) < chance
+        right = 0.2 + 0.78 * shown + 0.02 * source.random()
+        loss = -float(np.log(max(right, 1e-3)))
+        rows[row] = {
+            "avg_gt_loss": loss,
+            "avg_gt_loss_without_end": loss,
+            "generated_text": ["Who?", "said", "the answer"],
+            "rougeL_recall": right,
+            "exact_memorization": right,
+            "person": f"person {row // 4:02d}",
+        }
+        losses = [0.1, *[0.1 if shown > 0.9 else 5.0] * 3, 0.1]
+        choices = [True, *facts.tolist(), True]
+        about = {"row": row, "person": rows[row]["person"], "roles": ["truth"], "answer": "the answer"}
+        tokens.append({**about, "tokens": [4, 5, 6, 7, 2], "losses": losses, "first_choice": choices})
+    return rows, tokens
+
+
+def write_attacked(folder, shown, *, seed, people=12, tries=0, variants=0, measures=(), left_out=None, chance=0.0):
+    """A model's evaluation and the attacks on it, as the recipes leave them.
+
+    `shown`: attack -> how much of the forgotten it brings out, from 0 (gold) to 1 (base); `kept` is of the people who
+    are kept, by every attack.
+    """
+    shown = dict(shown)
+    kept, made = shown.pop("kept", 0.9), {}
+    count = max(tries, variants)
+    for name in dict.fromkeys(each.split(".")[0] for each in shown):
+        log = AttackLog()
+        names = [f"{name}.{number}" for number in range(count)] if count and name != "clean" else [name]
+        for each in names:
+            for task, value in (("words", shown.get(each, shown[name])), ("kept", kept)):
+                source = np.random.default_rng([seed, len(each), len(task)])
+                of_task = 0 if task == "kept" else chance
+                rows, tokens = attacked_rows(value, source, people, of_task)
+                log.rows[f"{task}@{each}"] = rows
+                log.tokens += [{**row, "task": f"{task}@{each}", "told": None} for row in tokens]
+                if variants and name != "clean":
+                    log.facts[f"{task}@{each}"] = {"equal_codes": 0.9}
+        how = {"name": name, "kind": "input", "worst_of_tries": bool(tries), "measures": list(measures)}
+        made[name] = ({} if name == "clean" else how, log)
+    if left_out:
+        made["left"] = ({"name": "left", "kind": "input"}, AttackLog(left_out=left_out))
+    for name, (how, log) in made.items():
+        record = {"attack": how, "facts": log.facts, "left_out": log.left_out, "seconds": 1.0}
+        write_attack(folder / "attacks" / name, name, log, record)
+    places = {name: folder / "attacks" / name for name in made}
+    told = {"seed": 0, "limit": 0, "max_new_tokens": 8, "attacked": {"words": "kept"}}
+    facts = {"settings": told, "model": folder.name}
+    write_attacks(folder / "attack_results", places, SimpleNamespace(tasks={}), facts)
+    (folder / "eval_results").mkdir(exist_ok=True)
+    (folder / "eval_results" / "eval_meta.json").write_text(json.dumps({"model": folder.name}))
 
 
 # ---- evaluated models in tiny logs

@@ -134,8 +134,8 @@ def test_the_engines_package_file_is_empty():
 
 def test_every_track_has_its_recipes():
     assert {str(file.relative_to(ROOT)) for file in RECIPES} >= {
-        "mm/finetune.py", "mm/forget.py", "mm/eval.py", "mm/alternatives.py",
-        "nlp/finetune.py", "nlp/forget.py", "nlp/eval.py", "nlp/alternatives.py",
+        "mm/finetune.py", "mm/forget.py", "mm/eval.py", "mm/attack.py", "mm/alternatives.py",
+        "nlp/finetune.py", "nlp/forget.py", "nlp/eval.py", "nlp/attack.py", "nlp/alternatives.py",
         "cv/pretrain.py", "cv/finetune.py", "cv/forget.py", "cv/eval.py", "cv/attack.py",
     }  # fmt: skip
 
@@ -155,7 +155,7 @@ def test_a_recipes_main_begins_with_an_import_of_the_engine(file):
     assert modules_of(main.body[0])[0].split(".")[0] == "engine"
 
 
-@pytest.mark.parametrize("recipe", ["finetune", "forget", "eval", "alternatives"])
+@pytest.mark.parametrize("recipe", ["finetune", "forget", "eval", "attack", "alternatives"])
 def test_the_recipes_of_pictures_and_of_words_are_the_same_but_for_what_they_import(recipe):
     def code(track: str) -> str:
         tree = ast.parse((ROOT / track / f"{recipe}.py").read_text(encoding="utf-8"))

@@ -482,7 +482,8 @@ def benchmark_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "a model that is not there", "+benchmark.models.own=models/none")
     yield wrong(script, "an unknown track", "benchmark.modality=mn")
     yield wrong(script, "people who are not those to forget", "benchmark.forget_people=forget05")
-    yield wrong(script, "an attack without faces", "+benchmark.attack=[]")
+    yield wrong(script, "a pretraining without faces", "+benchmark.pretrain=[]")
+    yield wrong(script, "attacks with one gold", "+benchmark.attack=[]", "benchmark.golds=1")
 
 
 def other_inputs() -> Iterator[WrongInput]:

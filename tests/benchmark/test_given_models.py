@@ -147,6 +147,27 @@ def test_a_place_without_a_model_is_refused_before_anything_runs(models):
         benchmark_stages.check_models(given(models, golds=[str(models / "none")]))
 
 
+def test_golds_that_are_there_are_attacked_with_one_base(tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    own = {"golds": ["golds/a", "golds/b"], "runs": {}, "attack": []}
+    stages = plan_stages(replace(settings, base="bases/one", **own), tmp_path)
+    attacked = [stage for stage in stages if stage.kind == "attack"]
+    assert [stage.overrides[0] for stage in attacked] == [
+        f"model_path={path}" for path in ("bases/one", "golds/a", "golds/b")
+    ]
+    assert all("base_path=bases/one" in stage.overrides for stage in attacked)
+    for base in (None, "bases/{seed}"):
+        with pytest.raises(SettingsError, match="golds that are there serve every seed"):
+            replace(settings, base=base, **own)
+
+
+@pytest.mark.parametrize("golds", [1, ["golds/a"]])
+def test_attacks_are_judged_by_two_golds(golds):
+    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    with pytest.raises(SettingsError, match="attacks are judged by two golds"):
+        replace(settings, golds=golds, base="bases/one", attack=[])
+
+
 def test_an_attack_on_faces_needs_models_that_are_trained_here():
     faces = compose("run_benchmark", RunBenchmark, ["benchmark=cv_demo"]).benchmark
     with pytest.raises(SettingsError, match=r"^benchmark.attack trains networks as benchmark.finetune says"):

@@ -473,9 +473,14 @@ def test_every_stage_of_every_benchmark_composes_with_its_recipe(name, tmp_path)
     for stage in stages:
         recipe = benchmark_stages.recipe_of(settings, stage)
         assert recipe.compose(stage.overrides).save_dir == str(stage.output)
-    attacks = 0 if settings.attack is None else 2 + len(settings.runs)  # base, gold of the first seed, and every run
     trained = len(settings.seeds) * (1 + settings.golds + len(settings.runs))
     given = len(settings.seeds) * len(settings.models)
+    if settings.attack is None:
+        attacks = 0
+    elif settings.modality == "cv":
+        attacks = 2 + len(settings.runs)  # base, gold of the first seed, and every run
+    else:
+        attacks = trained + given
     assert settings.name == name
     assert len(stages) == 1 + 2 * trained + given + attacks + (settings.pretrain is not None)
 
@@ -587,7 +592,36 @@ def test_an_override_that_would_undo_what_the_table_says_of_a_row_is_refused(own
         plan_stages(replace(settings, **own), tmp_path)
 
 
-def test_a_benchmark_that_attacks_needs_a_pretrained_model(tmp_path):
+def test_base_every_gold_and_every_row_are_attacked_alike(tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    settings = replace(settings, runs={"npo": []}, models={"own": "made/own"}, attack=["limit=24"])
+    stages = [stage for stage in plan_stages(settings, tmp_path) if stage.kind == "attack"]
+    assert [stage.model for stage in stages] == ["base_seed0", "gold_seed0", "gold_seed1000", "npo_seed0", "own_seed0"]
+    places = [f"{tmp_path}/models/{stage.model}" for stage in stages[:-1]] + ["made/own"]
+    assert [stage.overrides[0] for stage in stages] == [f"model_path={place}" for place in places]
+    alike = [f"base_path={tmp_path}/models/base_seed0", "forget=forget25", "limit=24"]
+    for stage in stages:
+        assert [text for text in stage.overrides if text in alike] == alike
+    assert [stage.output for stage in stages] == [
+        tmp_path / "models" / stage.model / "attack_results" for stage in stages
+    ]
+
+
+def test_models_are_attacked_with_the_base_of_their_own_seed(tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    stages = plan_stages(replace(settings, runs={}, seeds=[0, 3], attack=[]), tmp_path)
+    of_golds = {stage.model: stage.overrides for stage in stages if stage.name.startswith("attack gold")}
+    assert f"base_path={tmp_path}/models/base_seed3" in of_golds["gold_seed1003"]
+
+
+@pytest.mark.parametrize("attack", [["base_path=other"], ["forget=forget05"]])
+def test_overrides_of_attacks_do_not_name_other_people_or_another_base(attack, tmp_path):
+    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    with pytest.raises(SettingsError, match="cannot stand in a list of overrides"):
+        plan_stages(replace(settings, attack=attack), tmp_path)
+
+
+def test_a_benchmark_that_attacks_faces_needs_a_pretrained_model(tmp_path):
     settings = compose("run_benchmark", RunBenchmark, ["benchmark=cv_demo", f"results_dir={tmp_path}"]).benchmark
     with pytest.raises(SettingsError, match=r"benchmark\.attack needs benchmark\.pretrain"):
         plan_stages(replace(settings, pretrain=None), tmp_path)

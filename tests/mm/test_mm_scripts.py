@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+import mm.attack
 import mm.eval
 import mm.finetune
 import mm.forget
+from engine.attack_logs import read_attack_logs
 from helpers import ACCELERATE, BASE, ENVIRONMENT, QUICK, ROOT, fresh_copy, same_tensors, start
 
 
@@ -297,3 +299,31 @@ def test_the_readmes_commands_run_in_their_order_in_a_fresh_copy(tmp_path):
     for command in commands:
         done = subprocess.run(command, shell=True, cwd=copy, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def test_a_model_that_sees_is_attacked_in_words_and_in_pictures(world_overrides, tmp_path, monkeypatch):
+    overrides = [f"model_path={BASE}", f"base_path={BASE}", f"save_dir={tmp_path}/out", "forget=forget10", "limit=4"]
+    overrides += ["max_new_tokens=2", "only=[prefill,noise,relearn_half]", "attacks.noise.args.scales=[0.1]"]
+    overrides += ["attacks.prefill.args.counts=[1]", "attacks.relearn_half.args.steps=[1]", *world_overrides]
+    assert start(mm.attack, overrides, monkeypatch) == 0
+    logs = read_attack_logs("model", tmp_path / "out")
+    tasks = ("eval_forget_qa", "eval_log_forget", "eval_forget_facerec")
+    for attack in ("clean", "prefill.1", "noise.0.1", "relearn_half.1"):
+        assert all(f"{task}@{attack}" in logs.logs for task in tasks)
+    shown = logs.logs["eval_forget_facerec@noise.0.1"]
+    assert shown.people and "<image>" in shown.prompts[0]
+
+
+@pytest.mark.slow
+def test_two_processes_attack_to_the_same_logs_as_one(world_overrides, tmp_path):
+    common = ["mm/attack.py", f"model_path={BASE}", f"base_path={BASE}", "forget=forget10", "limit=4", *world_overrides]
+    common += ["max_new_tokens=2", "only=[noise,relearn_half]", "attacks.relearn_half.args.steps=[1]"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    for count in (1, 2):
+        command = [*torchrun, str(count), *common, f"save_dir={tmp_path}/{count}"]
+        subprocess.run(command, check=True, cwd=ROOT, env=ENVIRONMENT)
+    one, two = (read_attack_logs("model", tmp_path / str(count)) for count in (1, 2))
+    assert one.logs.keys() == two.logs.keys()
+    for key, log in one.logs.items():
+        assert log.generations == two.logs[key].generations
+        assert log.losses == pytest.approx(two.logs[key].losses, abs=1e-4)

@@ -9,11 +9,14 @@ import pytest
 from transformers import AutoTokenizer
 
 import aggregate_eval_stat
+import nlp.attack
 import nlp.eval
 import nlp.finetune
 import nlp.forget
 from cv.face_settings import FinetuneFaces
 from data_module import Example, TrainingRows, load_split, split_names
+from engine import attack_run
+from engine.attack_logs import read_attack_logs
 from helpers import QUICK, ROOT, SHARED, same_tensors, start
 from nlp.encoder import TextEncoder
 from settings.language import Finetune
@@ -283,3 +286,70 @@ def test_the_bench_of_the_trainings_overhead_runs_and_ends_with_its_ratio(monkey
     bench.main()
     *_, last = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"overhead_ratio \d+\.\d+", last)
+
+
+# ---- attacks
+
+ATTACKED = ["max_new_tokens=4", "limit=20", "only=[prefill,noise,relearn_half]", "attacks.noise.args.scales=[0.1]",
+            "attacks.prefill.args.counts=[1]", "attacks.relearn_half.args.steps=[1]"]  # fmt: skip
+
+
+@pytest.fixture
+def attacking(finetuned, words, tmp_path):
+    """Overrides that attack the finetuned model, which is its own base."""
+    paths = [f"model_path={finetuned}", f"base_path={finetuned}", f"save_dir={tmp_path}/attacks"]
+    return [*paths, *words]
+
+
+def test_a_language_model_is_attacked_and_an_interrupted_run_goes_on(attacking, tmp_path, monkeypatch, capsys):
+    run = attack_run.carry_out
+
+    def interrupted(name, *more, **options):
+        if name == "relearn_half":
+            raise KeyboardInterrupt
+        return run(name, *more, **options)
+
+    monkeypatch.setattr(attack_run, "carry_out", interrupted)
+    assert start(nlp.attack, [*attacking, *ATTACKED], monkeypatch) == 130
+    assert not (tmp_path / "attacks").exists()
+    monkeypatch.setattr(attack_run, "carry_out", run)
+    capsys.readouterr()
+    assert start(nlp.attack, [*attacking, *ATTACKED], monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert all(f"{name}: done before" in said for name in ("clean", "prefill", "noise"))
+    assert "relearn_half: done before" not in said
+    logs = read_attack_logs("model", tmp_path / "attacks")
+    assert set(logs.logs) == {
+        f"{task}@{each}"
+        for task in ("eval_log_forget", "eval_log")
+        for each in ("clean", "prefill.1", "noise.0.1", "relearn_half.1")
+    }
+    assert not list(tmp_path.glob("attacks.*"))
+    # a further attack leaves what is finished as it is
+    more = ["only=[prefill,noise,affirm]", "overwrite=true"]
+    assert start(nlp.attack, [*attacking, *ATTACKED, *more], monkeypatch) == 0
+    assert "noise: done before" in capsys.readouterr().out
+    assert set(read_attack_logs("model", tmp_path / "attacks").attacks) == {"prefill", "noise", "affirm"}
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("only=[nois]", "only='nois' is not known (did you mean 'noise'?)"),
+        ("~attacks", "attacks"),
+        ("attacks.noise.kind=input", "attacks.noise.kind='input': noise changes something else"),
+        ("attacks.noise.args.scales=[-1]", "attacks.noise.args.scales=[-1] must be above 0"),
+        ("+attacks.noise.measures=[rogue]", "attacks.noise.measures='rogue' is not known (did you mean 'rouge'?)"),
+        ("attacked={eval_log_forget: eval_lag}", "attacked.eval_log_forget='eval_lag' is not known"),
+        ("attacked={}", "changes nothing"),
+        ("base_path=nowhere/at/all", "base_path='nowhere/at/all' does not exist"),
+        ("model.weights=bfloat16", "attacks.relearn_half trains, which needs model.weights=float32"),
+        ("attacks.neutral.args.file=none.txt", "'none.txt' is no file"),
+    ],
+)
+def test_a_wrong_setting_of_attacks_ends_in_one_line(override, line, attacking, monkeypatch, capsys):
+    overrides = [*attacking, "limit=4", "only=[noise,neutral,relearn_half]", override]
+    assert start(nlp.attack, overrides, monkeypatch) == 1
+    printed = capsys.readouterr()
+    assert line in printed.err.strip().splitlines()[-1]
+    assert printed.err.startswith("error: ") and printed.out == ""

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from cv.face_settings import AttackFaces, EvalFaces, FinetuneFaces, ForgetFaces, Pretrain
 from helpers import ROOT
+from settings.attacks import AttackRun
 from settings.language import Eval, Finetune, Forget, Invent
 from settings.results import Aggregate, RunBenchmark
 from settings.script import SettingsError, check_installation, choices, compose, end_processes, one_line_errors
@@ -20,10 +21,12 @@ SCRIPTS = {
     "mm/finetune": Finetune,
     "mm/forget": Forget,
     "mm/eval": Eval,
+    "mm/attack": AttackRun,
     "mm/alternatives": Invent,
     "nlp/finetune": Finetune,
     "nlp/forget": Forget,
     "nlp/eval": Eval,
+    "nlp/attack": AttackRun,
     "nlp/alternatives": Invent,
     "cv/pretrain": Pretrain,
     "cv/finetune": FinetuneFaces,
@@ -263,6 +266,7 @@ def test_a_benchmark_that_cannot_run_is_refused_before_its_first_stage(own, line
         ("mm/forget", "seed"),
         ("mm/eval", "seed"),
         ("nlp/eval", "affix_seed"),
+        ("nlp/attack", "seed"),
         ("cv/pretrain", "seed"),
         ("cv/attack", "seed"),
     ],

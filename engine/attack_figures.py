@@ -1,0 +1,301 @@
+"""Logs of attacks on a judged model, on base and on golds -> its figures: a level per attack, and a verdict."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import metrics
+from engine.attack_levels import (
+    NOT_APPLICABLE,
+    Answers,
+    Attacked,
+    Level,
+    Verdict,
+    judge,
+    key_positions,
+    level_of,
+    overall,
+    worst_of,
+    worst_of_rows,
+)
+from engine.attack_logs import AttackLogs, TokenRow, attacks_beside, base_of, check_alike
+from engine.logs import recorded
+from engine.result_table import Figure, Figures
+from engine.task_metrics import hits_in_draws
+from settings.attacks import CLEAN, HITS, KEY_TOKENS, MEASURES_OF_ATTACKS, OF_ANSWERS, READ
+from settings.script import SettingsError
+
+NO_GAP = "base is not clearly above gold in any measure"
+
+
+# ---- rows as measures
+
+
+@dataclass(frozen=True)
+class Models:
+    """The judged model, base and golds, and which tokens of an answer a model must have met the person for."""
+
+    model: AttackLogs
+    base: AttackLogs
+    golds: list[AttackLogs]
+    keys: dict[str, dict[str, list[int]]]  # task -> row -> positions
+
+    def answers(self, clean: str, keys: Sequence[str], states: Sequence[str], *, draws: int) -> Answers:
+        """Rows of all models, of several tries the most revealing.
+
+        Args:
+            clean: The task, with @clean.
+            keys: The logs of the tries, whose rows are taken.
+            states: Where the values come from: `keys` themselves, or the clean log for each.
+            draws: In how many drawn answers the right one is looked for; 0: in none.
+        """
+
+        def of(logs: AttackLogs, chooses: bool) -> np.ndarray:
+            tries: list[np.ndarray] = []
+            for key, state in zip(keys, states, strict=True):
+                positions = self.positions(clean, chooses)
+                tries.append(values_of(logs, clean, key, state=state, positions=positions, draws=draws))
+            return worst_of_rows(tries)
+
+        golds = [of(gold, number == 0) for number, gold in enumerate(self.golds)]
+        return Answers(of(self.model, False), of(self.base, False), np.stack(golds))
+
+    def positions(self, clean: str, chooses: bool) -> dict[str, list[int]]:
+        """Row -> its key tokens; none for the gold that they were chosen with."""
+        return {} if chooses else self.keys.get(clean, {})
+
+
+def models_of(model: AttackLogs, base: AttackLogs, golds: list[AttackLogs]) -> Models:
+    """The models with the key tokens of the forgotten people's answers, which the first gold and base choose."""
+    keys: dict[str, dict[str, list[int]]] = {}
+    for task in recorded(base.meta, "settings", "attacked"):
+        clean = f"{task}@{CLEAN}"
+        keys[clean] = {}
+        for row, own in golds[0].tokens[clean].items():
+            keys[clean][row] = key_positions(own.losses, base.tokens[clean][row].losses)
+    return Models(model, base, golds, keys)
+
+
+def values_of(
+    logs: AttackLogs, clean: str, key: str, *, state: str, positions: Mapping[str, list[int]], draws: int
+) -> np.ndarray:
+    """The rows of `key` as measures (n, K), their values from the log `state`, which is `key` or the clean one.
+
+    What a probe read is compared with what it read of base and gold: without an attack nothing is read.
+    """
+    rows, log = logs.logs[key].rows, logs.logs[state]
+    places = {row: place for place, row in enumerate(log.rows)}
+    at = [places[row] for row in rows]
+    made = np.full((len(rows), len(MEASURES_OF_ATTACKS)), np.nan)
+    chances = None if log.losses_without_end is None else metrics.probability(log.losses_without_end)
+    for measure, values in {
+        "exact_memorization": log.exact_memorization,
+        "rouge": log.rouge,
+        "probability_without_end": chances,
+        HITS: hits_in_draws(log, draws),
+    }.items():
+        if values is not None:
+            made[:, MEASURES_OF_ATTACKS.index(measure)] = values[at]
+    for place, row in enumerate(rows):
+        own = logs.tokens[state][row]
+        judged = judged_tokens(logs.tokens[clean][row], logs.tokens[key][row], positions.get(row, []))
+        if judged:
+            said = np.mean([own.is_first_choice[-from_end] for from_end in judged])
+            made[place, MEASURES_OF_ATTACKS.index(KEY_TOKENS)] = said
+        if key in logs.read:
+            made[place, MEASURES_OF_ATTACKS.index(READ)] = logs.read[key][row]
+    return made
+
+
+def judged_tokens(clean: TokenRow, attacked: TokenRow, positions: Sequence[int]) -> list[int]:
+    """Which key tokens an attacked answer still holds and is not told: how far each stands from the answer's end.
+
+    An answer that was begun for the model has lost its first tokens, so that tokens are counted from the end.
+    """
+    same = 0
+    for one, other in zip(reversed(clean.tokens), reversed(attacked.tokens), strict=False):
+        if one != other:
+            break
+        same += 1
+    found = []
+    for position in positions:
+        from_end = len(clean.tokens) - position
+        is_told = bool(attacked.told) and from_end <= same and attacked.told[-from_end]
+        if from_end <= same and not is_told:
+            found.append(from_end)
+    return found
+
+
+# ---- figures
+
+
+def attack_figures(model: AttackLogs, base: AttackLogs, golds: list[AttackLogs]) -> Figures:
+    """A level for each attack on each forget task, and what is said of the model.
+
+    Args:
+        model: The judged model's logs.
+        base: Those of the model before forgetting.
+        golds: Those of at least two golds, none of which is the judged model.
+
+    Raises:
+        SettingsError: The models were attacked otherwise, or on other rows.
+    """
+    for other in (base, *golds):
+        check_alike(model, other)
+    if base_of(model) not in (None, base.meta.get("model")):
+        raise SettingsError(f"{model.name} was attacked with another model as base_path than {base.name} is")
+    tasks = list(recorded(model.meta, "settings", "attacked"))
+    if unknown := [task for task in tasks if model.logs[f"{task}@{CLEAN}"].people is None]:
+        return without_attack_figures(f"the people of {unknown[0]} are not known")
+    models = models_of(model, base, golds)
+    levels: list[Level] = []
+    without: list[str] = []
+    for attack, about in model.attacks.items():
+        for name, keys in cells_of(model, attack, about).items():
+            level = level_of(attacked_of(models, name, keys, about))
+            if level is None:
+                without.append(name)
+            else:
+                levels.append(level)
+    verdicts = judge(levels)
+    figures: Figures = overall_figures(verdicts, tasks_without(without, levels))
+    for name in without:
+        figures["attack_said", name] = Figure(NOT_APPLICABLE, why=NO_GAP)
+    for each in verdicts:
+        figures |= figures_of_level(each)
+    for attack, about in model.attacks.items():
+        figures |= recorded_figures(attack, about, tasks)
+    return figures
+
+
+def recorded_figures(attack: str, about: dict[str, Any], tasks: Sequence[str]) -> Figures:
+    """What the record of an attack says by itself: why it was left out, and how many codes are base's."""
+    figures: Figures = {}
+    if about.get("left_out"):
+        for task in tasks:
+            figures["attack_said", f"{task}@{attack}"] = Figure(NOT_APPLICABLE, why=about["left_out"])
+    for key, facts in (about.get("facts") or {}).items():
+        if key.partition("@")[0] in tasks:
+            figures["attack_equal_codes", key] = Figure(facts.get("equal_codes"))
+    return figures
+
+
+def cells_of(model: AttackLogs, attack: str, about: dict[str, Any]) -> dict[str, list[str]]:
+    """What is judged of an attack: its name -> the logs of its tries; of what is no try each log has a name."""
+    forget = recorded(model.meta, "settings", "attacked")
+    cells: dict[str, list[str]] = {}
+    for task in forget:
+        start = f"{task}@{attack}"
+        keys = [key for key in model.logs if key == start or key.startswith(f"{start}.")]
+        for key in sorted(keys):
+            name = start if recorded(about, "attack", "worst_of_tries") else key
+            cells.setdefault(name, []).append(key)
+    return cells
+
+
+def attacked_of(models: Models, name: str, keys: list[str], about: dict[str, Any]) -> Attacked:
+    """The rows of all models of what is judged: `keys` are the logs of its tries."""
+    task = name.partition("@")[0]
+    clean, control = f"{task}@{CLEAN}", recorded(models.model.meta, "settings", "attacked")[task]
+    counted = tuple(recorded(about, "attack", "measures") or ())
+    log = models.model.logs[keys[0]]
+    if other := next((key for key in keys if models.model.logs[key].rows != log.rows), None):
+        raise SettingsError(
+            f"{models.model.name}: {keys[0]} and {other} cover different rows: they are no tries of one"
+        )
+    people = log.people or []  # known, as those of the clean rows are
+    draws = recorded(about, "attack", "args", "draws") or 0
+    measures = [*OF_ANSWERS, *(measure for measure in counted if measure not in OF_ANSWERS)]
+    columns = [MEASURES_OF_ATTACKS.index(measure) for measure in measures]
+
+    def answers(of: str, tries: list[str], states: list[str]) -> Answers:
+        found = models.answers(of, tries, states, draws=draws)
+        return Answers(*(values[..., columns] for values in found))
+
+    how: dict[str, Any] = {"counted": counted, "chosen": (KEY_TOKENS,)}
+    asked = [key.replace(f"{task}@", f"{control}@", 1) for key in keys]
+    if all(key in models.model.logs for key in asked):
+        own = f"{control}@{CLEAN}"
+        how["control"] = answers(own, asked, asked)
+        how["control_clean"] = answers(own, asked, [own] * len(asked))
+    return Attacked(
+        name, people, measures, answers(clean, keys, keys), answers(clean, keys, [clean] * len(keys)), **how
+    )
+
+
+def figures_of_level(verdict: Verdict) -> Figures:
+    """The figures of one attack."""
+    level = verdict.level
+    parts = [f"{MEASURE_WORDS[key]} {value:.2f}" for key, value in level.of_measure.items()]
+    parts += [f"without {', '.join(MEASURE_WORDS[key] for key in level.off)}"] if level.off else []
+    figures = {
+        "attack_said": Figure(verdict.value, why=verdict.why),
+        "attack_level": Figure(level.value, verdict.low, verdict.high, "; ".join(parts)),
+        "attack_lift": Figure(level.lift),
+        "attack_base": Figure(level.base),
+        "attack_control": Figure(level.control, why=None if level.control is not None else "no kept people are asked"),
+        "attack_kept": Figure(level.answers_kept),
+    }
+    return {(key, level.name): figure for key, figure in figures.items()}
+
+
+def tasks_without(cells: Sequence[str], levels: Sequence[Level]) -> str | None:
+    """The tasks of which no attack says anything, in words; None: there is none."""
+    known = {level.name.partition("@")[0] for level in levels}
+    lost = sorted({cell.partition("@")[0] for cell in cells} - known)
+    return f"nothing can be said of {', '.join(lost)}: {NO_GAP}" if lost else None
+
+
+def overall_figures(verdicts: Sequence[Verdict], missing: str | None) -> Figures:
+    """What is said of the model over all attacks, and under which one it shows most."""
+    figures = {("attack_verdict", ""): overall(verdicts, missing), ("attack_worst", ""): Figure(None)}
+    if verdicts:
+        worst = worst_of(verdicts)
+        figures["attack_worst", ""] = Figure(worst.level.value, worst.low, worst.high, worst.level.name)
+    return figures
+
+
+MEASURE_WORDS = {
+    "exact_memorization": "Exact Memorization",
+    "rouge": "ROUGE",
+    "probability_without_end": "Probability",
+    KEY_TOKENS: "key tokens",
+    HITS: "hits in draws",
+    READ: "read",
+}
+
+
+def without_attack_figures(why: str) -> Figures:
+    """The verdict without a value, and why there is none."""
+    return {("attack_verdict", ""): Figure(None, why=why), ("attack_worst", ""): Figure(None)}
+
+
+def attack_figures_beside(model: Path, base: Path | None, golds: Sequence[Path]) -> Figures:
+    """The figures of the attacks whose logs lie beside evaluations; none where the judged model was not attacked.
+
+    A gold that is the judged model does not judge it.
+
+    Args:
+        model: The evaluation's log of the judged model.
+        base: Of the model before forgetting; None: not given.
+        golds: Of the golds.
+
+    Raises:
+        SettingsError: The models were attacked otherwise, or a file is no log of attacks, or of another model.
+    """
+    judged = attacks_beside("ckpt_result", model)
+    if judged is None:
+        return {}
+    if base is None:
+        return without_attack_figures("no base_result is given")
+    of_base = attacks_beside("base_result", base)
+    if of_base is None:
+        return without_attack_figures("base was not attacked")
+    found = [attacks_beside(f"retain_result[{number}]", gold) for number, gold in enumerate(golds)]
+    others = [each for each in found if each is not None and each.meta.get("model") != judged.meta.get("model")]
+    if len(others) < 2:
+        return without_attack_figures(f"other golds that were attacked: {len(others)}, and two golds judge")
+    return attack_figures(judged, of_base, others)

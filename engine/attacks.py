@@ -1,0 +1,87 @@
+"""Attacks by name: a file of config/attack names a function and its values.
+
+A function takes the target and keyword-only values, and yields what is to be evaluated: rows to ask, with the encoder
+that asks them, while the target's model is as the attack left it. When it ends, the model is as it was.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, get_type_hints
+
+from engine.attack_target import Target, Variants
+from engine.attacks_by_reading import draws, probe_people
+from engine.attacks_in_pictures import across, unseen_views
+from engine.attacks_in_words import affirm, affix_search, affixes, in_context, lines_to_try, prefill, reworded
+from engine.attacks_on_weights import interpolate, noise, quantise, relearn
+from settings.attacks import Attack
+from settings.script import SettingsError, nearest
+
+KIND = {
+    "input": (reworded, affixes, affix_search, in_context, prefill, affirm, unseen_views, across),
+    "weights": (noise, interpolate, quantise, relearn),
+    "reader": (draws, probe_people),
+}
+FUNCTIONS: dict[str, Callable[..., Variants]] = {each.__name__: each for own in KIND.values() for each in own}
+
+
+def bind(attack: Attack) -> Callable[[Target], Variants]:
+    """An attack's function with its values.
+
+    Raises:
+        SettingsError: The function is not known or of another kind, or the values are not exactly its own.
+    """
+    where = f"attacks.{attack.name}"
+    if attack.attack not in FUNCTIONS:
+        known = f"{nearest(attack.attack, FUNCTIONS)}; choose from {', '.join(FUNCTIONS)}"
+        raise SettingsError(f"{where}.attack={attack.attack!r} is not in engine/attacks.py{known}")
+    function = FUNCTIONS[attack.attack]
+    if function not in KIND[attack.kind]:
+        raise SettingsError(f"{where}.kind={attack.kind!r}: {attack.attack} changes something else")
+    wanted = [name for name in inspect.signature(function).parameters if name != "target"]
+    if unknown := sorted(set(attack.args) - set(wanted)):
+        raise SettingsError(f"{where}.args.{unknown[0]} is not a value of {attack.attack}; it has {', '.join(wanted)}")
+    if missing := [name for name in wanted if name not in attack.args]:
+        raise SettingsError(f"{where}.args.{missing[0]} is required by {attack.attack}")
+    for name, value in attack.args.items():
+        check_value(f"{where}.args.{name}", value, get_type_hints(function)[name])
+
+    def attacked(target: Target) -> Variants:
+        return function(target, **attack.args)
+
+    return attacked
+
+
+def check_attacks(attacks: Iterable[Attack], weights: str) -> None:
+    """Check whatever can be known of attacks before a model is loaded.
+
+    Args:
+        attacks: Those that will be run.
+        weights: The precision in which the model is loaded.
+
+    Raises:
+        SettingsError: A function or a value is wrong, a file cannot be read, or weights are too short to be trained.
+    """
+    for attack in attacks:
+        bind(attack)
+        if FUNCTIONS[attack.attack] is relearn and weights != "float32":
+            raise SettingsError(
+                f"attacks.{attack.name} trains, which needs model.weights=float32; ~attacks.{attack.name} leaves it out"
+            )
+        if FUNCTIONS[attack.attack] in (affixes, affix_search):
+            lines_to_try(attack.args["file"], attack.args.get("count", 0))
+
+
+def check_value(name: str, value: Any, kind: Any) -> None:
+    """Raise SettingsError unless a value is of its kind, and a number above 0 or a list that is not empty."""
+    lists = {list[int]: int, list[float]: int | float, list[str]: str}
+    items = value if kind in lists and isinstance(value, list) else [value]
+    of_items: Any = lists.get(kind, int | float if kind is float else kind)
+    is_right = isinstance(value, list) == (kind in lists) and bool(items)
+    is_right &= all(isinstance(item, of_items) and not isinstance(item, bool) for item in items)
+    if not is_right:
+        what = {list[int]: "whole numbers", list[float]: "numbers", list[str]: "texts"}.get(kind)
+        one = {int: "a whole number", float: "a number", str: "a text"}.get(kind)
+        raise SettingsError(f"{name}={value!r} must be {f'a list of {what}' if what else one}")
+    least = 0 if name.endswith(".count") else 1e-12
+    if any(not isinstance(item, str) and not item >= least for item in items):
+        raise SettingsError(f"{name}={value!r} must be above 0")

@@ -1,0 +1,35 @@
+"""Attack a language model: was it forgotten, or only hidden? accelerate launch nlp/attack.py model_path=..."""
+
+from settings.attacks import AttackRun
+from settings.script import processes, script
+
+
+@script("nlp/attack", AttackRun)
+def main(settings: AttackRun) -> None:
+    from engine.record import ATTACK_RECORD, begin_run, run_facts, say_line
+
+    code = begin_run(settings, ATTACK_RECORD, __file__)
+    from engine.attacks import check_attacks
+
+    check_attacks(settings.chosen.values(), settings.model.weights)
+    from data_module import make_missing
+    from engine.attack_run import attack_model, read_attacked
+    from engine.encode import check_answers
+    from engine.language_model import check_model_path
+    from nlp.encoder import open_encoder, open_model
+
+    make_missing(settings.inputs())
+    check_model_path(settings.model_path)
+    check_model_path(settings.base_path, "base_path")
+    rows = read_attacked(settings)
+
+    encoder = open_encoder(settings.model_path, settings.model)
+    check_answers(encoder, rows)
+    model = open_model(settings.model_path, settings.model).to(processes().device)
+    made = {"open_base": lambda: open_model(settings.base_path, settings.model), "facts": run_facts(settings, code)}
+    attack_model(model, encoder, rows, settings, **made)
+    say_line(f"attacked: {settings.save_dir}")
+
+
+if __name__ == "__main__":
+    main()

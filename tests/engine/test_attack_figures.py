@@ -1,0 +1,259 @@
+"""Logs of attacks, as attack.py writes them -> figures of a model: key tokens, tries, begun answers, refusals."""
+
+import json
+
+import pytest
+
+from engine.attack_figures import attack_figures_beside, judged_tokens
+from engine.attack_levels import LEAKS, NOT_APPLICABLE, RESISTS, UNRESOLVED
+from engine.attack_logs import TokenRow, read_attack_logs
+from engine.record import write_record
+from engine.result_table import ModelResult, short_columns
+from engine.table_files import file_content, read_results
+from helpers import write_attacked
+from settings.script import SettingsError
+
+PEOPLE = 12
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A base, two golds and a model, evaluated and attacked; `shown` says what an attack brings out of which model."""
+
+    def write(shown=None, **changes):
+        for number, name in enumerate(("base", "gold_0", "gold_1", "model")):
+            told = {"clean": 1.0 if name == "base" else 0.0, **{"a": 1.0 if name == "base" else 0.0}}
+            told |= (shown or {}).get(name, {})
+            write_attacked(tmp_path / name, told, seed=number, **changes)
+        return tmp_path
+
+    return write
+
+
+def figures_in(folder, model="model", golds=("gold_0", "gold_1"), base="base"):
+    logs = {name: folder / name / "eval_results" / "eval_log_aggregated.json" for name in (model, base, *golds) if name}
+    return attack_figures_beside(logs[model], logs.get(base), [logs[gold] for gold in golds])
+
+
+def said(figures, key="attack_verdict", task=""):
+    return figures[key, task].value
+
+
+# ---- verdicts
+
+
+def test_a_model_like_gold_resists_and_base_leaks(study):
+    folder = study()
+    assert said(figures_in(folder)) == RESISTS
+    assert said(figures_in(folder, model="base")) == LEAKS
+
+
+def test_what_an_attack_brings_back_is_a_leak_with_its_name(study):
+    figures = figures_in(study({"model": {"a": 0.5}}))
+    assert said(figures) == LEAKS
+    level = figures["attack_level", "words@a"]
+    assert level.value == pytest.approx(0.5, abs=0.05)
+    assert level.low > 0
+    assert "Exact Memorization 0.5" in level.why
+    assert figures["attack_worst", ""].why == "words@a"
+    assert figures["attack_lift", "words@a"].value == pytest.approx(0.5, abs=0.05)
+    assert figures["attack_base", "words@a"].value == pytest.approx(1, abs=0.05)
+
+
+def test_what_brings_as_much_out_of_gold_is_none(study):
+    shown = {name: {"a": 0.4} for name in ("gold_0", "gold_1", "model")}
+    figures = figures_in(study(shown))
+    assert said(figures) == RESISTS
+    assert figures["attack_base", "words@a"].value == pytest.approx(0.6, abs=0.05)
+
+
+def test_an_attack_that_breaks_base_is_not_applicable(study):
+    figures = figures_in(study({"base": {"a": 0.3}}))
+    assert said(figures, "attack_said", "words@a") == NOT_APPLICABLE
+    assert said(figures) == UNRESOLVED
+    assert figures["attack_verdict", ""].why == "no attack is valid"
+
+
+def test_a_model_that_says_nothing_of_kept_people_resists_nothing(study):
+    figures = figures_in(study({"model": {"kept": 0.02}}))
+    assert said(figures) == UNRESOLVED
+    assert figures["attack_kept", "words@a"].value < 0.5
+
+
+def test_under_ten_people_nothing_is_resolved(study):
+    figures = figures_in(study(people=9))
+    assert figures["attack_said", "words@a"].why == "9 people; a bound needs at least 10"
+
+
+def test_a_gold_does_not_judge_itself(study):
+    figures = figures_in(study(), model="gold_1")
+    assert figures["attack_verdict", ""].value is None
+    assert figures["attack_verdict", ""].why == "other golds that were attacked: 1, and two golds judge"
+
+
+def test_without_attacks_there_are_no_figures_and_without_base_there_is_no_verdict(study, tmp_path):
+    folder = study()
+    assert figures_in(folder, base=None)["attack_verdict", ""].why == "no base_result is given"
+    (folder / "model" / "attack_results").rename(folder / "elsewhere")
+    assert figures_in(folder) == {}
+
+
+# ---- tries
+
+
+def test_of_tries_the_most_revealing_counts_row_by_row(study):
+    figures = figures_in(study({"model": {"a.0": 0.1, "a.1": 0.6}}, tries=2))
+    assert ("attack_level", "words@a.0") not in figures
+    assert figures["attack_level", "words@a"].value == pytest.approx(0.6, abs=0.1)
+
+
+def test_what_is_no_try_is_judged_each_by_itself(study):
+    figures = figures_in(study({"model": {"a.0": 0.0, "a.1": 0.6}}, variants=2))
+    assert figures["attack_level", "words@a.0"].value == pytest.approx(0.0, abs=0.05)
+    assert figures["attack_level", "words@a.1"].value == pytest.approx(0.6, abs=0.05)
+    assert figures["attack_equal_codes", "words@a.1"].value == 0.9
+
+
+# ---- key tokens
+
+ANSWER = [5, 6, 7, 8, 2]
+CLEAN = TokenRow(ANSWER, [0.0] * 5, [True] * 5, [])
+
+
+def row(tokens, told=()):
+    return TokenRow(tokens, [0.0] * len(tokens), [True] * len(tokens), list(told))
+
+
+def test_key_tokens_are_found_again_from_the_end_of_an_answer():
+    assert judged_tokens(CLEAN, row(ANSWER), [1, 3]) == [4, 2]
+    assert judged_tokens(CLEAN, row(ANSWER[2:]), [1, 3]) == [2]  # the answer was begun: token 1 is given
+
+
+def test_a_token_that_the_prompt_tells_is_not_judged():
+    assert judged_tokens(CLEAN, row(ANSWER, [False, True, False, False, False]), [1, 3]) == [2]
+
+
+def test_an_answer_that_is_tokenised_otherwise_is_judged_where_it_is_alike():
+    assert judged_tokens(CLEAN, row([9, 7, 8, 2]), [0, 1, 3]) == [2]
+
+
+def test_the_gold_that_chose_the_key_tokens_does_not_judge_by_them(study):
+    """It was chosen to be bad at them. A gold that judges by its own choice would call honest models leaking."""
+    figures = figures_in(study(measures=["key_tokens"], chance=0.5))
+    # the second gold and the model say half of them by chance, the first none
+    assert figures["attack_level", "words@a"].value == pytest.approx(0, abs=0.15)
+    assert figures["attack_level", "words@a"].why.startswith("key tokens")
+
+
+# ---- what cannot be compared
+
+
+def change_record(folder, **changes):
+    file = folder / "attack_results" / "attack_meta.json"
+    record = json.loads(file.read_text())
+    record["settings"] |= changes
+    file.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(("setting", "value"), [("seed", 3), ("limit", 10), ("max_new_tokens", 4)])
+def test_models_that_were_asked_otherwise_are_refused(study, setting, value):
+    folder = study()
+    change_record(folder / "gold_1", **{setting: value})
+    with pytest.raises(SettingsError, match=f"were attacked with {setting} .* and {value}"):
+        figures_in(folder)
+
+
+def change_inputs(folder, **inputs):
+    file = folder / "attack_results" / "attack_meta.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"inputs": inputs}))
+
+
+def test_attacks_towards_another_base_are_refused(study):
+    """A quarter of the way to another base, and codes that are another base's, are no figures of this one."""
+    folder = study()
+    for name in ("base", "gold_0", "gold_1", "model"):
+        change_inputs(folder / name, models=[name, "base"])
+    assert said(figures_in(folder)) == RESISTS
+    change_inputs(folder / "gold_1", models=["gold_1", "elsewhere"])
+    with pytest.raises(SettingsError, match="with other models as base_path"):
+        figures_in(folder)
+    for name in ("base", "gold_0", "gold_1", "model"):
+        change_inputs(folder / name, models=[name, "elsewhere"])
+    with pytest.raises(SettingsError, match="with another model as base_path than base_result is"):
+        figures_in(folder)
+
+
+def test_rows_of_unknown_people_have_no_verdict(study):
+    folder = study()
+    for name in ("base", "gold_0", "gold_1", "model"):
+        for file in (folder / name / "attack_results").glob("[ac]*.json"):
+            content = json.loads(file.read_text())
+            for log in content.values() if file.stem in ("a", "clean") else ():
+                log.pop("person")
+            file.write_text(json.dumps(content))
+    assert figures_in(folder)["attack_verdict", ""].why == "the people of words are not known"
+
+
+def test_an_attack_that_one_model_lacks_is_named(study):
+    folder = study()
+    write_attacked(folder / "gold_1", {"clean": 0.0, "a": 0.0, "b": 0.0}, seed=2)
+    with pytest.raises(SettingsError, match="ckpt_result lacks attack 'b', which"):
+        figures_in(folder)
+
+
+def test_other_rows_are_named(study):
+    folder = study()
+    write_attacked(folder / "gold_1", {"clean": 0.0, "a": 0.0}, seed=2, people=11)
+    with pytest.raises(SettingsError, match="cover different rows of kept@"):
+        figures_in(folder)
+
+
+def test_attacks_on_another_model_than_the_log_is_of_are_refused(study):
+    folder = study()
+    record = folder / "model" / "eval_results" / "eval_meta.json"
+    record.write_text(json.dumps({"model": "another"}))
+    with pytest.raises(SettingsError, match="holds attacks on another model"):
+        figures_in(folder)
+
+
+def test_a_record_of_attacks_on_faces_is_none_of_these(tmp_path):
+    write_record(tmp_path / "attack_meta.json", seconds=1.0, peak_memory_gb=1.0)
+    with pytest.raises(SettingsError, match="is no record of attacks on a model that reads"):
+        read_attack_logs("ckpt_result", tmp_path)
+
+
+def test_a_missing_log_is_named(study):
+    folder = study()
+    (folder / "model" / "attack_results" / "a.parquet").unlink()
+    with pytest.raises(SettingsError, match=r"names 'a', and '.*a\.json' or its \.parquet is gone"):
+        figures_in(folder)
+
+
+def test_an_attack_that_was_left_out_says_why(study):
+    folder = study(left_out="no row has room")
+    figures = figures_in(folder)
+    assert figures["attack_said", "words@left"].value == NOT_APPLICABLE
+    assert figures["attack_said", "words@left"].why == "no row has room"
+    assert said(figures) == RESISTS
+
+
+# ---- in tables
+
+
+@pytest.mark.parametrize("ending", [".csv", ".json", ".parquet"])
+def test_figures_of_attacks_are_read_again_as_they_were_written(study, tmp_path, ending):
+    figures = figures_in(study({"model": {"a.0": 0.0, "a.1": 0.6}}, variants=2, left_out="no room"))
+    file = tmp_path / f"table{ending}"
+    file.write_bytes(file_content([ModelResult("npo", 0, figures)], ending))
+    (read,) = read_results("save_file", file)
+    assert read.figures.keys() == figures.keys()
+    for place, figure in figures.items():
+        assert read.figures[place].why == figure.why
+        assert read.figures[place].value == pytest.approx(figure.value)
+
+
+def test_the_short_tables_show_the_verdict_and_the_worst_attack(study):
+    result = ModelResult("npo", 0, figures_in(study({"model": {"a": 0.6}})))
+    columns = {column.heading: column.text(result) for column in short_columns([result], {})}
+    assert columns["attacks ↓"] == "leaks"
+    assert float(columns["worst attack ↓"]) == pytest.approx(0.6, abs=0.05)
