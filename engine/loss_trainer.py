@@ -69,8 +69,9 @@ class LossTrainer(transformers.Trainer):
                 f"method={bound.method.name} takes the gradients of the forget and of the retain part apart, which "
                 f"{self.accelerator.distributed_type.value} does not give: launch it without sharding"
             )
-        if (bound.method.edit or bound.method.hook) and self.accelerator.distributed_type not in PLAIN:
-            needs = "edits whole weights" if bound.method.edit else "looks at whole layers"
+        takes_whole = bound.method.edit or bound.method.hook or bound.method.init or bound.is_part
+        if takes_whole and self.accelerator.distributed_type not in PLAIN:
+            needs = "looks at whole layers" if bound.method.hook else "edits whole weights"
             raise SettingsError(
                 f"method={bound.method.name} {needs}, which {self.accelerator.distributed_type.value} does "
                 "not keep: launch it without sharding"
