@@ -6,7 +6,7 @@ from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
 from settings.script import SettingsError, at_least, check_seed, one_of
-from settings.training import FINETUNING, Method, Trainer, check_forgets, check_mask, check_report_to
+from settings.training import FINETUNING, Method, Trainer, check_adapters, check_forgets, check_mask, check_report_to
 
 # whom a network learns: everyone it meets, or all of them but those to be forgotten (gold)
 FINETUNE_SPLITS = ("full", "retain")
@@ -126,6 +126,7 @@ class ForgetFaces(Pretrain):
         super().__post_init__()
         check_forgets(self.method)
         check_mask(self.method, self.trainer)
+        check_adapters(self.method, self.trainer)
 
     def inputs(self) -> Inputs:
         return self.data.inputs(models=[self.model_path], losses=self.method.losses())

@@ -72,7 +72,7 @@ class Shadow:
 
 def check_stackable(method: Method) -> None:
     """Raise SettingsError for a method that needs more than a loss: its steps look at one network at a time."""
-    for step in ("hook", "trace", "mask", "gradient", "multiplier", "task_vector"):
+    for step in ("hook", "trace", "combine", "init", "mask", "gradient", "multiplier", "task_vector"):
         if getattr(method, step):
             raise SettingsError(f"method={method.name}: many networks cannot train together with method.{step}")
     if method.edit and not EDITS[method.edit.rule].fits_faces:

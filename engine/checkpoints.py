@@ -207,6 +207,13 @@ class Checkpoints(TrainerCallback):
         if processes().is_main_process:
             remove_ours(self.folder)
 
+    def stop_if_told(self) -> None:
+        """End a run after a training that another one follows, where a signal came in its last step."""
+        _, told = self.agreed(False, self.told.value if self.told else 0)
+        if told:
+            name = signal.Signals(told).name
+            raise Stopped(f"{name}: {str(self.save_dir)!r} is a finished part of the run; {GOES_ON}", 128 + told)
+
     @contextlib.contextmanager
     def kept_only_with_use(self) -> Iterator[None]:
         """Remove the folder after an error, where it holds no checkpoint or the training would only diverge again."""
@@ -424,16 +431,19 @@ def size_on_disk(model: nn.Module, settings: Trainer, *, own: int = 0) -> tuple[
     return sum(weight.numel() * max(width, weight.element_size()) for weight in weights.values()), checkpoint
 
 
-def check_room(model: nn.Module, save_dir: str, settings: Trainer, *, own: int = 0) -> None:
+def check_room(model: nn.Module, save_dir: str, settings: Trainer, *, own: int = 0, parts: int = 0) -> None:
     """Raise SettingsError where the disk lacks room for the trained model and for two checkpoints.
 
     There are two while the second replaces the first. What an interrupted run has left of them needs no further room.
-    `own`: bytes that the method keeps for each trained weight besides.
+    `own`: bytes that the method keeps for each trained weight besides. `parts`: trainings whose weights stay until all
+    are done.
     """
     result, checkpoint = size_on_disk(model, settings, own=own)
-    how = f"{result / 1e9:.2f} for the model, {2 * checkpoint / 1e9:.2f} for checkpoints"
+    trained = sum(weight.numel() * weight.element_size() for weight in trained_weights(model).values())
+    kept = 2 * checkpoint + parts * trained
+    how = f"{result / 1e9:.2f} for the model, {kept / 1e9:.2f} for checkpoints"
     left = beside(Path(save_dir), "checkpoints").rglob("*")
-    there = min(2 * checkpoint, sum(file.stat().st_size for file in left if file.is_file()))
+    there = min(kept, sum(file.stat().st_size for file in left if file.is_file()))
     how += f", {there / 1e9:.2f} of it there already" if there else ""
     if processes().is_main_process:
-        check_space(Path(save_dir), result + 2 * checkpoint - there, how)
+        check_space(Path(save_dir), result + kept - there, how)

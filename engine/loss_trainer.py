@@ -71,9 +71,10 @@ class LossTrainer(transformers.Trainer):
                 f"method={bound.method.name} takes the gradients of the forget and of the retain part apart, which "
                 f"{self.accelerator.distributed_type.value} does not give: launch it without sharding"
             )
-        whole = bound.method.edit or bound.method.hook or bound.method.trace or bound.method.visual
-        if whole and self.accelerator.distributed_type not in PLAIN:
-            needs = "edits whole weights" if bound.method.edit else "looks at whole layers"
+        method = bound.method
+        looks = method.hook or method.trace or method.visual
+        if (looks or method.edit or method.init or bound.is_part) and self.accelerator.distributed_type not in PLAIN:
+            needs = "looks at whole layers" if looks else "edits whole weights"
             raise SettingsError(
                 f"method={bound.method.name} {needs}, which {self.accelerator.distributed_type.value} does "
                 "not keep: launch it without sharding"

@@ -230,6 +230,15 @@ def need_of(settings: Finetune, auto_class: Any, config: Any, shape: Shape, *, d
         dtype: of the weights; empty: that in which they train.
     """
     bound = bind(settings.method if isinstance(settings, Forget) else FINETUNING)
+    if bound.trainings:  # trained one behind the other
+        assert isinstance(settings, Forget)
+        of_parts = [replace(settings, method=part.method) for part in bound.trainings.values()]
+        return max((need_of(part, auto_class, config, shape, dtype=dtype) for part in of_parts), key=lambda n: n.peak)
+    if bound.method.init:
+        raise SettingsError(
+            f"plan: what method={bound.method.name} measures before it trains is not counted; method.init=null plans "
+            "the training alone"
+        )
     if bound.loss is None:
         raise SettingsError(
             f"plan: method={bound.method.name} trains nothing; what its edit or hook needs is not counted"

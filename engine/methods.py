@@ -3,14 +3,14 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
 import unlearn_losses
-from engine import gradient_mask, gradient_project, gradient_sam, hook_eraser
+from engine import combine_sculpt, gradient_mask, gradient_project, gradient_sam, hook_eraser, init_fila
 from engine.edits import EDITS
 from settings.script import SettingsError, nearest, one_of
 from settings.training import Edit, Hook, Method
@@ -26,7 +26,7 @@ UNTAUGHT = "untaught_"  # before a pass: that of a network that never learned an
 # hyperparameters that divide, or without which a loss says nothing; an edit's rule names its own
 ABOVE_ZERO = ("beta", "temperature", "c", "smoothing", "scale")
 AT_LEAST_ZERO = {"alpha", "rho", "retain_share", "damping", "strength", "threshold", "first_layer", "spared_layers"}
-AT_LEAST_ZERO |= {"rest", "layer", "spared"}
+AT_LEAST_ZERO |= {"rest", "layer", "spared", "k"}
 AT_MOST_ONE = ("smoothing", "share", "damping", "rest", "spared")
 # what weighs the retain part of a loss that has no retain_weight
 RETAIN_WEIGHTS = {
@@ -60,6 +60,8 @@ RULES = {
     "project": Rule(gradient_project.project, needs_retain=True),
 }
 HOOKS = {"eraser": hook_eraser.gate_of}
+COMBINATIONS = {"sculpt": combine_sculpt.sculpt}  # its positional parameters name the updates of the parts
+INITS = {"fila": init_fila.begin}
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class BoundLoss:
     method: Method
     loss: partial[Tensor | Parts] | None  # None: nothing trains
     passes: list[str]
+    trainings: dict[str, "BoundLoss"] = field(default_factory=dict)  # the parts whose updates are combined
+    is_part: bool = False  # of a method that combines
 
     @property
     def rule(self) -> Rule | None:
@@ -191,6 +195,8 @@ def bind(method: Method, *, faces: bool = False) -> BoundLoss:
         check_scope(method)
     if method.hook:
         check_hook(method.hook)
+    if method.combine:
+        return bind_parts(method, faces=faces)
     if method.loss is None:
         return BoundLoss(method, None, ["forget", "noised"] if method.hook else ["forget"])
     losses = known_losses()
@@ -206,12 +212,45 @@ def bind(method: Method, *, faces: bool = False) -> BoundLoss:
     elif method.retain == "kl":
         passes.append("ref_retain")
     bound = BoundLoss(method, partial(loss, **method.args), passes)
+    if method.init:
+        check_init(bound)
     if bound.untaught and not faces:
         raise SettingsError(
             f"method={method.name} compares with a network that never learned anything, which there is in face "
             "recognition only"
         )
     return bound
+
+
+def bind_parts(method: Method, *, faces: bool) -> BoundLoss:
+    """Bind the losses of a method that combines updates.
+
+    Raises:
+        SettingsError: the rule is not known or lacks a value, its parts are not those of the rule, or one has no such
+            loss.
+    """
+    combine = method.combine
+    assert combine is not None  # else it has no parts
+    one_of("method.combine.rule", combine.rule, list(COMBINATIONS))
+    rule = COMBINATIONS[combine.rule]
+    check_names("method.combine.args", combine.args, keyword_only(rule), f"rule {combine.rule}")
+    check_values("method.combine.args", combine.args, get_type_hints(rule))
+    check_names("method.combine.parts", combine.parts, positional(rule), f"rule {combine.rule}")
+    if faces:
+        raise SettingsError(
+            f"method={method.name} combines the updates of several trainings, and the statistics of a face network's "
+            "normalisation are no updates; it is for language models"
+        )
+    parts = {}
+    for name in positional(rule):
+        part = combine.parts[name]
+        try:
+            own = bind(replace(method, combine=None, loss=part.loss, args=part.args))
+        except SettingsError as error:
+            raise SettingsError(f"method.combine.parts.{name}, a loss with its args: {error}") from None
+        parts[name] = replace(own, is_part=True)
+    passes = dict.fromkeys(name for part in parts.values() for name in part.passes)
+    return BoundLoss(method, None, list(passes), parts)
 
 
 def keyword_only(function: Callable) -> list[str]:
@@ -314,7 +353,7 @@ def check_scope(method: Method) -> None:
 
 def check_answers_are_scored(method: Method) -> None:
     """Raise SettingsError where the model ends at a layer and a step needs what it says of answers."""
-    looks = [name for name in ("mask", "edit") if getattr(method, name)]
+    looks = [name for name in ("mask", "edit", "init") if getattr(method, name)]
     if method.mask and method.mask.neurons is not None:  # its layers are put back while it looks
         looks.remove("mask")
     if method.edit and not EDITS[method.edit.rule].rows:
@@ -333,6 +372,25 @@ def check_hook(hook: Hook) -> None:
     placed = {"layer": int, "strength": float}
     check_names("method.hook.args", hook.args, [*placed, *keyword_only(function)], f"rule {hook.rule}")
     check_values("method.hook.args", hook.args, placed | get_type_hints(function))
+
+
+def check_init(bound: BoundLoss) -> None:
+    """Raise SettingsError for an `init` step that is not known, or a loss that compares with the model without its
+    adapters, which are then a part of the start.
+    """
+    method = bound.method
+    assert method.init is not None
+    one_of("method.init.rule", method.init.rule, list(INITS))
+    if bound.frozen:
+        raise SettingsError(
+            f"method={method.name}: the start that {method.loss} compares with in every step is the model without its "
+            f"adapters, and method.init makes these a part of it; leave it out{kl_too(method)}"
+        )
+
+
+def kl_too(method: Method) -> str:
+    """What else ends a comparison that the retain term makes."""
+    return ", or take method.retain=nll" if method.retain == "kl" else ""
 
 
 def check_rule(method: Method, loss: Callable) -> None:

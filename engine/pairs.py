@@ -3,6 +3,7 @@
 Shapes: B rows, T answer positions.
 """
 
+import copy
 import functools
 import hashlib
 import io
@@ -114,12 +115,16 @@ class Pairs:
             raise SettingsError("the method asks for questions about pictures, which language models alone answer")
         if "alternate" in passes:
             self.check_alternatives()
+        self.check_others()
+
+    def check_others(self) -> None:
+        """Raise SettingsError where all rows have one answer, and another one of theirs is asked for."""
         drawn: tuple[tuple[str, Any, str], ...] = (
             ("shuffled", self.forget, "other forget rows"),
             ("unrelated", self.retain, "retain rows"),
         )
         for name, rows, whose in drawn:
-            if name in passes and len(set(rows.answers)) < 2:
+            if name in self.passes and len(set(rows.answers)) < 2:
                 raise SettingsError(f"the method asks for answers of {whose}, but these all have the same answer")
 
     def check_alternatives(self) -> None:
@@ -148,6 +153,14 @@ class Pairs:
         }
         made = Pairs(passes, self.all_forget, self.all_retain, idk=self.idk, **more)
         made.own_answers = self.own_answers
+        return made
+
+    def with_retain_rows(self, count: int) -> "Pairs":
+        """The same with so many of the retain rows, drawn with the seed; 0: all. Raises SettingsError."""
+        made = copy.copy(self)
+        made.retain = drawn_of(self.retain, count, self.seed, "retain rows")
+        made.leading = made.retain if self.leading is self.retain else self.leading
+        made.check_others()
         return made
 
     def rows_of(self, name: str) -> Any:

@@ -74,8 +74,12 @@ def wandb_refusal_said() -> Iterator[None]:
 
 
 def run_of(folder: Path) -> Path:
-    """The folder whose name a run's figures go by: of an evaluation within its model's folder, that one."""
+    """The folder whose name a run's figures go by: of an evaluation within its model's folder, that one; of a training
+    that is a part of another, `<its folder>.<part>`.
+    """
     folder = folder.resolve()
+    if folder.parent.suffix == ".checkpoints":
+        return folder.parent.with_suffix(f".{folder.name}")
     return folder.parent if folder.name == EVAL_FOLDER else folder
 
 

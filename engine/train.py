@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from engine.checkpoints import Checkpoints, Metrics, check_room
+from engine.combine_step import train_parts
 from engine.edit_step import edit
 from engine.folders import written_whole
 from engine.frozen_start import Start, silence_dropout
 from engine.gradient_step import without_autocast
 from engine.hook_step import keep_hook
-from engine.language_model import subtract_update, trained_weights
+from engine.init_step import begin_adapters
+from engine.language_model import merged, subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
 from engine.mask_step import hold_all_but
 from engine.methods import BoundLoss
@@ -203,6 +205,10 @@ def train(
         SettingsError: the training diverged, or the disk has no room.
         Stopped: a signal ended it, after a checkpoint.
     """
+    if bound.trainings:
+        assert each_epoch is None  # the settings refuse it
+        where: dict[str, Any] = {"seed": seed, "save_dir": save_dir, "record": record, "say": say}
+        return train_parts(start, bound, pairs, encoder, settings, train=train, **where)
     start_of_peak()
     transformers.set_seed(seed)
     check_room(start.model, save_dir, settings, own=4 if bound.rule and bound.rule.needs_retain else 0)
@@ -238,6 +244,8 @@ def train(
                 write(start, trained, Path(save_dir), {"seed": seed, **record, **cost}, checkpoints)
             trainer.accelerator.wait_for_everyone()
             checkpoints.finish()
+    if bound.is_part:
+        checkpoints.stop_if_told()
 
 
 def follow(trainer: LossTrainer, checkpoints: Checkpoints, parts: dict[str, Any]) -> str | None:
@@ -326,7 +334,9 @@ def run(trainer: LossTrainer, first_weights: dict[str, Tensor], last: str | None
     task_vector = trainer.bound.method.task_vector
     if task_vector and trainer.is_world_process_zero():  # who writes the model
         subtract_update(trained, first_weights, task_vector.step)
-    return trained
+    # what an adapter adds is then not what was learned, and nobody is to add it to the start
+    begun = trainer.bound.method.init and trainer.is_world_process_zero()
+    return merged(trained) if begun else trained
 
 
 def cost_of(
@@ -396,6 +406,9 @@ def prepare(trainer: LossTrainer, pairs: Any, encoder: Any, each_epoch: Any, say
         trainer.edited = keep_hook(trainer, pairs, encoder)
         far = f"{trainer.edited['steered_forget']:.2f} of the way, retain rows {trainer.edited['steered_retain']:.2f}"
         say(f"{method.name}: a hook beside the weights steers forget rows {far}; the weights forget nothing")
+    if method.init:
+        trainer.edited = begin_adapters(trainer, pairs, encoder)
+        say(f"{method.name}: {trainer.edited['begun']:.0%} of the adapters begin with weights of the start")
     if method.mask:
         share = hold_all_but(trainer, method.mask, pairs, encoder)
         say(f"{method.name}: the mask lets {share:.1%} of the trained weights move")

@@ -11,7 +11,8 @@ from settings.script import ROOT
 
 LOSSES = ROOT / "unlearn_losses.py"
 METHODS = ROOT / "config" / "method"
-EDITS = ROOT / "engine"
+ENGINE = ROOT / "engine"
+STEPS = ("edit", "combine", "init")  # whose rules are functions in files of their own, engine/<step>_<rule>.py
 SECTION = re.compile(r"(Args|Returns|Raises|Source):")  # how a paragraph of a docstring begins that is no formula
 
 
@@ -47,17 +48,18 @@ def method_note(method: str, losses: dict[str, str]) -> dict[str, str]:
     comment = " ".join(re.findall(r"^# ?(.*)$", text, re.M))
     link = re.search(r"https?://[^\s),:]+", comment)
     told = yaml.safe_load(text)
-    loss, rule = told.get("loss"), (told.get("edit") or {}).get("rule")
+    loss = told.get("loss")
     paragraphs = paragraphs_of(losses.get(loss, ""))
     line = paragraphs[0] if loss == method else first_sentence(comment)
     formula = paragraphs[1] if len(paragraphs) > 1 and not SECTION.match(paragraphs[1]) else ""
-    formulas = [edit_formula(rule), formula] if rule else [formula]
+    rules = [f"{step}_{told[step]['rule']}" for step in STEPS if told.get(step)]
+    formulas = [*map(rule_formula, rules), formula]
     return {"line": line, "formula": " ".join(filter(None, formulas)), "link": link[0] if link else ""}
 
 
-def edit_formula(rule: str) -> str:
-    """What the rule of an `edit` step makes of weights: the first paragraph of its function; empty: it is gone."""
-    file = EDITS / f"edit_{rule}.py"
+def rule_formula(rule: str) -> str:
+    """What the rule of a step makes of weights: the first paragraph of its function; empty: it is gone."""
+    file = ENGINE / f"{rule}.py"
     functions = list(loss_docstrings(file).values()) if file.is_file() else []
     return paragraphs_of(functions[0])[0] if functions else ""
 

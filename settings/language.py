@@ -14,6 +14,7 @@ from settings.training import (
     Activations,
     Method,
     Trainer,
+    check_adapters,
     check_forgets,
     check_mask,
     check_report_to,
@@ -289,9 +290,15 @@ class Forget(Finetune):
         super().__post_init__()
         check_forgets(self.method)
         check_mask(self.method, self.trainer)
-        if self.epoch_eval and self.method.loss is None:
+        check_adapters(self.method, self.trainer)
+        if self.method.init and self.model.weights != "float32":
+            raise SettingsError(
+                f"model.weights={self.model.weights}: method={self.method.name} moves part of the weights into "
+                "adapters, and what is left would be rounded; set model.weights=float32"
+            )
+        if self.epoch_eval and not self.method.trained_losses():
             raise SettingsError(f"epoch_eval: method={self.method.name} trains no epoch; leave epoch_eval out")
-        if self.epoch_eval and (self.method.activations or self.method.task_vector):
+        if self.epoch_eval and (self.method.activations or self.method.task_vector or self.method.combine):
             raise SettingsError(
                 f"epoch_eval: what method={self.method.name} trains is no whole model before the end; leave "
                 "epoch_eval out"
@@ -300,7 +307,7 @@ class Forget(Finetune):
     def inputs(self) -> Inputs:
         inputs = super().inputs()
         idk = [str(ROOT / path) for path in (self.data.idk_questions, self.data.idk_pictures)]
-        is_asked = self.method.loss is not None and "alternate" in passes_named(self.method.loss)
+        is_asked = any("alternate" in passes_named(loss) for loss in self.method.trained_losses())
         invented = [self.data.alternatives] if is_asked and Path(self.data.alternatives).is_file() else []
         asked = [str(ROOT / self.method.visual.questions)] if self.method.visual else []
         return replace(inputs, files=[*inputs.files, *idk, *invented, *asked], losses=self.method.losses())

@@ -94,6 +94,38 @@ class Hook:
 
 
 @dataclass
+class Part:
+    """One of several trainings from the same start: a loss with its values."""
+
+    loss: str = MISSING  # a function of unlearn_losses
+    args: dict[str, Any] = field(default_factory=dict)  # its keyword-only parameters
+
+
+@dataclass
+class Combine:
+    """In place of one training: several from the same start, of whose updates a rule makes one."""
+
+    rule: str = MISSING  # sculpt (SMFA)
+    parts: dict[str, Part] = MISSING  # by the names that the rule has for their updates
+    args: dict[str, Any] = field(default_factory=dict)  # the rule's keyword-only parameters
+    rows: int = 0  # retain rows that the parts train on, drawn with the seed; 0: all
+
+    def __post_init__(self) -> None:
+        at_least("method.combine.rows", self.rows, 0)
+
+
+@dataclass
+class Init:
+    """Before training: a rule says how adapters begin, by what forget and retain rows say of the weights."""
+
+    rule: str = MISSING  # fila (LoKU)
+    rows: int = 0  # of each kind that it looks at, drawn with the seed; 0: all
+
+    def __post_init__(self) -> None:
+        at_least("method.init.rows", self.rows, 0)
+
+
+@dataclass
 class Noise:
     """What the pass `noised` hides of a forget row (VGID)."""
 
@@ -182,7 +214,9 @@ NO_METHODS = ("base", "gold", "start", "finetune", "pretrain")  # what models ar
 @dataclass
 class Method:
     name: str = MISSING  # the name of its file in config/method
-    loss: str | None = MISSING  # a function of unlearn_losses; null: nothing trains, the edit is all
+    loss: str | None = (
+        MISSING  # a function of unlearn_losses; null: nothing trains, the edit is all, or what is combined
+    )
     args: dict[str, Any] = field(default_factory=dict)  # its keyword-only parameters
     retain: str = "nll"  # the retain term: nll or kl
     other_answers: int = 1  # answers a row in the passes `unrelated`, `shuffled` and `alternate`
@@ -194,6 +228,8 @@ class Method:
     trace: Trace | None = None
     edit: Edit | None = None
     hook: Hook | None = None
+    combine: Combine | None = None
+    init: Init | None = None
     mask: Mask | None = None
     gradient: Gradient | None = None
     activations: Activations | None = None
@@ -206,6 +242,7 @@ class Method:
         at_least("method.l1", self.l1, 0)
         one_of("method.scope", self.scope, SCOPES)
         self.check_untrained()
+        self.check_init()
         self.check_against()
         self.check_trace()
         if self.gradient and self.mask and self.mask.applies_to == "forget":
@@ -218,21 +255,33 @@ class Method:
         """Raise SettingsError where nothing trains and nothing else is done, or a step of a training is named."""
         if self.hook and (self.loss is not None or self.edit):
             raise SettingsError(f"method={self.name}: method.hook stands in place of method.loss and method.edit")
+        if self.combine and (self.loss is not None or self.edit or self.hook):
+            raise SettingsError(
+                f"method={self.name}: method.combine stands in place of method.loss, method.edit and method.hook"
+            )
         if self.loss is not None:
             return
-        if self.edit is None and self.hook is None:
+        if self.edit is None and self.hook is None and self.combine is None:
             raise SettingsError(f"method={self.name}: method.loss=null trains nothing; it needs a method.edit")
         if self.hook and self.noise is None:
             raise SettingsError(f"method={self.name}: method.hook needs a method.noise, towards which it steers")
-        steps = ("noise", "boundary", "visual", "trace", "mask", "gradient", "activations", "multiplier", "task_vector")
-        for name in ("args", "l1", *steps):
+        why = "a part of method.combine is a loss with its args" if self.combine else "method.loss=null trains nothing"
+        steps = ("noise", "boundary", "visual", "trace", "init", "mask", "gradient", "activations", "multiplier")
+        for name in ("args", "l1", *steps, "task_vector"):
             if getattr(self, name) and not (self.hook and name == "noise"):
-                raise SettingsError(f"method={self.name}: method.loss=null trains nothing; leave method.{name} out")
+                raise SettingsError(f"method={self.name}: {why}; leave method.{name} out")
         for name, value, plain in (("retain", self.retain, "nll"), ("other_answers", self.other_answers, 1)):
             if value != plain:
-                raise SettingsError(
-                    f"method={self.name}: method.loss=null trains nothing; leave method.{name}={value} out"
-                )
+                raise SettingsError(f"method={self.name}: {why}; leave method.{name}={value} out")
+
+    def check_init(self) -> None:
+        """Raise SettingsError where a step takes all that an adapter adds for what was learned."""
+        taken = [name for name in ("l1", "task_vector") if getattr(self, name)]
+        if self.init and taken:
+            raise SettingsError(
+                f"method={self.name}: with method.init adapters begin with weights of the start, and "
+                f"method.{taken[0]} takes all that an adapter adds for what was learned; leave one out"
+            )
 
     def check_against(self) -> None:
         """Raise SettingsError where rows in words would count twice in what a mask compares."""
@@ -249,10 +298,10 @@ class Method:
 
     def check_trace(self) -> None:
         """Raise SettingsError where layers are to be traced, or answers to be given, in a way that does not go."""
-        for step in ("edit", "mask", "gradient", "activations"):
+        for step in ("edit", "mask", "gradient", "init", "activations"):
             if self.trace and getattr(self, step):
                 raise SettingsError(
-                    f"method={self.name}: method.trace and method.{step} both say which weights train; leave one out"
+                    f"method={self.name}: method.trace and method.{step} both say what trains; leave one out"
                 )
         for step in ("trace", "visual"):
             if getattr(self, step) and self.scope != "pictures":
@@ -260,8 +309,13 @@ class Method:
 
     def losses(self) -> list[str]:
         """The functions of unlearn_losses that it names."""
-        named = [self.loss, self.mask and self.mask.loss, IMPORTANCE if self.edit else None]
-        return [each for each in named if each]
+        looks = IMPORTANCE if self.edit or self.init else None
+        return [each for each in (*self.trained_losses(), self.mask and self.mask.loss, looks) if each]
+
+    def trained_losses(self) -> list[str]:
+        """Those that something trains by."""
+        parts = [part.loss for part in self.combine.parts.values()] if self.combine else []
+        return [each for each in (self.loss, *parts) if each]
 
 
 @functools.cache
@@ -409,6 +463,26 @@ def check_mask(method: Method, trainer: Trainer) -> None:
             f"trainer.weight_decay={trainer.weight_decay} would move the weights that method={method.name} holds "
             "still: set it to 0"
         )
+
+
+def check_adapters(method: Method, trainer: Trainer) -> None:
+    """Raise SettingsError where adapters are missing that a method begins, or an adapter would be taken for what was
+    learned, which it is not.
+    """
+    if method.combine and trainer.save == "adapter":
+        raise SettingsError(
+            f"trainer.save=adapter: what method={method.name} combines is no adapter; set trainer.save=merged"
+        )
+    if not method.init:
+        return
+    if not trainer.lora:
+        raise SettingsError(f"method={method.name} says how adapters begin: it needs trainer.lora")
+    for name, value, plain in (("save", trainer.save, "merged"), ("l1", trainer.l1, 0)):
+        if value != plain:
+            raise SettingsError(
+                f"trainer.{name}={value}: with method={method.name} adapters begin with weights of the start, so that "
+                f"an adapter alone is not what was learned; set trainer.{name}={plain}"
+            )
 
 
 @functools.cache  # says its line once

@@ -144,6 +144,10 @@ class Few:
     def pairs_for(self, passes):
         return Few(self.made.pairs_for(passes), self.count)
 
+    def with_retain_rows(self, count):
+        made = self.made.with_retain_rows(count)
+        return Few(made, min(self.count, len(made)))
+
     def rows_of(self, name):
         rows = self.made.rows_of(name)
         return [rows[place] for place in range(min(self.count, len(rows)))]

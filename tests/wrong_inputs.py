@@ -289,6 +289,16 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "an edit beside an adapter", "method=kvw", lora)
     yield wrong(script, "a rule of edits that is not there", "method=kvw", "method.edit.rule=kwv")
     yield wrong(script, "a method that does nothing", "method.loss=null")
+    yield wrong(script, "an adapter alone of a combined update", "method=smfa", lora, "trainer.save=adapter")
+    yield wrong(
+        script, "a part without its value", "method=smfa", "~method.combine.parts.forgetting.args.retain_weight"
+    )
+    yield wrong(script, "a rule of updates that is not there", "method=smfa", "method.combine.rule=scuplt")
+    yield wrong(script, "a combination judged at every epoch", "method=smfa", "epoch_eval=mm")
+    yield wrong(script, "adapters that begin without LoRA", "method=fila", "trainer.lora=null")
+    yield wrong(script, "an adapter alone that begins with weights", "method=fila", lora, "trainer.save=adapter")
+    yield wrong(script, "adapters that begin with rounded weights", "method=fila", lora, "model.weights=bfloat16")
+    yield wrong(script, "adapters that begin, and a start to compare with", "method=fila", lora, "method.retain=kl")
     yield wrong(script, "a hook beside an adapter", "method=mllmeraser", lora)
     yield wrong(script, "a hook at a layer that is not there", "method=mllmeraser")
     yield wrong(script, "an edit of a layer that is not there", "method=lunar")

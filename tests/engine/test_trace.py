@@ -173,7 +173,7 @@ def test_the_start_is_asked_before_anything_changes_and_answers_as_plain_generat
         (lambda: Visual("file", 0), r"method.visual.max_new_tokens=0 must be at least 1"),
         (
             lambda: replace(PAVA, gradient=PAVA.trace),
-            r"method.trace and method.gradient both say which weights train; leave one out",
+            r"method.trace and method.gradient both say what trains; leave one out",
         ),
         (
             lambda: bind(

@@ -82,8 +82,9 @@ def test_every_method_makes_a_checkpoint_that_can_be_the_start_of_the_next(
 ):
     steps = OmegaConf.load(ROOT / f"config/method/{method}.yaml")
     hooked = "hook" in steps  # the weights stay
-    masked = "mask" in steps or "edit" in steps or hooked  # all are of the model's own weights
-    lora = f"trainer.lora={'null' if masked else '{r: 4, alpha: 8, dropout: 0.0}'}"
+    whole = "mask" in steps or "edit" in steps or hooked  # all are of the model's own weights
+    merged = whole or "combine" in steps or "init" in steps  # what is learned is no adapter over the start
+    lora = f"trainer.lora={'null' if whole else '{r: 4, alpha: 8, dropout: 0.0}'}"
     # what a method needs on a model of this size stands in the benchmark of all of them
     own = OmegaConf.select(OmegaConf.load(ROOT / "config/benchmark/all_methods.yaml"), f"runs.{method}") or []
     overrides = [
@@ -99,7 +100,7 @@ def test_every_method_makes_a_checkpoint_that_can_be_the_start_of_the_next(
     assert (tmp_path / "out" / "hook.json").is_file() == hooked
     assert (
         same_tensors(finetuned, tmp_path / "out") == hooked
-        and (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file() != masked
+        and (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file() != merged
     )
     meta = json.loads((tmp_path / "out" / "train_meta.json").read_text())
     assert meta["method"] == method and meta["settings"]["method"]["args"] == (

@@ -70,7 +70,8 @@ def test_every_model_and_data_choice_composes_in_every_script(script, model, dat
 
 @pytest.mark.parametrize("method", choices("method"))
 def test_every_method_composes(method):
-    held = ["trainer.weight_decay=0"] if "mask" in OmegaConf.load(ROOT / f"config/method/{method}.yaml") else []
+    steps = OmegaConf.load(ROOT / f"config/method/{method}.yaml")
+    held = ["trainer.weight_decay=0"] if "mask" in steps else ["trainer=clear_lora"] if "init" in steps else []
     assert compose("mm/forget", Forget, [f"method={method}", *held]).method.name == method
 
 
