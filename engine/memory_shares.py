@@ -49,13 +49,13 @@ def parts_ddp(need: Need) -> dict[str, float]:
 
 
 def parts_fsdp2(own: Need, shared: Need, count: int, half: bool) -> dict[str, float]:
-    """Each process has its share, and two layers whole with what is in no layer; a reference is whole."""
+    """Each process has its share, and two layers whole with what is in no layer, of a reference too."""
     whole = shared.gathered * (2 if half else 4)
     parts: dict[str, float] = {
         "weights": own.weights / count + whole,
         "gradients": own.gradients / count,
         "optimizer": own.optimizer / count,
-        "reference": own.reference,
+        "reference": own.reference / count + (whole if own.reference else 0),
         "activations": shared.activations,
     }
     return with_peak(parts, own.update / count)

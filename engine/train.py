@@ -23,7 +23,7 @@ from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
 from engine.methods import BoundLoss
 from engine.pairs import PassCollator
-from engine.parted import check_parts, check_whole, make_whole, shapes_of
+from engine.parted import PLAIN, check_parts, check_whole, check_whole_weights, make_whole, shapes_of
 from engine.progress import Work
 from engine.record import (
     METRICS,
@@ -215,7 +215,10 @@ def train(
         options = {"train_dataset": pairs, "data_collator": collator, "callbacks": [progress]}
         arguments = training_arguments(settings, seed, scratch)
         trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
-        check_parts(trainer.accelerator, settings.precision)
+        check_parts(trainer.accelerator, settings)
+        check_whole_weights(trainer.accelerator, bound.method, settings, each_epoch=bool(each_epoch))
+        if trainer.accelerator.distributed_type not in PLAIN:
+            collator.beside = pairs.a_picture_row()
         trainer.remove_callback(transformers.PrinterCallback)
         progress.trainer = trainer
         check_before_training(trainer, start, pairs, encoder, say)
