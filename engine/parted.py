@@ -64,6 +64,26 @@ def check_whole_weights(accelerator: Any, method: Method, settings: Trainer, *, 
         )
 
 
+def name_layers(accelerator: Any, model: nn.Module) -> None:
+    """Tell FSDP2 which classes of layers it parts one by one, where it parts by layers.
+
+    They are those that the model itself names, as far as it has them: LLaVA names layers of towers that it may have.
+    Raises SettingsError for a class that the launch names and the model lacks.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if accelerator.distributed_type != DistributedType.FSDP or plugin is None:
+        return
+    there = {type(module).__name__ for module in model.modules()}
+    if plugin.transformer_cls_names_to_wrap is None:
+        named = getattr(model, "_no_split_modules", None) or ()
+        plugin.transformer_cls_names_to_wrap = sorted(there.intersection(named))
+    if lacking := sorted(set(plugin.transformer_cls_names_to_wrap) - there):
+        raise SettingsError(
+            f"fsdp_transformer_layer_cls_to_wrap names {lacking[0]}, which the model has no layer of; leave it out, and "
+            "the layers are those that the model names"
+        )
+
+
 def in_parts(accelerator: Any) -> bool:
     """Whether each process has a part of every weight alone: FSDP2 and ZeRO-3."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

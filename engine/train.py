@@ -23,7 +23,7 @@ from engine.language_model import subtract_update, trained_weights
 from engine.loss_trainer import LossTrainer, MultiplierCallback
 from engine.methods import BoundLoss
 from engine.pairs import PassCollator
-from engine.parted import PLAIN, check_parts, check_whole, check_whole_weights, make_whole, shapes_of
+from engine.parted import PLAIN, check_parts, check_whole, check_whole_weights, make_whole, name_layers, shapes_of
 from engine.progress import Work
 from engine.record import (
     METRICS,
@@ -217,6 +217,7 @@ def train(
         trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
         check_parts(trainer.accelerator, settings)
         check_whole_weights(trainer.accelerator, bound.method, settings, each_epoch=bool(each_epoch))
+        name_layers(trainer.accelerator, start.model)
         if trainer.accelerator.distributed_type not in PLAIN:
             collator.beside = pairs.a_picture_row()
         trainer.remove_callback(transformers.PrinterCallback)

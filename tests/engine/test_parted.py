@@ -13,7 +13,7 @@ from torch import nn
 from engine import language_model
 from engine.language_model import check_each_loads
 from engine.pairs import Batch
-from engine.parted import check_parts, check_whole, check_whole_weights, shapes_of
+from engine.parted import check_parts, check_whole, check_whole_weights, name_layers, shapes_of
 from helpers import NPO, TRAINER
 from settings.script import SettingsError
 from settings.training import Edit, Gradient, Mask
@@ -103,6 +103,22 @@ def test_a_penalty_of_all_weights_and_an_evaluation_within_training_are_refused_
 
 def test_zero2_keeps_whole_weights_for_a_penalty_and_an_evaluation():
     check_whole_weights(SHARDED["ZeRO-2"], NPO, replace(TRAINER, l1=0.1), each_epoch=True)
+
+
+class Layer(nn.Linear):
+    pass
+
+
+def test_fsdp2_parts_the_layers_that_the_model_names_and_has():
+    launch = launched(DistributedType.FSDP, fsdp2=True)
+    launch.state.fsdp_plugin = SimpleNamespace(transformer_cls_names_to_wrap=None)
+    model = nn.Sequential(Layer(2, 2), Layer(2, 2))
+    model._no_split_modules = ["Layer", "LayerOfAnotherTower"]
+    name_layers(launch, model)
+    assert launch.state.fsdp_plugin.transformer_cls_names_to_wrap == ["Layer"]
+    launch.state.fsdp_plugin.transformer_cls_names_to_wrap = ["Other"]
+    with pytest.raises(SettingsError, match="names Other, which the model has no layer of"):
+        name_layers(launch, model)
 
 
 def test_weights_that_the_first_process_alone_would_read_are_refused(monkeypatch):
