@@ -390,7 +390,8 @@ def load_optimizer(trainer: Any, folder: Path) -> None:
     """Put the optimizer's state of a checkpoint in place of the trainer's."""
     is_part, optimizer = trainer.is_deepspeed_enabled, trainer.optimizer
     with readable(folder):
-        facts = read_json(folder / PROGRESS)["processes"][processes().process_index]["optimizer"]
+        of_processes: list[dict[str, Any]] = read_json(folder / PROGRESS)["processes"]
+        facts = of_processes[processes().process_index]["optimizer"]
         state: dict[int, dict[str, Any]] = {int(number): dict(own) for number, own in facts["values"].items()}
         for name, value in load_file(folder / optimizer_file(is_part)).items():
             number, _, key = name.partition(".")
@@ -399,9 +400,9 @@ def load_optimizer(trainer: Any, folder: Path) -> None:
         if is_part:
             return load_part_of_optimizer(optimizer.optimizer, {"state": state, "param_groups": groups})
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        for number, own in state.items():
-            parts = {key: parted_like(value, weights[number]) for key, value in own.items() if torch.is_tensor(value)}
-            own.update(parts)
+        for place, own in state.items():
+            tensors = {key: value for key, value in own.items() if torch.is_tensor(value)}
+            own.update({key: parted_like(value, weights[place]) for key, value in tensors.items()})
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

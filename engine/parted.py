@@ -79,8 +79,8 @@ def name_layers(accelerator: Any, model: nn.Module) -> None:
         plugin.transformer_cls_names_to_wrap = sorted(there.intersection(named))
     if lacking := sorted(set(plugin.transformer_cls_names_to_wrap) - there):
         raise SettingsError(
-            f"fsdp_transformer_layer_cls_to_wrap names {lacking[0]}, which the model has no layer of; leave it out, and "
-            "the layers are those that the model names"
+            f"fsdp_transformer_layer_cls_to_wrap names {lacking[0]}, which the model has no layer of; leave it out, "
+            "and the layers are those that the model names"
         )
 
 

@@ -332,6 +332,83 @@ def resume_case(job: dict[str, Any], track: str, name: str) -> None:
         assert any("going on from step 2" in line for line in lines), lines
 
 
+def bytes_of(tensors) -> int:
+    """What this process holds of tensors; of a parted one its part."""
+    own = (each.to_local() if isinstance(each, DTensor) else each for each in tensors)
+    return sum(each.numel() * each.element_size() for each in own)
+
+
+def in_use(model) -> int:
+    """What this process holds now of weights that others have a part of, too: those that are gathered for a pass."""
+    weights = [each for each in model.parameters() if not isinstance(each, DTensor)]
+    return sum(each.numel() * each.element_size() for each in weights)  # of ZeRO-3 the others are empty
+
+
+class Held:
+    """Bytes that this process holds of each part of what a training needs: the most that is seen of each."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.most = dict.fromkeys(("weights", "used", "gradients", "bucket", "optimizer", "reference", "used_of_it"), 0)
+        self.zero = getattr(trainer.optimizer.optimizer, "ipg_buckets", None) and trainer.optimizer.optimizer
+        for model, name in ((trainer.model, "used"), (trainer.reference.copy, "used_of_it")):
+            for module in model.modules():
+                module.register_forward_hook(lambda *_, model=model, name=name: self.note(name, in_use(model)))
+        for weight in trainer.model.parameters():
+            weight.register_hook(lambda *_: self.note("bucket", bytes_of(self.buckets())))
+        optimizer = self.zero or trainer.optimizer
+        step = optimizer.step
+
+        def noted(*given, **named):
+            self.note("gradients", bytes_of(self.gradients()))
+            result = step(*given, **named)
+            self.note("optimizer", bytes_of(self.moments()))
+            return result
+
+        optimizer.step = noted
+        self.note("weights", bytes_of(self.parts(trainer.model)))
+        self.note("reference", bytes_of(self.parts(trainer.reference.copy)))
+
+    def note(self, part, count):
+        self.most[part] = max(self.most[part], count)
+
+    def parts(self, model):
+        """What stays of a model between passes."""
+        return [each.ds_tensor if hasattr(each, "ds_tensor") else each for each in model.parameters()]
+
+    def buckets(self):
+        """In which DeepSpeed sums gradients."""
+        kept = [bucket.buffer for bucket in self.zero.ipg_buckets.values()] if self.zero else []
+        return [each for found in kept for each in (found if isinstance(found, list) else [found])]
+
+    def gradients(self):
+        if self.zero is None:
+            return [each.grad for each in self.trainer.model.parameters() if each.grad is not None]
+        whole = getattr(self.zero, "grad_partitions_flat_buffer", None)
+        return [each for own in self.zero.averaged_gradients.values() for each in own] if whole is None else [whole]
+
+    def moments(self):
+        """The state of the optimizer, and the fp32 weights that DeepSpeed keeps beside."""
+        inner = self.zero.optimizer if self.zero else self.trainer.optimizer
+        found = [value for own in inner.state.values() for value in own.values() if torch.is_tensor(value)]
+        for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
+            found += getattr(self.zero, name, [])
+        return found
+
+
+def hold_case(job: dict[str, Any], track: str, name: str) -> None:
+    """Train a case, and write what each process held of it."""
+    seen: list[Held] = []
+
+    def watch(trainer, step):
+        if step == 1:  # the reference is there
+            seen.append(Held(trainer))
+
+    folder = Path(job["folder"], track, f"{name}_held")
+    run_case(track, name, job["bases"][track], job["world"], folder, batch_size=2, at_step=watch)
+    (folder / f"held_{processes().process_index}.json").write_text(json.dumps(seen[0].most))
+
+
 def evaluate_base(job: dict[str, Any], track: str) -> None:
     """Evaluate the base model of a track as its recipe does."""
     evaluate_model(job["bases"][track], track, job["evaluation"], Path(job["folder"], f"evaluated_{track}"))
@@ -344,6 +421,7 @@ def evaluate_model(base, track, overrides, folder):
     import nlp.eval
     from engine.evaluate import evaluate, read_tasks
 
+    forget_settings_of_launch()
     recipe, kind = (mm.eval, mm.encoder) if track == "mm" else (nlp.eval, nlp.encoder)
     settings = recipe.main.compose([f"model_path={base}", f"save_dir={folder}", *overrides])
     tasks = read_tasks(settings, settings.seed, settings.fold)
@@ -360,7 +438,7 @@ def main() -> None:
 
         engage_fsdp2(pytest.MonkeyPatch())
     for kind, *case in job["parts"]:
-        {"train": train_case, "resume": resume_case, "evaluate": evaluate_base}[kind](job, *case)
+        {"train": train_case, "resume": resume_case, "hold": hold_case, "evaluate": evaluate_base}[kind](job, *case)
     end_processes()
 
 

@@ -27,26 +27,24 @@ def cases():
 
 
 @pytest.fixture(scope="module")
-def bases(text_base):
-    return {"mm": str(BASE), "nlp": str(text_base)}
+def job(text_base, world, world_overrides):
+    """The models and data of both tracks."""
+    bases = {"mm": str(BASE), "nlp": str(text_base)}
+    return {"bases": bases, "world": str(world), "evaluation": [*world_overrides, "max_new_tokens=8", "limit=6"]}
 
 
 @pytest.fixture(scope="module")
-def limits(world_overrides):
-    return [*world_overrides, "max_new_tokens=8", "limit=6"]
-
-
-@pytest.fixture(scope="module")
-def alone(bases, world, limits, tmp_path_factory):
+def alone(job, tmp_path_factory):
     """`alone(track)`: the folder of what one process made."""
     made = {}
 
     def of_track(track):
         if track not in made:
             folder = made[track] = tmp_path_factory.mktemp("alone")
+            base = job["bases"][track]
             for name in CASES:
-                run_case(track, name, bases[track], world, folder / name, batch_size=4)
-            evaluate(bases[track], track, limits, folder / "evaluated")
+                run_case(track, name, base, job["world"], folder / name, batch_size=4)
+            evaluate(base, track, job["evaluation"], folder / "evaluated")
         return made[track]
 
     return of_track
@@ -65,7 +63,7 @@ def share_apart(start, one, two):
 
 
 @pytest.mark.parametrize(("backend", "track"), list(cases()))
-def test_two_processes_train_go_on_and_evaluate_as_one(backend, track, bases, world, limits, alone, tmp_path):
+def test_two_processes_train_go_on_and_evaluate_as_one(backend, track, job, alone, tmp_path):
     """The processes themselves assert which backend wraps the model, that one of them sees a picture where the other
     sees none, and that the second attempt goes on from the second step.
     """
@@ -73,14 +71,13 @@ def test_two_processes_train_go_on_and_evaluate_as_one(backend, track, bases, wo
         pytest.skip(why)
     resumed = RESUMED[track]
     parts = [*(("train", track, name) for name in CASES), ("resume", track, resumed), ("evaluate", track)]
-    job = {"bases": bases, "world": str(world), "evaluation": limits, "parts": parts}
-    launch(backend, tmp_path, job)
+    launch(backend, tmp_path, {**job, "parts": parts})
     one, two = alone(track), tmp_path / track
     for name, case in CASES.items():
         apart = ((losses(two / name) - losses(one / name)) / losses(one / name)).abs().max().item()
-        weights = share_apart(bases[track], one / name, two / name)
+        weights = share_apart(job["bases"][track], one / name, two / name)
         network, encoder = loaded(track, case, two / name)
-        said = says(network, first_rows(world, track, encoder))
+        said = says(network, first_rows(job["world"], track, encoder))
         saved = (said - torch.load(two / name / "said_last.pt")).abs().max().item()
         print(f"{backend} {track} {name}: losses {apart:.1e}, weights {weights:.1e}, saved {saved:.1e}")
         assert apart < LOSS
