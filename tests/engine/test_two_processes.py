@@ -1,13 +1,18 @@
 """Two processes train, save, go on and evaluate as one does, whatever each of them holds of the weights."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from engine.memory import Shape, need_of
+from engine.memory_shares import BUCKET, parts_fsdp2, parts_zero2, parts_zero3
 from engine.record import read_json
 from helpers import BASE
+from nlp import forget as nlp_forget
 from two_processes import BACKENDS, CASES, TRACKS, first_rows, launch, loaded, run_case, says, why_not
 from two_processes import evaluate_model as evaluate
 
@@ -62,6 +67,29 @@ def share_apart(start, one, two):
     return sum((one[name] - two[name]).abs().sum().item() for name in one) / moved
 
 
+def check_held(backend, folder, base):
+    """Each process holds what the plan says, within a fifth."""
+    settings = nlp_forget.main.compose(["method=kl", "trainer.lora=null", "trainer.precision=fp32", "model.made_by=''"])
+    settings = replace(settings, model_path=base)
+    need = need_of(settings, AutoModelForCausalLM, AutoConfig.from_pretrained(base), Shape(32, 8, "a test"))
+    planned = {"fsdp2": parts_fsdp2, "zero2": parts_zero2, "zero3": parts_zero3}[backend](need, need, 2, half=False)
+    for rank in (0, 1):
+        held = json.loads((folder / f"held_{rank}.json").read_text())
+        # of ZeRO-2 no part is gathered: its weights are whole
+        found = {name: held[name] for name in ("gradients", "optimizer", "weights", "reference")}
+        if backend != "zero2":
+            found["weights"] += held["used"]
+            found["reference"] += held["used_of_it"]
+        else:
+            assert held["used"] == held["weights"]
+        if backend.startswith("zero"):  # the bucket dwarfs the gradients of a small model
+            assert held["bucket"] == 4 * BUCKET
+            planned["gradients"] -= 4 * BUCKET * (rank == 0)
+        print(backend, rank, {name: f"{value / planned[name]:.3f}" for name, value in found.items()}, held, planned)
+        for name, value in found.items():
+            assert value == pytest.approx(planned[name], rel=0.2), name
+
+
 @pytest.mark.parametrize(("backend", "track"), list(cases()))
 def test_two_processes_train_go_on_and_evaluate_as_one(backend, track, job, alone, tmp_path):
     """The processes themselves assert which backend wraps the model, that one of them sees a picture where the other
@@ -71,6 +99,8 @@ def test_two_processes_train_go_on_and_evaluate_as_one(backend, track, job, alon
         pytest.skip(why)
     resumed = RESUMED[track]
     parts = [*(("train", track, name) for name in CASES), ("resume", track, resumed), ("evaluate", track)]
+    if track == "nlp" and backend != "ddp":
+        parts.append(("hold", track, "kl"))
     launch(backend, tmp_path, {**job, "parts": parts})
     one, two = alone(track), tmp_path / track
     for name, case in CASES.items():
@@ -83,6 +113,8 @@ def test_two_processes_train_go_on_and_evaluate_as_one(backend, track, job, alon
         assert apart < LOSS
         assert weights < SHARE
         assert saved < LOGITS
+    if track == "nlp" and backend != "ddp":
+        check_held(backend, two / "kl_held", job["bases"][track])
     plain, again = ((two / name / "model.safetensors").read_bytes() for name in (resumed, f"{resumed}_resumed"))
     assert again == plain
     logs = [folder / "eval_log_aggregated.json" for folder in (one / "evaluated", tmp_path / f"evaluated_{track}")]
