@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,7 +28,7 @@ from transformers import TrainerCallback
 
 from engine.folders import beside, check_space, full_disk_said, marked, remove_ours, written_whole
 from engine.language_model import trained_weights
-from engine.parted import parted_like, whole
+from engine.parted import in_parts, load_part_of_optimizer, part_of_optimizer, parted_like, put, whole
 from engine.progress import start_of_line
 from engine.record import METRICS, other_versions, peak_memory_gb, read_json, versions, why_another, write_json
 from settings.script import GOES_ON, MAKE_ROOM, SettingsError, Stopped, processes
@@ -69,9 +69,6 @@ class Checkpoints(TrainerCallback):
         self.before = 0.0  # seconds of earlier attempts
         self.peak = 0.0  # their largest peak of memory, in GB
         self.told: signal.Signals | None = None  # the signal that told to stop
-        if self.every.unit != "never" and trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            self.every = Interval(0, "never")
-            say("no checkpoints are written under DeepSpeed: its own are pickles, which the suite does not read")
 
     @property
     def is_off(self) -> bool:
@@ -165,9 +162,12 @@ class Checkpoints(TrainerCallback):
         trainer = self.trainer
         step = trainer.state.global_step
         weights = {name: whole(value) for name, value in kept_weights(unwrapped(trainer)).items()}
-        tensors, facts = parted(trainer.optimizer.state_dict())
+        is_part = trainer.is_deepspeed_enabled  # DeepSpeed keeps of the optimizer a part on each process
+        state = part_of_optimizer(trainer.optimizer.optimizer) if is_part else trainer.optimizer.state_dict()
+        tensors, facts = parted(state, is_part=is_part)
         own = {name: whole(value) for name, value in trainer.own_tensors().items()}
-        each = gather_object([{"draws": state_of_draws(), **trainer.own_state()}])
+        each = gather_object([{"draws": state_of_draws(), "optimizer": facts, **trainer.own_state()}])
+        place = self.folder / f"step_{step}"
         if processes().is_main_process:
             progress = {
                 **{name: self.record[name] for name in MADE_OF if name in self.record},
@@ -176,15 +176,15 @@ class Checkpoints(TrainerCallback):
                 "seconds": self.seconds,
                 "peak_memory_gb": max(self.peak, peak_memory_gb()),
                 "scheduler": trainer.lr_scheduler.state_dict(),
-                "optimizer": facts,
+                "launch": launch_of(trainer),
                 "processes": each,
                 "parts": {name: part.state() for name, part in self.parts.items()},
             }
             marked(self.folder)
             then = self.what_stays()
-            with written_whole(self.folder / f"step_{step}", then) as aside:
+            with written_whole(place, then) as aside:
                 save_file(weights, aside / WEIGHTS)
-                save_file(tensors, aside / OPTIMIZER)
+                self.write_optimizer(tensors, aside, is_part=is_part)
                 save_file(own, aside / OWN)
                 trainer.state.log_history = []  # ours stands in the parts
                 trainer.state.save_to_json(str(aside / STATE))
@@ -192,9 +192,20 @@ class Checkpoints(TrainerCallback):
             for former in self.folder.glob("step_*"):
                 if former.name != f"step_{step}":
                     shutil.rmtree(former, ignore_errors=True)
+        elif is_part:
+            self.write_optimizer(tensors, beside(place, "partial"), is_part=True)
         trainer.accelerator.wait_for_everyone()
-        self.own = self.folder / f"step_{step}"
+        self.own = place
         self.saved, self.steps = time.monotonic(), 0
+
+    def write_optimizer(self, tensors: dict[str, Tensor], aside: Path, *, is_part: bool) -> None:
+        """Write the optimizer's tensors; where each process has a part, all call this, and each writes its own."""
+        if not is_part:
+            return save_file(tensors, aside / OPTIMIZER)
+        self.trainer.accelerator.wait_for_everyone()  # the first process has made the folder
+        with full_disk_said(aside, self.what_stays()):
+            save_file(tensors, aside / optimizer_file(True))
+        self.trainer.accelerator.wait_for_everyone()  # and renames it when all is there
 
     def what_stays(self) -> str:
         """What to say where the disk is full."""
@@ -254,6 +265,9 @@ class Checkpoints(TrainerCallback):
         if count != processes().num_processes:
             now_count = processes().num_processes
             return None, f"{str(last)!r} is of {count} processes and this run has {now_count}: training begins anew"
+        launched = launch_of(self.trainer)
+        if progress["launch"] != launched:
+            return None, f"{str(last)!r} is of {progress['launch']} and this run of {launched}: training begins anew"
         changed = other_versions(progress)
         bits = f"; libraries have changed ({changed}), so the bits may differ" if changed else ""
         return last, f"going on from step {progress['step']}, as {str(last)!r} has it{bits}"
@@ -333,16 +347,15 @@ def kept_weights(model: nn.Module) -> dict[str, Tensor]:
     """What training changes: the weights that train (of an adapter alone under LoRA) and running statistics."""
     saved = model.state_dict(keep_vars=True).keys()
     buffers = {name: value for name, value in model.named_buffers() if name in saved}
-    weights: dict[str, Tensor] = {name: weight.detach() for name, weight in trained_weights(model).items()}
-    return weights | buffers
+    return {**trained_weights(model), **buffers}
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Put the weights of a checkpoint in place of the model's."""
-    with readable(folder), torch.no_grad():
+    with readable(folder):
         saved = load_file(folder / WEIGHTS)
         for name, weight in kept_weights(model).items():
-            weight.copy_(parted_like(saved[name], weight))
+            put(weight, saved[name])
 
 
 def load_own(folder: Path) -> dict[str, Tensor]:
@@ -351,8 +364,24 @@ def load_own(folder: Path) -> dict[str, Tensor]:
         return load_file(folder / OWN)
 
 
-def parted(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state_dict as tensors by `<number>.<name>`, and the rest of it for JSON."""
+def launch_of(trainer: Any) -> str:
+    """By what the processes of a run part weights or optimizer; a checkpoint of another way does not fit."""
+    accelerator = trainer.accelerator
+    if not trainer.is_deepspeed_enabled:
+        return "FSDP2" if in_parts(accelerator) else "whole weights"
+    return f"ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
+
+
+def optimizer_file(is_part: bool) -> str:
+    """The file of the optimizer's tensors; `is_part`: of those that this process alone has."""
+    return f"optimizer_{processes().process_index}.safetensors" if is_part else OPTIMIZER
+
+
+def parted(state: dict[str, Any], *, is_part: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state_dict as tensors by `<number>.<name>`, and the rest of it for JSON.
+
+    `is_part`: its tensors are this process's own, and are not put together.
+    """
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
     for number, own in state["state"].items():
@@ -360,20 +389,27 @@ def parted(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for name, value in own.items():
             if isinstance(value, Tensor):
                 # two weights may share one, and a file of safetensors holds none that is shared
-                tensors[f"{number}.{name}"] = whole(value).clone()
+                tensors[f"{number}.{name}"] = (value.detach().cpu() if is_part else whole(value)).clone()
     return tensors, {"values": values, "groups": state["param_groups"]}
 
 
-def load_optimizer(optimizer: Any, folder: Path) -> None:
-    """Put the optimizer's state of a checkpoint in place of its own."""
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+def load_optimizer(trainer: Any, folder: Path) -> None:
+    """Put the optimizer's state of a checkpoint in place of the trainer's."""
+    is_part, optimizer = trainer.is_deepspeed_enabled, trainer.optimizer
     with readable(folder):
-        facts = read_json(folder / PROGRESS)["optimizer"]
+        of_processes: list[dict[str, Any]] = read_json(folder / PROGRESS)["processes"]
+        facts = of_processes[processes().process_index]["optimizer"]
         state: dict[int, dict[str, Any]] = {int(number): dict(own) for number, own in facts["values"].items()}
-        for name, value in load_file(folder / OPTIMIZER).items():
+        for name, value in load_file(folder / optimizer_file(is_part)).items():
             number, _, key = name.partition(".")
-            state[int(number)][key] = parted_like(value, weights[int(number)])
+            state[int(number)][key] = value
         groups = [as_given(group) for group in facts["groups"]]
+        if is_part:
+            return load_part_of_optimizer(optimizer.optimizer, {"state": state, "param_groups": groups})
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for place, own in state.items():
+            tensors = {key: value for key, value in own.items() if torch.is_tensor(value)}
+            own.update({key: parted_like(value, weights[place]) for key, value in tensors.items()})
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

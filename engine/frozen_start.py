@@ -69,9 +69,10 @@ class FrozenStart:
     the embedding, stays as it is.
     """
 
-    def __init__(self, model: nn.Module, precision: str):
-        """`precision`: bf16 or fp32, of the training."""
-        self.copy = None
+    def __init__(self, model: nn.Module, precision: str, place: Callable[[nn.Module], nn.Module] | None = None):
+        """`precision`: bf16 or fp32, of the training; `place`: puts the copy where it computes, once."""
+        self.copy: nn.Module | None = None
+        self.place = place
         if isinstance(model, PeftModel):
             return
         removed = model.__dict__.pop("removed_parts", None)  # else what is not computed would be copied too
@@ -86,7 +87,9 @@ class FrozenStart:
         """The frozen model, in eval mode and without gradients; `current` is the unwrapped model in training."""
         with torch.no_grad():
             if self.copy is not None:
-                yield self.copy.to(next(current.parameters()).device)
+                if self.place:
+                    self.copy, self.place = self.place(self.copy), None
+                yield self.copy
                 return
             assert isinstance(current, PeftModel)  # else there is a copy
             training = current.training

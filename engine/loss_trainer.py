@@ -6,12 +6,13 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import transformers
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
@@ -23,13 +24,12 @@ from engine.gradient_step import PartedGradient, State, moved, statistics_kept, 
 from engine.language_model import l1_norm, packs, trained_weights
 from engine.methods import UNTAUGHT, BoundLoss
 from engine.pairs import Batch, EpochSampler, answer_key
+from engine.parted import parted_alike
 from engine.progress import Work
 from engine.record import read_json
 from settings.script import SettingsError
 from settings.training import Trainer
 from unlearn_losses import Parts, Scored, multiplier_step, nll, sequence_logprob
-
-PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)  # each process has all weights
 
 
 class LossTrainer(transformers.Trainer):
@@ -43,9 +43,10 @@ class LossTrainer(transformers.Trainer):
         """`options`: those of the library's trainer."""
         super().__init__(model=start.model, **options)
         self.forward, self.bound, self.draw_seed = start.forward, bound, seed
-        self.reference = FrozenStart(start.model, settings.precision) if bound.frozen else None
+        place = partial(parted_alike, self.accelerator)
+        self.reference = FrozenStart(start.model, settings.precision, place) if bound.frozen else None
         assert start.untaught is not None or not bound.untaught  # bind refuses such a loss elsewhere
-        self.untaught = FrozenStart(start.untaught, settings.precision) if start.untaught else None
+        self.untaught = FrozenStart(start.untaught, settings.precision, place) if start.untaught else None
         self.measured = start.measured
         self.l1 = settings.l1 + bound.method.l1
         self.bucket = settings.bucket
@@ -66,19 +67,6 @@ class LossTrainer(transformers.Trainer):
         self.places: Tensor | float = 0.0  # the same with the padding that the model computes
         # super().__init__ overwrites the class attribute; left true, the loss is not divided by the accumulation steps
         self.model_accepts_loss_kwargs = False
-        if bound.rule and self.accelerator.distributed_type not in PLAIN:
-            raise SettingsError(
-                f"method={bound.method.name} takes the gradients of the forget and of the retain part apart, which "
-                f"{self.accelerator.distributed_type.value} does not give: launch it without sharding"
-            )
-        method = bound.method
-        looks = method.hook or method.trace or method.visual
-        if (looks or method.edit or method.init or bound.is_part) and self.accelerator.distributed_type not in PLAIN:
-            needs = "looks at whole layers" if looks else "edits whole weights"
-            raise SettingsError(
-                f"method={bound.method.name} {needs}, which {self.accelerator.distributed_type.value} does "
-                "not keep: launch it without sharding"
-            )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         lengths = self.train_dataset.leading.lengths if self.bucket else ()
@@ -227,7 +215,7 @@ class LossTrainer(transformers.Trainer):
         for batch in batches:
             mask = batch.inputs.get("attention_mask")
             if mask is not None:
-                tokens = mask.sum()
+                tokens = mask[: sum(batch.rows)].sum()
                 self.tokens = self.tokens + tokens
                 self.places = self.places + (tokens if packs(model, batch.inputs) else mask.numel())
 
@@ -279,10 +267,19 @@ class LossTrainer(transformers.Trainer):
             weights = enumerate(self.parted.weights) if self.parted else ()
             self.rule_state[name] = [tensors[f"{name}.{number}"].to(weight.device) for number, weight in weights]
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        # under DeepSpeed the library would look for a checkpoint of DeepSpeed's own
+        own = resume_from_checkpoint if self.is_deepspeed_enabled else None
+        made = super()._prepare_for_training(max_steps, train_dataloader, None if own else resume_from_checkpoint)
+        if own:
+            self._load_from_checkpoint(own, self.model_wrapped)
+            self._load_optimizer_and_scheduler(own)
+        return made
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             assert self.lr_scheduler is not None  # the library has made it
-            checkpoints.load_optimizer(self.optimizer, Path(checkpoint))
+            checkpoints.load_optimizer(self, Path(checkpoint))
             self.lr_scheduler.load_state_dict(read_json(Path(checkpoint) / checkpoints.PROGRESS)["scheduler"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

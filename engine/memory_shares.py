@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from engine.memory_page import Row
 
-# what DeepSpeed holds at once, in weights, where its configuration does not say otherwise
+# where DeepSpeed's configuration does not say otherwise: gradients that its bucket has room for, however few there are,
+# and weights that ZeRO-3 holds whole at once, at most
 BUCKET, LIVE = 5 * 10**8, 10**9
 
 
@@ -49,13 +50,13 @@ def parts_ddp(need: Need) -> dict[str, float]:
 
 
 def parts_fsdp2(own: Need, shared: Need, count: int, half: bool) -> dict[str, float]:
-    """Each process has its share, and two layers whole with what is in no layer; a reference is whole."""
+    """Each process has its share, and two layers whole with what is in no layer, of a reference too."""
     whole = shared.gathered * (2 if half else 4)
     parts: dict[str, float] = {
         "weights": own.weights / count + whole,
         "gradients": own.gradients / count,
         "optimizer": own.optimizer / count,
-        "reference": own.reference,
+        "reference": own.reference / count + (whole if own.reference else 0),
         "activations": shared.activations,
     }
     return with_peak(parts, own.update / count)
@@ -66,7 +67,7 @@ def parts_zero2(own: Need, shared: Need, count: int, half: bool) -> dict[str, fl
     width = 2 if half else 4
     parts: dict[str, float] = {
         "weights": own.all_weights * width,
-        "gradients": own.trained * width / count + min(own.trained, BUCKET) * width,
+        "gradients": own.trained * width / count + BUCKET * width,
         "optimizer": (own.optimizer + 4 * own.trained) / count,
         "reference": own.reference,
         "activations": shared.activations,
@@ -75,10 +76,12 @@ def parts_zero2(own: Need, shared: Need, count: int, half: bool) -> dict[str, fl
 
 
 def parts_zero3(own: Need, shared: Need, count: int, half: bool) -> dict[str, float]:
-    """The same, and the weights are shared out too, but for those that are in use."""
+    """The same, and the weights are shared out too, but for those that are in use, of a reference likewise."""
     width = 2 if half else 4
     parts = parts_zero2(own, shared, count, half)
     parts["weights"] = (own.all_weights / count + min(own.all_weights, LIVE)) * width
+    if own.reference:
+        parts["reference"] = own.reference / count + min(own.all_weights, LIVE) * width
     return with_peak(parts, own.update / count)
 
 
@@ -87,7 +90,7 @@ def parts_offload(shared: Need, half: bool) -> dict[str, float]:
     width = 2 if half else 4
     parts: dict[str, float] = {
         "weights": min(shared.all_weights, LIVE) * width,
-        "gradients": min(shared.trained, BUCKET) * width,
+        "gradients": BUCKET * width,
         "optimizer": 0,
         "reference": shared.reference,
         "activations": shared.activations,

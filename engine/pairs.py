@@ -38,6 +38,7 @@ class Batch:
     rows: tuple[int, ...] = ()  # how many rows belong to each pass
     widths: tuple[int, ...] = ()  # tokens of the longest answer of each pass
     answer_keys: tuple[int, ...] = ()  # of each row, what `answer_key` says
+    beside: int = 0  # rows behind all others that belong to no pass
 
     def to(self, device: Any, non_blocking: bool = False) -> "Batch":
         """The same batch with its tensors on `device`; accelerate calls it by this name."""
@@ -54,9 +55,15 @@ class Batch:
         return replace(self, inputs=inputs, labels=change(self.labels), positions=positions)
 
     def split(self, scored: Scored) -> dict[str, Scored]:
-        """Each pass's own rows of `scored` (B, T, ...), as wide as the longest answer of that pass."""
-        logits = scored.logits.split(list(self.rows))
-        labels = scored.labels.split(list(self.rows))
+        """Each pass's own rows of `scored` (B, T, ...), as wide as the longest answer of that pass.
+
+        Rows of no pass add nothing, but a gradient of 0 goes back through them.
+        """
+        whole = scored.logits
+        if self.beside:
+            whole = whole[: -self.beside] + 0 * whole[-self.beside :].sum()
+        logits = whole.split(list(self.rows))
+        labels = scored.labels[: len(whole)].split(list(self.rows))
         return {
             name: Scored(logits[i][:, :width], labels[i][:, :width], scored.margin)
             for i, (name, width) in enumerate(zip(self.passes, self.widths, strict=True))
@@ -179,6 +186,16 @@ class Pairs:
         if not kind:
             return self.forget if whose == "forget" else self.retain
         return in_scope(self.all_forget if whose == "forget" else self.all_retain, kind)
+
+    def a_picture_row(self) -> Example | None:
+        """A row with a picture, where the method trains on any."""
+        for rows in (self.forget, self.retain):
+            worded = set(getattr(rows, "in_words", ()))
+            place = next((place for place in range(len(rows or ())) if place not in worded), None)
+            example: Example | None = None if place is None else rows[place]  # rows of a scope are all of one kind
+            if example is not None and example.image is not None:
+                return example
+        return None
 
     def __len__(self) -> int:
         return len(self.leading)
@@ -378,6 +395,9 @@ class PassCollator:
     apart. Without it each pass has a forward of its own, or all share one where the encoder says that every row has the
     same length (`one_length`). Several processes need that: each of them sees other rows, and in a sharded run one that
     took fewer forwards than the others would leave them waiting.
+
+    `beside`, where it is set, is a row with a picture that joins every batch of words alone. A process whose batch has
+    no picture would not run the vision tower, of which the others need its part.
     """
 
     def __init__(
@@ -386,6 +406,7 @@ class PassCollator:
         """`encoder` encodes an example and collates several; `told`: the passes whose answers alone are asked for."""
         self.encoder, self.trained, self.frozen, self.by_length = encoder, trained, frozen, by_length
         self.told = told
+        self.beside: Example | None = None
 
     def __call__(self, items: list[dict[str, list[Example]]]) -> dict[str, Any]:
         rows = {name: rows_of_pass(items, name) for name in items[0]}
@@ -412,9 +433,12 @@ class PassCollator:
         return [names] if shared <= 1.1 * apart else [[name] for name in names]
 
     def batch(self, names: list[str], rows: dict[str, list[Example]], encoded: dict[str, list[Any]]) -> Batch:
-        collated = self.encoder.collate([each for name in names for each in encoded[name]])
+        shown = any(example.image is not None for name in names for example in rows[name])
+        beside = [self.encoder.encode(self.beside)] if self.beside and not shown else []
+        collated = self.encoder.collate([*(each for name in names for each in encoded[name]), *beside])
         return replace(
             collated,
+            beside=len(beside),
             passes=tuple(names),
             rows=tuple(len(encoded[name]) for name in names),
             widths=tuple(longest_answer(encoded[name]) for name in names),

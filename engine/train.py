@@ -28,7 +28,7 @@ from engine.mask_step import hold_all_but
 from engine.methods import BoundLoss
 from engine.own_answers import answer_as_the_start
 from engine.pairs import PassCollator
-from engine.parted import check_parts, check_whole, make_whole, shapes_of
+from engine.parted import PLAIN, check_parts, check_whole, check_whole_weights, make_whole, name_layers, shapes_of
 from engine.progress import Work
 from engine.record import (
     METRICS,
@@ -225,7 +225,12 @@ def train(
         options = {"train_dataset": pairs, "data_collator": collator, "callbacks": [progress]}
         arguments = training_arguments(settings, seed, scratch)
         trainer = LossTrainer(start, bound, settings, seed=seed, args=arguments, **options)
-        check_parts(trainer.accelerator, settings.precision)
+        check_parts(trainer.accelerator, settings)
+        of_training = {"each_epoch": bool(each_epoch), "is_part": bound.is_part}
+        check_whole_weights(trainer.accelerator, bound.method, settings, **of_training)
+        name_layers(trainer.accelerator, start.model)
+        if trainer.accelerator.distributed_type not in PLAIN:
+            collator.beside = pairs.a_picture_row()
         trainer.remove_callback(transformers.PrinterCallback)
         progress.trainer = trainer
         if bound.method.visual:  # before rows are drawn, which it makes whole

@@ -13,13 +13,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
 from PIL import Image
 from safetensors.torch import load_file
 
 from data_module import Example, TrainingRows
-from engine import train as train_module
 from engine.attack_run import AttackLog, write_attack, write_attacks
 from engine.pairs import Pairs, PassCollator
 from settings.language import Model, Task
@@ -98,32 +95,6 @@ def same_tensors(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-def engage_fsdp2(monkeypatch):
-    """Have trainings of this process shard the model by FSDP2 on the CPU.
-
-    accelerate takes FSDP on devices of a list that lacks the CPU, and runs DDP there without a word. It asks for the
-    kind of launch after the arguments of the trainer have joined it: that is where it is told of GPUs.
-    """
-    made = train_module.training_arguments
-
-    def with_shards(*settings):
-        arguments = made(*settings)
-        assert arguments.device.type == "cpu"  # joins the processes
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-        return arguments
-
-    monkeypatch.setattr(train_module, "training_arguments", with_shards)
-
-
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
-
-
 class Few:
     """The first `count` keys of a dataset of pairs, as a dataset."""
 
@@ -140,6 +111,9 @@ class Few:
     def __getitem__(self, key):
         epoch, row = divmod(key, self.count)
         return self.made[epoch * len(self.made) + row]
+
+    def a_picture_row(self):
+        return self.made.a_picture_row()
 
     def pairs_for(self, passes):
         return Few(self.made.pairs_for(passes), self.count)

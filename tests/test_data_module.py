@@ -23,13 +23,14 @@ from data_module import (
 )
 from engine.draws import sample_by_person
 from engine.encode import collate, collate_prompts
+from engine.language_model import forward
 from engine.pairs import EpochSampler, Pairs, PassCollator, answer_key, noised
 from engine.word_files import alternative_answers, drawn_affix, idk_answers
 from helpers import ROOT, SHARED, collated, example, pairs, png, task
 from settings.language import Affix, ChosenPeople, Columns, Data, Forget, People, Task
 from settings.script import SettingsError, compose
 from settings.training import Noise
-from unlearn_losses import IGNORE
+from unlearn_losses import IGNORE, nll
 
 FAMILIES = ["encoder", "qwen_encoder"]
 
@@ -179,6 +180,28 @@ def test_passes_of_like_length_share_a_batch_and_others_do_not(data, encoder):
         item["retain"] = [replace(item["forget"][0], question="word " * 60)]
     step = PassCollator(encoder, ["forget", "retain"], [], by_length=True)(items)
     assert [batch.passes for batch in step["trained"]] == [("forget",), ("retain",)]
+
+
+def test_a_picture_joins_a_batch_in_words_alone_and_changes_none_of_its_losses(data, encoder, model):
+    made = pairs(data, ["forget"])
+    words = [key for key in range(len(made)) if made.forget[key].image is None][:2]
+    picture = next(key for key in range(len(made)) if made.forget[key].image is not None)
+    collator = PassCollator(encoder, ["forget"], [], by_length=False)
+    plain = collator([made[key] for key in words])["trained"][0]
+    collator.beside = made.a_picture_row()
+    joined = collator([made[key] for key in words])["trained"][0]
+    assert (plain.beside, joined.beside, joined.rows) == (0, 1, (2,))
+    assert "pixel_values" not in plain.inputs and "pixel_values" in joined.inputs
+    scored = [batch.split(forward(model, batch))["forget"] for batch in (plain, joined)]
+    assert torch.allclose(nll(scored[0]), nll(scored[1]), atol=1e-5)
+    mixed = collator([made[words[0]], made[picture]])["trained"][0]
+    assert mixed.beside == 0  # it shows one by itself
+
+
+def test_a_method_that_sees_no_picture_has_none_to_join_its_batches(data):
+    assert pairs(data, modality="text").a_picture_row() is None
+    assert pairs(data, scope="words").a_picture_row() is None
+    assert pairs(data, scope="pictures").a_picture_row().image is not None
 
 
 def test_passes_of_several_processes_each_have_a_forward_of_their_own_whatever_their_rows_are(data, encoder):

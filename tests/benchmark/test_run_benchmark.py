@@ -630,3 +630,28 @@ def test_a_benchmark_that_attacks_faces_needs_a_pretrained_model(tmp_path):
 def test_the_door_imports_no_torch():
     code = "import sys, run_benchmark; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.slow
+def test_methods_that_save_their_adapter_alone_give_the_figures_of_merged_ones(finished, tmp_path, monkeypatch):
+    tables, ran = {}, []
+    run_stage = benchmark_stages.run_stage
+    for saved in ("merged", "adapter"):
+        settings = copy_of_results(finished, tmp_path / saved)
+        runs = {"npo": ["trainer.lora={r: 4, alpha: 8, dropout: 0.0}", f"trainer.save={saved}"]}
+        settings = replace(settings, benchmark=replace(settings.benchmark, runs=runs))
+        run_benchmark.main.recipe(settings)
+        model = tmp_path / saved / "models" / "npo_seed0"
+        assert (model / "model.safetensors").is_file() == (saved == "merged")
+        assert (tmp_path / saved / "report.html").stat().st_size > 100_000
+        shutil.rmtree(model / "eval_results")  # as if the evaluation had been stopped
+        monkeypatch.setattr(benchmark_stages, "run_stage", note_names(ran, run_stage))
+        run_benchmark.main.recipe(settings)
+        monkeypatch.setattr(benchmark_stages, "run_stage", run_stage)
+        table = pandas.read_parquet(tmp_path / saved / "results.parquet")
+        tables[saved] = table.set_index(["model", "seed", "task", "measure"])["value"].dropna()
+    assert ran == ["eval npo_seed0"] * 2
+    merged, adapter = tables["merged"], tables["adapter"]
+    untimed = [key for key in merged.index if "seconds" not in key[3] and "memory" not in key[3]]
+    assert merged.index.equals(adapter.index) and len(untimed) > 100
+    assert adapter[untimed].to_numpy() == pytest.approx(merged[untimed].to_numpy(), abs=1e-6)

@@ -26,9 +26,10 @@ from engine.loss_trainer import LossTrainer
 from engine.methods import bind
 from engine.record import read_json
 from engine.train import train
-from helpers import FSDP2, NPO, ROOT, TRAINER, Few, pairs, training_settings
+from helpers import NPO, ROOT, TRAINER, Few, pairs, training_settings
 from settings.script import SettingsError, Stopped
 from settings.training import Lora, Mask, Method, Multiplier, TaskVector, read_interval
+from two_processes import FSDP2
 
 EACH_STEP = replace(TRAINER, epochs=2, batch_size=2, save_every="1step", schedule="linear", max_grad_norm=1.0)
 SKU = {"forget_weight": 1.0, "shuffled_weight": 1.0, "kl_weight": 1.0}
@@ -476,11 +477,12 @@ from transformers import AutoProcessor
 
 import test_checkpoints
 from engine.loss_trainer import LossTrainer
-from helpers import BASE, engage_fsdp2
+from helpers import BASE
 from mm.encoder import PictureEncoder
 from settings.language import Columns, Data
 from settings.script import end_processes, processes
 from settings.training import Lora
+from two_processes import engage_fsdp2
 
 folder, kill_at, backend = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 assert processes().num_processes == 2
@@ -507,9 +509,7 @@ encoder = PictureEncoder(AutoProcessor.from_pretrained(BASE))
 lora = None if backend == "fsdp2" else Lora(r=4, alpha=8, dropout=0.5)
 settings = replace(test_checkpoints.EACH_STEP, batch_size=1, lora=lora)
 said = []
-# under FSDP2 words alone: processes of which one sees pictures and the other does not part from each other
-options = {{"modality": "text" if backend == "fsdp2" else "both", "say": said.append}}
-test_checkpoints.run(data, encoder, folder, settings, test_checkpoints.METHODS["multiplier"], **options)
+test_checkpoints.run(data, encoder, folder, settings, test_checkpoints.METHODS["multiplier"], say=said.append)
 assert wrappers == {{"FSDPModule" if backend == "fsdp2" else "DistributedDataParallel"}}, wrappers
 if processes().is_main_process and kill_at == 100:
     assert any("going on from step 4" in line for line in said)

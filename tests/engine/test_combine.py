@@ -416,7 +416,8 @@ def test_a_sharded_combination_is_refused(data, encoder, tmp_path, monkeypatch):
         return DistributedType.FSDP
 
     monkeypatch.setattr("accelerate.Accelerator.distributed_type", property(sharded))
-    with pytest.raises(SettingsError, match=r"method=smfa edits whole weights, .* launch it without sharding"):
+    monkeypatch.setattr("accelerate.Accelerator.is_fsdp2", property(lambda self: True))
+    with pytest.raises(SettingsError, match=r"method=smfa combines whole updates, .* launch it without sharding"):
         run(data, encoder, tmp_path / "out")
     assert not (tmp_path / "out.checkpoints").exists()
 

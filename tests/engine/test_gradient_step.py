@@ -329,7 +329,7 @@ def test_a_rule_that_forgets_its_state_would_be_noticed(data, encoder, tmp_path,
 
 
 def test_a_sharded_run_is_refused_by_name(data, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.loss_trainer.PLAIN", ())
+    monkeypatch.setattr("engine.parted.PLAIN", ())
     with pytest.raises(SettingsError, match=r"method=gru takes the gradients .* launch it without sharding"):
         run(data, encoder, tmp_path / "out", method=GRU)
 
@@ -409,8 +409,8 @@ def test_a_mask_against_rows_that_hold_each_other_is_one_line(scope, against, li
     ("settings", "line"),
     [
         ({"ratio": 1.0, "against": ["retain", "retain"]}, "names rows twice, which would count double"),
-        ({}, "method.mask takes either share or ratio"),
-        ({"share": 0.5, "ratio": 1.0, "against": ["retain"]}, "method.mask takes either share or ratio"),
+        ({}, "method.mask takes one of share, ratio and neurons"),
+        ({"share": 0.5, "ratio": 1.0, "against": ["retain"]}, "method.mask takes one of share, ratio and neurons"),
         ({"share": 0.5, "against": ["retain"]}, r"method.mask.against=\['retain'\]: a ratio is against some rows"),
         ({"ratio": 1.0}, r"method.mask.against=\[\]: a ratio is against some rows"),
         ({"ratio": 0.0, "against": ["retain"]}, "method.mask.ratio=0.0 must be a number above 0"),

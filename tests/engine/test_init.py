@@ -253,7 +253,8 @@ def test_adapters_of_more_rank_than_their_matrix_are_refused(data, encoder, tmp_
 
 def test_a_sharded_run_is_refused(data, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.Accelerator.distributed_type", property(lambda self: DistributedType.FSDP))
-    with pytest.raises(SettingsError, match=r"method=fila edits whole weights, .* launch it without sharding"):
+    monkeypatch.setattr("accelerate.Accelerator.is_fsdp2", property(lambda self: True))
+    with pytest.raises(SettingsError, match=r"method=fila changes whole weights, .* launch it without sharding"):
         run(data, encoder, tmp_path / "out")
 
 

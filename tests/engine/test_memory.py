@@ -149,20 +149,26 @@ def test_ddp_holds_the_gradients_twice():
     assert parts_ddp(ALONE)["gradients"] == 8000 and parts_ddp(ALONE)["peak"] == ALONE.peak + 4000
 
 
-def test_fsdp2_shares_everything_out_but_the_reference_and_what_is_in_use():
+def test_fsdp2_shares_everything_out_but_what_is_in_use():
     parts = parts_fsdp2(ALONE, ALONE, 4, half=False)
-    assert [parts[name] for name in ("weights", "gradients", "optimizer", "reference")] == [1400, 1000, 2000, 500]
-    assert parts["peak"] == 1400 + 1000 + 2000 + 500 + 1000  # the step of the optimizer: 4000 / 4
+    # of weights and reference a quarter, and the 100 weights that are gathered for a pass
+    assert [parts[name] for name in ("weights", "reference")] == [4000 / 4 + 400, 500 / 4 + 400]
+    assert [parts[name] for name in ("gradients", "optimizer")] == [1000, 2000]
+    assert parts["peak"] == 1400 + 525 + 1000 + 2000 + 1000  # the step of the optimizer: 4000 / 4
+    assert parts_fsdp2(replace(ALONE, reference=0), ALONE, 4, half=False)["reference"] == 0
 
 
 def test_zero2_has_whole_weights_in_half_and_a_share_of_fp32_weights_and_moments():
     parts = parts_zero2(ALONE, ALONE, 4, half=True)
-    # gradients: a share of 2000, and the bucket in which they are summed
-    assert [parts[name] for name in ("weights", "gradients", "optimizer")] == [2000, 500 + 2000, (8000 + 4000) / 4]
+    # gradients: a share of 2000, and the bucket in which they are summed, which has room for 5 * 10^8
+    assert [parts[name] for name in ("weights", "gradients", "optimizer")] == [2000, 500 + 10**9, (8000 + 4000) / 4]
+    assert parts["reference"] == 500
 
 
 def test_zero3_shares_the_weights_out_too():
-    assert parts_zero3(ALONE, ALONE, 4, half=True)["weights"] == 500 + 2000  # those in use: fewer than 10^9
+    parts = parts_zero3(ALONE, ALONE, 4, half=True)
+    assert parts["weights"] == 500 + 2000  # those in use: fewer than 10^9
+    assert parts["reference"] == 125 + 2000
 
 
 def test_a_plan_fits_where_a_tenth_of_the_gpu_is_left():

@@ -19,6 +19,7 @@ KINDS = {
     "ddp": DistributedType.MULTI_GPU,
     "fsdp2": DistributedType.FSDP,
     "zero2": DistributedType.DEEPSPEED,
+    "zero3": DistributedType.DEEPSPEED,
 }
 
 
@@ -54,7 +55,8 @@ def test_every_kind_has_its_file():
 
 def test_fsdp_and_deepspeed_are_of_the_versions_that_the_suite_takes():
     assert load_config_from_file(str(FOLDER / "fsdp2.yaml")).fsdp_config["fsdp_version"] == 2
-    assert load_config_from_file(str(FOLDER / "zero2.yaml")).deepspeed_config["zero_stage"] == 2
+    for stage in (2, 3):
+        assert load_config_from_file(str(FOLDER / f"zero{stage}.yaml")).deepspeed_config["zero_stage"] == stage
 
 
 def test_the_page_on_hardware_has_a_command_for_each_file():
