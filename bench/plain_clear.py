@@ -10,8 +10,8 @@ The plain way is our own code that does what `mm/eval.py` of the CLEAR paper doe
 
 Ours is the suite's evaluation of both tasks, which also has each token's figures. The model is that of
 bench/eval_speed.py: a randomly initialised LLaVA in fp32, of 25 M or 100 M parameters, with pictures of 576 tokens.
-Each picture is asked for its caption (answers of 36 to 40 tokens) and for its name (4 tokens), as CLEAR asks. The model knows no
-answer, so that no answer tells its generation.
+Each picture is asked for its caption (answers of 36 to 40 tokens) and for its name (4 tokens), as CLEAR asks. The model
+knows no answer, so that no answer tells its generation.
 """
 
 import argparse
