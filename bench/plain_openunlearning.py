@@ -32,6 +32,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -322,7 +323,9 @@ def train_plain(rows: int, size: int) -> None:
         arguments = transformers.TrainingArguments(
             scratch, **options, **quiet, use_cpu=True, logging_strategy="no", weight_decay=0.01
         )
-        PlainTrainer(make_model(), args=arguments, train_dataset=pairs, data_collator=collated).train()
+        trainer = PlainTrainer(make_model(), args=arguments, train_dataset=pairs, data_collator=collated)
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
 
 
 def train_ours(rows: int, size: int) -> None:
@@ -371,7 +374,7 @@ def bench_forgetting(steps: int, size: int) -> None:
         finally:
             turns.end()
 
-    hook = torch.optim.optimizer.register_optimizer_step_post_hook(turns.step_is_done)
+    hook = register_optimizer_step_post_hook(turns.step_is_done)
     LossTrainer.keep_start_logprobs = timed_scoring  # type: ignore[method-assign]
     other = threading.Thread(target=in_thread)
     try:

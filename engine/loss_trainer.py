@@ -48,6 +48,8 @@ class LossTrainer(transformers.Trainer):
         self.reference = FrozenStart(start.model, settings.precision) if bound.frozen else None
         self.l1 = settings.l1 + bound.method.l1
         self.bucket = settings.bucket
+        if settings.bucket_retain:
+            self.train_dataset.match_lengths()
         self.start_logprobs: dict[int, float] = {}  # by answer_key
         self.checkpoints: checkpoints.Checkpoints | None = None
         self.epoch = 0  # of the step being taken
