@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=12)
     parser.add_argument("--step-seconds", type=float, default=0.5, help="of a GPU, stated")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--count", type=int, default=48, help="pictures that are counted")
     asked = parser.parse_args()
     torch.set_num_threads(1)
