@@ -148,7 +148,9 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), default="25m")
     asked = parser.parse_args()
     model, encoder = make_model(asked.size), PictureRows()
-    tasks = {name: [make_row(picture, name) for picture in range(asked.pictures)] for name in ("caption", "name")}
+    tasks: dict[str, list[TaskRow]] = {"caption": [], "name": []}
+    for name, rows in tasks.items():
+        rows += [make_row(picture, name) for picture in range(asked.pictures)]
     print(processor(), f"{torch.get_num_threads()} threads")
 
     def plain() -> list[list[float]]:

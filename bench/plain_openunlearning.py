@@ -191,7 +191,8 @@ def nine_metrics(
 def bench_evaluation(rows: int, new: int, repeats: int) -> None:
     """Print what nine metrics of `rows` rows to forget and as many held out take both ways."""
     model, encoder = make_model().eval(), RandomWords()
-    forget, holdout = ([make_row(first + n, wrong) for n in range(rows)] for first, wrong in ((0, True), (rows, False)))
+    forget = [make_row(number, True) for number in range(rows)]
+    holdout = [make_row(number, False) for number in range(rows, 2 * rows)]
     forwards: list[int] = []
     counting = model.register_forward_pre_hook(
         lambda module, args, inputs: forwards.append(1) if inputs.get("labels") is not None else None, with_kwargs=True
@@ -314,8 +315,11 @@ def train_plain(rows: int, size: int) -> None:
     pairs = [(make_row(n, False).example, make_row(rows + n, False).example) for n in range(rows)]
 
     def collated(items: list[tuple[Example, Example]]) -> dict[str, dict[str, Tensor]]:
-        named = zip(("forget", "retain"), zip(*items, strict=True), strict=True)
-        return {name: labelled(encoder, [(each.question, each.answer) for each in own]) for name, own in named}
+        forget, retain = zip(*items, strict=True)
+        return {"forget": of_examples(forget), "retain": of_examples(retain)}
+
+    def of_examples(own: tuple[Example, ...]) -> dict[str, Tensor]:
+        return labelled(encoder, [(each.question, each.answer) for each in own])
 
     with tempfile.TemporaryDirectory() as scratch:
         options = {"per_device_train_batch_size": size, "num_train_epochs": 1, "learning_rate": 1e-5}
@@ -330,10 +334,10 @@ def train_plain(rows: int, size: int) -> None:
 
 def train_ours(rows: int, size: int) -> None:
     """The same by the suite's training."""
-    own = [Rows(make_row(first + n, False).example for n in range(rows)) for first in (0, rows)]
+    every = [make_row(number, False).example for number in range(2 * rows)]
     method = Method(name="npo", loss="npo", args={"beta": BETA, "retain_weight": 1.0})
     bound = bind(method)
-    pairs = Pairs(bound.batches, *own, idk={}, seed=0)
+    pairs = Pairs(bound.batches, Rows(every[:rows]), Rows(every[rows:]), idk={}, seed=0)
     settings = Trainer(
         epochs=1,
         batch_size=size,

@@ -159,7 +159,7 @@ def evaluate_tasks(
     """
     prompts: dict[tuple, Prompt] = {}
     asked_first: dict[tuple, str] = {}  # prompt -> task
-    roles = {name: [roles_of(row) for row in rows] for name, rows in tasks.items()}
+    roles = {name: list(map(roles_of, rows)) for name, rows in tasks.items()}
     for name, rows in tasks.items():
         for row, of_row in zip(rows, roles[name], strict=True):
             prompt = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
@@ -225,7 +225,7 @@ def evaluate_together(
             chosen[name], tried_tokens[name] = most_revealing(model, encoder, rows, **limits)
         own = own_rows(chosen, state.process_index, state.num_processes)
         parts = gather_object([evaluate_tasks(model, encoder, own, max_new_tokens=settings.max_new_tokens, **limits)])
-    return {name: joined_parts([part[name] for part in parts], tried_tokens[name]) for name in tasks}
+    return {name: joined_parts(name, parts, tried_tokens[name]) for name in tasks}
 
 
 def title_of(names: list[str]) -> str:
@@ -247,12 +247,13 @@ def own_rows(tasks: dict[str, list[TaskRow]], process: int, count: int) -> dict[
     return own
 
 
-def joined_parts(parts: list[TaskResult], tried_tokens: int) -> TaskResult:
+def joined_parts(name: str, parts: list[dict[str, TaskResult]], tried_tokens: int) -> TaskResult:
     """What several processes made of a task's rows, as one result."""
-    by_index = {index: row for part in parts for index, row in part.rows.items()}
-    tokens = sorted((token for part in parts for token in part.tokens), key=lambda token: token["row"])
+    own = [part[name] for part in parts]
+    by_index = {index: row for part in own for index, row in part.rows.items()}
+    tokens = sorted((token for part in own for token in part.tokens), key=lambda token: token["row"])
     rows = {index: by_index[index] for index in sorted(by_index)}
-    return TaskResult(rows, tokens, tried_tokens + sum(part.token_count for part in parts))
+    return TaskResult(rows, tokens, tried_tokens + sum(part.token_count for part in own))
 
 
 def tasks_by_picture(tasks: dict[str, list[TaskRow]]) -> list[list[str]]:

@@ -98,7 +98,8 @@ def score_prompts(
 
 
 def prompt_groups(prompts: list[Prompt], batch_size: int, *, by_picture: bool) -> Iterator[list[int]]:
-    """Numbers of the prompts whose stems are looked for together: all that ask about at most `batch_size` pictures.
+    """Numbers of the prompts whose stems are looked for together: all that ask about half of `batch_size` pictures, or
+    one. The keys and values of stems are held beside those of a batch, which has as many prompts or twice as many.
 
     Those without a picture are one group, and so are all where `by_picture` is False.
     """
@@ -109,8 +110,9 @@ def prompt_groups(prompts: list[Prompt], batch_size: int, *, by_picture: bool) -
     if None in pictures:
         yield pictures.pop(None)
     each = sorted(pictures.values(), key=lambda group: max(len(prompts[i].example.question) for i in group))
-    for start in range(0, len(each), batch_size):
-        yield [*itertools.chain.from_iterable(each[start : start + batch_size])]
+    size = max(1, batch_size // 2)
+    for start in range(0, len(each), size):
+        yield [*itertools.chain.from_iterable(each[start : start + size])]
 
 
 def prompt_batches(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]]:
@@ -183,7 +185,8 @@ def run_shared(
     options: dict[str, Any] = {"ends": ends_of(model, encoder), "from_answers": from_answers}
     shared = None
     if stems:
-        run = [stems.stems.tokens()[place] for place in places]
+        counts = stems.stems.tokens()
+        run = [counts[place] for place in places]
         shared = SharedPrompts(model, on_device, encoded[0].layout, behind=stems.behind(places), **options)
     if shared is None or not shared.has_room(wanted):  # padding behind a stem takes room, too
         run = lengths

@@ -140,7 +140,8 @@ def test_stems_are_looked_for_among_all_prompts_about_some_pictures():
     colors = ("red", "blue", "green")
     prompts = [Prompt(example(f"{'W' * n}?", image=png(color)), ["x"]) for n in (1, 9) for color in colors]
     prompts.append(Prompt(example("In words?"), ["x"]))
-    assert list(prompt_groups(prompts, 2, by_picture=True)) == [[6], [0, 3, 1, 4], [2, 5]]
+    assert list(prompt_groups(prompts, 4, by_picture=True)) == [[6], [0, 3, 1, 4], [2, 5]]
+    assert list(prompt_groups(prompts, 1, by_picture=True)) == [[6], [0, 3], [1, 4], [2, 5]]
     assert list(prompt_groups(prompts, 2, by_picture=False)) == [[0, 1, 2, 3, 4, 5, 6]]
 
 
@@ -203,6 +204,10 @@ def task(*pictures, question="Who?"):
     return [TaskRow(example(question, image=each, index=n), None, []) for n, each in enumerate(pictures)]
 
 
+def index_of(row):
+    return row.example.index
+
+
 def test_tasks_about_the_same_pictures_are_scored_together():
     green = png("green")
     tasks = {
@@ -218,9 +223,13 @@ def test_tasks_about_the_same_pictures_are_scored_together():
 
 def test_each_of_several_processes_takes_all_questions_about_a_picture():
     tasks = {"a": task(RED, BLUE, None, None), "b": task(BLUE, RED, RED, question="What?")}
-    shares = [own_rows(tasks, process, 2) for process in (0, 1)]
-    assert [[row.example.index for row in share["a"]] for share in shares] == [[0, 2], [1, 3]]
-    assert [[row.example.index for row in share["b"]] for share in shares] == [[1, 2], [0]]
+
+    def taken(process):
+        own = own_rows(tasks, process, 2)
+        return {name: list(map(index_of, rows)) for name, rows in own.items()}
+
+    assert taken(0) == {"a": [0, 2], "b": [1, 2]}
+    assert taken(1) == {"a": [1, 3], "b": [0]}
 
 
 def test_tasks_scored_together_have_the_results_of_each_alone(model, encoder):
