@@ -67,7 +67,9 @@ class Example:
     @functools.cached_property
     def picture_key(self) -> tuple | None:
         """The same for two examples about the same picture; None: it has none."""
-        return self.image and (self.image["path"], hashlib.sha256(self.image["bytes"] or b"").digest())
+        if self.image is None:
+            return None
+        return self.image["path"], hashlib.sha256(self.image["bytes"] or b"").digest()
 
     @property
     def key(self) -> str:

@@ -165,7 +165,7 @@ def evaluate_tasks(
             prompt = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
             prompt.answers.extend(answer for answer in of_row if answer not in prompt.answers)
             asked_first.setdefault(row.example.prompt_key, name)
-    options = {"say": say_line, "max_new_tokens": max_new_tokens, **limits}
+    options: dict[str, Any] = {"say": say_line, "max_new_tokens": max_new_tokens, **limits}
     results = dict(zip(prompts, score_prompts(model, encoder, list(prompts.values()), **options), strict=True))
     counts = dict.fromkeys(tasks, 0)
     for key, result in results.items():
@@ -262,7 +262,7 @@ def tasks_by_picture(tasks: dict[str, list[TaskRow]]) -> list[list[str]]:
     for name, rows in tasks.items():
         pictures = {row.example.picture_key for row in rows} - {None}
         shared = [group for group in groups if group[0] & pictures]
-        first = shared[0] if shared else (set(), [])
+        first: tuple[set, list[str]] = shared[0] if shared else (set(), [])
         if not shared:
             groups.append(first)
         for other in shared[1:]:  # this task joins what was apart

@@ -149,13 +149,18 @@ def like_answers(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def run_stems(model: nn.Module, encoder: Any, prompts: list[Prompt], worth: float) -> RunStems | None:
-    """What prompts about the same pictures have in common, run once; None where that is not worth it."""
+    """What prompts about the same pictures have in common, run once; None where that is not worth it, or nothing may
+    follow it.
+    """
     pictures = [prompt.example.picture_key for prompt in prompts]
     if len({*pictures} - {None}) + pictures.count(None) == len(prompts):
         return None
     encoded = [encoder.encode(prompt.example) for prompt in prompts]
     stems = find_stems(encoded, pictures, encoder.pad, worth)
-    return RunStems(model, stems.to(next(model.parameters()).device)) if stems else None
+    if stems is None:
+        return None
+    run = RunStems(model, stems.to(next(model.parameters()).device))
+    return run if run.has_room() else None
 
 
 @torch.no_grad()

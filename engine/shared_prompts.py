@@ -75,6 +75,21 @@ def unshareable(model: LanguageModel) -> str | None:
     return None
 
 
+def room_behind(cache: Any, width: int) -> int | None:
+    """How many tokens may follow the `width` that a cache holds; None: any number.
+
+    0 where the cache is of a kind that cannot be shared, or where it holds in a layer what is no token of the prompt,
+    as layers that look at a picture do.
+    """
+    layers: list[Any] = cache.layers if type(cache) is DynamicCache else [None]
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return 0
+    if any(layer.get_seq_length() != width for layer in layers):
+        return 0
+    windows = [layer.sliding_window for layer in layers if layer.is_sliding]
+    return max(0, min(windows) - 1 - width) if windows else None
+
+
 class BehindStems(NamedTuple):
     """Where some prompts go on: the keys and values of their stems with the mask (R, S) of these, and how many tokens
     of each prompt follow.
@@ -92,6 +107,10 @@ class RunStems:
         self.stems, inputs = stems, stems.inputs
         options = {"position_ids": prompt_positions(model, inputs), "use_cache": True, "logits_to_keep": 1}
         self.cache = model(**inputs, **options).past_key_values
+
+    def has_room(self) -> bool:
+        """Whether anything may follow."""
+        return room_behind(self.cache, self.stems.inputs["input_ids"].shape[1]) != 0
 
     def behind(self, chosen: list[int]) -> BehindStems:
         """Where these prompts go on."""
@@ -168,16 +187,8 @@ class SharedPrompts:
 
     @property
     def tokens_left(self) -> int | None:
-        """0 where the cache is of a kind that cannot be shared, or where it holds in a layer what is no token of the
-        prompt, as layers that look at a picture do.
-        """
-        layers: list[Any] = self.cache.layers if type(self.cache) is DynamicCache else [None]
-        if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-            return 0
-        if any(layer.get_seq_length() != self.mask.shape[1] for layer in layers):
-            return 0
-        windows = [layer.sliding_window for layer in layers if layer.is_sliding]
-        return max(0, min(windows) - 1 - self.mask.shape[1]) if windows else None
+        """How many tokens may follow, see `room_behind`."""
+        return room_behind(self.cache, self.mask.shape[1])
 
     def has_room(self, wanted: int) -> bool:
         """Whether so many tokens may follow."""
