@@ -58,7 +58,14 @@ class Example:
     @functools.cached_property
     def prompt_key(self) -> tuple:
         """The same for two examples that ask the same of the same picture."""
-        return self.question, self.image and (self.image["path"], hashlib.sha256(self.image["bytes"] or b"").digest())
+        return self.question, self.picture_key
+
+    @functools.cached_property
+    def picture_key(self) -> tuple | None:
+        """The same for two examples about the same picture; None: it has none."""
+        if self.image is None:
+            return None
+        return self.image["path"], hashlib.sha256(self.image["bytes"] or b"").digest()
 
     @property
     def key(self) -> str:

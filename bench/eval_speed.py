@@ -28,6 +28,7 @@ from engine.score_answers import Prompt, PromptResult, score_prompts
 
 ANSWERS, ANSWER, NEW, WORDS, PICTURE = 7, 40, 48, 24, 576  # answers per row; the others count tokens
 VOCABULARY, IMAGE_TOKEN, PAD, END = 32_000, 31_999, 0, 1
+SIZES = {"25m": (256, 688, 12, 4), "100m": (640, 1728, 12, 10)}  # of the decoder: width, inner width, layers, heads
 
 
 class RandomRows:
@@ -58,15 +59,16 @@ class RandomRows:
         return str(tokens.tolist())
 
 
-def make_model() -> LlavaForConditionalGeneration:
-    """The model, randomly initialised and in eval mode."""
+def make_model(size: str = "100m") -> LlavaForConditionalGeneration:
+    """A model of one of SIZES, randomly initialised and in eval mode."""
     torch.manual_seed(0)
+    hidden, inner, layers, heads = SIZES[size]
     sizes = {
         "vocab_size": VOCABULARY,
-        "hidden_size": 640,
-        "intermediate_size": 1728,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 10,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
     }
     sizes["initializer_range"] = 0.05  # makes answers differ: near-uniform logits would hide a wrong position
     vision = {
@@ -110,7 +112,7 @@ def measure(
 
 def make_prompt(row: int) -> Prompt:
     """A question about a picture, with answers that no other row has."""
-    example = Example(str(row), str(row), {"bytes": b"", "path": None}, row, None, "bench")
+    example = Example(str(row), str(row), {"bytes": str(row).encode(), "path": None}, row, None, "bench")
     return Prompt(example, [str(row * ANSWERS + number) for number in range(ANSWERS)])
 
 

@@ -6,21 +6,25 @@ switched off (kl with LoRA), logits at answer positions only, and one forward fo
 
 Both train all weights (npo, kl) or a LoRA adapter (kl_lora), with AdamW in fp32, on the same batches of words. Sizes:
 tiny is the tiny model's decoder; 100m is a randomly initialised Llama of about 100 M parameters, half of them in its
-vocabulary of 150,000. Ratios are ours over the plain way.
+vocabulary of 150,000. Steps of both ways are taken in turn. Ratios are ours over the plain way.
+
+The log-probabilities that npo computes once are outside a step. `start` is what they take for one step's rows, and
+`of_1_epochs`, `of_5_epochs` are ratios that count it in a training of so many epochs.
 """
 
 import argparse
 import copy
 import statistics
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.clocks import Spent, print_both, processor, timed
 from bench.peak_memory import Peak, free_memory, resident_gb
 from engine.adapters import add_lora
 from engine.encode import Encoded, collate
@@ -103,9 +107,10 @@ class OurStep:
 
     def __init__(self, method: str, model: torch.nn.Module, made: dict[str, Batch]):
         self.method, self.model, self.made = method, model, made
+        self.start_seconds = Spent(0.0, 0.0)  # of log-probabilities that are made once, for one step's rows
         if method == "npo":
             with torch.no_grad():
-                self.start = sequence_logprob(forward(model.eval(), made["forget"]))
+                self.start_seconds, self.start = timed(lambda: sequence_logprob(forward(model.eval(), made["forget"])))
             model.train()
         else:
             self.reference = FrozenStart(model, "fp32")
@@ -125,46 +130,59 @@ class OurStep:
         return loss.item()
 
 
-def measure(size: str, method: str, lora: bool, repeats: int) -> dict[str, float]:
-    """Time the steps of one way after the other, each with a model of its own.
+def make_step(step_class: Any, size: str, method: str, lora: bool, made: dict[str, Batch]) -> Any:
+    """A step with a model of its own."""
+    model: Any = make_model(size)
+    if lora:
+        model = add_lora(model, Lora(r=8, alpha=32, dropout=0.0), "language_model", 0).train()
+    return step_class(method, model, made)
+
+
+def extra_memory(step_class: Any, size: str, method: str, lora: bool, made: dict[str, Batch]) -> float:
+    """The peak of two steps above the model's weights, in GB."""
+    free_memory()  # memory that the other way freed must not hide what this one takes
+    before = resident_gb()
+    with Peak() as peak:
+        step = make_step(step_class, size, method, lora, made)
+        weights = sum(p.numel() * p.element_size() for p in step.model.parameters()) / 1e9
+        step(), step()  # the first allocates the optimizer's state
+    return peak.most - before - weights
+
+
+def measure(size: str, method: str, lora: bool, repeats: int, name: str) -> None:
+    """Print what the steps of both ways take, one of each in turn, and their memory.
 
     Args:
         size: one of SIZES.
         method: npo or kl.
         lora: whether an adapter trains in place of all weights.
         repeats: number of steps; the first does not count.
-
-    Returns:
-        Median seconds per step and the peak of memory above the model's weights, of both ways, and their ratios.
+        name: what the figures are called.
     """
-    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
-    memory: dict[str, float] = {}
-    losses: dict[str, float] = {}
     made = batches(SIZES[size]["vocab_size"])
-    for way, step_class in (("plain", PlainStep), ("ours", OurStep)):
-        free_memory()  # memory that the other way freed must not hide what this one takes
-        before = resident_gb()
-        model = make_model(size)
-        weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
-        if lora:
-            model = add_lora(model, Lora(r=8, alpha=32, dropout=0.0), "language_model", 0).train()
-        with Peak() as peak:
-            step = step_class(method, model, made)
-            for number in range(repeats):
-                begun = time.perf_counter()
-                loss = step()
-                losses.setdefault(way, loss)
-                if number:  # the first step allocates the optimizer's state
-                    seconds[way].append(time.perf_counter() - begun)
-        memory[way] = peak.most - before - weights
-        del step, model
-    assert abs(losses["plain"] - losses["ours"]) < 2e-2 * max(1.0, abs(losses["plain"])), losses
-    return {
-        **{f"{way}_seconds": statistics.median(values) for way, values in seconds.items()},
-        **{f"{way}_gb": value for way, value in memory.items()},
-        "time_ratio": statistics.median(seconds["ours"]) / statistics.median(seconds["plain"]),
-        "memory_ratio": memory["ours"] / memory["plain"],
-    }
+    ways = {"plain": PlainStep, "ours": OurStep}
+    memory = {way: extra_memory(each, size, method, lora, made) for way, each in ways.items()}
+    free_memory()
+    steps = {way: make_step(each, size, method, lora, made) for way, each in ways.items()}
+    spent: dict[str, list[Spent]] = {"plain": [], "ours": []}
+    losses: dict[str, list[float]] = {"plain": [], "ours": []}
+    for _ in range(repeats):
+        for way, step in steps.items():
+            seconds, loss = timed(step)
+            spent[way].append(seconds)
+            losses[way].append(loss)
+    plain, ours = (losses[way][0] for way in ("plain", "ours"))
+    assert abs(plain - ours) < 2e-2 * max(1.0, abs(plain)), losses
+    print_both(name, spent["plain"][1:], spent["ours"][1:])
+    for clock in ("cpu", "wall"):
+        start = getattr(steps["ours"].start_seconds, clock)
+        pairs = [(getattr(a, clock), getattr(b, clock)) for a, b in zip(spent["plain"], spent["ours"], strict=True)][1:]
+        print(f"{name}_start_{clock}_seconds {start:.3f}")
+        for epochs in (1, 5):
+            ratio = statistics.median((b + start / epochs) / a for a, b in pairs)
+            print(f"{name}_of_{epochs}_epochs_{clock}_ratio {ratio:.3f}")
+    print(f"{name}_plain_extra_gb {memory['plain']:.3f}\n{name}_ours_extra_gb {memory['ours']:.3f}")
+    print(f"{name}_memory_ratio {memory['ours'] / memory['plain']:.3f}", flush=True)
 
 
 def main() -> None:
@@ -172,11 +190,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     arguments = parser.parse_args()
+    print(processor(), f"{torch.get_num_threads()} threads")
     for size in arguments.sizes:
-        ending = "" if size == "100m" else f"_{size}"
         for name, method, lora in (("npo", "npo", False), ("kl", "kl", False), ("kl_lora", "kl", True)):
-            for figure, value in measure(size, method, lora, arguments.repeats).items():
-                print(f"{name}_{figure}{ending} {value:.3f}", flush=True)
+            measure(size, method, lora, arguments.repeats, name if size == "100m" else f"{name}_{size}")
 
 
 if __name__ == "__main__":

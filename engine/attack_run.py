@@ -112,11 +112,13 @@ def add_variant(
     say: Callable[[str], None],
 ) -> None:
     """Evaluate a variant's rows, and put them to the log."""
-    for task, rows in variant.rows.items():
-        assert rows, f"{name}: no row of {task}"  # a log of none could not be read
-        of_variant = f".{variant.name}" if variant.name else ""
-        key = f"{task}@{name}{of_variant}"
-        result = evaluate_together(model, variant.encoder, key, rows, settings, way=way, say=say)
+    of_variant = f".{variant.name}" if variant.name else ""
+    keys = {task: f"{task}@{name}{of_variant}" for task in variant.rows}
+    asked = {keys[task]: rows for task, rows in variant.rows.items()}
+    assert all(asked.values()), f"{name}: a task without rows"  # a log of none could not be read
+    results = evaluate_together(model, variant.encoder, asked, settings, way=way, say=say)
+    for task, key in keys.items():
+        result = results[key]
         for index, row in result.rows.items():
             row |= {READ: variant.read[task, index]} if variant.read else {}
         log.rows.setdefault(key, {}).update(result.rows)

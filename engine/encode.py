@@ -127,6 +127,7 @@ class ChatEncoder(ABC):
         """Drop the prompts and answers that are kept."""
         self.cache_bytes_left = self.CACHE_BYTES
         self.kept_prompts: dict[tuple, dict[str, Tensor]] = {}
+        self.kept_pictures: dict[tuple, dict[str, Tensor]] = {}  # what their prompts hold of them
         self.kept_answers: dict[str, list[int]] = {}  # by their text
 
     def uncut(self) -> "ChatEncoder":
@@ -296,10 +297,24 @@ class ChatEncoder(ABC):
             prompt = self.prompt_inputs(example)
             del prompt["attention_mask"]
             self.check_frame(example, prompt["input_ids"][0])
-            self.cache_bytes_left -= sum(value.nbytes for value in prompt.values())
-            if self.cache_bytes_left > 0:
-                self.kept_prompts[example.prompt_key] = prompt
+            self.keep(example, prompt)
         return Encoded(prompt, self.encode_answer(example, prompt["input_ids"].shape[1]), self.layout)
+
+    def keep(self, example: Example, prompt: dict[str, Tensor]) -> None:
+        """Keep an encoded prompt as long as there is room. What prompts about one picture have of it is kept once."""
+        of_picture = {} if example.picture_key is None else self.kept_pictures.get(example.picture_key, {})
+        for name, value in of_picture.items():
+            if name in prompt and torch.equal(prompt[name], value):
+                prompt[name] = value
+        own = [value for name, value in prompt.items() if value is not of_picture.get(name)]
+        self.cache_bytes_left -= sum(value.nbytes for value in own)
+        if self.cache_bytes_left <= 0:
+            return
+        self.kept_prompts[example.prompt_key] = prompt
+        if example.picture_key is not None and not of_picture:
+            by_token = {"input_ids", *self.layout.token_dims}
+            kept = {name: value for name, value in prompt.items() if name not in by_token}
+            self.kept_pictures[example.picture_key] = kept
 
     def check_frame(self, example: Example, ids: Tensor) -> None:
         """Raise SettingsError where the begin token is written twice, by template and tokenizer, or where the tokenizer

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -136,33 +136,47 @@ def roles_of(row: TaskRow) -> dict[str, list[str]]:
 
 
 def evaluate_rows(
-    model: nn.Module,
-    encoder: Any,
-    rows: list[TaskRow],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    shared: bool = True,
-    say: Callable[[str], None] = say_line,
-    advance: Callable[[int], None] = lambda count: None,
+    model: nn.Module, encoder: Any, rows: list[TaskRow], *, max_new_tokens: int, **limits: Any
 ) -> TaskResult:
-    """Score and generate for `rows`, as `score_prompts` does.
+    """`evaluate_tasks` of one task."""
+    return evaluate_tasks(model, encoder, {"": rows}, max_new_tokens=max_new_tokens, **limits)[""]
 
-    Each question (with its picture) goes through the model once, and each of its distinct answers once.
+
+def evaluate_tasks(
+    model: nn.Module, encoder: Any, tasks: dict[str, list[TaskRow]], *, max_new_tokens: int, **limits: Any
+) -> dict[str, TaskResult]:
+    """Score and generate for the rows of some tasks, as `score_prompts` does.
+
+    Each question (with its picture) goes through the model once, and each of its distinct answers once. Its tokens
+    count for the first task that asks it.
+
+    Args:
+        model: In eval mode.
+        encoder: Of the rows.
+        tasks: Name -> rows.
+        max_new_tokens: Of a generation.
+        limits: Those of `score_prompts`; where nothing is said, lines of progress are printed.
     """
-    roles = [roles_of(row) for row in rows]
     prompts: dict[tuple, Prompt] = {}
-    for row, of_row in zip(rows, roles, strict=True):
-        prompt = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
-        prompt.answers.extend(answer for answer in of_row if answer not in prompt.answers)
-    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "shared": shared, "say": say}
-    results = score_prompts(model, encoder, list(prompts.values()), advance=advance, **options)
-    by_prompt = dict(zip(prompts, results, strict=True))
-    made = TaskResult({}, [], sum(each.tokens for each in results))
-    for row, of_row in zip(rows, roles, strict=True):
-        own = by_prompt[row.example.prompt_key]
-        made.rows[row.example.index] = row_log(row, own.answers, encoder.prompt_text(row.example), own.generation)
-        made.tokens.extend(token_row(row, answer, kinds, own.answers[answer]) for answer, kinds in of_row.items())
+    asked_first: dict[tuple, str] = {}  # prompt -> task
+    roles = {name: list(map(roles_of, rows)) for name, rows in tasks.items()}
+    for name, rows in tasks.items():
+        for row, of_row in zip(rows, roles[name], strict=True):
+            prompt = prompts.setdefault(row.example.prompt_key, Prompt(row.example, []))
+            prompt.answers.extend(answer for answer in of_row if answer not in prompt.answers)
+            asked_first.setdefault(row.example.prompt_key, name)
+    options: dict[str, Any] = {"say": say_line, "max_new_tokens": max_new_tokens, **limits}
+    results = dict(zip(prompts, score_prompts(model, encoder, list(prompts.values()), **options), strict=True))
+    counts = dict.fromkeys(tasks, 0)
+    for key, result in results.items():
+        counts[asked_first[key]] += result.tokens
+    made = {name: TaskResult({}, [], count) for name, count in counts.items()}
+    for name, rows in tasks.items():
+        for row, of_row in zip(rows, roles[name], strict=True):
+            own, prompt_text = results[row.example.prompt_key], encoder.prompt_text(row.example)
+            made[name].rows[row.example.index] = row_log(row, own.answers, prompt_text, own.generation)
+            answers = [token_row(row, answer, kinds, own.answers[answer]) for answer, kinds in of_row.items()]
+            made[name].tokens.extend(answers)
     return made
 
 
@@ -175,15 +189,14 @@ def token_row(row: TaskRow, answer: str, kinds: list[str], own: AnswerLosses) ->
 def evaluate_together(
     model: nn.Module,
     encoder: Any,
-    name: str,
-    rows: list[TaskRow],
+    tasks: dict[str, list[TaskRow]],
     settings: EvalLimits,
     *,
     way: Way,
-    counts: bool = False,
+    counts: Collection[str] = (),
     say: Callable[[str], None] = say_line,
-) -> TaskResult:
-    """`evaluate_rows` in the `way` that `way_for` found, the rows shared by all processes.
+) -> dict[str, TaskResult]:
+    """`evaluate_tasks` in the `way` that `way_for` found, the rows shared by all processes.
 
     Every process gets the whole result, rows ascending.
 
@@ -192,28 +205,73 @@ def evaluate_together(
     Args:
         model: In eval mode.
         encoder: Of the rows.
-        name: Of the task.
-        rows: Its rows.
+        tasks: Name -> rows.
         settings: How long a generation is.
-        way: How many go through the model at once, and whether they share their prompts.
-        counts: Whether the work around this one counts the rows of all tasks.
+        way: How the rows are scored.
+        counts: The tasks whose rows the work around this one counts.
         say: Takes a line of progress.
     """
     state = processes()
-    passes = passes_of(rows)
-    with Work(name, passes, stands_for=passes if counts else 0, say=say) as work:
+    passes = sum(map(passes_of, tasks.values()))
+    counted = sum(passes_of(tasks[name]) for name in counts)
+    with Work(title_of([*tasks]), passes, stands_for=counted, say=say) as work:
 
         def advance(count: int) -> None:
             work.advance(count * state.num_processes)
 
-        limits: dict[str, Any] = {"batch_size": way.batch_size, "shared": way.shared, "say": say, "advance": advance}
-        rows, tried_tokens = most_revealing(model, encoder, rows, **limits)
-        own = rows[state.process_index :: state.num_processes]
-        parts = gather_object([evaluate_rows(model, encoder, own, max_new_tokens=settings.max_new_tokens, **limits)])
-    by_index = {index: row for part in parts for index, row in part.rows.items()}
-    tokens = sorted((token for part in parts for token in part.tokens), key=lambda token: token["row"])
-    rows_in_order = {index: by_index[index] for index in sorted(by_index)}
-    return TaskResult(rows_in_order, tokens, tried_tokens + sum(part.token_count for part in parts))
+        limits: dict[str, Any] = {**way.limits, "say": say, "advance": advance}
+        chosen, tried_tokens = {}, {}
+        for name, rows in tasks.items():
+            chosen[name], tried_tokens[name] = most_revealing(model, encoder, rows, **limits)
+        own = own_rows(chosen, state.process_index, state.num_processes)
+        parts = gather_object([evaluate_tasks(model, encoder, own, max_new_tokens=settings.max_new_tokens, **limits)])
+    return {name: joined_parts(name, parts, tried_tokens[name]) for name in tasks}
+
+
+def title_of(names: list[str]) -> str:
+    """What tasks that are scored together are called."""
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
+
+
+def own_rows(tasks: dict[str, list[TaskRow]], process: int, count: int) -> dict[str, list[TaskRow]]:
+    """The rows that one of several processes takes: all about a picture go to the same process, in every task."""
+    pictures: dict[tuple, int] = {}  # numbered as they appear
+    own: dict[str, list[TaskRow]] = {}
+    for name, rows in tasks.items():
+        own[name] = []
+        for number, row in enumerate(rows):
+            key = row.example.picture_key
+            place = number if key is None else pictures.setdefault(key, len(pictures))
+            if place % count == process:
+                own[name].append(row)
+    return own
+
+
+def joined_parts(name: str, parts: list[dict[str, TaskResult]], tried_tokens: int) -> TaskResult:
+    """What several processes made of a task's rows, as one result."""
+    own = [part[name] for part in parts]
+    by_index = {index: row for part in own for index, row in part.rows.items()}
+    tokens = sorted((token for part in own for token in part.tokens), key=lambda token: token["row"])
+    rows = {index: by_index[index] for index in sorted(by_index)}
+    return TaskResult(rows, tokens, tried_tokens + sum(part.token_count for part in own))
+
+
+def tasks_by_picture(tasks: dict[str, list[TaskRow]]) -> list[list[str]]:
+    """Names of the tasks, those that ask about the same pictures in one list."""
+    groups: list[tuple[set, list[str]]] = []  # pictures, names
+    for name, rows in tasks.items():
+        pictures = {row.example.picture_key for row in rows} - {None}
+        shared = [group for group in groups if group[0] & pictures]
+        first: tuple[set, list[str]] = shared[0] if shared else (set(), [])
+        if not shared:
+            groups.append(first)
+        for other in shared[1:]:  # this task joins what was apart
+            groups.remove(other)
+            first[0].update(other[0])
+            first[1].extend(other[1])
+        first[0].update(pictures)
+        first[1].append(name)
+    return [names for _, names in groups]
 
 
 def passes_of(rows: list[TaskRow]) -> int:
@@ -323,7 +381,8 @@ def evaluate(
     fingerprint_of_model = model_fingerprint(settings.model_path)
     device = next(model.parameters()).device.type
     code = code_of(__file__, inspect.getfile(type(encoder)))
-    keys = {name: task_key(name, settings, code, device) for name in tasks}
+    groups = tasks_by_picture(tasks)
+    keys = {name: task_key(name, settings, code, device, names) for names in groups for name in names}
     finished = {name: finished_task(name, key, kept, folder) for name, key in keys.items()}
     places: dict[str, Path] = {}
     state.wait_for_everyone()  # nothing is written before everyone has looked
@@ -334,27 +393,39 @@ def evaluate(
             check_start(model, encoder, [example], forward, say)
         way = way_for(model, encoder, tasks, settings.batch_size, say)
     with Work("row", sum(map(passes_of, tasks.values())), say=say) as work:
-        for name, rows in tasks.items():
-            if place := finished[name]:
+        for name, place in finished.items():
+            if place:
                 places[name] = place
-                work.skip(passes_of(rows))
+                work.skip(passes_of(tasks[name]))
                 say(f"{name}: done before")
+        for names in groups:
+            if all(finished[name] for name in names):
                 continue
             start_of_peak()
             started = time.perf_counter()
-            result = evaluate_together(model, encoder, name, rows, settings, way=way, counts=True, say=say)
-            seconds = time.perf_counter() - started
-            say(f"{name}: {len(result.rows)} rows, {seconds:.1f} s")
-            places[name] = kept / name
-            if state.is_main_process:
-                marked(kept)
-                record = {"key": keys[name], "rows": len(result.rows), "seconds": seconds, "tokens": result.token_count}
-                write_task(places[name], name, result, record)
+            group = {name: tasks[name] for name in names}  # finished ones too: a batch's rows decide on rounding
+            opened = [name for name in names if not finished[name]]
+            results = evaluate_together(model, encoder, group, settings, way=way, counts=opened, say=say)
+            seconds = seconds_of(results, time.perf_counter() - started)
+            for name in opened:
+                say(f"{name}: {len(results[name].rows)} rows, {seconds[name]:.1f} s")
+                places[name] = kept / name
+                if state.is_main_process:
+                    marked(kept)
+                    record = {"key": keys[name], "rows": len(results[name].rows), "seconds": seconds[name]}
+                    write_task(places[name], name, results[name], {**record, "tokens": results[name].token_count})
+    places = {name: places[name] for name in tasks}
     if state.is_main_process:
         about = {"model": fingerprint_of_model, "reading": reading_files(settings.model_path)}
         write_results(folder, places, settings, {**facts, **about})
         remove_ours(kept)
     state.wait_for_everyone()
+
+
+def seconds_of(results: dict[str, TaskResult], seconds: float) -> dict[str, float]:
+    """Of each of the tasks that were scored together its part of the seconds, by tokens."""
+    every = sum(result.token_count for result in results.values())
+    return {name: seconds * result.token_count / max(1, every) for name, result in results.items()}
 
 
 def first_rows(tasks: dict[str, list[TaskRow]]) -> list[Example]:
@@ -366,17 +437,22 @@ def first_rows(tasks: dict[str, list[TaskRow]]) -> list[Example]:
     return list(found.values())
 
 
-def task_key(name: str, settings: Eval, code: Code, device: str) -> str:
-    """What a task's results depend on: the model, its data, the task's settings, the code that scores and the kind of
-    device.
+def task_key(name: str, settings: Eval, code: Code, device: str, together: Sequence[str] = ()) -> str:
+    """What a task's results depend on: the model, its data, the task's settings, the code that scores, the kind of
+    device and the tasks that are scored `together` with it.
     """
     task = settings.tasks[name]
     chosen = {
         field: getattr(settings, field)
         for field in ("seed", "batch_size", "max_new_tokens", "limit", "fold", "validation_share")
     }
+    others = {each: settings.tasks[each] for each in together if each != name}
     decisive = {"task": asdict(task), "model": asdict(settings.model), "device": device, **chosen}
-    return work_key(decisive, Inputs(task.datasets(), [settings.model_path], task.files()), code)
+    decisive["together"] = {each: asdict(other) for each, other in others.items()}
+    every = [task, *others.values()]
+    read = [place for each in every for place in each.datasets()]
+    files = [file for each in every for file in each.files()]
+    return work_key(decisive, Inputs([*dict.fromkeys(read)], [settings.model_path], [*dict.fromkeys(files)]), code)
 
 
 def data_record(task: Task) -> dict[str, str]:

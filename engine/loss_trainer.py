@@ -50,6 +50,8 @@ class LossTrainer(transformers.Trainer):
         self.measured = start.measured
         self.l1 = settings.l1 + bound.method.l1
         self.bucket = settings.bucket
+        if settings.bucket_retain:
+            self.train_dataset.match_lengths()
         self.start_logprobs: dict[int, float] = {}  # by answer_key
         self.checkpoints: checkpoints.Checkpoints | None = None
         self.epoch = 0  # of the step being taken

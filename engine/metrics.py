@@ -80,7 +80,10 @@ def multiple_choice_probability(loss: float, wrong_losses: Sequence[float]) -> f
     Source: TOFU.
     """
     logs = -as_losses([loss, *wrong_losses])
-    return float(np.exp(logs[0] - logsumexp(logs))) if np.isfinite(logs[0]) else 0.0
+    if not np.isfinite(logs[0]):
+        return 0.0
+    shares = np.exp(logs - logs.max())  # logsumexp takes eight times as long for so few
+    return float(shares[0] / shares.sum())
 
 
 def truth_ratio(paraphrase_loss: float, perturbed_losses: Sequence[float], definition: str = "geometric") -> float:
@@ -175,6 +178,8 @@ def rouge_tokenizer(truth: str) -> str:
         `unicode`: those of `unicode_words`, where a letter or digit of the right answer is another. By the words of
         rouge_score such an answer would score 0 against itself, or 1 against another of the same ASCII letters.
     """
+    if truth.isascii():  # at once, as most are
+        return ASCII
     others = any(char.isalnum() and not char.isascii() for char in truth)
     return UNICODE if others else ASCII
 

@@ -85,7 +85,8 @@ class Pairs:
     another question and what the start answers, the same in every epoch. Keys are
     `epoch * len(self) + row`, so that every draw is a function of (seed, epoch, row). Retain rows come from a seeded
     shuffle without replacement that cycles. An epoch runs over the forget rows, or over the retain rows where the
-    method has no use for forget rows.
+    method has no use for forget rows. After `match_lengths` the retain rows of an epoch, which stay the same, are
+    given to its forget rows by length: the shortest to the shortest.
     """
 
     def __init__(
@@ -114,6 +115,8 @@ class Pairs:
         self.alternatives, self.noise, self.holdout, self.asked = alternatives, noise, holdout, asked
         self.own_answers: dict[int, Example] = {}  # by forget row; engine.own_answers fills it in
         self.leading: Any = self.retain if set(passes) == {"retain"} else self.forget
+        self.matched = False
+        self.of_epoch: tuple[int, dict[int, int]] | None = None  # of `matched_rows`, of the epoch that was asked last
         if unknown := [name for name in passes if not hasattr(self, f"{name}_examples")]:
             raise SettingsError(f"the method asks for {unknown[0]} pictures, which there are in face recognition only")
         if "noised" in passes and noise is None:
@@ -160,6 +163,7 @@ class Pairs:
         }
         made = Pairs(passes, self.all_forget, self.all_retain, idk=self.idk, **more)
         made.own_answers = self.own_answers
+        made.matched = self.matched and made.leading is not made.retain
         return made
 
     def with_retain_rows(self, count: int) -> "Pairs":
@@ -167,8 +171,15 @@ class Pairs:
         made = copy.copy(self)
         made.retain = drawn_of(self.retain, count, self.seed, "retain rows")
         made.leading = made.retain if self.leading is self.retain else self.leading
+        made.of_epoch = None  # it is of the other rows
         made.check_others()
         return made
+
+    def match_lengths(self) -> None:
+        """From now on give each epoch's retain rows to its forget rows by length. An epoch over retain rows has none to
+        give.
+        """
+        self.matched = self.leading is not self.retain
 
     def rows_of(self, name: str) -> Any:
         """All rows of a kind: `forget` and `retain` as the method trains on them; with `_words` or `_pictures` behind
@@ -210,8 +221,23 @@ class Pairs:
     def retain_examples(self, epoch: int, row: int) -> list[Example]:
         if self.leading is self.retain:
             return [self.retain[row]]
+        if self.matched:
+            return [self.retain[self.matched_rows(epoch)[row]]]
+        return [self.retain[self.retain_row(epoch, row)]]
+
+    def retain_row(self, epoch: int, row: int) -> int:
+        """The retain row that the shuffle has at this place of the run."""
         cycle, place = divmod(epoch * len(self) + row, len(self.retain))
-        return [self.retain[retain_order(self.seed, cycle, len(self.retain))[place]]]
+        return retain_order(self.seed, cycle, len(self.retain))[place]
+
+    def matched_rows(self, epoch: int) -> dict[int, int]:
+        """Of each forget row the retain row of the same rank by length, among those that the epoch has."""
+        if self.of_epoch is None or self.of_epoch[0] != epoch:
+            drawn = [self.retain_row(epoch, row) for row in range(len(self))]
+            drawn.sort(key=lambda place: self.retain.lengths[place])
+            rows = sorted(range(len(self)), key=lambda place: self.forget.lengths[place])
+            self.of_epoch = (epoch, dict(zip(rows, drawn, strict=True)))
+        return self.of_epoch[1]
 
     def idk_examples(self, epoch: int, row: int) -> list[Example]:
         example = self.forget[row]

@@ -5,7 +5,7 @@ Models whose cache cannot be shared are run answer by answer.
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from transformers import GenerationConfig
 from data_module import Example
 from engine.encode import collate_prompts
 from engine.language_model import LanguageModel, forward
-from engine.shared_prompts import SharedPrompts, beginning, doubt_of, unshareable
+from engine.shared_prompts import RunStems, SharedPrompts, beginning, doubt_of, unshareable
+from engine.stems import WORTH, find_stems
 from engine.token_figures import AnswerLosses, TokenFigures, token_figures
 from unlearn_losses import IGNORE
 
@@ -38,7 +39,7 @@ class PromptResult:
     answers: dict[str, AnswerLosses]
     generation: str
     said: list[int]  # the tokens of the generation
-    tokens: int  # of the prompt, the answers and the generation
+    tokens: int  # of the prompt, the answers and the generation; what another prompt was run for does not count again
 
 
 def score_prompts(
@@ -51,6 +52,8 @@ def score_prompts(
     say: Callable[[str], None],
     advance: Callable[[int], None] = lambda count: None,
     shared: bool = True,
+    by_picture: bool = True,
+    worth: float = WORTH,
     from_answers: bool = True,
 ) -> list[PromptResult]:
     """Score all answers of each prompt and continue it greedily; results in the order of `prompts`.
@@ -65,6 +68,8 @@ def score_prompts(
         advance: takes the number of prompts of each batch, when it is scored.
         shared: False: the plain way, a forward for each answer and the library's generation. A model that cannot share
             a prompt is scored that way too, which is said.
+        by_picture: Whether what prompts about one picture have in common is run once, where prompts are shared.
+        worth: Share of a batch's positions up to which that is done.
         from_answers: False: every token of a generation is generated, also where the scored answers tell it.
     """
     results: dict[int, PromptResult] = {}  # by the number of the prompt
@@ -72,20 +77,42 @@ def score_prompts(
     why = unshareable(model) if shared else None
     if why:
         say(f"{type(model).__name__} is scored answer by answer: {why}")
-    for chosen in prompt_batches(prompts, batch_size):
-        batch = [prompts[i] for i in chosen]
-        found = run_shared(model, encoder, batch, **limits) if shared and not why else None
-        if found is None and shared and not why:
-            say(
-                f"{type(model).__name__}: {len(batch)} prompts are scored answer by answer: "
-                "they reach past the window of its attention, or it keeps more than their tokens"
-            )
-        if found is None:
-            found = run_plain(model, encoder, batch, **limits)
-        for i, result in zip(chosen, found, strict=True):
-            results[i] = result
-        advance(len(chosen))
+    is_shared = shared and not why
+    for group in prompt_groups(prompts, batch_size, by_picture=by_picture and is_shared):
+        own = [prompts[i] for i in group]
+        stems = run_stems(model, encoder, own, worth) if by_picture and is_shared else None
+        for places in like_answers(own, batch_size) if stems else prompt_batches(own, batch_size):
+            batch = [own[place] for place in places]
+            found = run_shared(model, encoder, batch, places, stems=stems, **limits) if is_shared else None
+            if found is None and is_shared:
+                say(
+                    f"{type(model).__name__}: {len(batch)} prompts are scored answer by answer: "
+                    "they reach past the window of its attention, or it keeps more than their tokens"
+                )
+            if found is None:
+                found = run_plain(model, encoder, batch, **limits)
+            for place, result in zip(places, found, strict=True):
+                results[group[place]] = result
+            advance(len(batch))
     return [results[i] for i in range(len(prompts))]
+
+
+def prompt_groups(prompts: list[Prompt], batch_size: int, *, by_picture: bool) -> Iterator[list[int]]:
+    """Numbers of the prompts whose stems are looked for together: all that ask about half of `batch_size` pictures, or
+    one. The keys and values of stems are held beside those of a batch, which has as many prompts or twice as many.
+
+    Those without a picture are one group, and so are all where `by_picture` is False.
+    """
+    pictures: dict[Hashable, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        key = prompt.example.picture_key if by_picture else None
+        pictures.setdefault(key, []).append(number)
+    if None in pictures:
+        yield pictures.pop(None)
+    each = sorted(pictures.values(), key=lambda group: max(len(prompts[i].example.question) for i in group))
+    size = max(1, batch_size // 2)
+    for start in range(0, len(each), size):
+        yield [*itertools.chain.from_iterable(each[start : start + size])]
 
 
 def prompt_batches(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]]:
@@ -100,38 +127,84 @@ def prompt_batches(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]
         yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
 
 
+def like_answers(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of at most `batch_size` prompts that are followed by as many answers, and about as many letters of them;
+    what they begin with is run.
+    """
+
+    def length(number: int) -> tuple[int, int]:
+        prompt = prompts[number]
+        return len(prompt.example.question), sum(map(len, prompt.answers))
+
+    counts: dict[int, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        counts.setdefault(len(prompt.answers), []).append(number)
+    for numbers in counts.values():
+        numbers.sort(key=length)
+        yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+
+
 # ---- one pass over the prompts
 
 
+@torch.no_grad()
+def run_stems(model: nn.Module, encoder: Any, prompts: list[Prompt], worth: float) -> RunStems | None:
+    """What prompts about the same pictures have in common, run once; None where that is not worth it, or nothing may
+    follow it.
+    """
+    pictures = [prompt.example.picture_key for prompt in prompts]
+    if len({*pictures} - {None}) + pictures.count(None) == len(prompts):
+        return None
+    encoded = [encoder.encode(prompt.example) for prompt in prompts]
+    stems = find_stems(encoded, pictures, encoder.pad, worth)
+    if stems is None:
+        return None
+    run = RunStems(model, stems.to(next(model.parameters()).device))
+    return run if run.has_room() else None
+
+
+@torch.no_grad()
 def run_shared(
     model: nn.Module,
     encoder: Any,
     prompts: list[Prompt],
+    places: list[int],
     *,
+    stems: RunStems | None,
     batch_size: int,
     max_new_tokens: int,
     from_answers: bool,
 ) -> list[PromptResult] | None:
-    """One pass over the prompts for all their answers and generations; None where the cache does not allow it."""
+    """One pass over the prompts for all their answers and generations; None where the cache does not allow it.
+
+    `stems` are those of a group in which the prompts stand at `places`; None: each prompt is run whole.
+    """
     device = next(model.parameters()).device
     encoded = [encoder.encode(prompt.example) for prompt in prompts]
     inputs = collate_prompts(encoded, encoder.pad)
     lengths = inputs["attention_mask"].sum(1).tolist()
     answers = [encode_answers(encoder, *each) for each in zip(prompts, lengths, strict=True)]
     rounds = in_rounds(answers, max(1, batch_size // len(prompts)))  # so many answers follow each prompt in one pass
-    with torch.no_grad():
-        on_device = {name: value.to(device) for name, value in inputs.items()}
-        ends = ends_of(model, encoder)
-        shared = SharedPrompts(model, on_device, encoded[0].layout, ends=ends, from_answers=from_answers)
-        if shared.tokens_left is not None and shared.tokens_left < max(max_new_tokens, longest_suffix(rounds)):
-            return None
-        losses: list[list[AnswerLosses]] = [[] for _ in prompts]
-        for groups in rounds:
-            for own, more in zip(losses, shared.answer_losses(groups), strict=True):
-                own += more
-        texts = shared.generate(max_new_tokens)
+    wanted = max(max_new_tokens, longest_suffix(rounds))
+    on_device = {name: value.to(device) for name, value in inputs.items()}
+    options: dict[str, Any] = {"ends": ends_of(model, encoder), "from_answers": from_answers}
+    shared = None
+    if stems:
+        counts = stems.stems.tokens()
+        run = [counts[place] for place in places]
+        shared = SharedPrompts(model, on_device, encoded[0].layout, behind=stems.behind(places), **options)
+    if shared is None or not shared.has_room(wanted):  # padding behind a stem takes room, too
+        run = lengths
+        shared = SharedPrompts(model, on_device, encoded[0].layout, **options)
+    if not shared.has_room(wanted):
+        return None
+    losses: list[list[AnswerLosses]] = [[] for _ in prompts]
+    for groups in rounds:
+        for own, more in zip(losses, shared.answer_losses(groups), strict=True):
+            own += more
+    texts = shared.generate(max_new_tokens)
     by_answer = [dict(zip(prompt.answers, own, strict=True)) for prompt, own in zip(prompts, losses, strict=True)]
-    return [prompt_result(encoder, *each) for each in zip(lengths, by_answer, texts, strict=True)]
+    return [prompt_result(encoder, *each) for each in zip(run, by_answer, texts, strict=True)]
 
 
 def encode_answers(encoder: Any, prompt: Prompt, length: int) -> list[list[int]]:
@@ -247,7 +320,7 @@ def ends_of(model: LanguageModel, encoder: Any) -> set[int]:
     return {token for token in every if token is not None}
 
 
-def prompt_result(encoder: Any, prompt_length: int, answers: dict[str, AnswerLosses], text: list[int]) -> PromptResult:
-    """What one prompt of `prompt_length` tokens came to; `text`: the tokens of its generation."""
-    tokens = prompt_length + sum(len(each.tokens) for each in answers.values()) + len(text)
+def prompt_result(encoder: Any, run: int, answers: dict[str, AnswerLosses], text: list[int]) -> PromptResult:
+    """What one prompt came to of which `run` tokens went through the model; `text`: the tokens of its generation."""
+    tokens = run + sum(len(each.tokens) for each in answers.values()) + len(text)
     return PromptResult(answers, encoder.decode(torch.tensor(text, dtype=torch.long)), text, tokens)

@@ -5,6 +5,7 @@ What is right is what a forward of one row alone says. Sharing a prompt between 
 batch, are worth their speed only where they give the same.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from data_module import TaskRow
+from data_module import CAPTION_QUESTIONS, TaskRow
 from engine.encode import Encoded, collate_prompts
 from engine.language_model import forward
 from engine.score_answers import Prompt, PromptResult, ends_of, score_prompts
@@ -31,10 +32,18 @@ LOSS_IN_HALF = 0.05  # where numbers have 8 or 11 bits; on average over an answe
 
 @dataclass(frozen=True)
 class Way:
-    """How prompts are scored: shared by their answers or not, so many of them at once."""
+    """How prompts are scored: shared by their answers or not, so many of them at once; where they are shared, what
+    those about one picture have in common is run once or for each.
+    """
 
     shared: bool
     batch_size: int
+    by_picture: bool = True
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """As `score_prompts` takes it."""
+        return {"shared": self.shared, "batch_size": self.batch_size, "by_picture": self.by_picture}
 
 
 def way_for(
@@ -45,13 +54,18 @@ def way_for(
     Arguments as `way_of_scoring` has them. Raises SettingsError.
     """
     ways = [way_of_scoring(model, encoder, prompts, batch_size, say) for prompts in prompts_to_try(tasks)]
-    return Way(all(way.shared for way in ways), min((way.batch_size for way in ways), default=batch_size))
+    return Way(
+        all(way.shared for way in ways),
+        min((way.batch_size for way in ways), default=batch_size),
+        all(way.by_picture for way in ways),
+    )
 
 
 def way_of_scoring(
     model: nn.Module, encoder: Any, prompts: list[Prompt], batch_size: int, say: Callable[[str], None]
 ) -> Way:
-    """The fastest way that scores `prompts` as if each row were alone: shared prompts, plain batches, or one by one.
+    """The fastest way that scores `prompts` as if each row were alone: one pass over a picture, shared prompts, plain
+    batches, or one by one.
 
     Args:
         model: in eval mode.
@@ -64,14 +78,18 @@ def way_of_scoring(
         SettingsError: even one by one the model does not say what its own forward says.
     """
     name = name_of(model)
-    shared, plain = Way(True, batch_size), Way(False, batch_size)
+    by_picture, shared, plain = Way(True, batch_size), Way(True, batch_size, False), Way(False, batch_size)
+    together = "scores questions about one picture together otherwise than alone"
     ways = [
+        (by_picture, "picture check", together, "question by question"),
         (shared, "shared check", "scores answers behind a shared prompt otherwise than alone", "answer by answer"),
         (plain, "padding check", "scores rows in a batch otherwise than alone", "row by row"),
     ]
     if why := unshareable(model):
         say(f"{name} is scored answer by answer: {why}")
-        ways = ways[1:]
+        ways = ways[2:]
+    elif all(prompt.example.image is None for prompt in prompts):  # by picture or not is one way
+        ways = [(by_picture, *ways[1][1:]), ways[2]]
     with torch.no_grad():
         truths = [losses_alone(model, encoder, prompt) for prompt in prompts]
         for way, check, what, instead in ways:
@@ -111,7 +129,7 @@ def difference(
     model: nn.Module, encoder: Any, prompts: list[Prompt], truths: list[dict[str, Alone]], way: Way
 ) -> str | None:
     """What `prompts` scored in this way have that is not as `truths` and plain passes have it; None: nothing."""
-    limits: dict[str, Any] = {"batch_size": way.batch_size, "max_new_tokens": TOKENS, "shared": way.shared}
+    limits: dict[str, Any] = {"max_new_tokens": TOKENS, "worth": math.inf, **way.limits}
     try:  # every token is generated: what the answers tell of a generation must be what is tried
         results = score_prompts(model, encoder, prompts, **limits, from_answers=False, say=lambda line: None)
         continued = begun_with_answers(model, encoder, prompts, results) if way.shared else []
@@ -147,7 +165,7 @@ def begun_with_answers(
     inputs = collate_prompts(encoded, encoder.pad)
     on_device = {name: value.to(next(model.parameters()).device) for name, value in inputs.items()}
     shared = SharedPrompts(model, on_device, encoded[0].layout, ends=ends_of(model, encoder))
-    if shared.tokens_left is not None and shared.tokens_left < 2 * TOKENS:
+    if not shared.has_room(2 * TOKENS):
         return []
     shared.answer_losses([[[*result.said[: 1 + row], encoder.end]] for row, result in enumerate(results)])
     texts = shared.generate(TOKENS)
@@ -172,7 +190,7 @@ def behind(model: nn.Module, encoder: Any, prompt: Prompt, text: list[int]) -> f
 
 def prompts_to_try(tasks: dict[str, list[TaskRow]]) -> list[list[Prompt]]:
     """Of the rows in words, and of those with a picture, the shortest and the longest question of the first task that
-    has any, each with the answers of both.
+    has any, each with the answers of both; and a second question about the first picture.
     """
     found: dict[bool, list[Prompt]] = {}
     for rows in tasks.values():
@@ -180,7 +198,15 @@ def prompts_to_try(tasks: dict[str, list[TaskRow]]) -> list[list[Prompt]]:
             examples = [row.example for row in rows[:ROWS] if (row.example.image is not None) == pictured]
             if examples and pictured not in found:
                 examples.sort(key=lambda example: len(example.question))
-                two = {example.prompt_key: example for example in (examples[0], examples[-1])}
-                answers = [*dict.fromkeys(example.answer for example in two.values())]
-                found[pictured] = [Prompt(example, answers) for example in two.values()]
+                tried = [examples[0], examples[-1]]
+                if pictured:
+                    tried.append(replace(examples[0], question=another_question(examples[0].question)))
+                each = {example.prompt_key: example for example in tried}
+                answers = [*dict.fromkeys(example.answer for example in each.values())]
+                found[pictured] = [Prompt(example, answers) for example in each.values()]
     return list(found.values())
+
+
+def another_question(question: str) -> str:
+    """A question about a picture that is not this one."""
+    return next(each for each in CAPTION_QUESTIONS if each != question)

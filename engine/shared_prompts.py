@@ -4,10 +4,13 @@ Shapes: R prompts of a batch, L their padded length, S answer tokens behind each
 values are kept; all answers to a prompt follow it as one sequence of S tokens, kept apart by the attention mask and
 each counted from the prompt's end, so that nothing is copied for them; then they are cropped off.
 
+Prompts about one picture share its keys and values too, see engine.stems.
+
 Up to the first token that the model would not have chosen, a scored answer is what greedy generation says. So a
 generation begins there, behind the keys and values of these tokens, and not at the prompt.
 """
 
+import copy
 import inspect
 from typing import Any, NamedTuple
 
@@ -20,6 +23,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from engine.language_model import LanguageModel
 from engine.processor_tensors import Layout
 from engine.start_checks import is_exact
+from engine.stems import Stems
 from engine.token_figures import AnswerLosses, TokenFigures, token_figures
 
 # How far a token may be behind the first choice, as a share of the logits' spread, and rounding still be all that keeps
@@ -71,6 +75,53 @@ def unshareable(model: LanguageModel) -> str | None:
     return None
 
 
+def room_behind(cache: Any, width: int) -> int | None:
+    """How many tokens may follow the `width` that a cache holds; None: any number.
+
+    0 where the cache is of a kind that cannot be shared, or where it holds in a layer what is no token of the prompt,
+    as layers that look at a picture do.
+    """
+    layers: list[Any] = cache.layers if type(cache) is DynamicCache else [None]
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return 0
+    if any(layer.get_seq_length() != width for layer in layers):
+        return 0
+    windows = [layer.sliding_window for layer in layers if layer.is_sliding]
+    return max(0, min(windows) - 1 - width) if windows else None
+
+
+class BehindStems(NamedTuple):
+    """Where some prompts go on: the keys and values of their stems with the mask (R, S) of these, and how many tokens
+    of each prompt follow.
+    """
+
+    cache: DynamicCache
+    mask: Tensor
+    rests: list[int]
+
+
+class RunStems:
+    """Stems that are run once, for all prompts that begin with them."""
+
+    def __init__(self, model: LanguageModel, stems: Stems):
+        self.stems, inputs = stems, stems.inputs
+        options = {"position_ids": prompt_positions(model, inputs), "use_cache": True, "logits_to_keep": 1}
+        self.cache = model(**inputs, **options).past_key_values
+
+    def has_room(self) -> bool:
+        """Whether anything may follow."""
+        return room_behind(self.cache, self.stems.inputs["input_ids"].shape[1]) != 0
+
+    def behind(self, chosen: list[int]) -> BehindStems:
+        """Where these prompts go on."""
+        mask = self.stems.inputs["attention_mask"]
+        of = torch.tensor([self.stems.of[prompt] for prompt in chosen], device=mask.device)
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # which hold the same tensors
+        cache.batch_select_indices(of)
+        return BehindStems(cache, mask[of], [self.stems.rests[prompt] for prompt in chosen])
+
+
 class SharedPrompts:
     """A batch of prompts run once.
 
@@ -85,6 +136,7 @@ class SharedPrompts:
         *,
         ends: set[int],
         from_answers: bool = True,
+        behind: BehindStems | None = None,
     ):
         """Run the prompts.
 
@@ -94,13 +146,17 @@ class SharedPrompts:
             layout: Of its tensors.
             ends: The tokens at which a generation stops.
             from_answers: Whether a generation begins with what the scored answers tell of it.
+            behind: The stems of the prompts, which are run; None: each prompt is run whole.
         """
         self.model, self.mask, self.ends, self.from_answers = model, batch["attention_mask"], ends, from_answers
         # what one more token adds to each per-token tensor, with the dimension that counts tokens
         slices = {name: layout.answer_slice(name, batch[name]) for name in layout.token_dims if name in batch}
         self.slices = {name: (value, layout.token_dims[name]) for name, value in slices.items()}
         positions = prompt_positions(model, batch)
-        output = model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
+        if behind is None:
+            output = model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
+        else:
+            output = self.run_rests(batch, layout, positions, behind)
         self.cache, self.first = output.past_key_values, output.logits[:, -1]
         self.next = (positions if positions.ndim == 2 else positions.amax(0)).amax(
             -1
@@ -113,18 +169,30 @@ class SharedPrompts:
         # of each layer the keys and values (R, heads, K, d) of what generations begin with, but for the last token
         self.kept: list[tuple[Tensor, Tensor]] = []
 
+    def run_rests(self, batch: dict[str, Tensor], layout: Layout, positions: Tensor, behind: BehindStems) -> Any:
+        """Run what follows the prompts' stems. Gives what the model says of it.
+
+        Between a stem and what follows it `mask` has padding.
+        """
+        width = max(behind.rests)
+        counts = torch.tensor(behind.rests, device=self.mask.device)
+        follows = torch.arange(width, device=self.mask.device) >= width - counts[:, None]
+        self.mask = torch.cat([behind.mask, follows.to(behind.mask.dtype)], 1)
+        rest = {"input_ids": batch["input_ids"][:, -width:], "attention_mask": self.mask}
+        for name, dim in layout.token_dims.items():
+            if name in batch:
+                rest[name] = batch[name].narrow(dim, batch[name].shape[dim] - width, width)
+        inputs = {**rest, "position_ids": positions[..., -width:]}
+        return self.model(**inputs, past_key_values=behind.cache, use_cache=True, logits_to_keep=1)
+
     @property
     def tokens_left(self) -> int | None:
-        """0 where the cache is of a kind that cannot be shared, or where it holds in a layer what is no token of the
-        prompt, as layers that look at a picture do.
-        """
-        layers: list[Any] = self.cache.layers if type(self.cache) is DynamicCache else [None]
-        if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
-            return 0
-        if any(layer.get_seq_length() != self.mask.shape[1] for layer in layers):
-            return 0
-        windows = [layer.sliding_window for layer in layers if layer.is_sliding]
-        return max(0, min(windows) - 1 - self.mask.shape[1]) if windows else None
+        """How many tokens may follow, see `room_behind`."""
+        return room_behind(self.cache, self.mask.shape[1])
+
+    def has_room(self, wanted: int) -> bool:
+        """Whether so many tokens may follow."""
+        return self.tokens_left is None or self.tokens_left >= wanted
 
     def answer_losses(self, answers: list[list[list[int]]]) -> list[list[AnswerLosses]]:
         """Score the answers (token lists, end-of-sequence last) of each prompt, and crop them off again.

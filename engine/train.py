@@ -44,6 +44,8 @@ from engine.tracking import Log, run_of, tracked
 from settings.script import SettingsError, first_line, processes
 from settings.training import Method, Trainer
 
+MOST_WORKERS = 4
+FROM_WORKER = "in DataLoader worker process"  # what torch says of an error that it hands on
 VANISHING = 1e-5  # a first gradient below this norm is rounding
 
 
@@ -130,11 +132,27 @@ class TrainProgress(TrainerCallback):
         self.say(f"epoch {round(state.epoch)}/{args.num_train_epochs:g}{last}, {seconds:.0f} s")
 
 
+def workers_of(trainer: Trainer) -> int:
+    """How many processes make the batches of this one: those of the settings, or as many as a GPU should not wait for.
+
+    Each keeps prompts of its own, up to the encoder's limit.
+    """
+    if trainer.workers >= 0:
+        return trainer.workers
+    if not torch.cuda.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(MOST_WORKERS, cores // processes().num_processes - 1))
+
+
 def training_arguments(trainer: Trainer, seed: int, scratch: str) -> TrainingArguments:
     """The Hugging Face arguments that our settings stand for.
 
     `scratch` is where the library may write, which it does not.
     """
+    workers = workers_of(trainer)
+    if workers:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else the library warns of each process
     arguments = TrainingArguments(
         output_dir=scratch,
         num_train_epochs=trainer.epochs,
@@ -158,6 +176,9 @@ def training_arguments(trainer: Trainer, seed: int, scratch: str) -> TrainingArg
         # running statistics of faces stay each process's own
         ddp_broadcast_buffers=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_num_workers=workers,
+        dataloader_prefetch_factor=2 if workers else None,
+        dataloader_persistent_workers=workers > 0,  # they keep the prompts that they have encoded
         logging_nan_inf_filter=False,  # else a diverged loss is recorded as 0
     )
     if trainer.precision == "fp32":
@@ -329,7 +350,12 @@ def run(trainer: LossTrainer, first_weights: dict[str, Tensor], last: str | None
     """
     shapes = shapes_of(trainer.model)
     if trainer.bound.loss:
-        trainer.train(resume_from_checkpoint=last)
+        try:
+            trainer.train(resume_from_checkpoint=last)
+        except SettingsError as error:
+            if FROM_WORKER not in str(error):
+                raise
+            raise SettingsError(line_of_worker(error)) from None
     trained = trainer.accelerator.unwrap_model(trainer.model)
     make_whole(trained)
     check_whole(trained, shapes, trainer.is_world_process_zero())
@@ -342,6 +368,11 @@ def run(trainer: LossTrainer, first_weights: dict[str, Tensor], last: str | None
     # what an adapter adds is then not what was learned, and nobody is to add it to the start
     begun = trainer.bound.method.init and trainer.is_world_process_zero()
     return merged(trained) if begun else trained
+
+
+def line_of_worker(error: SettingsError) -> str:
+    """What an error of a worker says, without the traceback that torch puts before it."""
+    return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
 
 
 def cost_of(

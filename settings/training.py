@@ -413,6 +413,10 @@ class Trainer:
     gradient_checkpointing: bool = False  # activations of each layer are computed again in the backward pass
     save: str = "merged"  # merged: the whole model; adapter: the adapter alone, with the fingerprint of its base
     bucket: int = 0  # examples of like length share a batch, drawn among so many batches; 0: batches are drawn blindly
+    bucket_retain: bool = (
+        False  # of a forgetting, with bucket: an epoch's retain rows go beside forget rows of like length
+    )
+    workers: int = -1  # processes that make batches ahead of the step; -1: up to 4 beside a CUDA GPU, else none
     l1: float = 0.0  # weight of the sum of absolute weights; with LoRA of the merged update
     report_to: str = "none"  # none, tensorboard or wandb
     save_every: str = "10min"  # how often a checkpoint is written: 30s, 10min, 200steps, 1epoch, never
@@ -431,6 +435,9 @@ class Trainer:
         one_of("trainer.schedule", self.schedule, ("linear", "cosine", "constant", "constant_with_warmup"))
         one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"))
         one_of("trainer.save", self.save, ("merged", "adapter"))
+        at_least("trainer.workers", self.workers, -1)
+        if self.bucket_retain and not self.bucket:
+            raise SettingsError("trainer.bucket_retain=true has no effect with trainer.bucket=0; 8 is usual")
         if self.save == "adapter" and not self.lora:
             raise SettingsError("trainer.save=adapter needs trainer.lora: without it there is no adapter to write")
         check_report_to("trainer.report_to", self.report_to)

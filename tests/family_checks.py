@@ -1,5 +1,6 @@
 """What tests/mm/test_mm_families.py and tests/nlp/test_nlp_families.py ask of every family."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,14 +73,18 @@ def check_rows(opened, examples):
 
 def check_scores(opened, examples):
     """What an evaluation finds to be right for a family is what is known of it, and gives what a forward of each row
-    alone gives: one pass over a prompt for all its answers, else a batch of plain passes, else row by row.
+    alone gives: one pass over a picture and one over a prompt for all its answers, else the latter, else a batch of
+    plain passes, else row by row.
     """
     model, encoder = opened.model(), opened.encoder
-    prompts = [Prompt(each, [each.answer, "No.", "The baker of a town by the sea."]) for each in examples]
+    again = [replace(each, question=f"Once more: {each.question}") for each in examples if each.image is not None][:1]
+    asked = [*examples, *again]
+    prompts = [Prompt(each, [each.answer, "No.", "The baker of a town by the sea."]) for each in asked]
     limits = {"max_new_tokens": 6, "say": lambda line: None}
     way = way_of_scoring(model, encoder, prompts, 8, limits["say"])
-    found = score_prompts(model, encoder, prompts, batch_size=way.batch_size, shared=way.shared, **limits)
-    assert way == {"shared": Way(True, 8), "plain": Way(False, 8), "alone": Way(False, 1)}[opened.family.way]
+    found = score_prompts(model, encoder, prompts, worth=math.inf, **way.limits, **limits)
+    ways = {"shared": Way(True, 8), "by question": Way(True, 8, False), "plain": Way(False, 8), "alone": Way(False, 1)}
+    assert way == ways[opened.family.way]
     for prompt, result in zip(prompts, found, strict=True):
         (alone,) = score_prompts(model, encoder, [prompt], batch_size=1, shared=False, **limits)
         assert result.said == alone.said

@@ -256,6 +256,29 @@ def test_rows_of_like_length_share_a_batch_and_an_epoch_still_covers_every_row_o
     }
 
 
+def test_matched_retain_rows_are_those_of_the_epoch_and_go_with_forget_rows_by_length(data):
+    drawn, matched = pairs(data), pairs(data)
+    matched.match_lengths()
+    forget, retain = matched.forget.lengths, matched.retain.lengths
+    for epoch in (0, 1, 2):
+        keys = range(epoch * len(drawn), (epoch + 1) * len(drawn))
+
+        def rows(of, keys=keys):
+            return [of[key]["retain"][0].key for key in keys]
+
+        assert sorted(rows(matched)) == sorted(rows(drawn))
+        assert rows(matched) == rows(matched) != rows(drawn)
+        given = matched.matched_rows(epoch)
+        by_length = sorted(given, key=lambda row: forget[row])
+        assert [retain[given[row]] for row in by_length] == sorted(retain[row] for row in given.values())
+
+
+def test_retain_rows_stay_where_they_are_in_an_epoch_over_them(data):
+    over_retain = pairs(data, ["retain"])
+    over_retain.match_lengths()
+    assert [over_retain[key]["retain"] for key in range(3)] == [[over_retain.retain[key]] for key in range(3)]
+
+
 def test_lengths_tell_pictures_from_words_and_longer_words_from_shorter(data):
     rows = TrainingRows(data, "full+tofu", "both", 0)
     for position in (0, len(rows) - 1):

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import pytest
+import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -361,3 +362,26 @@ def test_the_encoder_of_an_evaluation_cuts_nothing(encoder):
     short = PictureEncoder(encoder.processor, max_length=40, truncate=True)
     long = example(answer="word " * 60)
     assert len(short.encode(long).answer) < len(short.uncut().encode(long).answer)
+
+
+def test_two_questions_about_one_picture_keep_it_once(encoder):
+    own = encoder.uncut()
+    red, green = png("red"), png("green")
+    first = own.encode(example("Who is this?", image=red)).prompt
+    left = own.cache_bytes_left
+    second = own.encode(example("What do you see?", image=red)).prompt
+    assert second["pixel_values"] is first["pixel_values"]
+    assert left - own.cache_bytes_left == second["input_ids"].nbytes
+    other = own.encode(example("Who is this?", image=green)).prompt
+    assert other["pixel_values"] is not first["pixel_values"] and not torch.equal(
+        other["pixel_values"], first["pixel_values"]
+    )
+
+
+def test_where_there_is_no_room_nothing_is_kept(encoder):
+    own = encoder.uncut()
+    own.cache_bytes_left = 0
+    asked = example("Who is this?", image=png("red"))
+    one, other = own.encode(asked).prompt, own.encode(asked).prompt
+    assert one["pixel_values"] is not other["pixel_values"] and torch.equal(one["pixel_values"], other["pixel_values"])
+    assert not own.kept_prompts and not own.kept_pictures

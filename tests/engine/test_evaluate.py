@@ -97,7 +97,7 @@ def test_of_all_affixes_of_a_row_the_one_counts_that_gives_most_away(model, enco
         rows += [TaskRow(example(question, answer, index=index), None, [], affix=question) for question in asked]
     settings = replace(settings_for(world_overrides, tmp_path), batch_size=4, max_new_tokens=4)
     limits = {"way": Way(True, 4), "say": lambda line: None}
-    kept = eval_engine.evaluate_together(model, encoder, "a", rows, settings, **limits).rows
+    kept = eval_engine.evaluate_together(model, encoder, {"a": rows}, settings, **limits)["a"].rows
     assert list(kept) == [0, 1]
     for index, log in kept.items():
         alone = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, RobertaConfig, RobertaForCausalLM
 
-from data_module import TaskRow
+from data_module import CAPTION_QUESTIONS, TaskRow
 from engine.adapters import add_lora
 from engine.epoch_evaluation import EpochEvaluation
 from engine.evaluate import evaluate_together
@@ -102,10 +102,13 @@ def test_a_model_that_sees_its_padding_is_scored_row_by_row_and_its_scores_are_t
         "by row"
     )
     settings = EvalLimits(batch_size=8, max_new_tokens=6, **LIMITS)
-    log = evaluate_together(model, encoder, "task", ROWS, settings, way=way, say=said.append).rows
-    padded = evaluate_together(model, encoder, "task", ROWS, settings, way=Way(False, 8), say=said.append).rows
+    log = evaluate_together(model, encoder, {"task": ROWS}, settings, way=way, say=said.append)["task"].rows
+    padded = evaluate_together(model, encoder, {"task": ROWS}, settings, way=Way(False, 8), say=said.append)[
+        "task"
+    ].rows
     for row in ROWS:
-        alone = evaluate_together(model, encoder, "task", [row], settings, way=Way(False, 1), say=said.append).rows
+        one = evaluate_together(model, encoder, {"task": [row]}, settings, way=Way(False, 1), say=said.append)
+        alone = one["task"].rows
         assert log[row.example.index]["generated_text"] == alone[row.example.index]["generated_text"]
     assert padded != log  # what it was before anybody looked
 
@@ -154,13 +157,14 @@ def test_losses_alone_are_those_of_a_forward_of_the_whole_text():
     assert found["Ann Lee."].losses == pytest.approx(by_hand, abs=1e-5)
 
 
-def test_the_shortest_and_the_longest_question_of_each_kind_are_tried_with_the_answers_of_both():
+def test_the_shortest_and_the_longest_question_of_each_kind_are_tried_and_another_about_the_first_picture():
     words = [TaskRow(example("W" * n, f"answer {n}", index=n), None, []) for n in (5, 2, 9)]
     pictures = [TaskRow(example("P" * n, "the same", png("red"), index=n), None, []) for n in (3, 4)]
     tried = prompts_to_try({"first": words, "second": [*words[:1], *pictures]})
     in_words, with_pictures = tried
     assert [len(prompt.example.question) for prompt in in_words] == [2, 9]
-    assert [len(prompt.example.question) for prompt in with_pictures] == [3, 4]
+    assert [prompt.example.question for prompt in with_pictures] == ["PPP", "PPPP", CAPTION_QUESTIONS[0]]
+    assert with_pictures[2].example.picture_key == with_pictures[0].example.picture_key
     assert [prompts[0].answers for prompts in tried] == [["answer 2", "answer 9"], ["the same"]]
     assert prompts_to_try({"one": words[:1]})[0] == [Prompt(words[0].example, ["answer 5"])]
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,13 +19,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from engine import loss_trainer
+from engine import train as train_module
+from engine.encode import TooLong
 from engine.frozen_start import Start, forward_passes
 from engine.language_model import forward, freeze, l1_norm, load_for_training, save
 from engine.layer_output import end_at_layer
 from engine.loss_trainer import LossTrainer
 from engine.mask_step import largest
 from engine.methods import bind
-from engine.train import deterministic_kernels, train
+from engine.train import deterministic_kernels, train, workers_of
 from helpers import (
     BASE,
     NPO,
@@ -78,6 +81,35 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(data, encode
         run(data, encoder, tmp_path / name, settings, seed=seed)
     one, two, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "other"))
     assert one == two != other
+
+
+def test_batches_that_workers_make_are_the_same(data, encoder, tmp_path):
+    alone, _ = run(data, encoder, tmp_path / "alone", replace(TRAINER, workers=0))
+    helped, _ = run(data, encoder, tmp_path / "helped", replace(TRAINER, workers=2))
+    assert largest_difference(alone, helped) == 0
+
+
+def test_what_a_worker_cannot_read_ends_the_run_in_one_line(data, encoder, tmp_path, monkeypatch):
+    def refuses(self, example):
+        if torch.utils.data.get_worker_info() is None:  # the checks before the first step
+            return original(self, example)
+        raise TooLong(f"row {example.index}: 300 tokens, but the model takes 200")
+
+    original = type(encoder).encode
+    monkeypatch.setattr(type(encoder), "encode", refuses)
+    with pytest.raises(SettingsError, match=r"^row \d+: 300 tokens, but the model takes 200$"):
+        run(data, encoder, tmp_path / "out", replace(TRAINER, workers=1))
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "cores", "count", "workers"),
+    [(True, -1, 16, 1, 4), (True, -1, 4, 2, 1), (True, -1, 1, 1, 0), (True, 7, 1, 1, 7), (False, -1, 16, 1, 0)],
+)
+def test_workers_help_beside_a_gpu_as_far_as_there_are_cores(monkeypatch, there, asked, cores, *, count, workers):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores))
+    monkeypatch.setattr(train_module, "processes", lambda: SimpleNamespace(num_processes=count))
+    assert workers_of(replace(TRAINER, workers=asked)) == workers
 
 
 def test_deterministic_kernels_change_nothing_else_and_are_given_back(data, encoder, tmp_path):
