@@ -299,7 +299,7 @@ def method_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "adapters that begin without LoRA", "method=fila", "trainer.lora=null")
     yield wrong(script, "an adapter alone that begins with weights", "method=fila", lora, "trainer.save=adapter")
     yield wrong(script, "adapters that begin with rounded weights", "method=fila", lora, "model.weights=bfloat16")
-    yield wrong(script, "adapters that begin, and a start to compare with", "method=fila", lora, "method.retain=kl")
+    yield wrong(script, "adapters that begin, and a start to compare with", "method=fila", lora, "+method.retain=kl")
     yield wrong(script, "a hook beside an adapter", "method=mllmeraser", lora)
     yield wrong(script, "a hook at a layer that is not there", "method=mllmeraser")
     yield wrong(script, "an edit of a layer that is not there", "method=lunar")

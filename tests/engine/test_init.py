@@ -195,8 +195,11 @@ def test_only_the_named_weights_train_while_they_are_measured(model):
 
 REFUSED = {
     "no adapters": (["trainer.lora=null"], "method=fila says how adapters begin: it needs trainer.lora"),
-    "an adapter alone": (["trainer.save=adapter"], "trainer.save=adapter: with method=fila adapters begin .* =merged"),
-    "a penalty of the update": (["trainer.l1=0.1"], "trainer.l1=0.1: with method=fila .* set trainer.l1=0"),
+    "an adapter alone": (
+        ["trainer.save=adapter"],
+        "trainer.save=adapter: with method=fila adapters begin .* set trainer.save=merged",
+    ),
+    "a penalty of the update": (["+trainer.l1=0.1"], "trainer.l1=0.1: with method=fila .* set trainer.l1=0"),
     "weights that would be rounded": (["model.weights=bfloat16"], "model.weights=bfloat16: method=fila moves part"),
 }
 
