@@ -148,8 +148,8 @@ def test_a_place_without_a_model_is_refused_before_anything_runs(models):
 
 
 def test_golds_that_are_there_are_attacked_with_one_base(tmp_path):
-    settings = compose("run_benchmark", RunBenchmark, []).benchmark
-    own = {"golds": ["golds/a", "golds/b"], "runs": {}, "attack": []}
+    settings = compose("run_benchmark", RunBenchmark, ["benchmark=attacks"]).benchmark
+    own = {"golds": ["golds/a", "golds/b"], "runs": {}}
     stages = plan_stages(replace(settings, base="bases/one", **own), tmp_path)
     attacked = [stage for stage in stages if stage.kind == "attack"]
     assert [stage.overrides[0] for stage in attacked] == [
@@ -163,9 +163,9 @@ def test_golds_that_are_there_are_attacked_with_one_base(tmp_path):
 
 @pytest.mark.parametrize("golds", [1, ["golds/a"]])
 def test_attacks_are_judged_by_two_golds(golds):
-    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    settings = compose("run_benchmark", RunBenchmark, ["benchmark=attacks"]).benchmark
     with pytest.raises(SettingsError, match="attacks are judged by two golds"):
-        replace(settings, golds=golds, base="bases/one", attack=[])
+        replace(settings, golds=golds, base="bases/one")
 
 
 def test_an_attack_on_faces_needs_models_that_are_trained_here():

@@ -593,7 +593,7 @@ def test_an_override_that_would_undo_what_the_table_says_of_a_row_is_refused(own
 
 
 def test_base_every_gold_and_every_row_are_attacked_alike(tmp_path):
-    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    settings = compose("run_benchmark", RunBenchmark, ["benchmark=attacks", "benchmark.golds=2"]).benchmark
     settings = replace(settings, runs={"npo": []}, models={"own": "made/own"}, attack=["limit=24"])
     stages = [stage for stage in plan_stages(settings, tmp_path) if stage.kind == "attack"]
     assert [stage.model for stage in stages] == ["base_seed0", "gold_seed0", "gold_seed1000", "npo_seed0", "own_seed0"]
@@ -608,7 +608,7 @@ def test_base_every_gold_and_every_row_are_attacked_alike(tmp_path):
 
 
 def test_models_are_attacked_with_the_base_of_their_own_seed(tmp_path):
-    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    settings = compose("run_benchmark", RunBenchmark, ["benchmark=attacks", "benchmark.golds=2"]).benchmark
     stages = plan_stages(replace(settings, runs={}, seeds=[0, 3], attack=[]), tmp_path)
     of_golds = {stage.model: stage.overrides for stage in stages if stage.name.startswith("attack gold")}
     assert f"base_path={tmp_path}/models/base_seed3" in of_golds["gold_seed1003"]
@@ -616,7 +616,7 @@ def test_models_are_attacked_with_the_base_of_their_own_seed(tmp_path):
 
 @pytest.mark.parametrize("attack", [["base_path=other"], ["forget=forget05"]])
 def test_overrides_of_attacks_do_not_name_other_people_or_another_base(attack, tmp_path):
-    settings = compose("run_benchmark", RunBenchmark, []).benchmark
+    settings = compose("run_benchmark", RunBenchmark, ["benchmark=attacks", "benchmark.golds=2"]).benchmark
     with pytest.raises(SettingsError, match="cannot stand in a list of overrides"):
         plan_stages(replace(settings, attack=attack), tmp_path)
 

@@ -369,12 +369,14 @@ def test_one_picture_asked_for_two_things_is_on_one_side(text_model, text_encode
 def test_rows_of_two_datasets_with_splits_of_one_name_are_other_rows(split, text_model, text_encoder, monkeypatch):
     """Pictures and words of the demo stand so, and the k-th picture is of another person than the k-th question."""
     target = target_of(text_model, text_encoder)
-    names = [replace(row, example=replace(row.example, index=15 - row.example.index)) for row in target.rows["words"]]
+    names = []
+    for row in target.rows["words"]:
+        names.append(replace(row, example=replace(row.example, index=15 - row.example.index)))
     tasks = {**target.tasks, "names": replace(target.tasks["words"], dataset="elsewhere")}
     controls = {"words": "kept", "names": "kept"}
     target = replace(target, rows={**target.rows, "names": names}, tasks=tasks, controls=controls)
     for learned, judged in learned_and_judged(target, split, monkeypatch):
-        counts = [sum(each.person == person for each in learned) for person in PEOPLE]
+        counts = list(map([each.person for each in learned].count, PEOPLE))
         if split == "half":
             assert counts == [4, 4, 4, 4]  # two of four rows of each dataset
             continue

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_module import TaskRow, load_split, task_rows
-from engine.attack_target import NotApplicable, Target, person_of
+from engine.attack_target import NotApplicable, Target, person_of, with_question
 from engine.attacks import FUNCTIONS, KIND, bind
 from engine.attacks_by_reading import Probed, best_layer, hidden_states, named, read_people
 from engine.attacks_in_pictures import THE_PERSON
@@ -92,8 +92,9 @@ def test_all_ways_ask_the_same_rows(target):
     ways = ["words", "face", "face_and_name", "other_face"]
     asked = {variant.name: variant.rows["forget_words"] for variant in attack("across", ways=ways)(target)}
     assert list(asked) == ways
-    numbers = [[row.example.index for row in rows] for rows in asked.values()]
-    assert all(each == numbers[0] for each in numbers)
+    numbers = [row.example.index for row in asked["words"]]
+    for rows in asked.values():
+        assert [row.example.index for row in rows] == numbers
     assert all(row.example.image is None for row in asked["words"])
 
 
@@ -221,8 +222,9 @@ def test_a_probe_sees_pictures_whose_question_does_not_name_the_person(target):
     one_each = replace(target, rows={**target.rows, "retain_names": list(first.values())})
     (variant,) = attack("probe_people", ridge=0.1)(one_each)
     assert set(variant.rows) == {"forget_names"}  # of one row of a person nothing is learned and read
-    naming = {name: [replace(row, example=replace(row.example, question=f"Is this {row.example.person}?"))
-                     for row in rows] for name, rows in target.rows.items()}  # fmt: skip
+    naming = {}
+    for name, rows in target.rows.items():
+        naming[name] = [with_question(row, f"Is this {row.example.person}?") for row in rows]
     with pytest.raises(NotApplicable, match="whom the question does not name"):
         next(attack("probe_people", ridge=0.1)(replace(target, rows=naming)))
 

@@ -303,16 +303,22 @@ def test_the_readmes_commands_run_in_their_order_in_a_fresh_copy(tmp_path):
 
 
 def test_a_model_that_sees_is_attacked_in_words_and_in_pictures(world_overrides, tmp_path, monkeypatch):
-    overrides = [f"model_path={BASE}", f"base_path={BASE}", f"save_dir={tmp_path}/out", "forget=forget10", "limit=4"]
-    overrides += ["max_new_tokens=2", "only=[prefill,noise,relearn_half]", "attacks.noise.args.scales=[0.1]"]
-    overrides += ["attacks.prefill.args.counts=[1]", "attacks.relearn_half.args.steps=[1]", *world_overrides]
-    assert start(mm.attack, overrides, monkeypatch) == 0
+    overrides = [f"model_path={BASE}", f"base_path={BASE}", f"save_dir={tmp_path}/out", "forget=forget25", "limit=4"]
+    overrides += ["max_new_tokens=2", "attacks.noise.args.scales=[0.1]", "attacks.prefill.args.counts=[1]"]
+    overrides += ["only=[prefill,noise,relearn_half,unseen_views,either,draws,probe_people]", *world_overrides]
+    assert start(mm.attack, [*overrides, "attacks.relearn_half.args.steps=[1]"], monkeypatch) == 0
     logs = read_attack_logs("model", tmp_path / "out")
     tasks = ("eval_forget_qa", "eval_log_forget", "eval_forget_facerec")
     for attack in ("clean", "prefill.1", "noise.0.1", "relearn_half.1"):
         assert all(f"{task}@{attack}" in logs.logs for task in tasks)
     shown = logs.logs["eval_forget_facerec@noise.0.1"]
     assert shown.people and "<image>" in shown.prompts[0]
+    assert "eval_forget_facerec@unseen_views" in logs.logs and "eval_log_forget@unseen_views" not in logs.logs
+    by_face, by_name = (logs.logs[f"eval_forget_qa@either.{way}"] for way in ("face", "words"))
+    assert by_face.rows == by_name.rows
+    assert "<image>" in by_face.prompts[0] and "<image>" not in by_name.prompts[0]
+    assert logs.read.keys() >= {"eval_forget_facerec@probe_people", "eval_log_forget@probe_people"}
+    assert "eval_forget_facerec@draws" in logs.logs
 
 
 @pytest.mark.slow
