@@ -182,7 +182,7 @@ def place_of(model: nn.Module, part: nn.Module) -> tuple[nn.Module, str]:
 
 def restore_layers(model: LanguageModel) -> LanguageModel:
     """The model with what `end_at_layer` removed put back."""
-    start = model.get_base_model() if isinstance(model, PeftModel) else model
+    start: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     device = next(start.parameters()).device  # the removed parts did not move with the model
     removed = start.__dict__.pop("removed_parts", [])
     for parent, name, part in removed:
