@@ -491,6 +491,6 @@ def test_a_layer_without_one_down_projection_is_named(model):
 
 
 def test_a_sharded_run_is_refused_by_name(data, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.loss_trainer.PLAIN", ())
+    monkeypatch.setattr("engine.parted.PLAIN", ())
     with pytest.raises(SettingsError, match=r"method=kvw edits whole weights, .* launch it without sharding"):
         run(data, encoder, tmp_path / "out", KVW)

@@ -284,7 +284,7 @@ def test_a_rule_that_forgets_its_state_would_be_noticed(data, encoder, tmp_path,
 
 
 def test_a_sharded_run_is_refused_by_name(data, encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.loss_trainer.PLAIN", ())
+    monkeypatch.setattr("engine.parted.PLAIN", ())
     with pytest.raises(SettingsError, match=r"method=gru takes the gradients .* launch it without sharding"):
         run(data, encoder, tmp_path / "out", method=GRU)
 
