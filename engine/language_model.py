@@ -15,7 +15,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
-from transformers.integrations import is_fsdp_enabled
 
 from engine.adapter_folder import (
     ADAPTER,
@@ -115,26 +114,12 @@ def check_code(path: str, loaded: Any, settings: Model) -> None:
         raise SettingsError(f"model_path={path!r}: its tokenizer comes with code of its own, {UNTRUSTED}")
 
 
-def check_each_loads() -> None:
-    """Raise SettingsError where the library would read the weights on the first process alone.
-
-    The others would have random numbers in their place: in an evaluation, in a reference, and in what is asked of the
-    start.
-    """
-    if processes().num_processes > 1 and is_fsdp_enabled():
-        raise SettingsError(
-            "fsdp_cpu_ram_efficient_loading: true gives weights to the first process alone, and the others work with "
-            "the model before it is parted; set it to false, as config/accelerate/fsdp2.yaml does"
-        )
-
-
 def load_model(auto_class: Any, path: str, settings: Model, dtype: str) -> LanguageModel:
     """The model of a folder or hub id, its weights in `dtype`.
 
     `model.attention=auto` is sdpa, or eager where the model has no sdpa, which is said. Raises SettingsError unless its
     files hold each of its weights, in its shape, and nothing else, and all are numbers.
     """
-    check_each_loads()
     if is_adapter_folder(path):
         return load_over_base(auto_class, path, settings, dtype)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True}

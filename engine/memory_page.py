@@ -79,6 +79,6 @@ def say_plan(plan: Plan) -> None:
         f"It fits where the peak is at most {SHARE:.0%} of the GPU; again: with "
         "trainer.gradient_checkpointing=true.\n"
         "Activations and gradients are not at their most at once, so that a peak may be below the sum of its parts.\n"
-        "The suite refuses DeepSpeed in bf16: the lines of ZeRO then say what it would need.\n"
+        "The suite refuses DeepSpeed in bf16, and ZeRO-3 with checkpointing: those lines say what they would need.\n"
         "Not counted: a vision tower that trains, and the evaluation at the end of epochs."
     )

@@ -28,6 +28,11 @@ def check_parts(accelerator: Any, settings: Trainer) -> None:
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
         told = accelerator.state.deepspeed_plugin.hf_ds_config
+        if told.is_zero3() and settings.gradient_checkpointing:
+            raise SettingsError(
+                "trainer.gradient_checkpointing=true: DeepSpeed's zero_stage=3 takes weights away while a layer is "
+                "computed again; take zero_stage=2, or FSDP with fsdp_version=2"
+            )
         if settings.precision != "fp32" or told.is_true("bf16.enabled") or told.is_true("fp16.enabled"):
             raise SettingsError(
                 "DeepSpeed would round the weights that it saves, and small updates would be lost; take "

@@ -10,8 +10,6 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
-from engine import language_model
-from engine.language_model import check_each_loads
 from engine.pairs import Batch
 from engine.parted import check_parts, check_whole, check_whole_weights, name_layers, shapes_of
 from helpers import NPO, TRAINER
@@ -52,6 +50,14 @@ def test_one_whose_weights_are_whole_or_made_whole_is_not(launch):
 def test_deepspeed_is_refused_where_it_would_save_rounded_weights(precision, rounds):
     with pytest.raises(SettingsError, match="DeepSpeed would round the weights that it saves"):
         check_parts(launched(DistributedType.DEEPSPEED, rounds=rounds), replace(TRAINER, precision=precision))
+
+
+def test_activations_are_not_computed_again_under_zero3_which_takes_the_weights_away():
+    again = replace(TRAINER, gradient_checkpointing=True)
+    check_parts(launched(DistributedType.DEEPSPEED), again)
+    check_parts(launched(DistributedType.FSDP, fsdp2=True), again)
+    with pytest.raises(SettingsError, match=r"trainer.gradient_checkpointing=true: DeepSpeed's zero_stage=3 takes"):
+        check_parts(launched(DistributedType.DEEPSPEED, zero3=True), again)
 
 
 def test_a_model_that_was_left_in_parts_is_not_written_by_the_process_that_writes():
@@ -119,14 +125,6 @@ def test_fsdp2_parts_the_layers_that_the_model_names_and_has():
     launch.state.fsdp_plugin.transformer_cls_names_to_wrap = ["Other"]
     with pytest.raises(SettingsError, match="names Other, which the model has no layer of"):
         name_layers(launch, model)
-
-
-def test_weights_that_the_first_process_alone_would_read_are_refused(monkeypatch):
-    monkeypatch.setattr(language_model, "processes", lambda: SimpleNamespace(num_processes=2))
-    check_each_loads()
-    monkeypatch.setattr(language_model, "is_fsdp_enabled", lambda: True)
-    with pytest.raises(SettingsError, match="fsdp_cpu_ram_efficient_loading: true gives weights to the first process"):
-        check_each_loads()
 
 
 # ---- a row with a picture beside rows in words

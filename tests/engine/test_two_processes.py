@@ -20,7 +20,7 @@ LOSS = 2e-5  # largest difference of a loss, as a share of it
 LOGITS = 1e-4  # largest difference of a logit (they spread over several units) between parts and what was saved
 SHARE = 0.01  # of the way that all weights went, what they may be apart
 RESUMED = {"mm": "npo", "nlp": "kl"}  # an adapter; all weights with a frozen reference
-QUICK = {("fsdp2", "mm"), ("zero3", "mm")}  # what others have not shown before: a picture on one of two processes
+QUICK = {("fsdp2", "mm")}  # the others take more than a minute
 
 
 def cases():
