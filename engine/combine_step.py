@@ -7,6 +7,7 @@ say nothing by themselves.
 
 import contextlib
 import gc
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -176,7 +177,7 @@ def write_combined(
         )
     records = {part: read_json(folder / part / TRAIN_RECORD) for part in bound.trainings}
     cost = cost_of(list(records.values()), time.monotonic() - began)
-    parts = {part: {key: each[key] for key in ("seconds", "steps")} for part, each in records.items()}
+    parts = {part: {"seconds": each["seconds"], "steps": each["steps"]} for part, each in records.items()}
     with written_whole(save_dir, f"the parts that are trained stay: {MAKE_ROOM}") as aside:
         start.save(model, aside)
         (aside / METRICS).write_text("".join(curve_lines(folder, records)), encoding="utf-8")
@@ -246,8 +247,8 @@ def cost_of(records: list[dict[str, Any]], own_seconds: float) -> dict[str, Any]
 
 def behind(records: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
     """Each training's record with the number of steps of those before it."""
-    counts = [sum(each["steps"] for each in records[:number]) for number in range(len(records))]
-    return list(zip(records, counts, strict=True))
+    before = itertools.accumulate((each["steps"] for each in records), initial=0)
+    return list(zip(records, before, strict=False))  # the last count is of all
 
 
 def curve_lines(folder: Path, records: dict[str, dict[str, Any]]) -> Iterator[str]:

@@ -96,12 +96,16 @@ def test_updates_of_adapters_are_those_of_merged_weights(model):
     adapted = add_lora(model, LORA, "language_model", seed=0)
     torch.manual_seed(0)
     first = copies(trained_weights(adapted))
-    own = [{name: torch.randn_like(each) / 10 for name, each in first.items()} for _ in range(2)]
+
+    def drawn():
+        return {name: torch.randn_like(each) / 10 for name, each in first.items()}
+
+    own = [drawn(), drawn()]
     made, left_out = combined(adapted, first, own, partial(sculpt, k=1.0))
     after = dict(made.named_parameters())
     place = "model.language_model.layers.1.mlp.up_proj"
-    factors = [[each[f"base_model.model.{place}.lora_{x}.default.weight"] for x in "BA"] for each in own]
-    forgetting, anchor = (8 / 4 * b @ a for b, a in factors)
+    factor = f"base_model.model.{place}.lora_{{}}.default.weight"
+    forgetting, anchor = (8 / 4 * each[factor.format("B")] @ each[factor.format("A")] for each in own)
     expected = before[f"{place}.weight"] + sculpt(forgetting, anchor, k=1.0)
     assert torch.allclose(after[f"{place}.weight"], expected, atol=1e-6)
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
