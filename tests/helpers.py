@@ -204,6 +204,7 @@ def attacked_rows(shown, source, people, chance):
             "generated_text": ["Who?", "said", "the answer"],
             "rougeL_recall": right,
             "exact_memorization": right,
+            "num_token_gt": 5,
             "person": f"person {row // 4:02d}",
         }
         losses = [0.1, *[0.1 if shown > 0.9 else 5.0] * 3, 0.1]
@@ -213,11 +214,13 @@ def attacked_rows(shown, source, people, chance):
     return rows, tokens
 
 
-def write_attacked(folder, shown, *, seed, people=12, tries=0, variants=0, measures=(), left_out=None, chance=0.0):
+def write_attacked(
+    folder, shown, *, seed, people=12, tries=0, variants=0, measures=(), left_out=None, chance=0.0, draws=0, read=None
+):
     """A model's evaluation and the attacks on it, as the recipes leave them.
 
     `shown`: attack -> how much of the forgotten it brings out, from 0 (gold) to 1 (base); `kept` is of the people who
-    are kept, by every attack.
+    are kept, by every attack. `read`: share of each person's rows that a probe reads, None: there is no probe.
     """
     shown = dict(shown)
     kept, made = shown.pop("kept", 0.9), {}
@@ -230,11 +233,14 @@ def write_attacked(folder, shown, *, seed, people=12, tries=0, variants=0, measu
                 source = np.random.default_rng([seed, len(each), len(task)])
                 of_task = 0 if task == "kept" else chance
                 rows, tokens = attacked_rows(value, source, people, of_task)
+                for number, row in rows.items() if read is not None and name != "clean" else ():
+                    row["read"] = float(number % 4 < 4 * read)
                 log.rows[f"{task}@{each}"] = rows
                 log.tokens += [{**row, "task": f"{task}@{each}", "told": None} for row in tokens]
                 if variants and name != "clean":
                     log.facts[f"{task}@{each}"] = {"equal_codes": 0.9}
         how = {"name": name, "kind": "input", "worst_of_tries": bool(tries), "measures": list(measures)}
+        how |= {"args": {"draws": draws}} if draws else {}
         made[name] = ({} if name == "clean" else how, log)
     if left_out:
         made["left"] = ({"name": "left", "kind": "input"}, AttackLog(left_out=left_out))

@@ -257,3 +257,44 @@ def test_the_short_tables_show_the_verdict_and_the_worst_attack(study):
     columns = {column.heading: column.text(result) for column in short_columns([result], {})}
     assert columns["attacks ↓"] == "leaks"
     assert float(columns["worst attack ↓"]) == pytest.approx(0.6, abs=0.05)
+
+
+# ---- readers
+
+
+def test_what_many_draws_bring_out_is_exact(study):
+    """Half of the way to base a token has probability .59 to .61: four of them in one of two draws .23 to .26."""
+    folder = study({"model": {"a": 0.5}}, measures=["hits_in_draws"], draws=2)
+    level = figures_in(folder)["attack_level", "words@a"]
+    assert 0.22 < level.value < 0.26
+    assert level.why.startswith("hits in draws 0.2")
+    assert said(figures_in(folder), "attack_said", "words@a") == LEAKS
+
+
+def test_what_a_probe_reads_is_read_against_golds_and_bases_probes(tmp_path):
+    """Base 1, golds one quarter, the model one half: (.5 - .25) / (1 - .25) = 1/3."""
+    shares = {"base": 1.0, "gold_0": 0.25, "gold_1": 0.25, "model": 0.5}
+    for number, (name, read) in enumerate(shares.items()):
+        clean = 1.0 if name == "base" else 0.0
+        write_attacked(tmp_path / name, {"clean": clean, "a": clean}, seed=number, measures=["read"], read=read)
+    figures = figures_in(tmp_path)
+    assert figures["attack_level", "words@a"].value == pytest.approx(1 / 3)
+    assert figures["attack_base", "words@a"].value == pytest.approx(1)
+    assert figures["attack_lift", "words@a"].value == pytest.approx(0)
+
+
+def test_where_golds_probe_reads_as_much_as_bases_nothing_is_said(tmp_path):
+    for number, name in enumerate(("base", "gold_0", "gold_1", "model")):
+        clean = 1.0 if name == "base" else 0.0
+        write_attacked(tmp_path / name, {"clean": clean, "a": clean}, seed=number, measures=["read"], read=0.75)
+    assert said(figures_in(tmp_path), "attack_said", "words@a") == NOT_APPLICABLE
+
+
+def test_a_reading_that_is_no_share_is_refused(study):
+    folder = study()
+    file = folder / "model" / "attack_results" / "a.json"
+    content = json.loads(file.read_text())
+    content["words@a"]["read"] = dict.fromkeys(content["words@a"]["avg_gt_loss"], 2.0)
+    file.write_text(json.dumps(content))
+    with pytest.raises(SettingsError, match="read must be a number from 0 to 1"):
+        read_attack_logs("model", folder / "model" / "attack_results")
