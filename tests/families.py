@@ -412,8 +412,8 @@ SEEING = [
         modality="visual",
         way="by question",  # a picture sees the question about it
         note="has no chat template and takes `model.tags`; reads no question without a picture: `modality=visual`; its "
-        "answers are marked (`model.answer_values={token_type_ids: 1}`), else the causality check refuses it; is scored "
-        "question by question",
+        "answers are marked (`model.answer_values={token_type_ids: 1}`), else the causality check refuses it; is "
+        "scored question by question",
     ),
     Family(
         "Mllama",
