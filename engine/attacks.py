@@ -12,13 +12,13 @@ from engine.attack_target import Target, Variants
 from engine.attacks_by_reading import draws, probe_people
 from engine.attacks_in_pictures import across, unseen_views
 from engine.attacks_in_words import affirm, affix_search, affixes, in_context, lines_to_try, prefill, reworded
-from engine.attacks_on_weights import interpolate, noise, quantise, relearn
+from engine.attacks_on_weights import hook_off, interpolate, noise, quantise, relearn
 from settings.attacks import Attack
 from settings.script import SettingsError, nearest
 
 KIND = {
     "input": (reworded, affixes, affix_search, in_context, prefill, affirm, unseen_views, across),
-    "weights": (noise, interpolate, quantise, relearn),
+    "weights": (hook_off, noise, interpolate, quantise, relearn),
     "reader": (draws, probe_people),
 }
 FUNCTIONS: dict[str, Callable[..., Variants]] = {each.__name__: each for own in KIND.values() for each in own}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from data_module import Example
 from engine.attack_target import NotApplicable, Rows, Target, Variant, Variants, person_of
 from engine.draws import draw
+from engine.kept_hook import without_hook
 from engine.quantise import FORMATS, quantised_weights
 from engine.relearn import taught
 from settings.script import SettingsError, one_of
@@ -39,6 +40,12 @@ def noise(target: Target, *, scales: list[float]) -> Variants:
         with restored(target.model):
             add_noise(target.model, scale, target.seed)
             yield Variant(str(scale), target.rows, target.encoder)
+
+
+def hook_off(target: Target) -> Variants:
+    """Take off what steers states beside the weights. A model without it stays as it is, and so do its answers."""
+    with without_hook(target.model):
+        yield Variant("", target.rows, target.encoder)
 
 
 @torch.no_grad()

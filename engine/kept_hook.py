@@ -3,8 +3,10 @@
 The weights are those of the start, and whoever loads them without the hook has back what they hold.
 """
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from engine.reading import HOOK, HOOK_TENSORS
 from settings.script import SettingsError, first_line
 
 ERASER = "eraser"
+OFF = "hook_is_off"  # of a model's attributes
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ def install(model: LanguageModel, hook: KeptHook) -> None:
     """Have every forward of a model go through a hook."""
 
     def steer(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if model.__dict__.get(OFF):
+            return None
         if torch.is_tensor(output):
             return steered(output, hook)
         return (steered(output[0], hook), *output[1:])
@@ -71,6 +76,16 @@ def hook_of(model: nn.Module) -> KeptHook | None:
     """The hook that a model's forwards go through."""
     found: KeptHook | None = model.__dict__.get("kept_hook")
     return found
+
+
+@contextlib.contextmanager
+def without_hook(model: nn.Module) -> Iterator[None]:
+    """The model as its weights alone make it, for a while; one without a hook stays as it is."""
+    model.__dict__[OFF] = True
+    try:
+        yield
+    finally:
+        del model.__dict__[OFF]
 
 
 def write_hook(model: nn.Module, folder: Path) -> None:

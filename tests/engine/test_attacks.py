@@ -14,6 +14,8 @@ from engine import attack_run
 from engine.attack_target import NotApplicable, Target, Variant
 from engine.attacks import FUNCTIONS, KIND, bind
 from engine.attacks_on_weights import weights_of
+from engine.kept_hook import KeptHook, install
+from engine.language_model import forward
 from engine.score_answers import Prompt, score_prompts
 from engine.scoring_way import Way
 from helpers import ROOT, example, png, task
@@ -104,7 +106,7 @@ def test_an_attack_changes_what_its_kind_says_and_gives_the_weights_back_to_the_
     target = target_of(text_model, text_encoder, base=other_model(text_model))
     before = weights_of(text_model)
     for variant in bind(found)(target):
-        assert bool(moved(text_model, before)) == (found.kind == "weights")
+        assert bool(moved(text_model, before)) == (found.kind == "weights" and found.attack != "hook_off")
         assert set(variant.rows) <= set(target.rows)
         assert variant.rows["words"]
         if found.kind == "weights" and found.attack != "relearn":
@@ -284,6 +286,24 @@ def test_noise_is_a_share_of_each_tensor_and_the_same_for_every_model(text_model
             drawn.append(weights_of(text_model)[name] - large)
     torch.testing.assert_close(drawn[0], drawn[1])
     assert (drawn[0].square().mean().sqrt() / large.square().mean().sqrt()).item() == pytest.approx(0.1, rel=0.02)
+
+
+def test_a_hook_is_taken_off_for_the_attack_alone_and_the_rest_stays(text_model, text_encoder):
+    row = text_encoder.collate([text_encoder.encode(example())])
+    width = text_model.config.hidden_size
+
+    def said():
+        with torch.no_grad():
+            return forward(text_model, row).logits
+
+    plain = said()
+    install(text_model, KeptHook(0, 1.0, torch.ones(width), torch.ones(width)))
+    steered = said()
+    assert not torch.equal(steered, plain)
+    for variant in attack("hook_off")(target_of(text_model, text_encoder)):
+        assert torch.equal(said(), plain)
+        assert variant.rows
+    assert torch.equal(said(), steered)
 
 
 def test_a_quarter_of_the_way_to_base_is_a_quarter_of_every_difference(text_model, text_encoder):
