@@ -9,7 +9,7 @@ from torch import nn
 from data_module import TaskRow
 from engine import metrics
 from engine.encode import check_answers
-from engine.evaluate import evaluate_together, read_tasks, tasks_by_picture
+from engine.evaluate import TaskResult, evaluate_together, read_tasks, tasks_by_picture
 from engine.logs import TaskLog, is_table, read_json, read_task
 from engine.record import say_line
 from engine.scoring_way import Way, way_for
@@ -32,7 +32,7 @@ class EpochEvaluation:
 
     def __call__(self, model: nn.Module) -> dict[str, dict[str, float]]:
         way = self.way = self.way or way_for(model, self.encoder, self.tasks, self.settings.batch_size, say_line)
-        made = {}
+        made: dict[str, TaskResult] = {}
         for names in tasks_by_picture(self.tasks):
             group = {name: self.tasks[name] for name in names}
             made |= evaluate_together(model, self.encoder, group, self.settings, way=way)

@@ -3,7 +3,7 @@
 A rest is what follows a prompt's stem.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,7 +37,7 @@ class Stems:
         return replace(self, inputs={name: value.to(device) for name, value in self.inputs.items()})
 
 
-def find_stems(encoded: list[Encoded], pictures: list[Hashable], pad: int, worth: float = WORTH) -> Stems | None:
+def find_stems(encoded: list[Encoded], pictures: Sequence[Hashable], pad: int, worth: float = WORTH) -> Stems | None:
     """What prompts about one picture have in common; None where running it once saves next to nothing.
 
     A prompt whose picture no other has is a stem itself but for its last token.
@@ -65,7 +65,7 @@ def find_stems(encoded: list[Encoded], pictures: list[Hashable], pad: int, worth
     return Stems(collate_prompts(cut, pad), firsts, lengths, of, rests)
 
 
-def groups_of(encoded: list[Encoded], pictures: list[Hashable]) -> list[list[int]]:
+def groups_of(encoded: list[Encoded], pictures: Sequence[Hashable]) -> list[list[int]]:
     """The numbers of prompts that a picture's name and all that the processor made of it show to be about one picture,
     in one list each.
     """
