@@ -32,7 +32,7 @@ from engine.frozen_start import FrozenStart, forward_passes
 from engine.language_model import forward
 from engine.pairs import Batch
 from settings.training import Lora
-from unlearn_losses import IGNORE, Scored, kl, npo, sequence_logprob
+from unlearn_losses import IGNORE, Parts, Scored, kl, npo, sequence_logprob
 
 SIZES = {
     "tiny": {
@@ -82,6 +82,11 @@ def plain_scored(model: torch.nn.Module, batch: Batch) -> Scored:
     return Scored(logits, labels)
 
 
+def total_of(loss: torch.Tensor | Parts) -> torch.Tensor:
+    """A loss that may come in parts, as one number."""
+    return loss.total if isinstance(loss, Parts) else loss
+
+
 class PlainStep:
     """One training step of the plain way."""
 
@@ -96,10 +101,11 @@ class PlainStep:
             start = plain_scored(self.copy, self.made["forget" if self.method == "npo" else "retain"])
         arguments = (forget, sequence_logprob(start), retain) if self.method == "npo" else (forget, retain, start)
         loss = npo(*arguments, beta=0.1, retain_weight=1.0) if self.method == "npo" else kl(*arguments)
-        loss.backward()
+        total = total_of(loss)
+        total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.item()
+        return total.item()
 
 
 class OurStep:
@@ -124,10 +130,11 @@ class OurStep:
             with self.reference.model(self.model) as frozen:
                 start = forward(frozen, self.made["retain"])
             loss = kl(scored["forget"], scored["retain"], start)
-        loss.backward()
+        total = total_of(loss)
+        total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.item()
+        return total.item()
 
 
 def make_step(step_class: Any, size: str, method: str, lora: bool, made: dict[str, Batch]) -> Any:

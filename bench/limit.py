@@ -29,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.clocks import processor
+from bench.forget_step import total_of
 from bench.plain_openunlearning import RandomWords, make_row
 from engine.encode import collate
 from engine.frozen_start import forward_passes
@@ -146,8 +147,8 @@ def bench_training(name: str, model: nn.Module, rows: int, repeats: int) -> None
 
     def loss(scored: dict[str, Any]) -> Tensor:
         if name == "finetune":
-            return retain_ft(scored["retain"])
-        return npo(scored["forget"], start, scored["retain"], beta=0.1, retain_weight=1.0)
+            return total_of(retain_ft(scored["retain"]))
+        return total_of(npo(scored["forget"], start, scored["retain"], beta=0.1, retain_weight=1.0))
 
     step = Step(model.train(), batch, loss)
     products = noted_products(model, step)  # the first step makes the optimizer's state, and does not count
