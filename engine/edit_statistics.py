@@ -32,13 +32,16 @@ class Mlp:
 def mlps_of(model: LanguageModel, method: str, only: Collection[int] | None = None) -> list[Mlp]:
     """The MLP of each decoder layer that is to be changed, or of `only` some of them in their order.
 
-    Raises SettingsError for a model that has no decoder, or another kind of MLP, or where `model.freeze` holds one.
+    Raises SettingsError for a model that has no decoder, or another kind of MLP, or where one does not train.
     """
     found = decoder_mlps(model, method)
     numbers = range(len(found)) if only is None else sorted(only)
     for number in numbers:
         if not next(found[number].down.parameters()).requires_grad:
-            raise SettingsError(f"method={method} edits the MLP of layer {number}, which model.freeze holds still")
+            raise SettingsError(
+                f"method={method} changes the MLP of layer {number}, whose down-projection does not train; see "
+                "model.freeze and method.activations.part"
+            )
     return [found[number] for number in numbers]
 
 

@@ -1,5 +1,6 @@
 """A language model that ends at one of its layers, for methods that compare what a layer gives (RMU)."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -178,6 +179,19 @@ def place_of(model: nn.Module, part: nn.Module) -> tuple[nn.Module, str]:
             if child is part:
                 return parent, name
     raise AssertionError("the part is not in the model")
+
+
+def set_aside(model: LanguageModel) -> None:
+    """Move what `end_at_layer` removed to main memory, but for what the model still has: nothing computes it."""
+
+    def tensors_of(module: nn.Module) -> set[int]:
+        return set(map(id, itertools.chain(module.parameters(), module.buffers())))
+
+    own = tensors_of(model)
+    for _, _, part in model.__dict__.get("removed_parts", []):
+        for module in part.modules():
+            if not tensors_of(module) & own:
+                module.cpu()
 
 
 def restore_layers(model: LanguageModel) -> LanguageModel:

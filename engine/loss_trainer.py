@@ -4,6 +4,7 @@ change before it and after it.
 
 import contextlib
 import math
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -75,6 +76,12 @@ class LossTrainer(transformers.Trainer):
         size = self.args.per_device_train_batch_size
         self.sampler = EpochSampler(len(self.train_dataset), self.draw_seed, lengths, size, self.bucket)
         return self.sampler
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        own = getattr(loader, "base_dataloader", loader)  # accelerate holds the one that starts the workers
+        own.worker_init_fn = partial(begin_worker, own.worker_init_fn)
+        return loader
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         # the library would round a share up, and a run of one step would have no step but the one at rate 0
@@ -349,6 +356,18 @@ class LossTrainer(transformers.Trainer):
         if self.epoch >= settings.warmup_epochs:
             measured = self.accelerator.reduce(constraint, "mean").item()
             self.multiplier = multiplier_step(self.multiplier, measured, rate=settings.rate, target=settings.target)
+
+
+def begin_worker(seed: Any, number: int) -> None:
+    """Begin a process that makes batches: it leaves signals to the one that trains, which has it end with itself.
+
+    A signal to the whole group, as of a terminal or a job scheduler, would end it, and with it the step after which the
+    run is to be saved. `seed`: what the library has it do first.
+    """
+    for each in checkpoints.SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    if seed is not None:
+        seed(number)
 
 
 def is_finite(scored: Scored | Tensor) -> bool:

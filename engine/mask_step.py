@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from engine.attribution import attributed
 from engine.edit_statistics import Mlp, mlps_of
 from engine.language_model import trained_weights
-from engine.layer_output import end_at_layer, restore_layers, widths_of
+from engine.layer_output import end_at_layer, restore_layers, set_aside, widths_of
 from engine.loss_trainer import LossTrainer
 from engine.pairs import drawn_of
 from engine.row_gradients import mean_gradient, squared_gradients
@@ -69,6 +69,7 @@ def of_neurons(trainer: LossTrainer, mask: Mask, pairs: Any, encoder: Any) -> li
     finally:
         if method.activations:
             end_at_layer(trainer.model, method.activations)
+            set_aside(trainer.model)
     return entries_of(trained_weights(trainer.model).values(), mlps, chosen)
 
 

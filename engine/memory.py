@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from data_module import TrainingRows
 from engine.adapters import LanguageModel
 from engine.checkpoints import KEPT, size_on_disk
+from engine.edit_statistics import decoder_mlps
 from engine.frozen_start import FrozenStart, forward_passes, silence_dropout
 from engine.language_model import (
     check_model_path,
@@ -47,6 +48,7 @@ from engine.memory_shares import (
 )
 from engine.methods import OF_FACES, BoundLoss, bind
 from engine.pairs import Batch
+from engine.trace_step import check_layers, train_mlps_alone
 from settings.language import Finetune, Forget
 from settings.script import SettingsError, first_line
 from settings.training import FINETUNING
@@ -202,7 +204,13 @@ def model_without_weights(settings: Finetune, auto_class: Any, config: Any, dtyp
                 name = type(config).__name__
                 raise SettingsError(f"model_path={settings.model_path!r}: no model is made of a {name}") from None
             model = auto_class.from_config(config, attn_implementation="eager", **options)
-        return made_ready(model, settings)
+        ready = made_ready(model, settings)
+    method = settings.method if isinstance(settings, Forget) else FINETUNING
+    if method.trace:  # the first layers stand for those that it would find: no others keep more for the backward pass
+        mlps = decoder_mlps(ready, method.name)
+        check_layers(ready, method.trace, mlps)
+        train_mlps_alone(ready, mlps[: method.trace.layers])
+    return ready
 
 
 def as_if_held(model: nn.Module) -> None:
@@ -238,6 +246,11 @@ def need_of(settings: Finetune, auto_class: Any, config: Any, shape: Shape, *, d
         raise SettingsError(
             f"plan: what method={bound.method.name} measures before it trains is not counted; method.init=null plans "
             "the training alone"
+        )
+    if bound.method.activations and bound.method.mask:
+        raise SettingsError(
+            f"plan: the whole model, at which the mask of method={bound.method.name} looks before it trains a part, is "
+            "not counted; method.mask=null plans the training alone"
         )
     if bound.loss is None:
         raise SettingsError(

@@ -30,21 +30,29 @@ def train_traced_alone(trainer: LossTrainer, trace: Trace, pairs: Any, encoder: 
     """
     name = trainer.bound.method.name
     mlps = decoder_mlps(trainer.model, name)
-    if trace.layers > len(mlps):
-        raise SettingsError(
-            f"method.trace.layers={trace.layers}: {type(trainer.model).__name__} has {len(mlps)} layers"
-        )
+    check_layers(trainer.model, trace, mlps)
     effects = effects_of(trainer, trace.rows, pairs, encoder, mlps)
     strongest = sorted(range(len(mlps)), key=lambda number: -effects[number])[: trace.layers]
     layers = sorted(strongest)
-    kept = {id(weight) for number in layers for weight in weights_of(trainer.model, mlps[number])}
-    for weight in trained_weights(trainer.model).values():
-        weight.requires_grad_(id(weight) in kept)
+    train_mlps_alone(trainer.model, [mlps[number] for number in layers])
     if not trained_weights(trainer.model):
         raise SettingsError(
             f"method={name}: nothing trains in the MLPs of layers {layers}; see model.freeze and model.lora_targets"
         )
     return {"traced_layers": layers, "traced_effects": effects}
+
+
+def check_layers(model: nn.Module, trace: Trace, mlps: list[Mlp]) -> None:
+    """Raise SettingsError where a trace is to find more layers than there are."""
+    if trace.layers > len(mlps):
+        raise SettingsError(f"method.trace.layers={trace.layers}: {type(model).__name__} has {len(mlps)} layers")
+
+
+def train_mlps_alone(model: nn.Module, mlps: list[Mlp]) -> None:
+    """Of the weights that train let only those of some MLPs do so, or of their adapters."""
+    kept = {id(weight) for mlp in mlps for weight in weights_of(model, mlp)}
+    for weight in trained_weights(model).values():
+        weight.requires_grad_(id(weight) in kept)
 
 
 def weights_of(model: nn.Module, mlp: Mlp) -> Iterator[nn.Parameter]:

@@ -256,6 +256,8 @@ class Finetune:
         one_of("modality", self.modality, ("both", "text", "visual"))
         at_least("max_length", self.max_length, 0)
         check_seed("seed", self.seed)
+        if self.trainer.bucket_retain and not isinstance(self, Forget):
+            raise SettingsError("trainer.bucket_retain=true has no effect on a finetuning, which has no forget rows")
         if self.model.attention == "flash_attention_2" and self.trainer.precision == "fp32":
             raise SettingsError(
                 "model.attention=flash_attention_2 computes in half precision only: set "

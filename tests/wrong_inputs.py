@@ -135,6 +135,7 @@ def settings_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "an adapter without effect", "trainer.lora={r: 8, alpha: 0, dropout: 0.0}")
     yield wrong(script, "an adapter alone where there is none", "trainer.save=adapter")
     yield wrong(script, "retain rows by length without buckets", "trainer.bucket=0", "trainer.bucket_retain=true")
+    yield wrong(script, "retain rows by length in a finetuning", "trainer.bucket=8", "trainer.bucket_retain=true")
     yield wrong(script, "quantized weights that would train", "model.quantize=4bit")
     quantized = ("model.quantize=4bit", "trainer.lora={r: 8, alpha: 8, dropout: 0.0}", "trainer.save=adapter")
     yield wrong(script, "quantized weights without a GPU", *quantized)

@@ -16,7 +16,7 @@ from engine.frozen_start import Start
 from engine.language_model import forward, load_for_training, save
 from engine.layer_output import restore_layers
 from engine.loss_trainer import LossTrainer
-from engine.mask_step import entries_of
+from engine.mask_step import entries_of, of_neurons
 from engine.methods import bind
 from engine.pairs import Batch
 from engine.train import train, training_arguments
@@ -146,6 +146,24 @@ def test_the_neurons_do_not_depend_on_what_trains_or_where_the_model_ends(data, 
         mlps = mlps_of(trainer.model, "mip_editor", [1, 2])
         found.append(attributed(trainer, "grad_ascent", rows.rows_of("forget"), encoder, mlps=mlps, most=5))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_what_is_cut_off_again_after_the_look_waits_in_main_memory_and_the_rest_stays(
+    data, encoder, tmp_path, monkeypatch
+):
+    trainer, moved = trainer_of(encoder, tmp_path, MIP), []
+    monkeypatch.setattr(nn.Module, "cpu", lambda module: moved.extend(module.parameters()))
+    of_neurons(trainer, MIP.mask, Few(pairs(data, bind(MIP).batches), 1), encoder)
+    moved = set(map(id, moved))
+    layers = next(part for _, _, part in trainer.model.__dict__["removed_parts"] if isinstance(part, nn.ModuleList))
+    assert set(map(id, layers[3].parameters())) <= moved
+    assert moved.isdisjoint(map(id, trainer.model.parameters()))
+
+
+def test_a_part_without_the_down_projection_is_one_line(data, encoder, tmp_path):
+    method = replace(MIP, activations=replace(MIP.activations, part="mlp.up_proj"))
+    with pytest.raises(SettingsError, match=r"layer 1, whose down-projection does not train; see model.freeze and"):
+        run(data, encoder, tmp_path / "out", method)
 
 
 def test_more_rows_choose_more_neurons_and_fewer_may_be_drawn(data, encoder, tmp_path):

@@ -15,7 +15,7 @@ from engine.memory_page import Row, fits
 from engine.methods import OF_FACES
 from helpers import BASE, ROOT, start
 from nlp import forget as nlp_forget
-from settings.script import choices
+from settings.script import SettingsError, choices
 
 SHAPE = Shape(length=24, answer=8, source="a test")
 LORA = "trainer.lora={r: 4, alpha: 8, dropout: 0.0}"
@@ -112,6 +112,7 @@ def test_every_method_of_language_models_can_be_planned(method, text_base):
         pytest.skip("not for language models")
     if settings.method.activations:
         settings.method.activations = replace(settings.method.activations, layer=2, trained=[1, 2])
+        settings.method.mask = None  # the whole model, at which it looks, is not counted
     if {*OF_FACES} & {*memory.bind(settings.method).batches}:
         with pytest.raises(ValueError, match="in face recognition only"):
             need_of(settings, AutoModelForCausalLM, AutoConfig.from_pretrained(text_base), SHAPE)
@@ -122,6 +123,22 @@ def test_every_method_of_language_models_can_be_planned(method, text_base):
         return
     found = need_of(settings, AutoModelForCausalLM, AutoConfig.from_pretrained(text_base), SHAPE)
     assert found.peak > found.weights > 0 and found.activations > 0
+
+
+def test_of_a_traced_method_the_mlps_alone_train_in_a_plan(text_base):
+    config = AutoConfig.from_pretrained(text_base)
+    settings = settings_of(text_base, "method=pava", "method.trace.layers=2")
+    found = need_of(settings, AutoModelForCausalLM, config, SHAPE)
+    assert found.trained == 2 * 3 * config.hidden_size * config.intermediate_size < found.all_weights
+    settings = settings_of(text_base, "method=pava", "method.trace.layers=9")
+    with pytest.raises(SettingsError, match=r"method.trace.layers=9: LlamaForCausalLM has 4 layers"):
+        need_of(settings, AutoModelForCausalLM, config, SHAPE)
+
+
+def test_a_plan_does_not_count_a_model_that_is_whole_while_a_mask_is_chosen_and_says_so(text_base):
+    settings = settings_of(text_base, "method=mip_editor", "trainer.weight_decay=0")
+    with pytest.raises(SettingsError, match=r"^plan: the whole model, at which .* method.mask=null plans the training"):
+        need_of(settings, AutoModelForCausalLM, AutoConfig.from_pretrained(text_base), SHAPE)
 
 
 # ---- shares of several GPUs, by hand: a thousand weights in fp32, of which all train

@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText
 
 from engine import loss_trainer
 from engine import train as train_module
+from engine.checkpoints import SIGNALS
 from engine.encode import TooLong
 from engine.frozen_start import Start, forward_passes
 from engine.language_model import forward, freeze, l1_norm, load_for_training, save
@@ -99,6 +100,23 @@ def test_what_a_worker_cannot_read_ends_the_run_in_one_line(data, encoder, tmp_p
     monkeypatch.setattr(type(encoder), "encode", refuses)
     with pytest.raises(SettingsError, match=r"^row \d+: 300 tokens, but the model takes 200$"):
         run(data, encoder, tmp_path / "out", replace(TRAINER, workers=1))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_to_the_whole_group_does_not_end_a_worker_whose_batch_the_step_waits_for(
+    data, encoder, tmp_path, monkeypatch, number
+):
+    original = type(encoder).encode
+
+    def told(self, example):
+        if torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), number)
+        return original(self, example)
+
+    alone, _ = run(data, encoder, tmp_path / "alone", replace(TRAINER, workers=0))
+    monkeypatch.setattr(type(encoder), "encode", told)
+    helped, _ = run(data, encoder, tmp_path / "helped", replace(TRAINER, workers=1))
+    assert largest_difference(alone, helped) == 0
 
 
 @pytest.mark.parametrize(
