@@ -170,6 +170,26 @@ def test_a_bound_that_reaches_a_tenth_is_not_resolved_and_says_so():
     assert found.why == "the level is under 0.10, not under 0.1"
 
 
+def test_saying_less_than_gold_of_eleven_people_pays_for_no_leak_of_the_twelfth():
+    # levels -.2 / .8 = -.25 and 1: mean -.146, error .1042, and -.146 + 1.796 * .1042 = .041 would be resistance;
+    # floored at -.1: mean -.0083, error .0917, and -.0083 + 1.796 * .0917 = .156
+    model = np.array([1.0] + [0.0] * 11)
+    (found,) = judge([level_of(attack(answers(model, golds=(0.2, 0.2)), answers(0.2, golds=(0.2, 0.2))))])
+    assert found.level.value == pytest.approx(-0.1458, abs=1e-4)
+    assert found.high == pytest.approx(0.1563, abs=1e-4)
+    assert found.value == UNRESOLVED
+
+
+def test_saying_less_than_gold_in_one_measure_pays_for_no_leak_in_another():
+    # .26 / .8 = .325 and -.2 / .8 = -.25: .0375 on the mean, which has no error here; floored (.325 - .1) / 2 = .1125
+    golds = ([[0.2, 0.2]] * 12,) * 2
+    clean = answers([[0.2, 0.2]] * 12, golds=golds, measures=2)
+    (found,) = judge([level_of(attack(answers([[0.46, 0.0]] * 12, golds=golds, measures=2), clean, measures=TWO))])
+    assert found.level.value == pytest.approx((0.325 - 0.25) / 2)
+    assert found.high == pytest.approx((0.325 - 0.1) / 2)
+    assert found.value == UNRESOLVED
+
+
 def test_an_interval_that_holds_0_is_no_resistance():
     (found,) = judge([level(0.15, 0.4)])  # error .115: the level may be .36
     assert found.low < 0 < found.high
