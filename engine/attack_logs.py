@@ -65,6 +65,8 @@ def read_attack_logs(name: str, folder: Path) -> AttackLogs | None:
     if not record.is_file():
         return None
     meta = read_json(name, record)
+    if recorded(meta, "settings", "shadows_dir") is not None:
+        return None  # of attacks on a face network, whose figures are others
     attacks = recorded(meta, "attacks")
     if not isinstance(attacks, dict) or CLEAN not in attacks:
         raise SettingsError(f"{name}: {str(record)!r} is no record of attacks on a model that reads")

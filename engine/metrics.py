@@ -10,6 +10,7 @@ Sources: TOFU (https://arxiv.org/abs/2401.06121), CLEAR (https://arxiv.org/abs/2
 import functools
 import itertools
 import unicodedata
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -266,7 +267,8 @@ def ks_test(a: np.ndarray, b: np.ndarray) -> KSTest:
     """Two-sample, two-sided Kolmogorov-Smirnov test; TOFU's Forget Quality is its p on two models' Truth Ratios.
 
     p is scipy's, which is exact up to 10 000 rows. log10 p is exact at any size: with equal samples the reflection
-    principle gives p = 2 sum_k (-1)^(k-1) C(2n, n + k h) / C(2n, n), h = n * statistic.
+    principle gives p = 2 sum_k (-1)^(k-1) C(2n, n + k h) / C(2n, n), h = n * statistic. Where scipy says that its exact
+    way fails, as it does near p = 1, p is that of log10 p.
 
     Args:
         a: one value per row of the first model, (n,).
@@ -283,15 +285,18 @@ def ks_test(a: np.ndarray, b: np.ndarray) -> KSTest:
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape or a.size == 0:
         raise ValueError(f"the test compares the same rows of two models; got {a.size} and {b.size} rows")
-    result = ks_2samp(a, b)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = ks_2samp(a, b)
     n, h = a.size, round(result.statistic * a.size)
     if h == 0:
         return KSTest(0.0, 1.0, 0.0)
     k = np.arange(1, n // h + 1)
     logs = 2 * gammaln(n + 1) - gammaln(n + k * h + 1) - gammaln(n - k * h + 1)
     series = np.sum(np.where(k % 2, 1.0, -1.0) * np.exp(logs - logs[0]))
-    log10_p = (np.log(2) + logs[0] + np.log(series)) / np.log(10)
-    return KSTest(float(result.statistic), float(result.pvalue), float(min(0.0, log10_p)))
+    log10_p = min(0.0, float((np.log(2) + logs[0] + np.log(series)) / np.log(10)))
+    has_failed = any(issubclass(each.category, RuntimeWarning) for each in said)
+    return KSTest(float(result.statistic), 10**log10_p if has_failed else float(result.pvalue), log10_p)
 
 
 def person_permutation_p(a: np.ndarray, b: np.ndarray, people: Sequence, draws: int = DRAWS, seed: int = 0) -> float:

@@ -12,7 +12,7 @@ from settings.script import ROOT
 LOSSES = ROOT / "unlearn_losses.py"
 METHODS = ROOT / "config" / "method"
 ENGINE = ROOT / "engine"
-STEPS = ("edit", "combine", "init")  # whose rules are functions in files of their own, engine/<step>_<rule>.py
+STEPS = ("edit", "hook", "combine", "init")  # whose rules are functions in files of their own, engine/<step>_<rule>.py
 SECTION = re.compile(r"(Args|Returns|Raises|Source):")  # how a paragraph of a docstring begins that is no formula
 
 

@@ -218,6 +218,10 @@ def test_attacks_on_another_model_than_the_log_is_of_are_refused(study):
 
 def test_a_record_of_attacks_on_faces_is_none_of_these(tmp_path):
     write_record(tmp_path / "attack_meta.json", seconds=1.0, peak_memory_gb=1.0)
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    (faces / "attack_meta.json").write_text('{"settings": {"shadows_dir": "results"}}')
+    assert read_attack_logs("x", faces) is None
     with pytest.raises(SettingsError, match="is no record of attacks on a model that reads"):
         read_attack_logs("ckpt_result", tmp_path)
 

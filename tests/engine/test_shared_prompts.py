@@ -149,7 +149,7 @@ def test_words_and_pictures_of_one_batch_begin_at_different_places(model, encode
     prompts, said = half_known(loud(model), encoder, monkeypatch, [*WORDS, *PICTURES])
     whole = [list(range(len(prompts)))]
     monkeypatch.setattr("engine.score_answers.prompt_batches", lambda prompts, size: iter(whole))
-    assert_greedy(model, encoder, prompts, said, batch_size=64, max_new_tokens=NEW)
+    assert_greedy(model, encoder, prompts, said, batch_size=64, max_new_tokens=NEW, by_picture=False)
 
 
 def test_positions_of_a_qwen_vl_go_on_from_the_picture_and_the_answer(qwen_encoder, qwen, monkeypatch):
