@@ -91,4 +91,4 @@ def check_value(name: str, value: Any, kind: Any) -> None:
         raise SettingsError(f"{name}={value!r} must be {f'a list of {what}' if what else one}")
     least = 0 if name.endswith(".count") else 1e-12
     if any(not isinstance(item, str) and not least <= item < math.inf for item in items):
-        raise SettingsError(f"{name}={value!r} must be above 0")
+        raise SettingsError(f"{name}={value!r} must be above 0, and finite")
