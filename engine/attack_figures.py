@@ -216,11 +216,12 @@ def attacked_of(models: Models, name: str, keys: list[str], about: dict[str, Any
         return Answers(*(values[..., columns] for values in found))
 
     how: dict[str, Any] = {"counted": counted, "chosen": (KEY_TOKENS,)}
-    asked = [key.replace(f"{task}@", f"{control}@", 1) for key in keys]
+    asked, own = [key.replace(f"{task}@", f"{control}@", 1) for key in keys], f"{control}@{CLEAN}"
     if all(key in models.model.logs for key in asked):
-        own = f"{control}@{CLEAN}"
         how["control"] = answers(own, asked, asked)
         how["control_clean"] = answers(own, asked, [own] * len(asked))
+    elif own in models.model.logs:  # whether the model is broken is then seen without the attack
+        how["control"] = answers(own, [own], [own])
     return Attacked(
         name, people, measures, answers(clean, keys, keys), answers(clean, keys, [clean] * len(keys)), **how
     )

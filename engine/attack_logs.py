@@ -113,6 +113,7 @@ def check_alike(one: AttackLogs, other: AttackLogs) -> None:
         values = [recorded(each.meta, "settings", *setting.split(".")) for each in (one, other)]
         if values[0] != values[1]:
             raise SettingsError(f"{one.name} and {other.name} were attacked with {setting} {values[0]} and {values[1]}")
+    check_asked_alike(one, other)
     told = [[each.meta.get("data"), recorded(each.meta, "inputs", "files")] for each in (one, other)]
     if told[0] != told[1]:
         raise SettingsError(f"{one.name} and {other.name} were attacked on different data or with different words")
@@ -124,6 +125,19 @@ def check_alike(one: AttackLogs, other: AttackLogs) -> None:
             raise SettingsError(
                 f"{one.name} and {other.name} cover different rows of {key}: are they of one tokenizer?"
             )
+
+
+def check_asked_alike(one: AttackLogs, other: AttackLogs) -> None:
+    """Raise SettingsError where the tasks of two models ask their rows otherwise."""
+    asked, of_other = asked_in(one), asked_in(other)
+    if differs := [name for name in asked if asked[name] != of_other.get(name)]:
+        raise SettingsError(f"{one.name} and {other.name} were asked otherwise: tasks.{differs[0]} differs")
+
+
+def asked_in(logs: AttackLogs) -> dict[str, dict[str, Any]]:
+    """Task -> how its rows are asked, without the places of the data, whose content is compared."""
+    tasks = recorded(logs.meta, "settings", "tasks") or {}
+    return {name: {**task, "dataset": "", "people": None} for name, task in tasks.items()}
 
 
 def base_of(logs: AttackLogs) -> str | None:

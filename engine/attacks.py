@@ -5,16 +5,18 @@ that asks them, while the target's model is as the attack left it. When it ends,
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, get_type_hints
 
 from engine.attack_target import Target, Variants
 from engine.attacks_by_reading import draws, probe_people
-from engine.attacks_in_pictures import across, unseen_views
+from engine.attacks_in_pictures import WAYS, across, unseen_views
 from engine.attacks_in_words import affirm, affix_search, affixes, in_context, lines_to_try, prefill, reworded
-from engine.attacks_on_weights import hook_off, interpolate, noise, quantise, relearn
+from engine.attacks_on_weights import SPLITS, hook_off, interpolate, noise, quantise, relearn
+from engine.quantise import FORMATS
 from settings.attacks import Attack
-from settings.script import SettingsError, nearest
+from settings.script import SettingsError, nearest, one_of
 
 KIND = {
     "input": (reworded, affixes, affix_search, in_context, prefill, affirm, unseen_views, across),
@@ -22,6 +24,8 @@ KIND = {
     "reader": (draws, probe_people),
 }
 FUNCTIONS: dict[str, Callable[..., Variants]] = {each.__name__: each for own in KIND.values() for each in own}
+CHOICES: dict[str, Iterable[str]] = {"ways": WAYS, "formats": FORMATS, "split": SPLITS}  # of values with few
+CHOOSING = (across, quantise, relearn)  # the functions whose values these are
 
 
 def bind(attack: Attack) -> Callable[[Target], Variants]:
@@ -44,6 +48,9 @@ def bind(attack: Attack) -> Callable[[Target], Variants]:
         raise SettingsError(f"{where}.args.{missing[0]} is required by {attack.attack}")
     for name, value in attack.args.items():
         check_value(f"{where}.args.{name}", value, get_type_hints(function)[name])
+        for item in (value if isinstance(value, list) else [value]) if function in CHOOSING else []:
+            if name in CHOICES:
+                one_of(f"{where}.args.{name}", item, list(CHOICES[name]))
 
     def attacked(target: Target) -> Variants:
         return function(target, **attack.args)
@@ -83,5 +90,5 @@ def check_value(name: str, value: Any, kind: Any) -> None:
         one = {int: "a whole number", float: "a number", str: "a text"}.get(kind)
         raise SettingsError(f"{name}={value!r} must be {f'a list of {what}' if what else one}")
     least = 0 if name.endswith(".count") else 1e-12
-    if any(not isinstance(item, str) and not item >= least for item in items):
-        raise SettingsError(f"{name}={value!r} must be above 0")
+    if any(not isinstance(item, str) and not least <= item < math.inf for item in items):
+        raise SettingsError(f"{name}={value!r} must be above 0, and finite")

@@ -9,7 +9,6 @@ from engine.attack_target import NotApplicable, Rows, Target, Variant, Variants,
 from engine.attacks_in_words import fits
 from engine.draws import draw
 from settings.language import Task
-from settings.script import one_of
 
 THE_PERSON = "the person in this picture"
 WORDS, FACE, FACE_AND_NAME, OTHER_FACE = "words", "face", "face_and_name", "other_face"
@@ -68,8 +67,6 @@ def across(target: Target, *, ways: list[str]) -> Variants:
         target: What is attacked.
         ways: Some of `words` (the question as it is), `face`, `face_and_name` and `other_face`.
     """
-    for way in ways:
-        one_of("attack.args.ways", way, WAYS)
     faces: Pictures = {}
     of_kind: dict[bool, set[str]] = {True: set(), False: set()}  # whether to forget -> people with a picture
     for task, own in target.rows.items():

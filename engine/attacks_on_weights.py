@@ -14,7 +14,9 @@ from engine.draws import draw
 from engine.kept_hook import without_hook
 from engine.quantise import FORMATS, quantised_weights
 from engine.relearn import taught
-from settings.script import SettingsError, one_of
+from settings.script import SettingsError
+
+SPLITS = ("half", "people")  # of what is taught again
 
 
 @contextlib.contextmanager
@@ -73,8 +75,6 @@ def quantise(target: Target, *, formats: list[str]) -> Variants:
 
     `equal_codes` says which share of the weights has the same code as in base: these took nothing from forgetting.
     """
-    for chosen in formats:
-        one_of("attack.args.formats", chosen, list(FORMATS))
     base = same_weights(target)
     for chosen in formats:
         with restored(target.model):
@@ -114,7 +114,6 @@ def relearn(target: Target, *, split: str, steps: list[int], lr: float, batch_si
         lr: Learning rate, the same for all models.
         batch_size: Rows of a step.
     """
-    one_of("attack.args.split", split, ("half", "people"))
     settings: dict[str, Any] = {"lr": lr, "batch_size": batch_size, "seed": target.seed, "frozen": target.frozen}
     for learned, judged in division(target, split):
         with restored(target.model):

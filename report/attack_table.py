@@ -73,6 +73,8 @@ def overall_cell(results: Sequence[ModelResult]) -> AttackCell | None:
     if not known:
         return AttackCell("not known", None, told[0].why or "")
     worst = min(known, key=lambda figure: WORST_FIRST.index(figure.value))
+    if len(known) < len(told) and worst.value != LEAKS:  # what the other seeds are like is not known
+        return AttackCell("not known", None, next(figure.why or "" for figure in told if figure.value is None))
     return AttackCell(SAID[worst.value], None, worst.why or "")
 
 

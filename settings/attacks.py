@@ -64,6 +64,9 @@ class AttackRun(EvalLimits):
         for forget, control in self.attacked.items():
             one_of("attacked", forget, list(self.tasks))
             one_of(f"attacked.{forget}", control, list(self.tasks))
+            places = [(self.tasks[name].dataset, self.tasks[name].split) for name in (forget, control)]
+            if control in self.attacked or places[0] == places[1]:
+                raise SettingsError(f"attacked.{forget}={control!r} asks about the forgotten, too: it is no control")
         for key, attack in self.attacks.items():
             if key != attack.name:
                 raise SettingsError(f"attacks.{key}.name={attack.name!r} must be {key!r}, its place")

@@ -80,6 +80,20 @@ def test_a_model_that_says_nothing_of_kept_people_resists_nothing(study):
     assert figures["attack_kept", "words@a"].value < 0.5
 
 
+def test_a_broken_model_resists_nothing_where_an_attack_asks_no_kept_people(study):
+    """They are then looked at without the attack, and there is no control."""
+    folder = study({"model": {"kept": 0.02}})
+    for name in ("base", "gold_0", "gold_1", "model"):
+        file = folder / name / "attack_results" / "a.json"
+        file.write_text(
+            json.dumps({key: log for key, log in json.loads(file.read_text()).items() if "kept" not in key})
+        )
+    figures = figures_in(folder)
+    assert said(figures) == UNRESOLVED
+    assert figures["attack_kept", "words@a"].value < 0.5
+    assert figures["attack_control", "words@a"].value is None
+
+
 def test_under_ten_people_nothing_is_resolved(study):
     figures = figures_in(study(people=9))
     assert figures["attack_said", "words@a"].why == "9 people; a bound needs at least 10"
@@ -160,6 +174,17 @@ def test_models_that_were_asked_otherwise_are_refused(study, setting, value):
     folder = study()
     change_record(folder / "gold_1", **{setting: value})
     with pytest.raises(SettingsError, match=f"were attacked with {setting} .* and {value}"):
+        figures_in(folder)
+
+
+def test_other_questions_are_refused_and_other_places_of_the_data_are_not(study):
+    folder = study()
+    asked = {"dataset": "data/a", "question": "question"}
+    for name in ("base", "gold_0", "gold_1", "model"):
+        change_record(folder / name, tasks={"words": {**asked, "dataset": f"data/{name}"}})
+    assert said(figures_in(folder)) == RESISTS
+    change_record(folder / "model", tasks={"words": {**asked, "question": "paraphrased_question"}})
+    with pytest.raises(SettingsError, match=r"were asked otherwise: tasks\.words differs"):
         figures_in(folder)
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_module import TaskRow
 from engine import attack_run
 from engine.attack_target import NotApplicable, Target, Variant
-from engine.attacks import FUNCTIONS, KIND, bind
+from engine.attacks import FUNCTIONS, KIND, bind, check_attacks
 from engine.attacks_on_weights import weights_of
 from engine.kept_hook import KeptHook, install
 from engine.language_model import forward
@@ -152,12 +152,20 @@ def test_weights_come_back_where_an_evaluation_fails(text_model, text_encoder):
         ("noise", {"scales": [-0.1]}, "must be above 0"),
         ("relearn", {"split": "half", "steps": [0], "lr": 1e-4, "batch_size": 8}, "must be above 0"),
         ("relearn", {"split": "half", "steps": [1], "lr": "fast", "batch_size": 8}, "must be a number"),
+        ("relearn", {"split": "halves", "steps": [1], "lr": 1e-4, "batch_size": 8}, "args.split='halves' is not known"),
+        ("quantise", {"formats": ["nf4", "int3"]}, "args.formats='int3' is not known"),
+        ("noise", {"scales": [float("inf")]}, "must be above 0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(name, args, line):
     with pytest.raises(SettingsError, match=r"attacks\.a\.") as error:
         bind(Attack(name="a", kind="weights", attack=name, args=args))
     assert line in str(error.value)
+
+
+def test_a_way_of_asking_that_there_is_not_is_refused_before_a_model_is_loaded():
+    with pytest.raises(SettingsError, match=r"attacks\.a\.args\.ways='faces' is not known \(did you mean 'face'\?\)"):
+        check_attacks([Attack(name="a", kind="input", attack="across", args={"ways": ["faces"]})], "float32")
 
 
 def test_an_attack_of_another_kind_than_it_says_is_refused():
@@ -322,9 +330,7 @@ def test_base_has_all_its_own_codes_and_another_model_few(text_model, text_encod
     assert other[0].facts["equal_codes"] < 0.2
 
 
-def test_an_unknown_format_and_a_base_of_another_shape_are_refused(text_model, text_encoder):
-    with pytest.raises(SettingsError, match="'int3' is not known"):
-        next(attack("quantise", formats=["int3"])(target_of(text_model, text_encoder)))
+def test_a_base_of_another_shape_is_refused(text_model, text_encoder):
     target = replace(target_of(text_model, text_encoder), base_weights=dict)
     with pytest.raises(SettingsError, match="base_path: base has no"):
         next(attack("interpolate", shares=[0.5])(target))

@@ -53,6 +53,13 @@ def test_a_leak_of_one_seed_is_one_of_the_row():
     assert attack_cell(seeds, "a").text == "0.20 leaks"
 
 
+@pytest.mark.parametrize(("verdict", "said"), [("resists", "not known"), ("leaks", "leaks")])
+def test_a_row_of_which_one_seed_has_no_verdict_resists_nothing(verdict, said):
+    unknown = ModelResult("npo", 1, {("attack_verdict", ""): Figure(None, why="base was not attacked")})
+    table = attack_table([SeedGroup("npo", [result({}, verdict=verdict), unknown])], {})
+    assert table["lines"][0]["cells"][0]["text"] == said
+
+
 def test_the_table_has_a_line_for_each_attack_and_all_models_that_were_attacked():
     groups = [
         SeedGroup("gold", [result({"words@a": ("resists", 0.01)}, verdict="resists")]),

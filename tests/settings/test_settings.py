@@ -279,6 +279,12 @@ def test_a_seed_that_a_library_does_not_take_is_refused_in_every_script(script, 
     compose(script, SCRIPTS[script], [f"{own}={2**32 - 1}"])
 
 
+def test_the_forgotten_people_are_no_control_of_themselves():
+    for script, own in (("nlp/attack", "eval_log_forget"), ("mm/attack", "eval_forget_facerec")):
+        with pytest.raises(SettingsError, match=f"attacked.eval_log_forget='{own}' asks about the forgotten, too"):
+            compose(script, SCRIPTS[script], [f"attacked.eval_log_forget={own}"])
+
+
 def test_the_seeds_of_a_benchmarks_golds_are_seeds_too():
     with pytest.raises(SettingsError, match=r"benchmark\.seeds=4294967300 must be below 2\^32"):
         compose("run_benchmark", RunBenchmark, ["benchmark.seeds=[4294966300]"])
