@@ -23,6 +23,7 @@ KIND = {
     "weights": (hook_off, noise, interpolate, quantise, relearn),
     "reader": (draws, probe_people),
 }
+TINY = 1e-12  # what is above 0
 FUNCTIONS: dict[str, Callable[..., Variants]] = {each.__name__: each for own in KIND.values() for each in own}
 CHOICES: dict[str, Iterable[str]] = {"ways": WAYS, "formats": FORMATS, "split": SPLITS}  # of values with few
 CHOOSING = (across, quantise, relearn)  # the functions whose values these are
@@ -47,7 +48,8 @@ def bind(attack: Attack) -> Callable[[Target], Variants]:
     if missing := [name for name in wanted if name not in attack.args]:
         raise SettingsError(f"{where}.args.{missing[0]} is required by {attack.attack}")
     for name, value in attack.args.items():
-        check_value(f"{where}.args.{name}", value, get_type_hints(function)[name])
+        takes_all = name == "count" and function is affixes  # 0: every line of the file
+        check_value(f"{where}.args.{name}", value, get_type_hints(function)[name], least=0 if takes_all else TINY)
         for item in (value if isinstance(value, list) else [value]) if function in CHOOSING else []:
             if name in CHOICES:
                 one_of(f"{where}.args.{name}", item, list(CHOICES[name]))
@@ -78,8 +80,8 @@ def check_attacks(attacks: Iterable[Attack], weights: str) -> None:
             lines_to_try(attack.args["file"], attack.args.get("count", 0))
 
 
-def check_value(name: str, value: Any, kind: Any) -> None:
-    """Raise SettingsError unless a value is of its kind, and a number above 0 or a list that is not empty."""
+def check_value(name: str, value: Any, kind: Any, *, least: float) -> None:
+    """Raise SettingsError unless a value is of its kind, and a finite number of at least `least` or a list of such."""
     lists = {list[int]: int, list[float]: int | float, list[str]: str}
     items = value if kind in lists and isinstance(value, list) else [value]
     of_items: Any = lists.get(kind, int | float if kind is float else kind)
@@ -89,6 +91,5 @@ def check_value(name: str, value: Any, kind: Any) -> None:
         what = {list[int]: "whole numbers", list[float]: "numbers", list[str]: "texts"}.get(kind)
         one = {int: "a whole number", float: "a number", str: "a text"}.get(kind)
         raise SettingsError(f"{name}={value!r} must be {f'a list of {what}' if what else one}")
-    least = 0 if name.endswith(".count") else 1e-12
     if any(not isinstance(item, str) and not least <= item < math.inf for item in items):
         raise SettingsError(f"{name}={value!r} must be above 0, and finite")

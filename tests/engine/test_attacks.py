@@ -150,6 +150,7 @@ def test_weights_come_back_where_an_evaluation_fails(text_model, text_encoder):
         ("noise", {"scales": 0.1}, "must be a list of numbers"),
         ("noise", {"scales": [True]}, "must be a list of numbers"),
         ("noise", {"scales": [-0.1]}, "must be above 0"),
+        ("in_context", {"count": 0}, "must be above 0"),
         ("relearn", {"split": "half", "steps": [0], "lr": 1e-4, "batch_size": 8}, "must be above 0"),
         ("relearn", {"split": "half", "steps": [1], "lr": "fast", "batch_size": 8}, "must be a number"),
         ("relearn", {"split": "halves", "steps": [1], "lr": 1e-4, "batch_size": 8}, "args.split='halves' is not known"),
