@@ -159,8 +159,9 @@ def test_weights_come_back_where_an_evaluation_fails(text_model, text_encoder):
     ],
 )
 def test_a_wrong_value_is_refused_by_name(name, args, line):
+    kind = "input" if name == "in_context" else "weights"
     with pytest.raises(SettingsError, match=r"attacks\.a\.") as error:
-        bind(Attack(name="a", kind="weights", attack=name, args=args))
+        bind(Attack(name="a", kind=kind, attack=name, args=args))
     assert line in str(error.value)
 
 
