@@ -105,7 +105,7 @@ def not_counted(row: MethodRow) -> str:
     if any(failed := [bool(result.value("failed")) for result in row.results]):
         why = "failed" if all(failed) else f"{counted(sum(failed), 'seed')} failed"
     elif any(row.figure("hook").values):
-        why = "asks through a hook"
+        why = "has a hook"
     elif any(row.figure("skipped").values):
         why = "left people out"
     elif any(flags):
