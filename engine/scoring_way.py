@@ -5,6 +5,7 @@ What is right is what a forward of one row alone says. Sharing a prompt between 
 batch, are worth their speed only where they give the same.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -175,17 +176,31 @@ def begun_with_answers(
 def behind(model: nn.Module, encoder: Any, prompt: Prompt, text: list[int]) -> float:
     """How far the worst token of a generation is behind the first choice of a plain pass, as a share of the logits'
     spread; the end of a generation is a choice too.
+
+    From the first token on that stands for a picture nothing is compared: a plain pass would look for that picture.
     """
+    pictured = picture_tokens(model)
+    whole = text
+    text = list(itertools.takewhile(lambda token: token not in pictured, whole))
     ends = torch.tensor(sorted(ends_of(model, encoder)))
     encoded = encoder.encode(prompt.example)
     said = Encoded(encoded.prompt, [*text, int(ends[0])], encoded.layout)
     batch = encoder.collate([said]).to(next(model.parameters()).device)
     logits = forward(model, batch).logits[0].float().cpu()
     chosen = logits[: len(text)].gather(-1, torch.tensor(text, dtype=torch.long)[:, None])[:, 0]
-    if len(text) < TOKENS:  # it ended
+    if len(text) == len(whole) < TOKENS:  # it ended
         chosen = torch.cat([chosen, logits[-1, ends].max()[None]])
+    if not len(chosen):
+        return 0.0
     best = logits[: len(chosen)].max(-1).values
     return ((best - chosen).max() / logits.std()).item()
+
+
+def picture_tokens(model: nn.Module) -> set[int]:
+    """The tokens that stand for a picture in a prompt, as the model's configuration names them."""
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    found = [getattr(getattr(model, "config", None), name, None) for name in names]
+    return {token for token in found if isinstance(token, int)}
 
 
 def prompts_to_try(tasks: dict[str, list[TaskRow]]) -> list[list[Prompt]]:

@@ -11,7 +11,7 @@ from engine.adapters import add_lora
 from engine.epoch_evaluation import EpochEvaluation
 from engine.evaluate import evaluate_together
 from engine.score_answers import Prompt
-from engine.scoring_way import Way, difference, losses_alone, prompts_to_try, way_for, way_of_scoring
+from engine.scoring_way import Way, behind, difference, losses_alone, prompts_to_try, way_for, way_of_scoring
 from engine.shared_prompts import SharedPrompts
 from families import TAGS, byte_level, llama, loud, rwkv, sizes
 from family_checks import LORA
@@ -61,6 +61,14 @@ def test_where_a_shared_prompt_gives_the_same_it_is_shared_and_nothing_is_said(m
     for prompts in (PROMPTS, PICTURES):
         assert way_of_scoring(loud(model), encoder, prompts, 8, said.append) == Way(True, 8)
     assert said == []
+
+
+def test_a_generation_that_says_a_pictures_token_is_compared_up_to_it(model, encoder):
+    # a plain pass of the whole row would look for another picture and end in an error
+    picture = model.config.image_token_id
+    text = [9, 8, 7, 6, 5, 4]  # as many as are tried, so that its end is none
+    assert behind(model, encoder, PICTURES[0], [*text, picture, 7]) == behind(model, encoder, PICTURES[0], text) > 0
+    assert behind(model, encoder, PICTURES[0], [picture, 7]) == 0.0
 
 
 def test_a_model_with_an_adapter_in_training_shares_its_prompts_too():
