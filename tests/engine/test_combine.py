@@ -151,6 +151,7 @@ def test_without_sculpting_the_model_is_that_of_the_first_part_alone(lora, data,
     assert not (tmp_path / "whole" / "adapter").exists()  # an adapter would be of another update
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [TRAINER, replace(TRAINER, lora=LORA, precision="bf16")], ids=["all", "lora"])
 def test_every_part_starts_where_the_model_started(settings, data, encoder, tmp_path, monkeypatch):
     seen = []
@@ -261,6 +262,7 @@ def die():
     raise Killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "killed",
     [(1, 4, 2, None), (2, 0, 1, LORA), (2, 3, 1, replace(LORA, dropout=0.5))],
@@ -286,6 +288,7 @@ def test_a_killed_run_trains_no_finished_part_again_and_ends_with_the_same_bytes
     assert not (tmp_path / "again.checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_while_it_combined_only_combines(data, encoder, tmp_path, trainings, monkeypatch):
     plain, _ = run(data, encoder, tmp_path / "plain")
     with monkeypatch.context() as patch:
@@ -316,6 +319,7 @@ def test_dropout_of_all_parts_is_off_where_one_compares_whichever_is_trained_aga
     assert largest_difference(plain, run(data, encoder, tmp_path / "own", method)[0]) == 0
 
 
+@pytest.mark.slow
 def test_a_part_of_another_run_is_trained_anew(data, encoder, tmp_path, trainings):
     facts = {"settings": {}, "inputs": {"data": [], "models": [], "files": []}, "code": "c"}
     trainings.at(2, 0, die)
@@ -327,6 +331,7 @@ def test_a_part_of_another_run_is_trained_anew(data, encoder, tmp_path, training
     assert trainings.count == 2 and "is of another run (the code): it is trained anew" in said[0]
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_step_of_a_part_ends_the_run_and_the_same_call_goes_on(data, encoder, tmp_path, trainings):
     plain, _ = run(data, encoder, tmp_path / "plain", settings=EACH_STEP)
     trainings.at(1, 5, lambda: signal.raise_signal(signal.SIGTERM))
@@ -346,6 +351,7 @@ def test_a_part_that_diverges_leaves_nothing(data, encoder, tmp_path, monkeypatc
     assert not (tmp_path / "out.checkpoints").exists() and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_weights_of_a_part_that_cannot_be_read_are_one_line(data, encoder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(combine_step, "combined", lambda *_: die())
