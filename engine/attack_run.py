@@ -22,13 +22,12 @@ from engine.attack_target import NotApplicable, Target, Variant, Variants
 from engine.attacks import bind
 from engine.attacks_on_weights import weights_of
 from engine.evaluate import TOKEN_COLUMNS, by_metric, check_task, data_record, evaluate_together, first_rows
+from engine.finished import OWN_RECORD, Parts
 from engine.folders import beside, check_ours, marked, remove_ours, written_whole
 from engine.language_model import forward
-from engine.logs import recorded
 from engine.record import (
     ATTACK_RECORD,
     model_fingerprint,
-    read_json,
     say_line,
     start_of_peak,
     work_key,
@@ -44,7 +43,7 @@ from settings.script import processes
 
 COLUMNS = TOKEN_COLUMNS.append(pyarrow.field("task", pyarrow.string()))  # <task>@<attack>.<variant>
 COLUMNS = COLUMNS.append(pyarrow.field("told", pyarrow.list_(pyarrow.bool_())))  # whether the prompt held the token
-OWN_RECORD = "record.json"
+ATTACKS = Parts(ATTACK_RECORD, "attacks")
 
 
 @dataclass
@@ -166,7 +165,7 @@ def attack_model(
     device = next(model.parameters()).device.type
     attacks: dict[str, Attack | None] = {CLEAN: None, **settings.chosen}
     keys = {name: attack_key(attack, settings, code, device) for name, attack in attacks.items()}
-    finished = {name: finished_attack(name, key, kept, folder) for name, key in keys.items()}
+    finished = {name: ATTACKS.finished(name, key, kept, folder) for name, key in keys.items()}
     state.wait_for_everyone()  # nothing is written before everyone has looked
     model.eval()
     way = Way(True, settings.batch_size)
@@ -232,23 +231,6 @@ def about(attack: Attack | None, log: AttackLog) -> dict[str, Any]:
     return {"attack": how, "facts": log.facts, "left_out": log.left_out, "tokens": log.token_count}
 
 
-def finished_attack(name: str, key: str, kept: Path, folder: Path) -> Path | None:
-    """The folder that holds this attack's logs under this key: of an interrupted run, or of the one being
-    overwritten.
-    """
-    return next((place for place in (kept / name, folder) if attack_record(name, place).get("key") == key), None)
-
-
-def attack_record(name: str, place: Path) -> dict[str, Any]:
-    """What a folder says of an attack whose logs it holds; empty where it holds none."""
-    own, whole = place / OWN_RECORD, place / ATTACK_RECORD
-    found = read_json(own) if own.is_file() else None
-    if found is None and whole.is_file():
-        found = recorded(read_json(whole), "attacks", name)
-    there = all((place / f"{name}.{ending}").is_file() for ending in ("json", "parquet"))
-    return found if isinstance(found, dict) and there else {}
-
-
 def write_attack(place: Path, name: str, log: AttackLog, record: dict[str, Any]) -> None:
     with written_whole(place) as aside:
         write_json(aside / f"{name}.json", {key: by_metric(rows) for key, rows in sorted(log.rows.items())})
@@ -258,7 +240,7 @@ def write_attack(place: Path, name: str, log: AttackLog, record: dict[str, Any])
 
 def write_attacks(folder: Path, done: Mapping[str, Path], settings: AttackRun, record: dict[str, Any]) -> None:
     """Gather the finished attacks (name -> where they lie) in `folder`; an earlier run there is replaced."""
-    records = {name: attack_record(name, place) for name, place in done.items()}
+    records = {name: ATTACKS.record(name, place) for name, place in done.items()}
     with written_whole(folder) as aside:
         for name, place in done.items():
             for ending in ("json", "parquet"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engine.activity import Activity
 from engine.adapters import LINEAR, LanguageModel
 from engine.frozen_start import Forward
+from engine.kept_hook import layers_of
 from engine.layer_output import DOWN_PROJECTION, parts_of, widths_of
 from engine.pairs import Batch
 from engine.progress import Work
@@ -53,9 +54,8 @@ def decoder_mlps(model: LanguageModel, method: str) -> list[Mlp]:
     if not hasattr(model, "get_decoder"):
         raise SettingsError(f"method={method} looks at the neurons of a decoder, which language models alone have")
     decoder = model.get_decoder()
-    layers: Any = next(child for child in decoder.children() if isinstance(child, nn.ModuleList))
     found = []
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(layers_of(model)):
         parts = parts_of(layer, decoder.config)
         if DOWN_PROJECTION not in parts:
             raise SettingsError(f"method={method}: layer {number} of {type(model).__name__} has no one down-projection")

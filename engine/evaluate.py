@@ -26,9 +26,9 @@ from torch import nn
 from data_module import Example, TaskRow, check_split, fingerprint, load_split, split_names, task_rows
 from engine import metrics
 from engine.cells import lacking
+from engine.finished import OWN_RECORD, Parts
 from engine.folders import beside, check_ours, marked, remove_ours, written_whole
 from engine.language_model import forward
-from engine.logs import recorded
 from engine.progress import Work
 from engine.reading import reading_files
 from engine.record import (
@@ -36,7 +36,6 @@ from engine.record import (
     EVAL_RECORD,
     file_fingerprint,
     model_fingerprint,
-    read_json,
     say_line,
     start_of_peak,
     work_key,
@@ -52,7 +51,7 @@ from settings.inputs import Inputs
 from settings.language import Eval, EvalLimits, Task
 from settings.script import SettingsError, processes
 
-TASK_RECORD = "record.json"
+TASKS = Parts(EVAL_RECORD, "tasks")
 TOKEN_COLUMNS = pyarrow.schema(
     [
         ("row", pyarrow.int64()),
@@ -383,7 +382,7 @@ def evaluate(
     code = code_of(__file__, inspect.getfile(type(encoder)))
     groups = tasks_by_picture(tasks)
     keys = {name: task_key(name, settings, code, device, names) for names in groups for name in names}
-    finished = {name: finished_task(name, key, kept, folder) for name, key in keys.items()}
+    finished = {name: TASKS.finished(name, key, kept, folder) for name, key in keys.items()}
     places: dict[str, Path] = {}
     state.wait_for_everyone()  # nothing is written before everyone has looked
     model.eval()
@@ -464,35 +463,16 @@ def data_record(task: Task) -> dict[str, str]:
     return {"dataset": task.dataset, "split": task.split, "fingerprint": fingerprint(task.dataset), **names}
 
 
-def finished_task(name: str, key: str, kept: Path, folder: Path) -> Path | None:
-    """The folder that holds this task's results under this key: of an interrupted evaluation, or of the one being
-    overwritten.
-    """
-    return next((place for place in (kept / name, folder) if task_record(name, place).get("key") == key), None)
-
-
-def task_record(name: str, place: Path) -> dict[str, Any]:
-    """What a folder says of a task's results in it: a folder of its own, or that of a whole evaluation; empty where it
-    holds none.
-    """
-    own, whole = place / TASK_RECORD, place / EVAL_RECORD
-    found = read_json(own) if own.is_file() else None
-    if found is None and whole.is_file():
-        found = recorded(read_json(whole), "tasks", name)
-    there = all((place / f"{name}.{ending}").is_file() for ending in ("json", "parquet"))
-    return found if isinstance(found, dict) and there else {}
-
-
 def write_task(place: Path, name: str, result: TaskResult, record: dict[str, Any]) -> None:
     with written_whole(place) as aside:
         write_json(aside / f"{name}.json", by_metric(result.rows))
         parquet.write_table(pyarrow.Table.from_pylist(result.tokens, TOKEN_COLUMNS), aside / f"{name}.parquet")
-        write_record(aside / TASK_RECORD, **record)
+        write_record(aside / OWN_RECORD, **record)
 
 
 def write_results(folder: Path, done: dict[str, Path], settings: Eval, record: dict[str, Any]) -> None:
     """Gather the finished tasks (name -> where they lie) in `folder`; an earlier evaluation there is replaced."""
-    records = {name: task_record(name, place) for name, place in done.items()}
+    records = {name: TASKS.record(name, place) for name, place in done.items()}
     with written_whole(folder) as aside:
         logs = {}
         for name, place in done.items():
