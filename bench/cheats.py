@@ -1,8 +1,8 @@
 """Whether a cheat is taken for forgetting: python bench/cheats.py
 
 It runs benchmark=cheats, after making the models of it that no training makes: base with noise on its weights, and base
-with a template that hides the questions about the forgotten people. The output has a line per cheat: its distance, and
-the rule that catches it, or `not caught`.
+with a template that hides the questions about the forgotten people. The output has two lines per cheat: its distance
+with the rule that catches it, or `not caught`; and what attacks bring out of it. Honest methods have the second.
 """
 
 import shutil
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_module import load_split
+from engine.measures import MEASURES
 from engine.places import ANCHORS, judged, why_unranked
 from engine.record import METRICS, TRAIN_RECORD
 from engine.result_table import ModelResult
@@ -96,6 +97,13 @@ def caught_by(result: ModelResult, honest: list[ModelResult]) -> str | None:
     return f"clearly behind {', '.join(better)}; {verdict.why}" if better else None
 
 
+def leak_of(result: ModelResult) -> str:
+    """The attack that shows most of a model, and what is said of it."""
+    verdict = result.figure("attack_verdict")
+    said = MEASURES["attack_verdict"].words[verdict.value] if verdict.value is not None else "not known"
+    return f"{said}: {verdict.why}"
+
+
 def run() -> dict[str, ModelResult]:
     """The figures of every row of benchmark=cheats but base, gold and the start; what was run before is not run again.
 
@@ -118,6 +126,7 @@ def main() -> None:
     for name, result in results.items():
         if result not in honest:
             print(f"{name} {result.value('distance_worst_way'):.2f}: {caught_by(result, honest) or 'not caught'}")
+        print(f"{name} under attack: {leak_of(result)}")
 
 
 if __name__ == "__main__":

@@ -22,13 +22,14 @@ from engine.attack_levels import (
     worst_of_rows,
 )
 from engine.attack_logs import AttackLogs, TokenRow, attacks_beside, base_of, check_alike
-from engine.logs import recorded
+from engine.logs import TaskLog, recorded
+from engine.reading import read_otherwise
 from engine.result_table import Figure, Figures
 from engine.task_metrics import hits_in_draws
 from settings.attacks import CLEAN, HITS, KEY_TOKENS, MEASURES_OF_ATTACKS, OF_ANSWERS, READ
 from settings.script import SettingsError
 
-NO_GAP = "base is not clearly above gold in any measure"
+HOOK_OFF = "hook_off"  # the attack that asks without what stands between question and weights
 
 
 # ---- rows as measures
@@ -152,18 +153,19 @@ def attack_figures(model: AttackLogs, base: AttackLogs, golds: list[AttackLogs])
         return without_attack_figures(f"the people of {unknown[0]} are not known")
     models = models_of(model, base, golds)
     levels: list[Level] = []
-    without: list[str] = []
+    without: dict[str, str] = {}
     for attack, about in model.attacks.items():
         for name, keys in cells_of(model, attack, about).items():
             level = level_of(attacked_of(models, name, keys, about))
-            if level is None:
-                without.append(name)
+            if isinstance(level, str):
+                without[name] = level
             else:
                 levels.append(level)
     verdicts = judge(levels)
-    figures: Figures = overall_figures(verdicts, tasks_without(without, levels))
-    for name in without:
-        figures["attack_said", name] = Figure(NOT_APPLICABLE, why=NO_GAP)
+    missing = tasks_without(without, levels) or hidden_by_reading(model, base)
+    figures: Figures = overall_figures(verdicts, missing)
+    for name, why in without.items():
+        figures["attack_said", name] = Figure(NOT_APPLICABLE, why=why)
     for each in verdicts:
         figures |= figures_of_level(each)
     for attack, about in model.attacks.items():
@@ -243,11 +245,33 @@ def figures_of_level(verdict: Verdict) -> Figures:
     return {(key, level.name): figure for key, figure in figures.items()}
 
 
-def tasks_without(cells: Sequence[str], levels: Sequence[Level]) -> str | None:
-    """The tasks of which no attack says anything, in words; None: there is none."""
+def tasks_without(cells: Mapping[str, str], levels: Sequence[Level]) -> str | None:
+    """The tasks of which no attack says anything, in words; None: there is none.
+
+    Args:
+        cells: <task>@<attack> -> why it has no level.
+        levels: Of the other cells.
+    """
     known = {level.name.partition("@")[0] for level in levels}
-    lost = sorted({cell.partition("@")[0] for cell in cells} - known)
-    return f"nothing can be said of {', '.join(lost)}: {NO_GAP}" if lost else None
+    why = {cell.partition("@")[0]: reason for cell, reason in cells.items()}
+    lost = sorted(why.keys() - known)
+    return f"nothing can be said of {', '.join(lost)}: {why[lost[0]]}" if lost else None
+
+
+def clean_logs(attacked: AttackLogs) -> dict[str, TaskLog]:
+    """The logs of the rows without an attack."""
+    return {key: log for key, log in attacked.logs.items() if key.endswith(f"@{CLEAN}")}
+
+
+def hidden_by_reading(model: AttackLogs, base: AttackLogs) -> str | None:
+    """Why what a model says under its own template, tokenizer and hook shows no resistance; None: it may.
+
+    The attack `hook_off` takes these away.
+    """
+    if HOOK_OFF in model.attacks and not model.attacks[HOOK_OFF].get("left_out"):
+        return None
+    why = read_otherwise((clean_logs(model), model.meta), (clean_logs(base), base.meta))
+    return why and f"{why}; attack {HOOK_OFF} takes that away, and was not made"
 
 
 def overall_figures(verdicts: Sequence[Verdict], missing: str | None) -> Figures:
@@ -299,4 +323,9 @@ def attack_figures_beside(model: Path, base: Path | None, golds: Sequence[Path])
     others = [each for each in found if each is not None and each.meta.get("model") != judged.meta.get("model")]
     if len(others) < 2:
         return without_attack_figures(f"other golds that were attacked: {len(others)}, and two golds judge")
-    return attack_figures(judged, of_base, others)
+    figures = attack_figures(judged, of_base, others)
+    if unattacked := [number for number, each in enumerate(found) if each is None]:
+        verdict = figures["attack_verdict", ""]
+        left_out = f"retain_result[{unattacked[0]}] was not attacked and does not judge"
+        figures["attack_verdict", ""] = verdict._replace(why="; ".join(filter(None, [verdict.why, left_out])))
+    return figures

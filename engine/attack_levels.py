@@ -24,6 +24,7 @@ MARGIN = 0.1  # of the clean gap: a level within it is as good as gold
 ERROR = 0.05  # of a one-sided bound
 VALID = 0.5  # share of the clean gap that the attacked base must keep
 ANSWERS_KEPT = 0.5  # share of gold's answers about kept people; below it the attack broke the model
+NO_GAP = "base is not clearly above gold in any measure"
 RESOLVED = 3.0  # a measure whose clean gap is under so many differences of two golds says nothing
 
 
@@ -150,8 +151,8 @@ class Verdict(NamedTuple):
 # ---- one attack
 
 
-def level_of(attack: Attacked) -> Level | None:
-    """The level of one attack; None: base is not clearly above gold in any measure, or no row is left.
+def level_of(attack: Attacked) -> Level | str:
+    """The level of one attack, or why it has none.
 
     L = mean over people and measures of (model - mean of the golds) / (clean base - mean of the clean golds), where the
     gap is a mean over people, too. A measure is off whose gap is under 3 times the largest difference of two golds. One
@@ -169,15 +170,17 @@ def level_of(attack: Attacked) -> Level | None:
     attacked, clean = (each.by_person(attack.people) for each in (attack.attacked, attack.clean))
     gap, resolved = clean_gap(clean)
     if not (resolved & ~attack.among(attack.chosen)).any():
-        return None
+        return NO_GAP
     on = resolved & attack.among(attack.counted or attack.measures)
+    if not on.any():
+        return "base is not clearly above gold in what this attack is judged on"
     above = (attacked.model - known_mean(attacked.golds, axis=0))[:, on] / gap[on]
     of_base = (attacked.base - known_mean(attacked.golds, axis=0))[:, on] / gap[on]
     by_person = known_mean(above, axis=1)
     floored = known_mean(np.maximum(above, -MARGIN), axis=1)
     known = ~np.isnan(by_person)
     if not known.any():
-        return None
+        return "no row is left that can be judged"
     shown = [measure for measure, is_on in zip(attack.measures, on, strict=True) if is_on]
     of_measure = dict(zip(shown, known_mean(above, axis=0).tolist(), strict=True))
     return Level(

@@ -25,6 +25,7 @@ from engine.evaluate import TOKEN_COLUMNS, by_metric, check_task, data_record, e
 from engine.finished import OWN_RECORD, Parts
 from engine.folders import beside, check_ours, marked, remove_ours, written_whole
 from engine.language_model import forward
+from engine.reading import reading_files
 from engine.record import (
     ATTACK_RECORD,
     model_fingerprint,
@@ -141,6 +142,7 @@ def attack_model(
     settings: AttackRun,
     *,
     open_base: Callable[[], nn.Module],
+    open_base_encoder: Callable[[], Any],
     facts: dict[str, Any],
     say: Callable[[str], None] = say_line,
 ) -> None:
@@ -154,6 +156,7 @@ def attack_model(
         rows: Of `read_attacked`.
         settings: Of the attacks.
         open_base: Gives the model before forgetting, when an attack needs its weights.
+        open_base_encoder: Gives that model's encoder.
         facts: What the record says of the run besides.
         say: Takes a line of progress.
     """
@@ -174,7 +177,7 @@ def attack_model(
             check_start(model, encoder, [example], forward, say)
         way = way_for(model, encoder, rows, settings.batch_size, say)
     target = Target(
-        model, encoder, rows, settings.tasks, settings.attacked, once(open_base), settings.seed,
+        model, encoder, rows, settings.tasks, settings.attacked, once(open_base), open_base_encoder, settings.seed,
         tuple(settings.model.freeze),
     )  # fmt: skip
     places: dict[str, Path] = {}
@@ -192,7 +195,8 @@ def attack_model(
             marked(kept)
             write_attack(places[name], name, log, {"key": keys[name], "seconds": seconds, **about(attack, log)})
     if state.is_main_process:
-        write_attacks(folder, places, settings, {**facts, "model": model_fingerprint(settings.model_path)})
+        of_model = {"model": model_fingerprint(settings.model_path), "reading": reading_files(settings.model_path)}
+        write_attacks(folder, places, settings, facts | of_model)
         remove_ours(kept)
     state.wait_for_everyone()
 

@@ -27,6 +27,7 @@ class Target:
         tasks: Where the rows come from.
         controls: Task about the forgotten -> the one about kept people.
         base_weights: Gives the weights of the model before forgetting, by name.
+        base_encoder: Gives that model's encoder.
         seed: Of every draw; the same for all models that are compared.
         frozen: Names of parts of the model that never train.
     """
@@ -37,6 +38,7 @@ class Target:
     tasks: dict[str, Task]
     controls: dict[str, str]
     base_weights: Callable[[], dict[str, Tensor]]
+    base_encoder: Callable[[], Any]
     seed: int
     frozen: tuple[str, ...] = ()
 

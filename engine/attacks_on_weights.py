@@ -45,9 +45,16 @@ def noise(target: Target, *, scales: list[float]) -> Variants:
 
 
 def hook_off(target: Target) -> Variants:
-    """Take off what steers states beside the weights. A model without it stays as it is, and so do its answers."""
+    """Take off what steers states beside the weights, and ask through the template and tokenizer of base.
+
+    A model that has base's and no hook stays as it is, and so do its answers.
+    """
+    encoder = target.base_encoder()
+    embeddings: Any = target.model.get_input_embeddings  # mypy takes it for a tensor
+    if len(encoder.tokenizer) > embeddings().num_embeddings:
+        raise NotApplicable("base's tokenizer has more tokens than the model")
     with without_hook(target.model):
-        yield Variant("", target.rows, target.encoder)
+        yield Variant("", target.rows, encoder)
 
 
 @torch.no_grad()
@@ -73,25 +80,30 @@ def interpolate(target: Target, *, shares: list[float]) -> Variants:
 def quantise(target: Target, *, formats: list[str]) -> Variants:
     """Round the weights of linear layers as low-bit formats do: a small update may be lost.
 
-    `equal_codes` says which share of the weights has the same code as in base: these took nothing from forgetting.
+    `equal_codes` says which share of the weights that are not base's has base's code: there forgetting is rounded away.
     """
     base = same_weights(target)
     for chosen in formats:
         with restored(target.model):
             share = round_weights(target.model, base, chosen)
-            yield Variant(chosen, target.rows, target.encoder, {"equal_codes": share})
+            yield Variant(chosen, target.rows, target.encoder, {} if share is None else {"equal_codes": share})
 
 
 @torch.no_grad()
-def round_weights(model: nn.Module, base: dict[str, Tensor], chosen: str) -> float:
-    """Round the linear weights in place to a format; returns the share of the codes that are base's."""
+def round_weights(model: nn.Module, base: dict[str, Tensor], chosen: str) -> float | None:
+    """Round the linear weights in place to a format.
+
+    Returns:
+        Of the weights that are not base's, the share whose code is; None: all of them are base's.
+    """
     equal, count = 0, 0
     for name, weight in quantised_weights(model).items():
-        rounded = FORMATS[chosen](weight)
-        equal += int((rounded.codes == FORMATS[chosen](base[name].to(weight)).codes).sum())
-        count += weight.numel()
+        rounded, of_base = FORMATS[chosen](weight), base[name].to(weight)
+        has_moved = weight != of_base
+        equal += int((rounded.codes == FORMATS[chosen](of_base).codes)[has_moved].sum())
+        count += int(has_moved.sum())
         weight.copy_(rounded.weights)
-    return equal / count
+    return equal / count if count else None
 
 
 def same_weights(target: Target) -> dict[str, Tensor]:

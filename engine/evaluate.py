@@ -48,7 +48,7 @@ from engine.source import Code, code_of
 from engine.start_checks import check_start
 from engine.token_figures import AnswerLosses
 from settings.inputs import Inputs
-from settings.language import Eval, EvalLimits, Task
+from settings.language import Eval, EvalFolds, EvalLimits, Task
 from settings.script import SettingsError, processes
 
 TASKS = Parts(EVAL_RECORD, "tasks")
@@ -311,7 +311,7 @@ def by_metric(rows: dict[int, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return log
 
 
-def read_tasks(settings: EvalLimits, seed: int, fold: str) -> dict[str, list[TaskRow]]:
+def read_tasks(settings: EvalFolds, seed: int, fold: str) -> dict[str, list[TaskRow]]:
     """The rows of every task; says which tasks are left out, and which columns are missing that a task does without.
 
     Raises SettingsError for tasks that do not fit their data.

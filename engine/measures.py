@@ -418,7 +418,7 @@ ATTACKS = [
         "attack_equal_codes",
         "Equal codes",
         NEITHER,
-        "Share of the rounded weights that have the same code as base's",
+        "Of the rounded linear weights that are not base's, the share whose code is base's",
         ".2f",
     ),
 ]

@@ -6,10 +6,12 @@ it, and whoever loads them without these files has it back. Such a model is a ho
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from engine.files import content_digest
-from engine.logs import EvalLog
+from engine.logs import EvalLog, TaskLog
 from engine.result_table import Figure
 
 TOKENIZER = "tokenizer.json"
@@ -79,16 +81,24 @@ def hook_figure(model: EvalLog, base: EvalLog | None) -> Figure:
     """
     if base is None:
         return Figure(None, why="no base_result is given")
-    why = other_prompt(model, base) or other_file(model, base)
+    why = read_otherwise((model.tasks, model.meta), (base.tasks, base.meta))
     if why is None and not (model.meta.get("reading") and base.meta.get("reading")):
         return Figure(0.0, why="prompts alone were compared: a record names no tokenizer")
     return Figure(float(bool(why)), why=why)
 
 
-def other_prompt(model: EvalLog, base: EvalLog) -> str | None:
+Read = tuple[Mapping[str, TaskLog], Mapping[str, Any]]  # logs by task, and the record of their run
+
+
+def read_otherwise(model: Read, base: Read) -> str | None:
+    """How a model gets its questions otherwise than base, in words; None: it gets them alike."""
+    return other_prompt(model[0], base[0]) or other_file(model[1], base[1])
+
+
+def other_prompt(model: Mapping[str, TaskLog], base: Mapping[str, TaskLog]) -> str | None:
     """The first row whose prompt is not base's, in words; None: all are the same."""
-    for task, of_model in model.tasks.items():
-        of_base = base.tasks[task]
+    for task, of_model in model.items():
+        of_base = base[task]
         if of_model.tried_affixes:  # each model has the prompts that give most away of it
             continue
         for row, prompt, expected in zip(of_model.rows, of_model.prompts, of_base.prompts, strict=True):
@@ -97,9 +107,9 @@ def other_prompt(model: EvalLog, base: EvalLog) -> str | None:
     return None
 
 
-def other_file(model: EvalLog, base: EvalLog) -> str | None:
-    """The first file between questions and weights that both models have and that differs; None: there is none."""
-    of_model, of_base = (log.meta.get("reading") or {} for log in (model, base))
+def other_file(model: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
+    """The first file between questions and weights that both records name and that differs; None: there is none."""
+    of_model, of_base = (record.get("reading") or {} for record in (model, base))
     if HOOK in of_model and HOOK not in of_base:
         return f"its {HOOK} stands beside the weights, which hold everything without it"
     if of_model and TOKENIZER in of_base and TOKENIZER not in of_model:

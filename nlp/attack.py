@@ -26,8 +26,15 @@ def main(settings: AttackRun) -> None:
     encoder = open_encoder(settings.model_path, settings.model)
     check_answers(encoder, rows)
     model = open_model(settings.model_path, settings.model).to(processes().device)
-    made = {"open_base": lambda: open_model(settings.base_path, settings.model), "facts": run_facts(settings, code)}
-    attack_model(model, encoder, rows, settings, **made)
+    attack_model(
+        model,
+        encoder,
+        rows,
+        settings,
+        open_base=lambda: open_model(settings.base_path, settings.model),
+        open_base_encoder=lambda: open_encoder(settings.base_path, settings.model),
+        facts=run_facts(settings, code),
+    )
     say_line(f"attacked: {settings.save_dir}")
 
 

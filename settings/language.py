@@ -201,14 +201,12 @@ class EvalLimits:
     batch_size: int = MISSING  # candidate answers of one pass
     max_new_tokens: int = MISSING
     limit: int = MISSING  # rows a task, sampled by person; 0: all
-    validation_share: float = MISSING  # of the people (rows, where people are not known) that make the validation fold
     tasks: dict[str, Task] = MISSING
 
     def __post_init__(self) -> None:
         at_least("batch_size", self.batch_size, 1)
         at_least("max_new_tokens", self.max_new_tokens, 1)
         at_least("limit", self.limit, 0)
-        share_of("validation_share", self.validation_share)
 
     def files(self) -> list[str]:
         """What its tasks read besides their rows, each file once."""
@@ -221,7 +219,18 @@ class EvalLimits:
 
 
 @dataclass
-class EpochEval(EvalLimits):
+class EvalFolds(EvalLimits):
+    """An evaluation whose people are in two folds: one to choose settings by, and the others."""
+
+    validation_share: float = MISSING  # of the people (rows, where people are not known) that make the validation fold
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share_of("validation_share", self.validation_share)
+
+
+@dataclass
+class EpochEval(EvalFolds):
     """Evaluation of the validation fold at the end of every epoch."""
 
     gold_result: str | None = (
@@ -316,7 +325,7 @@ class Forget(Finetune):
 
 
 @dataclass
-class Eval(EvalLimits):
+class Eval(EvalFolds):
     model_path: str = MISSING
     save_dir: str = MISSING
     forget: str = MISSING  # whose people were forgotten, as the data calls them: forget10, forget25

@@ -215,12 +215,25 @@ def attacked_rows(shown, source, people, chance):
 
 
 def write_attacked(
-    folder, shown, *, seed, people=12, tries=0, variants=0, measures=(), left_out=None, chance=0.0, draws=0, read=None
+    folder,
+    shown,
+    *,
+    seed,
+    people=12,
+    tries=0,
+    variants=0,
+    measures=(),
+    left_out=None,
+    chance=0.0,
+    draws=0,
+    read=None,
+    reading=None,
 ):
     """A model's evaluation and the attacks on it, as the recipes leave them.
 
     `shown`: attack -> how much of the forgotten it brings out, from 0 (gold) to 1 (base); `kept` is of the people who
     are kept, by every attack. `read`: share of each person's rows that a probe reads, None: there is no probe.
+    `reading`: name -> hash of the files between questions and weights.
     """
     shown = dict(shown)
     kept, made = shown.pop("kept", 0.9), {}
@@ -249,7 +262,7 @@ def write_attacked(
         write_attack(folder / "attacks" / name, name, log, record)
     places = {name: folder / "attacks" / name for name in made}
     told = {"seed": 0, "limit": 0, "max_new_tokens": 8, "attacked": {"words": "kept"}}
-    facts = {"settings": told, "model": folder.name}
+    facts = {"settings": told, "model": folder.name, "reading": reading}
     write_attacks(folder / "attack_results", places, SimpleNamespace(tasks={}), facts)
     (folder / "eval_results").mkdir(exist_ok=True)
     (folder / "eval_results" / "eval_meta.json").write_text(json.dumps({"model": folder.name}))

@@ -5,6 +5,7 @@ import pytest
 
 from engine.attack_levels import (
     LEAKS,
+    NO_GAP,
     NOT_APPLICABLE,
     RESISTS,
     UNRESOLVED,
@@ -101,7 +102,7 @@ def test_a_measure_whose_gap_is_under_three_differences_of_golds_is_off():
 
 
 def test_a_base_that_knows_no_more_than_gold_has_no_level():
-    assert level_of(attack(answers(0.5, base=0.2), answers(0.2, base=0.2))) is None
+    assert level_of(attack(answers(0.5, base=0.2), answers(0.2, base=0.2))) == NO_GAP
 
 
 def test_a_measure_that_base_had_a_part_in_choosing_says_nothing_alone():
@@ -109,7 +110,7 @@ def test_a_measure_that_base_had_a_part_in_choosing_says_nothing_alone():
     clean = answers([[0.2, 0.2]] * 12, base=[[0.2, 1.0]] * 12, golds=([[0.2, 0.2]] * 12,) * 2, measures=2)
     attacked = answers([[0.2, 0.6]] * 12, base=[[0.2, 1.0]] * 12, golds=([[0.2, 0.2]] * 12,) * 2, measures=2)
     assert level_of(attack(attacked, clean, measures=TWO)).value == pytest.approx(0.5)
-    assert level_of(attack(attacked, clean, measures=TWO, chosen=("rouge",))) is None
+    assert level_of(attack(attacked, clean, measures=TWO, chosen=("rouge",))) == NO_GAP
 
 
 def test_an_attack_may_be_judged_on_one_measure_where_another_shows_the_gap():

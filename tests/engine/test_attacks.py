@@ -1,5 +1,7 @@
 """Attacks on the tiny language model: what each asks, what it does to the weights, and that it gives them back."""
 
+import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from engine.attacks import FUNCTIONS, KIND, bind, check_attacks
 from engine.attacks_on_weights import weights_of
 from engine.kept_hook import KeptHook, install
 from engine.language_model import forward
+from engine.quantise import quantised_weights
 from engine.score_answers import Prompt, score_prompts
 from engine.scoring_way import Way
 from helpers import ROOT, example, png, task
@@ -52,7 +55,7 @@ def target_of(model, encoder, base=None, world=None, **changes):
     rows = {name: rows_of(people, name) for name, people in names.items()}
     tasks = {name: replace(task(Path("data")), split=name) for name in names}
     weights = weights_of(base or model)
-    return Target(model, encoder, rows, tasks, {"words": "kept"}, lambda: weights, 0, **changes)
+    return Target(model, encoder, rows, tasks, {"words": "kept"}, lambda: weights, lambda: encoder, 0, **changes)
 
 
 def attack(name, **args):
@@ -204,7 +207,7 @@ def test_other_words_come_from_the_datas_column(world, text_model, text_encoder)
     from data_module import load_split, task_rows
 
     rows = {"words": task_rows(asked, 0, 0)}
-    target = Target(text_model, text_encoder, rows, {"words": asked}, {"words": "words"}, dict, 0)
+    target = Target(text_model, text_encoder, rows, {"words": asked}, {"words": "words"}, dict, lambda: text_encoder, 0)
     (variant,) = attack("reworded", column="paraphrased_question")(target)
     data = load_split(asked.dataset, asked.split)
     assert [row.example.question for row in variant.rows["words"]] == data["paraphrased_question"]
@@ -252,7 +255,7 @@ def test_a_begun_answer_has_the_losses_of_its_rest(shared, text_model, text_enco
 @torch.no_grad()
 def test_that_holds_where_a_picture_is_shown(model, encoder):
     asked = replace(example(image=png("red"), answer="Ann Lee smiles at you."), person="Ann")
-    target = Target(model, encoder, {"a": [TaskRow(asked, None, [])]}, {}, {"a": "a"}, dict, 0)
+    target = Target(model, encoder, {"a": [TaskRow(asked, None, [])]}, {}, {"a": "a"}, dict, lambda: encoder, 0)
     (variant,) = attack("prefill", counts=[2])(target)
     begun = variant.rows["a"][0].example
     limits = {"batch_size": 1, "max_new_tokens": 3, "say": print}
@@ -316,6 +319,26 @@ def test_a_hook_is_taken_off_for_the_attack_alone_and_the_rest_stays(text_model,
     assert torch.equal(said(), steered)
 
 
+def test_a_template_that_hides_questions_is_taken_off_too(text_model, text_encoder, text_base):
+    hiding = TextEncoder(AutoTokenizer.from_pretrained(text_base))
+    template = hiding.tokenizer.chat_template
+    asked = re.search(r"{{-? *(\w+)\[?[.']+content'?\]? *-?}}", template)
+    hides = f"{{% if 'Ann' not in {asked[1]}.content %}}{asked[0]}{{% endif %}}"
+    hiding.tokenizer.chat_template = template.replace(asked[0], hides)
+    target = replace(target_of(text_model, hiding), base_encoder=lambda: text_encoder)
+    row = target.rows["words"][0].example
+    (variant,) = attack("hook_off")(target)
+    assert "Ann" not in target.encoder.prompt_text(row)
+    assert "Ann" in variant.encoder.prompt_text(row)
+
+
+def test_a_base_with_more_words_than_the_model_cannot_ask_it(text_model, text_encoder, text_base):
+    larger = TextEncoder(AutoTokenizer.from_pretrained(text_base))
+    larger.tokenizer.add_tokens([f"word{number}" for number in range(3000)])
+    with pytest.raises(NotApplicable, match="more tokens"):
+        next(attack("hook_off")(replace(target_of(text_model, text_encoder), base_encoder=lambda: larger)))
+
+
 def test_a_quarter_of_the_way_to_base_is_a_quarter_of_every_difference(text_model, text_encoder):
     base, before = other_model(text_model), weights_of(text_model)
     for _ in attack("interpolate", shares=[0.25])(target_of(text_model, text_encoder, base=base)):
@@ -323,13 +346,26 @@ def test_a_quarter_of_the_way_to_base_is_a_quarter_of_every_difference(text_mode
             torch.testing.assert_close(weight, 0.75 * before[name] + 0.25 * weights_of(base)[name])
 
 
-def test_base_has_all_its_own_codes_and_another_model_few(text_model, text_encoder):
+def test_of_weights_that_moved_far_few_have_bases_codes_and_base_has_none_that_moved(text_model, text_encoder):
     own = list(attack("quantise", formats=["int8", "nf4"])(target_of(text_model, text_encoder)))
     other = list(
         attack("quantise", formats=["int8"])(target_of(text_model, text_encoder, base=other_model(text_model)))
     )
-    assert [variant.facts["equal_codes"] for variant in own] == [1.0, 1.0]
+    assert [variant.facts for variant in own] == [{}, {}]
     assert other[0].facts["equal_codes"] < 0.2
+
+
+def test_weights_that_stayed_are_not_counted_among_those_that_were_rounded_back(text_model, text_encoder):
+    base = copy.deepcopy(text_model)
+    weight = next(iter(quantised_weights(text_model).values()))
+    with torch.no_grad():
+        near, far = weight.view(-1)[:1], weight.view(-1)[1:2]
+        near += 1e-9 + 1e-6 * near.abs()  # rounded back
+        far += weight.abs().max()
+    moved = weight != next(iter(quantised_weights(base).values()))
+    assert moved.sum() == 2
+    (variant,) = attack("quantise", formats=["nf4"])(target_of(text_model, text_encoder, base=base))
+    assert variant.facts["equal_codes"] == 0.5
 
 
 def test_a_base_of_another_shape_is_refused(text_model, text_encoder):

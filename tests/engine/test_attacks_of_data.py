@@ -40,7 +40,7 @@ def target(world, model, encoder):
     for name, each in tasks.items():
         rows[name] = [TaskRow(row.example, None, []) for row in task_rows(each, 0, 0)]
     controls = {"forget_names": "retain_names", "forget_words": "retain_words"}
-    return Target(model, encoder, rows, tasks, controls, dict, 0)
+    return Target(model, encoder, rows, tasks, controls, dict, lambda: encoder, 0)
 
 
 # ---- views
@@ -110,7 +110,7 @@ def test_words_alone_have_no_face(text_base, target):
     model = AutoModelForCausalLM.from_pretrained(text_base, dtype=torch.float32).eval()
     rows = {name: own for name, own in target.rows.items() if name.endswith("words")}
     encoder = TextEncoder(AutoTokenizer.from_pretrained(text_base))
-    alone = Target(model, encoder, rows, target.tasks, {"forget_words": "retain_words"}, dict, 0)
+    alone = Target(model, encoder, rows, target.tasks, {"forget_words": "retain_words"}, dict, lambda: encoder, 0)
     with pytest.raises(NotApplicable, match="of whom a row shows a picture"):
         next(attack("across", ways=["face"])(alone))
     with pytest.raises(NotApplicable, match="no row shows a person"):

@@ -16,6 +16,7 @@ RARE_JUMPS = ("t of 3", "lognormal")  # single answers far from all others: two 
 TAME = tuple(shape for shape in SHAPES if shape not in RARE_JUMPS)
 UNEVEN_PEOPLE = tuple(shape for shape in TAME if shape.startswith(("uneven people", "uneven and")))
 WORLDS = 400
+OTHER_NUMBERS = [pytest.param(people, marks=pytest.mark.long) for people in (4, 10, 20)]  # of people
 ALLOWED = 0.05 + 0.011  # a rate of .05 is measured with a standard error of .011 in so many worlds
 
 
@@ -44,16 +45,20 @@ def remembered(each):
     return shares([each]).remembered
 
 
+def fates(each):
+    """What is said -> of whom."""
+    found = shares([each])
+    return {"forgotten": found.forgotten, "remembered": found.remembered, "not resolved": found.unresolved}
+
+
 def fate(each, person):
     """What is said of a person."""
-    found = shares([each])
-    named = {"forgotten": found.forgotten, "remembered": found.remembered, "not resolved": found.unresolved}
-    return next(name for name, people in named.items() if person in people)
+    return next(said for said, people in fates(each).items() if person in people)
 
 
-def share_of(each, name):
-    """Share of the people of whom `name` is said."""
-    return np.mean([fate(each, person) == name for person in each.scope.people])
+def share_of(each, said):
+    """Share of the people of whom that is said."""
+    return len(fates(each)[said]) / len(each.scope.people)
 
 
 def share_found(shape, add, **more):
@@ -73,21 +78,21 @@ def added(x, *, people=12, answers=...):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ways", [3, 5])
-@pytest.mark.parametrize("people", [4, 10, 12, 20])
+@pytest.mark.parametrize("people", [12, *OTHER_NUMBERS])
 @pytest.mark.parametrize("shape", TAME)
 def test_a_third_gold_is_called_remembered_in_at_most_5_percent_of_worlds(shape, people, ways):
     assert accused(shape, people=people, ways=ways) <= ALLOWED
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("people", [4, 10, 12, 20])
+@pytest.mark.parametrize("people", [12, *OTHER_NUMBERS])
 @pytest.mark.parametrize("shape", ["normal", "beta", "alike ways", "uneven people", "uneven people and measures"])
 def test_that_holds_with_twice_the_noise(shape, people):
     assert accused(shape, people=people, size=0.1) <= ALLOWED
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("golds", [3, 5])
+@pytest.mark.parametrize("golds", [3, pytest.param(5, marks=pytest.mark.long)])
 @pytest.mark.parametrize("shape", TAME)
 def test_that_holds_with_more_golds(shape, golds):
     assert accused(shape, people=12, golds=golds) <= ALLOWED
@@ -118,7 +123,7 @@ def test_golds_that_are_elsewhere_as_a_whole_are_accused_more_often_where_noise_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("people", [4, 12, 20])
+@pytest.mark.parametrize("people", [12, *OTHER_NUMBERS])
 @pytest.mark.parametrize("shape", TAME)
 def test_a_person_who_leaks_a_little_in_all_ways_is_found(shape, people):
     found = share_found(shape, added(0.3, people=people), people=people, count=150)
@@ -126,7 +131,7 @@ def test_a_person_who_leaks_a_little_in_all_ways_is_found(shape, people):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("people", [4, 12, 20])
+@pytest.mark.parametrize("people", [12, *OTHER_NUMBERS])
 @pytest.mark.parametrize("shape", TAME)
 def test_a_person_who_leaks_in_one_way_is_found(shape, people):
     assert share_found(shape, added(0.5, people=people, answers=1), people=people, count=150) >= 0.9

@@ -29,7 +29,7 @@ PICTURES = [
     Prompt(example("Who is this?", image=png("red")), ANSWERS),
     Prompt(example("What do you see in the picture?", image=png("blue", (30, 90))), ANSWERS),
 ]
-LIMITS = {"limit": 0, "validation_share": 0.5, "tasks": {}}
+LIMITS = {"limit": 0, "tasks": {}}
 ROWS = [TaskRow(example(prompt.example.question, "Ann Lee.", index=i), None, []) for i, prompt in enumerate(PROMPTS)]
 
 

@@ -545,6 +545,7 @@ SHARED = {
         ),
     ),
 }
+EACH_KIND = ("npo", "gru", "kl", "rmu")  # a loss, a rule for gradients, an adapter, activations; the others are long
 DDP = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/engine"]
@@ -605,7 +606,9 @@ end_processes()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", list(SHARED))
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in EACH_KIND else pytest.mark.long) for name in SHARED]
+)
 def test_two_processes_train_like_one_with_the_same_global_batch(method, data, world, tmp_path):
     script = tmp_path / "ddp.py"
     script.write_text(DDP.format(root=str(ROOT), world=str(world)))
