@@ -87,7 +87,7 @@ class Excess:
         """Another model's values (P, W, K) against an anchor of the same shape, as an x."""
         kept = [self.scope.measures.index(measure) for measure in self.measures]
         gap = clean_gap(self.scope)
-        return scale * ((values - anchor) / gap)[:, :, kept]
+        return scale * ((values - anchor)[..., kept] / gap[..., kept])
 
 
 def clean_gap(scope: Scope) -> np.ndarray:
