@@ -162,7 +162,7 @@ def attack_figures(model: AttackLogs, base: AttackLogs, golds: list[AttackLogs])
             else:
                 levels.append(level)
     verdicts = judge(levels)
-    missing = tasks_without(without, levels) or hidden_by_reading(model, base)
+    missing = tasks_without(without, verdicts) or hidden_by_reading(model, base)
     figures: Figures = overall_figures(verdicts, missing)
     for name, why in without.items():
         figures["attack_said", name] = Figure(NOT_APPLICABLE, why=why)
@@ -245,17 +245,18 @@ def figures_of_level(verdict: Verdict) -> Figures:
     return {(key, level.name): figure for key, figure in figures.items()}
 
 
-def tasks_without(cells: Mapping[str, str], levels: Sequence[Level]) -> str | None:
-    """The tasks of which no attack says anything, in words; None: there is none.
+def tasks_without(cells: Mapping[str, str], verdicts: Sequence[Verdict]) -> str | None:
+    """The tasks on which no attack is valid, in words; None: there is none.
 
     Args:
         cells: <task>@<attack> -> why it has no level.
-        levels: Of the other cells.
+        verdicts: On the other cells.
     """
-    known = {level.name.partition("@")[0] for level in levels}
+    known = {each.level.name.partition("@")[0] for each in verdicts if each.value != NOT_APPLICABLE}
     why = {cell.partition("@")[0]: reason for cell, reason in cells.items()}
+    why |= {each.level.name.partition("@")[0]: each.why or "" for each in verdicts}
     lost = sorted(why.keys() - known)
-    return f"nothing can be said of {', '.join(lost)}: {why[lost[0]]}" if lost else None
+    return f"no attack on {', '.join(lost)} is valid: {why[lost[0]]}" if lost else None
 
 
 def clean_logs(attacked: AttackLogs) -> dict[str, TaskLog]:

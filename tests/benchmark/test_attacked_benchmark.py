@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pandas
 import pytest
+from test_run_benchmark import benchmark
 
 import run_benchmark
 from benchmark import stages as benchmark_stages
-from test_run_benchmark import benchmark
 
 ATTACK = [
     "only=[noise,prefill]",
