@@ -60,12 +60,12 @@ def test_every_config_composes_into_its_schema(name):
 
 
 @pytest.mark.parametrize(
-    ("script", "model", "data"),
-    [(s, m, d) for s in SCRIPTS if "/" in s for m in choices_of(s[:2], "model") for d in choices_of(s[:2], "data")],
+    ("script", "group", "choice"),
+    [(s, g, c) for s in SCRIPTS if "/" in s for g in ("model", "data") for c in choices_of(s[:2], g)],
 )
-def test_every_model_and_data_choice_composes_in_every_script(script, model, data):
-    settings = compose(script, SCRIPTS[script], [f"model={model}", f"data={data}"])
-    assert (settings.model.name, settings.data.name) == (model, data)
+def test_every_model_and_every_data_choice_composes_in_every_script(script, group, choice):
+    settings = compose(script, SCRIPTS[script], [f"{group}={choice}"])
+    assert getattr(settings, group).name == choice
 
 
 @pytest.mark.parametrize("method", choices("method"))
