@@ -73,7 +73,8 @@ class LossTrainer(transformers.Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         lengths = self.train_dataset.leading.lengths if self.bucket else ()
-        size = self.args.per_device_train_batch_size
+        # of all processes together, so that their number changes no step's rows
+        size = self.args.per_device_train_batch_size * self.args.world_size
         self.sampler = EpochSampler(len(self.train_dataset), self.draw_seed, lengths, size, self.bucket)
         return self.sampler
 
