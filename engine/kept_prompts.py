@@ -57,7 +57,7 @@ class KeptPrompts:
             self.pack_all()
         if self.packs and needed + sum(value.numel() for value in whole.values()) > self.room:
             return prompt  # no room in 8 bits either
-        new = self.packed(whole) if self.packs else {**whole}
+        new: dict[str, Kept] = self.packed(whole) if self.packs else dict(whole)
         needed += size(new)
         if needed > self.room:
             return prompt
