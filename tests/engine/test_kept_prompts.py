@@ -5,6 +5,8 @@ import torch
 from engine.eight_bits import Packed, Packer
 from engine.kept_prompts import KeptPrompts
 from helpers import example, png
+from settings.language import Model
+from settings.script import SettingsError
 
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 ONE = 3 * 32 * 32  # values of a picture
@@ -140,3 +142,13 @@ def test_what_the_question_changes_of_its_picture_is_its_own():
     kept.add(other, {**prompt(0), "pixel_values": picture(5)})
     assert same_bits(kept.get(other)["pixel_values"], picture(5))
     assert same_bits(kept.get(asked(0))["pixel_values"], picture(0))
+
+
+def test_room_below_nothing_is_refused():
+    with pytest.raises(SettingsError, match=r"model\.keep_mib=-1"):
+        Model(keep_mib=-1)
+
+
+def test_where_there_is_no_room_no_picture_is_packed_or_kept():
+    kept = kept_of(2, 0)
+    assert kept.get(asked(0)) is None and not kept.packers
