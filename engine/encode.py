@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.utils import chat_template_utils
 
 from data_module import Example, TaskRow
+from engine.kept_prompts import KeptPrompts
 from engine.language_model import quiet_library
 from engine.pairs import Batch
 from engine.processor_tensors import Layout, join_rows
@@ -79,10 +80,9 @@ class ChatEncoder(ABC):
 
     mm/encoder.py and nlp/encoder.py say what a turn and a prompt are for their models. The answer's tokens are appended
     to the prompt's, so that labels follow from lengths and never from looking for the answer in the text. Encoded
-    prompts (up to `CACHE_BYTES`) and answers are kept, because training and scoring meet each of them many times.
+    prompts (as many as have room) and answers are kept, because training and scoring meet each of them many times.
     """
 
-    CACHE_BYTES = 512 * 2**20
     sees = False  # takes pictures
     one_length = False  # whether every row takes as many positions as any other
 
@@ -95,6 +95,7 @@ class ChatEncoder(ABC):
         truncate: bool = False,
         positions: int = 0,
         answer_values: dict[str, int] | None = None,
+        room: int = 512 * 2**20,
     ):
         """
         Args:
@@ -105,6 +106,7 @@ class ChatEncoder(ABC):
                 never cut.
             positions: the tokens that the model has room for; 0: not known.
             answer_values: what per-token tensors of the processor hold over an answer, see `Model.answer_values`.
+            room: bytes of encoded prompts that are kept.
 
         Raises:
             SettingsError: `max_length` is more than there is room for, there is neither template nor tags, or the
@@ -121,13 +123,12 @@ class ChatEncoder(ABC):
         self.tags = tags
         self.opening, self.space, self.end = self.frame_of_answers()
         self.layout = self.find_layout(answer_values or {})
+        self.room = room
         self.forget_kept()
 
     def forget_kept(self) -> None:
         """Drop the prompts and answers that are kept."""
-        self.cache_bytes_left = self.CACHE_BYTES
-        self.kept_prompts: dict[tuple, dict[str, Tensor]] = {}
-        self.kept_pictures: dict[tuple, dict[str, Tensor]] = {}  # what their prompts hold of them
+        self.kept_prompts = KeptPrompts(self.room, self.layout.token_dims)
         self.kept_answers: dict[str, list[int]] = {}  # by their text
 
     def uncut(self) -> "ChatEncoder":
@@ -291,30 +292,14 @@ class ChatEncoder(ABC):
         Raises:
             SettingsError: the picture cannot be read, the answer has no token, or the row is too long; names the row.
         """
-        prompt = self.kept_prompts.get(example.prompt_key)
+        prompt = self.kept_prompts.get(example)
         if prompt is None:
             self.check_marks(example, "question", example.question)
             prompt = self.prompt_inputs(example)
             del prompt["attention_mask"]
             self.check_frame(example, prompt["input_ids"][0])
-            self.keep(example, prompt)
+            prompt = self.kept_prompts.add(example, prompt)
         return Encoded(prompt, self.encode_answer(example, prompt["input_ids"].shape[1]), self.layout)
-
-    def keep(self, example: Example, prompt: dict[str, Tensor]) -> None:
-        """Keep an encoded prompt as long as there is room. What prompts about one picture have of it is kept once."""
-        of_picture = {} if example.picture_key is None else self.kept_pictures.get(example.picture_key, {})
-        for name, value in of_picture.items():
-            if name in prompt and torch.equal(prompt[name], value):
-                prompt[name] = value
-        own = [value for name, value in prompt.items() if value is not of_picture.get(name)]
-        self.cache_bytes_left -= sum(value.nbytes for value in own)
-        if self.cache_bytes_left <= 0:
-            return
-        self.kept_prompts[example.prompt_key] = prompt
-        if example.picture_key is not None and not of_picture:
-            by_token = {"input_ids", *self.layout.token_dims}
-            kept = {name: value for name, value in prompt.items() if name not in by_token}
-            self.kept_pictures[example.picture_key] = kept
 
     def check_frame(self, example: Example, ids: Tensor) -> None:
         """Raise SettingsError where the begin token is written twice, by template and tokenizer, or where the tokenizer

@@ -126,11 +126,14 @@ def person_table(task: TaskMetrics, measures: Sequence[str], people: Sequence[st
         about: Whom each row is about.
     """
     table = np.full((len(people), len(measures)), np.nan)
+    if not measures:
+        return table
     who = np.asarray(about, dtype=str)
+    values = np.stack([task.rows(measure) for measure in measures])
     for row, person in enumerate(people):
         theirs = who == person
         if theirs.any():
-            table[row] = [task.rows(measure)[theirs].mean() for measure in measures]
+            table[row] = values.compress(theirs, axis=1).mean(axis=1)
     return table
 
 

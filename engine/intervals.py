@@ -1,5 +1,6 @@
 """Intervals over people: how far a figure would move if other people of the same kind had been asked."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -49,8 +50,7 @@ def bootstrap_t(
     people = len(sums)
     if people < MIN_PEOPLE:
         return None
-    chances = np.full(people, 1 / people)
-    drawn = np.random.default_rng(seed).multinomial(people, chances, size=DRAWS)
+    drawn = draws_of_people(people, seed)
     drawn = drawn[(drawn @ counts > 0).all(axis=1)]  # a draw may hold nobody of a task
     (value,), (spread,) = estimate(np.ones((1, people)), sums, counts, statistic)
     if not spread > 0:
@@ -61,6 +61,14 @@ def bootstrap_t(
     low, high = np.quantile(standardised, [(1 - level) / 2, (1 + level) / 2])
     ends = np.clip([value - high * spread, value - low * spread], *bounds)
     return float(ends[0]), float(ends[1])
+
+
+@functools.lru_cache(maxsize=8)
+def draws_of_people(people: int, seed: int) -> np.ndarray:
+    """How often each of `people` is drawn with replacement, (DRAWS, people); kept for the next figure."""
+    drawn = np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), size=DRAWS).astype(float)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def person_sums(rows: Sequence[Rows]) -> tuple[np.ndarray, np.ndarray]:

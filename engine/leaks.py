@@ -4,6 +4,7 @@ Every figure is in units of the gap: 0 is gold, and 1 is the model that knows th
 Source: this suite's protocol; the error rates are simulated in tests/engine/test_leaks_simulated.py.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,19 +166,22 @@ def leaks(parts: list[Excess]) -> list[Leak]:
     """
     people = sorted({person for part in parts for person in part.scope.people})
     cells = sum(int((~np.isnan(part.x)).sum()) for part in parts)
+    bounds = [part.bounds(cells) for part in parts]
     found = []
     for person in people:
-        of_person = [leak_of(part, person, cells) for part in parts if person in part.scope.people]
+        of_person = [
+            leak_of(part, person, low) for part, low in zip(parts, bounds, strict=True) if person in part.scope.people
+        ]
         seen = [leak for leak in of_person if leak is not None]
         if seen:
             found.append(max(seen, key=lambda leak: (leak.is_remembered, leak.low)))
     return sorted(found, key=lambda leak: (not leak.is_remembered, -leak.low, leak.person))
 
 
-def leak_of(part: Excess, person: str, cells: int) -> Leak | None:
-    """A person's leak in one scope; None where nothing is known of them. `cells`: how many bounds hold at once."""
+def leak_of(part: Excess, person: str, bounds: np.ndarray) -> Leak | None:
+    """A person's leak in one scope; None where nothing is known of them. `bounds`: of everybody, (P, W, K')."""
     row = part.scope.people.index(person)
-    x, low = part.x[row], part.bounds(cells)[row]
+    x, low = part.x[row], bounds[row]
     if not x.size or np.isnan(x).all():
         return None
     shown = (x > REMEMBERED) & (low > 0)
@@ -230,7 +234,7 @@ def chance_of_memory(parts: list[Excess], person: str) -> float:
             continue
         row = part.scope.people.index(person)
         degrees = len(part.scope.people) * (len(part.scope.golds) - 1)
-        resolves = stats.t.isf(FALSE_DISCOVERIES, degrees) * part.noise.of_measure < REMEMBERED
+        resolves = least_told_apart(degrees) * part.noise.of_measure < REMEMBERED
         x, scale, dof = (values[row][part.valid][:, resolves] for values in (part.x, part.noise.scale, part.noise.dof))
         if not x.size or np.isnan(x).any():
             return 1.0
@@ -238,6 +242,12 @@ def chance_of_memory(parts: list[Excess], person: str) -> float:
         distance = np.divide(x - REMEMBERED, scale, out=above, where=scale > 0)
         largest.append(stats.t.cdf(distance, np.minimum(dof, degrees)).max())
     return float(max(largest, default=1.0))
+
+
+@functools.cache
+def least_told_apart(degrees: int) -> float:
+    """From how many standard errors on a one-sided t test rejects; kept, as each person of a scope asks it."""
+    return float(stats.t.isf(FALSE_DISCOVERIES, degrees))
 
 
 # ---- over all people

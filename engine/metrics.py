@@ -25,7 +25,6 @@ from scipy.stats import ks_2samp
 LOG_RATIO_LIMIT = 700.0  # up to here R and 1/R are both finite in float64
 BINS = 21
 DRAWS = 4096  # permutations; with up to 12 people all of them are counted instead
-AT_ONCE = 2**18  # values of permutations that are counted in one go
 REPEAT_LENGTH = 10  # characters of the pieces by which a looping generation is noticed
 ASCII, UNICODE = "ascii", "unicode"  # by which words ROUGE compares
 # how the names of characters begin whose scripts put no space between words
@@ -108,17 +107,35 @@ def truth_ratio(paraphrase_loss: float, perturbed_losses: Sequence[float], defin
 
     Source: TOFU, CLEAR.
     """
-    right, wrong = -as_losses(paraphrase_loss), -as_losses(perturbed_losses)
+    return float(truth_ratios(paraphrase_loss, perturbed_losses, definition))
+
+
+def truth_ratios(paraphrase_losses: ArrayLike, perturbed_losses: ArrayLike, definition: str) -> np.ndarray:
+    """`truth_ratio` of rows that have as many wrong answers each.
+
+    Args:
+        paraphrase_losses: (n,).
+        perturbed_losses: (n, k), k at least 1.
+        definition: as for `truth_ratio`.
+
+    Returns:
+        (n,).
+
+    Raises:
+        ValueError: as `truth_ratio`.
+    """
+    right, wrong = -as_losses(paraphrase_losses), -as_losses(perturbed_losses)
     if wrong.size == 0:
         raise ValueError("a truth ratio needs at least one perturbed answer")
     if definition == "geometric":
-        mean = wrong.mean()
+        mean = wrong.mean(axis=-1)
     elif definition == "arithmetic":
-        mean = logsumexp(wrong) - np.log(wrong.size)
+        mean = logsumexp(wrong, axis=-1) - np.log(wrong.shape[-1])
     else:
         raise ValueError(f"truth_ratio={definition!r} is not known; choose from geometric, arithmetic")
-    log_ratio = mean - right if np.isfinite(mean) or np.isfinite(right) else 0.0
-    return float(np.exp(np.clip(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)))
+    neither = np.isneginf(mean) & np.isneginf(right)
+    log_ratios = np.subtract(mean, right, out=np.zeros(right.shape), where=~neither)
+    return np.exp(np.clip(log_ratios, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
 
 
 def truth_ratio_scores(ratios: ArrayLike, forget: bool) -> np.ndarray:
@@ -320,30 +337,34 @@ def person_permutation_p(a: np.ndarray, b: np.ndarray, people: Sequence, draws: 
     names, who = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     pooled = np.concatenate([a, b])
     order = np.argsort(pooled, kind="stable")
-    last_of_tie = np.flatnonzero(
-        np.append(np.diff(pooled[order]) > 0, True)
-    )  # the distribution functions are read behind the last of equal values
-    sides = np.repeat([1, -1], len(a))[order]
+    # the distribution functions are read behind the last of equal values
+    last_of_tie = np.append(np.diff(pooled[order]) > 0, True)
+    from_first = np.repeat([True, False], len(a))[order]
     owner = np.concatenate([who, who])[order]
 
-    def reach(signs: np.ndarray) -> np.ndarray:
-        """n times the statistic of each permutation (permutations, people): whole numbers, compared without
-        rounding.
-        """
-        return np.abs(np.cumsum(sides * signs[:, owner], axis=1)[:, last_of_tie]).max(axis=1)
-
-    observed = reach(np.ones((1, len(names)), dtype=int))[0]
     flips, exact = _flips(len(names), draws, seed)
-    size = max(1, AT_ONCE // len(pooled))
-    reached = sum(int((reach(flips[at : at + size]) >= observed).sum()) for at in range(0, len(flips), size))
+    signs = np.hstack([np.ones((len(names), 1), dtype=np.int32), flips.T])  # (people, 1 + permutations)
+    gap = np.zeros(signs.shape[1], dtype=np.int32)  # n times that of the distribution functions: whole numbers
+    largest = np.zeros_like(gap)
+    for person, is_first, is_last in zip(owner, from_first, last_of_tie, strict=True):
+        (np.add if is_first else np.subtract)(gap, signs[person], out=gap)
+        if is_last:
+            np.maximum(largest, np.abs(gap), out=largest)
+    reached = int((largest[1:] >= largest[0]).sum())
     return reached / len(flips) if exact else (1 + reached) / (1 + len(flips))
 
 
+@functools.lru_cache(maxsize=4)
 def _flips(n: int, draws: int, seed: int) -> tuple[np.ndarray, bool]:
     """Signs (permutations, n), +1 to stay and -1 to swap, and whether these are all permutations there are."""
-    if 2**n <= draws:
-        return np.array(list(itertools.product([1, -1], repeat=n)), dtype=int), True
-    return np.random.default_rng(seed).choice([1, -1], size=(draws, n)), False
+    exact = 2**n <= draws
+    if exact:
+        signs = np.array(list(itertools.product([1, -1], repeat=n)))
+    else:
+        signs = np.random.default_rng(seed).choice([1, -1], size=(draws, n))
+    signs = signs.astype(np.int8)
+    signs.flags.writeable = False  # it is kept for the next call
+    return signs, exact
 
 
 def js_similarity(a: np.ndarray, b: np.ndarray) -> float:
@@ -361,7 +382,8 @@ def js_similarity(a: np.ndarray, b: np.ndarray) -> float:
 
     Source: CLEAR; the bins are ours.
     """
-    return float(_js(_histograms(a, np.zeros(len(a), int))[0], _histograms(b, np.zeros(len(b), int))[0]))
+    of_a, of_b = (_histograms(each, np.zeros(len(each), int))[0] for each in (a, b))
+    return float(_similarity(_divergence(of_a / of_a.sum(), of_b / of_b.sum())))
 
 
 def js_permutation_median(a: np.ndarray, b: np.ndarray, units: Sequence, draws: int = DRAWS, seed: int = 0) -> float:
@@ -383,8 +405,12 @@ def js_permutation_median(a: np.ndarray, b: np.ndarray, units: Sequence, draws: 
     names, who = np.unique(np.asarray(units, dtype=str), return_inverse=True)
     of_a, of_b = _histograms(a, who), _histograms(b, who)
     swapped = (_flips(len(names), draws, seed)[0] < 0).astype(float)
-    moved = swapped @ (of_b - of_a)
-    return float(np.median(_js(of_a.sum(0) + moved, of_b.sum(0) - moved)))
+    counts = of_a.sum(0) + swapped @ (of_b - of_a)  # of the first model, (permutations, 21)
+    # both models together stay the same in each bin, so that few counts are possible there
+    together, n = of_a.sum(0) + of_b.sum(0), len(a)
+    possible = np.minimum(np.arange(together.max() + 1)[:, None], together)
+    parts = _divergence(possible / n, (together - possible) / n)
+    return float(np.median(_similarity(parts[counts.astype(int), np.arange(BINS)])))
 
 
 def _histograms(ratios: np.ndarray, who: np.ndarray) -> np.ndarray:
@@ -395,11 +421,15 @@ def _histograms(ratios: np.ndarray, who: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _js(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """1 - Jensen-Shannon distance (base 2) over the last axis of two arrays of counts."""
-    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+def _divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """What each bin adds to twice the Jensen-Shannon divergence of two distributions, in nats."""
     middle = (p + q) / 2
-    divergence = (rel_entr(p, middle) + rel_entr(q, middle)).sum(-1) / (2 * np.log(2))
+    return rel_entr(p, middle) + rel_entr(q, middle)
+
+
+def _similarity(parts: np.ndarray) -> np.ndarray:
+    """1 - Jensen-Shannon distance (base 2); `parts`: of `_divergence`, over the last axis."""
+    divergence = parts.sum(-1) / (2 * np.log(2))
     return 1 - np.sqrt(np.clip(divergence, 0, 1))  # rounding may leave -1e-17, and its root is NaN
 
 

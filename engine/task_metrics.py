@@ -106,8 +106,13 @@ def truth_ratios(log: TaskLog, definition: str) -> np.ndarray | None:
     """R of each row, (n,); None where the task has no wrong answers."""
     if log.perturbed_losses is None:
         return None
-    losses = zip(log.paraphrase_losses, log.perturbed_losses, strict=True)
-    return np.array([metrics.truth_ratio(right, wrong, definition) for right, wrong in losses])
+    counts = np.array([len(wrong) for wrong in log.perturbed_losses])
+    ratios = np.empty(len(counts))
+    for count in np.unique(counts):  # rows of as many wrong answers at once
+        rows = np.flatnonzero(counts == count)
+        wrong = [log.perturbed_losses[row] for row in rows]
+        ratios[rows] = metrics.truth_ratios(log.paraphrase_losses[rows], wrong, definition)
+    return ratios
 
 
 def answer_probabilities(log: TaskLog, multiple_choice: bool) -> np.ndarray | None:

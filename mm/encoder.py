@@ -84,8 +84,9 @@ class PictureEncoder(ChatEncoder):
 def open_encoder(path: str, model: Model, *, max_length: int = 0, truncate: bool = False) -> PictureEncoder:
     """The encoder of the model at `path`, before any weights load. Raises SettingsError."""
     processor = load(AutoProcessor, path, model)
-    limits = {"max_length": max_length, "truncate": truncate, "answer_values": model.answer_values}
-    return PictureEncoder(processor, model.tags, positions=positions_of(path, model, processor.tokenizer), **limits)
+    limits: dict[str, Any] = {"max_length": max_length, "truncate": truncate, "room": model.keep_mib * 2**20}
+    limits |= {"positions": positions_of(path, model, processor.tokenizer), "answer_values": model.answer_values}
+    return PictureEncoder(processor, model.tags, **limits)
 
 
 def open_model(path: str, model: Model) -> nn.Module:

@@ -46,8 +46,9 @@ class TextEncoder(ChatEncoder):
 def open_encoder(path: str, model: Model, *, max_length: int = 0, truncate: bool = False) -> TextEncoder:
     """The encoder of the model at `path`, before any weights load. Raises SettingsError."""
     tokenizer = load(AutoTokenizer, path, model)
-    limits = {"max_length": max_length, "truncate": truncate, "answer_values": model.answer_values}
-    return TextEncoder(tokenizer, model.tags, positions=positions_of(path, model, tokenizer), **limits)
+    limits: dict[str, Any] = {"max_length": max_length, "truncate": truncate, "room": model.keep_mib * 2**20}
+    limits |= {"positions": positions_of(path, model, tokenizer), "answer_values": model.answer_values}
+    return TextEncoder(tokenizer, model.tags, **limits)
 
 
 def open_model(path: str, model: Model) -> nn.Module:

@@ -8,10 +8,12 @@ results.parquet is the long table, one line per figure. results.csv, table.md, t
 and attacks.md where models that read were attacked.
 """
 
+import contextlib
+import gc
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,21 @@ EXAMPLES = (
 )
 
 
+@contextlib.contextmanager
+def no_search_for_cycles() -> Iterator[None]:
+    """Python looks for objects that hold each other in cycles, again and again through all that logs are made of, which
+    hold each other in none.
+    """
+    looked = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if looked:
+            gc.enable()
+
+
+@no_search_for_cycles()
 def write_report(folder: Path, console: "Console | None" = None, out: Path | None = None) -> None:
     """Write a finished benchmark's tables and its page.
 
@@ -59,6 +76,7 @@ def write_report(folder: Path, console: "Console | None" = None, out: Path | Non
     write_tables(folder, out or folder, told, results, scoring, console=console, further=further)
 
 
+@no_search_for_cycles()
 def write_own_report(
     folders: Sequence[Path],
     out: Path,

@@ -18,7 +18,8 @@ from report.folder import START, Described, FinishedStage
 from report.method_notes import method_notes
 from report.method_rows import MethodRow, method_rows, nearness
 from report.page_table import column_groups, page_table
-from report.plots import attack_plots, common_plots, render_plots, truth_ratio_plots, verification_plots
+from report.plots import attack_plots, common_plots, render_plots, verification_plots
+from report.ratio_plots import truth_ratio_plots
 from report.tables import gate_text
 from report.verdict_words import outcome, what_was_done
 from report.words import counted, listed, task_names

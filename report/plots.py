@@ -11,22 +11,20 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 from natsort import natsorted
 
 from engine.kept import COLLAPSED
 from engine.measures import MEMORY
-from engine.metrics import truth_share
 from engine.result_table import ModelResult
 from settings.results import Scoring
 
 plt.rcParams |= {
     "svg.fonttype": "none",
+    "figure.dpi": 72,  # SVG counts in points; texts are measured as they are drawn
     "font.size": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -57,6 +55,7 @@ LEAST_LOG10 = -20.0  # below, forget quality is drawn at the edge
 MOST_POINTS = 120  # of a loss curve
 WIDE = 13  # inches of a figure that takes the page's whole width
 ACROSS = 6  # small plots beside each other
+MARGINS = {"left": 0.6, "right": 0.1, "bottom": 0.25, "top": 0.35}  # inches around a small plot
 LINES = ("-", "--", "-.", ":")  # of curves that lie close
 POOLS = {"forget": "forgotten", "retain": "kept"}  # of people that are attacked -> the page's word
 
@@ -89,36 +88,76 @@ def render_svg(figure: Figure, name: str) -> str:
     Its ids depend on its name, because a page holds many, some hidden. Its colours are those of THEMED where the page
     has them.
     """
-    svg = svg_of(figure, name)
+    svg = cut_out(drawn_svg(figure, name), figure, drawn_part(figure))
     plt.close(figure)
     return svg
 
 
+def drawn_svg(figure: Figure, name: str) -> str:
+    """The same of the whole figure, which stays open."""
+    stream = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    text = stream.getvalue()
+    return tidy(text[text.index("<svg") :])
+
+
+def tidy(svg: str) -> str:
+    """Drawn text with shorter numbers and the page's colours."""
+    short = re.sub(r"(\.\d\d)\d+", r"\1", svg)  # a hundredth of a point is enough
+    return re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda color: THEMED.get(color[0], color[0]), short)
+
+
 def renderer_of(figure: Figure) -> Any:
-    """What measures a figure's texts as `savefig` does."""
+    """What measures parts of a figure as `savefig` does."""
     return RendererSVG(*figure.bbox.size, io.StringIO())
 
 
-def svg_of(figure: Figure, name: str, around: Bbox | str = "tight") -> str:
-    """The same; the figure stays open.
+def drawn_part(figure: Figure) -> Bbox:
+    """What of a figure is drawn on, in inches.
 
-    `around`: what is shown of it, in inches; tight: what is drawn, which is measured first.
+    Small plots lie within their figure but for their titles, so that nothing else of them is measured.
     """
-    stream = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": name}):
-        about = {"Date": None, "Creator": None}
-        figure.savefig(stream, format="svg", metadata=about, bbox_inches=around, transparent=True)
-    drawn = re.sub(r"(\.\d\d)\d+", r"\1", stream.getvalue())  # a hundredth of a point is enough
-    text = re.sub(r"(?<=: )#[0-9a-f]{6}\b", lambda color: THEMED.get(color[0], color[0]), drawn)
+    renderer = renderer_of(figure)
+    if len(figure.axes) == 1:
+        return figure.get_tightbbox(renderer)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    right = max(axes.bbox.x1 for axes in shown) + 72 * MARGINS["right"]
+    whole = Bbox.from_extents(0, 0, min(right, figure.bbox.x1), figure.bbox.y1)
+    titles = [axes.title.get_window_extent(renderer) for axes in shown]
+    return Bbox.union([whole, *titles]).transformed(figure.dpi_scale_trans.inverted())
+
+
+def cut_out(svg: str, figure: Figure, part: Bbox) -> str:
+    """What `drawn_svg` made of a figure, with a part of it in view.
+
+    Args:
+        svg: The whole figure.
+        figure: The figure.
+        part: In inches from its lower left corner; a margin is added.
+    """
+    seen = part.padded(plt.rcParams["savefig.pad_inches"])
+    corner = (72 * seen.x0, 72 * (figure.get_figheight() - seen.y1))
+    box = " ".join(f"{value:.2f}" for value in (*corner, 72 * seen.width, 72 * seen.height))
     # it fills its column, but a small plot is not blown up
-    most = f' style="max-width: {125 * figure.get_figwidth():.0f}px"'
-    return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', most, text[text.index("<svg") :], count=1)
+    most = f'viewBox="{box}" style="max-width: {125 * seen.width:.0f}px"'
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt" viewBox="[^"]*"', most, svg, count=1)
 
 
 def small_plots(count: int, across: int = ACROSS, share_x: bool = False) -> tuple[Figure, list[Axes]]:
     """A wide figure with `count` small plots, `across` of them beside each other."""
     down = math.ceil(count / across)
-    figure, grid = plt.subplots(down, across, figsize=(WIDE, 1.8 * down), squeeze=False, sharex=share_x)
+    high = 1.9 * down
+    beside, above = MARGINS["left"] + MARGINS["right"], MARGINS["bottom"] + MARGINS["top"]
+    places = {
+        "left": MARGINS["left"] / WIDE,
+        "right": 1 - MARGINS["right"] / WIDE,
+        "bottom": MARGINS["bottom"] / high,
+        "top": 1 - MARGINS["top"] / high,
+        "wspace": beside / (WIDE / across - beside),  # in shares of a plot
+        "hspace": above / (high / down - above),
+    }
+    figure, grid = plt.subplots(down, across, figsize=(WIDE, high), squeeze=False, sharex=share_x, gridspec_kw=places)
     for axes in grid.flat[count:]:
         axes.set_visible(False)
     return figure, list(grid.flat[:count])
@@ -243,7 +282,6 @@ def draw_losses(losses: dict[str, list]) -> Figure | None:
         axes.plot(steps, values, color=color_of(name.split("_seed")[0]), linewidth=1)
         axes.set_title(name.replace("_seed", ", seed "), fontsize=10)
         axes.tick_params(labelsize=8)
-    figure.tight_layout()
     return figure
 
 
@@ -252,75 +290,6 @@ def thin_curve(curve: list, most: int = MOST_POINTS) -> tuple[np.ndarray, np.nda
     size = math.ceil(len(curve) / most)
     chunks = [np.array(curve[start : start + size], dtype=float) for start in range(0, len(curve), size)]
     return np.array([chunk[:, 0].mean() for chunk in chunks]), np.array([chunk[:, 1].mean() for chunk in chunks])
-
-
-# ---- Truth Ratios
-
-
-def truth_ratio_plots(logs: dict[str, dict], scoring: dict[str, Scoring]) -> dict[str, str]:
-    """Method -> svg of the distribution functions of R/(1+R) on each forget task, base's and gold's beside it.
-
-    Args:
-        logs: Model -> aggregated log.
-        scoring: Task -> how it is scored.
-    """
-    if not {"base", "gold"} <= logs.keys():
-        return {}
-    in_all_logs = set.intersection(*map(set, logs.values()))
-    forget = [name for name in scoring if scoring[name].group == "forget" and f"{name}.json" in in_all_logs]
-    tasks = [name for name in forget if "truth_ratio" in logs["base"][f"{name}.json"]]
-    if not tasks:
-        return {}
-    methods = [name for name in logs if name not in STYLE]
-    names = {task: scoring[task].name or task for task in tasks}
-    figure, anchors = draw_anchors(logs, names)
-    around = figure.get_tightbbox(renderer_of(figure))  # inches; a method's lines stay within it
-    plots = {}
-    for method in methods:
-        added = add_truth_ratios(figure, anchors, logs, method, names)
-        legend = added[-1].get_window_extent(renderer_of(figure)).transformed(figure.dpi_scale_trans.inverted())
-        plots[method] = svg_of(figure, method, Bbox.union([around, legend]).padded(plt.rcParams["savefig.pad_inches"]))
-        for artist in added:
-            artist.remove()
-    plt.close(figure)
-    return plots
-
-
-def draw_anchors(logs: dict[str, dict], tasks: dict[str, str]) -> tuple[Figure, list[Line2D]]:
-    """Draw the distribution functions of base and gold, one plot a task, to which those of each method are added.
-
-    `tasks`: task -> its title. The second value: the lines of the first plot.
-    """
-    figure, grid = plt.subplots(1, len(tasks), figsize=(3.6 * len(tasks), 2.9), sharey=True, squeeze=False)
-    for axes, (task, title) in zip(grid.flat, tasks.items(), strict=True):
-        for model, color, line in (("base", ORANGE, ":"), ("gold", GREEN, "--")):
-            add_shares(axes, logs, model, task, color=color, linestyle=line)
-        axes.set_xlim(0, 1)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("R/(1+R)")
-    grid[0, 0].set_ylabel("share of rows")
-    figure.tight_layout()
-    return figure, list(grid[0, 0].lines)
-
-
-def add_truth_ratios(
-    figure: Figure, anchors: list[Line2D], logs: dict[str, dict], method: str, tasks: dict[str, str]
-) -> list[Artist]:
-    """Add one method's distribution functions and the legend; gives what was added."""
-    lines = [
-        add_shares(axes, logs, method, task, color=BLUE, linestyle="-")
-        for axes, task in zip(figure.axes, tasks, strict=True)
-    ]
-    named = [*anchors, lines[0]]
-    labels = ["base", "gold", method]
-    above: dict[str, Any] = {"loc": "upper center", "ncols": 3, "frameon": False, "bbox_to_anchor": (0.5, 1.1)}
-    return [*lines, figure.legend(named, labels, **above)]
-
-
-def add_shares(axes: Axes, logs: dict[str, dict], model: str, task: str, **style: str) -> Line2D:
-    """Add the distribution function of a model's R/(1+R) on a task."""
-    shares = truth_share(list(logs[model][f"{task}.json"]["truth_ratio"].values()))
-    return axes.ecdf(shares, linewidth=2, **style)
 
 
 # ---- plots of face recognition
@@ -411,5 +380,4 @@ def draw_histograms(counts: dict[str, dict[str, list]], filled: str, line: str) 
         axes.stairs(line_counts / line_counts.sum(), edges, color=GREY)
         axes.set_title(method, fontsize=10)
         axes.tick_params(labelsize=8)
-    figure.tight_layout()
     return figure

@@ -46,8 +46,10 @@ class Model:
     # what stands over an answer in a per-token tensor of the processor; others go on as the prompt ends
     answer_values: dict[str, int] = field(default_factory=dict)
     made_by: str = ""  # `python -m <made_by> --out <path>` makes the model when its folder is missing
+    keep_mib: int = 512  # of encoded prompts that each process keeps; their pictures in 8 bits where 32 have no room
 
     def __post_init__(self) -> None:
+        at_least("model.keep_mib", self.keep_mib, 0)
         one_of("model.weights", self.weights, ("float32", "bfloat16"))
         one_of("model.quantize", self.quantize, ("none", "8bit", "4bit"))
         one_of("model.attention", self.attention, ("auto", "sdpa", "eager", "flash_attention_2"))

@@ -368,10 +368,10 @@ def test_two_questions_about_one_picture_keep_it_once(encoder):
     own = encoder.uncut()
     red, green = png("red"), png("green")
     first = own.encode(example("Who is this?", image=red)).prompt
-    left = own.cache_bytes_left
+    left = own.kept_prompts.room
     second = own.encode(example("What do you see?", image=red)).prompt
     assert second["pixel_values"] is first["pixel_values"]
-    assert left - own.cache_bytes_left == second["input_ids"].nbytes
+    assert left - own.kept_prompts.room == second["input_ids"].nbytes
     other = own.encode(example("Who is this?", image=green)).prompt
     assert other["pixel_values"] is not first["pixel_values"] and not torch.equal(
         other["pixel_values"], first["pixel_values"]
@@ -380,8 +380,8 @@ def test_two_questions_about_one_picture_keep_it_once(encoder):
 
 def test_where_there_is_no_room_nothing_is_kept(encoder):
     own = encoder.uncut()
-    own.cache_bytes_left = 0
+    own.kept_prompts.room = 0
     asked = example("Who is this?", image=png("red"))
     one, other = own.encode(asked).prompt, own.encode(asked).prompt
     assert one["pixel_values"] is not other["pixel_values"] and torch.equal(one["pixel_values"], other["pixel_values"])
-    assert not own.kept_prompts and not own.kept_pictures
+    assert not own.kept_prompts.prompts and not own.kept_prompts.pictures

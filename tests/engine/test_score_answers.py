@@ -157,7 +157,7 @@ def test_a_model_whose_attention_takes_no_such_mask_is_scored_answer_by_answer_a
 
 def test_a_picture_is_opened_once_for_all_its_answers_even_where_no_prompt_can_be_kept(model, encoder, monkeypatch):
     opened, forgetful = [], encoder.uncut()
-    forgetful.cache_bytes_left = 0
+    forgetful.kept_prompts.room = 0
     original = forgetful.prompt_inputs
     monkeypatch.setattr(forgetful, "prompt_inputs", lambda example: (opened.append(example), original(example))[1])
     score_prompts(model, forgetful, PICTURES, batch_size=64, max_new_tokens=2, say=print)

@@ -3,6 +3,7 @@
 import copy
 from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ import aggregate_eval_stat
 import mm.eval
 import mm.finetune
 import mm.forget
+from engine.eight_bits import LEAST, Packed
 from engine.encode import one_day
 from engine.language_model import forward
 from engine.layer_output import end_at_layer
@@ -46,6 +48,14 @@ PICTURES = [
 WORDS = [example("Where was Ann born?", "In Oslo, next to the mill."), example("Who?", "Ann.")]
 
 
+def noise(seed, size):
+    """A picture of smoothed noise."""
+    values = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    stream = BytesIO()
+    Image.fromarray(values).resize(size, Image.Resampling.BICUBIC).save(stream, "PNG")
+    return {"bytes": stream.getvalue(), "path": None}
+
+
 @pytest.fixture(scope="module", params=SEEING, ids=lambda family: family.name)
 def opened(request, tmp_path_factory):
     return open_family(request.param, tmp_path_factory.mktemp("family"), open_encoder, AutoModelForImageTextToText)
@@ -59,6 +69,20 @@ def rows(opened):
 
 def test_labels_are_the_answer_and_the_end_of_its_turn(opened, rows):
     check_labels(opened, rows)
+
+
+def test_pictures_that_are_kept_in_8_bits_come_back_with_the_same_bits(opened):
+    whole, packed = opened.encoder.uncut(), opened.encoder.uncut()
+    shown = [example(f"Who is {each}?", image=noise(each, size)) for each, size in enumerate([(64, 64), (90, 60)])]
+    made = [whole.encode(each).prompt for each in shown]
+    packed.kept_prompts.pack_all()
+    for each, first in zip(shown, made, strict=True):
+        for again in (packed.encode(each).prompt, packed.encode(each).prompt):
+            assert list(again) == list(first)
+            assert all(again[name].dtype == value.dtype for name, value in first.items())
+            assert all(torch.equal(again[name], value) for name, value in first.items())
+        kept = packed.kept_prompts.pictures[each.picture_key]
+        assert all(isinstance(value, Packed) for value in kept.values() if value.nbytes >= LEAST)
 
 
 def test_a_prompt_is_what_the_processors_own_template_gives_followed_by_the_answer(opened):

@@ -312,6 +312,10 @@ def test_a_model_whose_answers_see_their_future_is_refused(monkeypatch):
         check_start(model, encoder, ROWS[:2], forward, print)
 
 
+def test_the_room_for_prompts_is_that_of_the_settings(text_base):
+    assert open_encoder(str(text_base), replace(MODEL, keep_mib=3)).kept_prompts.room == 3 * 2**20
+
+
 def test_answer_values_without_effect_are_an_error(text_base):
     with pytest.raises(SettingsError, match=r"model\.answer_values has no effect on a language model"):
         open_encoder(str(text_base), replace(MODEL, answer_values={"token_type_ids": 1}))

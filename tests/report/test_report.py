@@ -39,7 +39,8 @@ from report import cards
 from report.__main__ import write_report
 from report.folder import read_plan
 from report.page import render_page
-from report.plots import mean_distance, truth_ratio_plots
+from report.plots import drawn_svg, mean_distance, plt
+from report.ratio_plots import add_legend, add_truth_ratios, draw_anchors, truth_ratio_plots
 from report.rows import aggregation_settings, benchmark_results
 from report.tables import latex_table, markdown_table, print_table
 from settings.language import Task
@@ -184,17 +185,55 @@ def test_metrics_of_one_log_by_another_definition_are_others(folder):
     assert not np.array_equal(geometric[task].ratio, arithmetic[task].ratio)
 
 
-def test_the_plot_of_a_method_does_not_depend_on_the_others():
-    shares = np.linspace(0.1, 3, 9)
+RATIO_SCORING = {"eval_log_forget": Scoring(group="forget", multiple_choice=False)}
+
+
+@pytest.fixture(scope="module")
+def ratio_logs():
     logs = {}
     for number, name in enumerate(("base", "gold", "a method of a very long name, " * 5, "npo")):
-        logs[name] = {"eval_log_forget.json": {"truth_ratio": dict(enumerate((shares * (1 + number)).tolist()))}}
-    scoring = {"eval_log_forget": Scoring(group="forget", multiple_choice=False)}
-    together = truth_ratio_plots(logs, scoring)
-    assert len(together) == 2
-    for name, plot in together.items():
-        alone = {each: log for each, log in logs.items() if each in ("base", "gold", name)}
-        assert truth_ratio_plots(alone, scoring) == {name: plot}
+        ratios = np.linspace(0.1, 3, 9) * (1 + number)
+        logs[name] = {"eval_log_forget.json": {"truth_ratio": dict(enumerate(ratios.tolist()))}}
+    return logs
+
+
+@pytest.fixture(scope="module")
+def ratio_plots(ratio_logs):
+    return truth_ratio_plots(ratio_logs, RATIO_SCORING)
+
+
+def test_the_plot_of_a_method_does_not_depend_on_the_others(ratio_logs, ratio_plots):
+    assert len(ratio_plots) == 2
+    for name, plot in ratio_plots.items():
+        alone = {each: log for each, log in ratio_logs.items() if each in ("base", "gold", name)}
+        assert truth_ratio_plots(alone, RATIO_SCORING) == {name: plot}
+
+
+def test_the_plot_of_a_method_shows_all_of_its_legend(ratio_plots):
+    for name, plot in ratio_plots.items():
+        left, top, width, height = map(float, re.search(r'viewBox="([^"]*)"', plot)[1].split())
+        legend = plot[plot.index('<g id="legend_1">') :]
+        lines = re.findall(r'<path d="M ([\d.]+) ([-\d.]+) \nL ([\d.]+)', legend)
+        assert len(lines) == 3  # a line that is cut off has no points
+        assert all(left <= float(x) <= float(end) <= left + width for x, _, end in lines)
+        assert all(top <= float(y) <= top + height for _, y, _ in lines)
+        assert [text.strip() for text in re.findall(r">([^<>]+)</text>", legend)] == ["base", "gold", name.strip()]
+
+
+def test_a_plot_that_is_hidden_lends_no_other_its_areas(ratio_plots):
+    named = [set(re.findall(r'id="([mp][0-9a-f]{10}[^"]*)"', plot)) for plot in ratio_plots.values()]
+    used = [set(re.findall(r'[(]?#([mp][0-9a-f]{10}[^")]*)', plot)) for plot in ratio_plots.values()]
+    assert named[0] and not named[0] & named[1]
+    assert used == named
+
+
+def test_the_plot_of_a_method_is_that_of_the_whole_figure(ratio_logs, ratio_plots):
+    figure, anchors = draw_anchors(ratio_logs, {"eval_log_forget": "eval_log_forget"})
+    lines = add_truth_ratios(figure, ratio_logs, "npo", ["eval_log_forget"])
+    add_legend(figure, [*anchors, lines[0]], ["base", "gold", "npo"])
+    whole, laid = (sorted(re.findall(r' d="([^"]*)"', plot)) for plot in (drawn_svg(figure, ""), ratio_plots["npo"]))
+    plt.close(figure)
+    assert laid == whole
 
 
 # ---- the command

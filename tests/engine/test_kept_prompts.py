@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import torch
+
+from engine.eight_bits import Packed, Packer
+from engine.kept_prompts import KeptPrompts
+from helpers import example, png
+from settings.language import Model
+from settings.script import SettingsError
+
+CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+ONE = 3 * 32 * 32  # values of a picture
+
+
+def picture(seed=0, means=CLIP):
+    """What a processor makes of a picture of noise: (value / 255 - mean) / deviation of each channel."""
+    values = np.random.default_rng(seed).integers(0, 256, (1, 3, 32, 32)).astype(np.float32)
+    mean, deviation = (torch.tensor(each).view(3, 1, 1) for each in means)
+    return (torch.from_numpy(values) * (1 / 255) - mean) / deviation
+
+
+def same_bits(one, other):
+    return one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+def patches_of(whole, *, channels_last):
+    """(1, 3, 32, 32) -> patches of 8 x 8 pixels, (16, 192), as Qwen-VL has them or with the channels last."""
+    parts = whole.view(3, 4, 8, 4, 8)
+    order = (1, 3, 2, 4, 0) if channels_last else (1, 3, 0, 2, 4)
+    return parts.permute(order).reshape(16, 192)
+
+
+SHAPES = {
+    "a picture": lambda whole: whole,
+    "tiles": lambda whole: whole.view(1, 3, 4, 8, 32).permute(0, 2, 1, 3, 4).contiguous(),
+    "channels last": lambda whole: whole.permute(0, 2, 3, 1).contiguous(),
+    "patches": lambda whole: patches_of(whole, channels_last=False),
+    "patches, channels last": lambda whole: patches_of(whole, channels_last=True),
+    "bf16": lambda whole: whole.bfloat16(),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("means", [CLIP, ([0.5] * 3, [0.5] * 3)], ids=["by channel", "alike"])
+def test_a_picture_in_8_bits_comes_back_with_the_same_bits(shape, means):
+    packer = Packer()
+    made = [SHAPES[shape](picture(seed, means)) for seed in range(3)]
+    packed = [packer.pack(each) for each in made]
+    assert [type(each) for each in packed] == [Packed] * 3
+    assert all(each.nbytes == ONE for each in packed)
+    assert all(same_bits(each.unpacked(), whole) for each, whole in zip(packed, made, strict=True))
+
+
+def test_zeros_of_both_signs_and_what_is_no_number_keep_their_bits():
+    whole = torch.tensor([0.0, -0.0, float("nan"), -float("inf")]).repeat(1, 3, 32, 32)
+    packed = Packer().pack(whole)
+    assert same_bits(packed.unpacked(), whole)
+
+
+def test_a_picture_of_more_than_256_values_in_a_channel_is_not_packed():
+    assert Packer().pack(torch.arange(ONE, dtype=torch.float32).view(1, 3, 32, 32)) is None
+
+
+def test_the_257th_value_of_a_channel_is_one_too_many():
+    packer = Packer()
+    whole = (torch.arange(3 * 1024, dtype=torch.float32) % 256).view(1, 3, 32, 32)
+    assert same_bits(packer.pack(whole).unpacked(), whole)
+    other = whole.clone()
+    other[0, :, 0, 0] = 0.5
+    assert packer.pack(other) is None
+    assert packer.pack(whole) is None  # and nothing is tried any more
+
+
+def test_a_picture_that_is_packed_early_outlives_values_that_are_met_later():
+    packer = Packer()
+    dark = picture() * 0
+    early = packer.pack(dark)
+    packer.pack(picture(1))
+    assert same_bits(early.unpacked(), dark)
+
+
+# ---- prompts
+
+
+def prompt(number, made=picture):
+    return {"input_ids": torch.full((1, 4), number), "pixel_values": made(number), "sizes": torch.tensor([[32, 32]])}
+
+
+def asked(number):
+    return example(f"Who is {number}?", image={**png("red"), "path": str(number)})
+
+
+def kept_of(count, room, made=picture):
+    kept = KeptPrompts(room, ())
+    for number in range(count):
+        kept.add(asked(number), prompt(number, made))
+    return kept
+
+
+BESIDE = 4 * 8 + 2 * 8  # bytes of a prompt's ids and sizes
+
+
+def test_prompts_stay_as_they_are_while_all_have_room():
+    kept = kept_of(3, 3 * (4 * ONE + BESIDE))
+    assert not kept.packs and kept.room == 0
+    assert kept.get(asked(1))["pixel_values"] is kept.get(asked(1))["pixel_values"]
+
+
+def test_four_times_as_many_pictures_have_room_in_8_bits():
+    room = 2 * (4 * ONE + BESIDE)
+    kept = kept_of(9, room)
+    each = ONE + BESIDE
+    assert list(kept.prompts) == [asked(number).prompt_key for number in range(room // each)] == [*kept.prompts][:7]
+    assert kept.room == room - 7 * each
+    for number in range(7):
+        found, whole = kept.get(asked(number)), prompt(number)
+        assert list(found) == list(whole)
+        assert all(same_bits(found[name], whole[name]) for name in whole)
+    assert kept.get(asked(7)) is None
+
+
+def test_a_picture_that_cannot_be_packed_stays_as_it_is():
+    def odd(number):
+        return torch.arange(ONE, dtype=torch.float32).view(1, 3, 32, 32) + number
+
+    kept = kept_of(3, 2 * (4 * ONE + BESIDE), odd)
+    assert same_bits(kept.get(asked(1))["pixel_values"], odd(1))
+    assert kept.get(asked(2)) is None and kept.room == 0
+
+
+def test_another_question_about_a_packed_picture_costs_its_words_alone():
+    kept = kept_of(3, 2 * (4 * ONE + BESIDE))
+    left, other = kept.room, example("And who is this?", image=asked(2).image)
+    kept.add(other, {**prompt(2), "input_ids": torch.ones(1, 6, dtype=torch.long)})
+    assert left - kept.room == 6 * 8
+    assert same_bits(kept.get(other)["pixel_values"], picture(2))
+
+
+def test_what_the_question_changes_of_its_picture_is_its_own():
+    kept = kept_of(1, 2**20)
+    other = example("And who is this?", image=asked(0).image)
+    kept.add(other, {**prompt(0), "pixel_values": picture(5)})
+    assert same_bits(kept.get(other)["pixel_values"], picture(5))
+    assert same_bits(kept.get(asked(0))["pixel_values"], picture(0))
+
+
+def test_room_below_nothing_is_refused():
+    with pytest.raises(SettingsError, match=r"model\.keep_mib=-1"):
+        Model(keep_mib=-1)
+
+
+def test_where_there_is_no_room_no_picture_is_packed_or_kept():
+    kept = kept_of(2, 0)
+    assert kept.get(asked(0)) is None and not kept.packers
