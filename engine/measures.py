@@ -117,10 +117,13 @@ IDENTIFICATION = Measure(
     has_interval=True,
     has_why=True,
 )
-OF_FORGETTING = " of networks that forgot from those of as many networks that never met the forgotten (golds)"
-KLOM_SENTENCE = "KLOM: KL divergence of a picture's margins" + OF_FORGETTING + ", in nats; "
+KLOM_SENTENCE = (
+    "KL divergence, in nats, of a picture's margins over networks that forgot from its margins over as many "
+)
+KLOM_SENTENCE += "networks that never met the forgotten (golds); "
 EPSILON_SENTENCE = "Lower bound of the epsilon by which the margins of a forgotten person tell networks that forgot "
-EPSILON_SENTENCE += "from golds, "
+EPSILON_SENTENCE += "from golds; no guarantee; "
+DRAWN = " of golds against as many other golds: mean and range over draws of who stands on which side"
 # what needs the networks of base, gold and the row together
 AGAINST_GOLDS = [
     Measure(
@@ -148,7 +151,7 @@ AGAINST_GOLDS = [
         "klom_golds",
         "KLOM of golds",
         NEITHER,
-        "The same mean of golds against as many other golds, over draws of who stands on which side",
+        "KLOM, the mean over pictures," + DRAWN,
         ".2f",
         has_interval=True,
         has_why=True,
@@ -157,7 +160,7 @@ AGAINST_GOLDS = [
         "klom_95_golds",
         "KLOM 95 % of golds",
         NEITHER,
-        "The same of golds against as many other golds, over draws of who stands on which side",
+        "KLOM, what 95 % of the pictures do not exceed," + DRAWN,
         ".2f",
         {"forget": "KLOM of golds"},
         has_interval=True,
@@ -167,7 +170,7 @@ AGAINST_GOLDS = [
         "epsilon",
         "Epsilon",
         LOWER,
-        EPSILON_SENTENCE + "the mean over people of bounds that hold for one person each; no guarantee",
+        EPSILON_SENTENCE + "the mean over people of bounds that hold for one person each",
         ".2f",
         {"forget": "epsilon, mean"},
         has_interval=True,
@@ -177,7 +180,7 @@ AGAINST_GOLDS = [
         "epsilon_worst",
         "Epsilon, worst person",
         LOWER,
-        EPSILON_SENTENCE + "the largest of bounds that hold for all people at once; no guarantee",
+        EPSILON_SENTENCE + "the largest of bounds that hold for all people at once",
         ".2f",
         {"forget": "epsilon, worst person"},
         has_why=True,
@@ -186,7 +189,7 @@ AGAINST_GOLDS = [
         "epsilon_golds",
         "Epsilon of golds",
         NEITHER,
-        "The same mean of golds against as many other golds, over draws of who stands on which side",
+        "Epsilon, the mean over people," + DRAWN,
         ".2f",
         has_interval=True,
         has_why=True,
@@ -195,7 +198,7 @@ AGAINST_GOLDS = [
         "epsilon_worst_golds",
         "Epsilon, worst person, of golds",
         NEITHER,
-        "The same largest bound of golds against as many other golds, over draws of who stands on which side",
+        "Epsilon, the largest of the people," + DRAWN,
         ".2f",
         {"forget": "epsilon of golds, worst person"},
         has_interval=True,

@@ -79,16 +79,21 @@ def read_networks(model: Path) -> Networks | str:
         arrays = load_file(folder / NETWORKS)
     except (OSError, SafetensorError):
         raise SettingsError(f"{str(folder / NETWORKS)!r} cannot be read: attack the model anew") from None
+    if not isinstance(queries, dict):
+        raise SettingsError(f"{str(folder / QUERIES)!r} holds no queries: attack the model anew")
     if not set(ARRAYS) <= arrays.keys() or "pools" not in queries:
         return FORMER
     shape = arrays["margin"].shape
     columns = [queries.get(name) for name in ("people", "files", "pools")]
-    fitting = all(isinstance(column, list) and len(column) == shape[-1] for column in columns)
-    if len(shape) != 2 or not fitting or any(arrays[name].shape != shape for name in ARRAYS):
+    fitting = len(shape) == 2 and all(isinstance(column, list) and len(column) == shape[1] for column in columns)
+    if not fitting or any(arrays[name].shape != shape for name in ARRAYS):
         raise SettingsError(f"{str(folder / NETWORKS)!r} and {QUERIES} differ in their queries: attack the model anew")
     people, files, pools = columns
     identified = arrays["similarity"] > arrays["nearest_stranger"]
-    targets = read_json(folder / ATTACK_FIGURES)["targets"]
+    record = read_json(folder / ATTACK_FIGURES)
+    targets = record.get("targets") if isinstance(record, dict) else None
+    if not isinstance(targets, int) or targets < 1:
+        raise SettingsError(f"{str(folder / ATTACK_FIGURES)!r} does not say its targets: attack the model anew")
     met = arrays["met"].astype(bool)
     return Networks(np.array(people), tuple(files), np.array(pools), met, identified, arrays["margin"], targets)
 
@@ -148,9 +153,14 @@ def identification_level(own: Networks, base: Networks, gold: Networks) -> Figur
     met = own.met[:, chosen].ravel()
     hits = [each.identified[:, chosen].ravel() for each in (own, base, gold)]
     rates = [float(each[met].mean()) for each in hits]
-    level = distance_to_gold(*rates, [float(hits[2][~met].mean())])
+    other_half = float(hits[2][~met].mean())
+    level = distance_to_gold(*rates, [other_half])
     if level.value is None:
         return Figure(None, why=level.why)
+    if own is gold:
+        return Figure(
+            0.0, why=f"the other half of gold's networks has {(other_half - rates[2]) / (rates[1] - rates[2]):.2f}"
+        )
     people = own.people[chosen]
     if len(set(people)) < MIN_PEOPLE:
         return Figure(level.value, why=f"no interval with {len(set(people))} people")
@@ -190,11 +200,12 @@ class Sides:
     first: np.ndarray  # bool (M,): one half of the pairs
 
     def of(self, group: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Which of the row's and of gold's networks are compared for each query, bool (M, Q); no pair on both sides.
+        """Which of the row's and of gold's networks are compared for each query, bool (M, Q).
 
-        A person of the forget pool was never taught to gold. The networks that met them (or did not) are compared with
-        gold's partners in their pairs. A kept person was met by one network of each pair: those of one half of the
-        pairs are compared with gold's of the other half, and the other way round.
+        No network's number is on both sides, and so no seed. A person of the forget pool was never taught to gold. The
+        networks that met them (or did not) are compared with gold's partners in their pairs. A kept person was met by
+        one network of each pair: those of one half of the pairs are compared with gold's of the other half, and the
+        other way round.
         """
         if group == "retain":
             one, two = self.met & self.first[:, None], self.met & ~self.first[:, None]
