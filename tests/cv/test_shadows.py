@@ -343,10 +343,11 @@ def test_the_strangers_are_everybody_whom_a_network_did_not_meet_whatever_was_fo
 
 
 def test_identification_counts_forgotten_and_never_met_people_apart():
-    features, learned = shadows_with(logits_in_line)
-    similarities = replace(twenty_people(features), nearest_stranger=np.where(learned, -1.0, 1.0))
-    figures = attack_pool(similarities, np.ones(200, bool), learned, 4)["identification"]
-    assert [figures[name]["value"] for name in ("met", "not met")] == [1.0, 0.0]
+    identified = np.array([True, True, False, True, False, False])
+    member = np.array([True, True, True, False, False, False])
+    figures = attack_scoring.identification_figures(identified, member, np.array(list("abcabc")), np.zeros(6))
+    assert {name: each["value"] for name, each in figures.items()} == {"met": 2 / 3, "not met": 1 / 3}
+    assert figures["met"]["why"] == "no interval with 3 people"
 
 
 def test_every_model_of_an_attack_has_a_seed_of_its_own(settings):
