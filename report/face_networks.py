@@ -146,13 +146,15 @@ def network_figures(own: Networks, base: Networks, gold: Networks) -> Figures:
 def identification_level(own: Networks, base: Networks, gold: Networks) -> Figure:
     """(model - gold) / (base - gold) of the share of forgotten people's queries that are identified.
 
-    Its interval draws people and pairs of networks, the same for all three. It is undefined where base and gold differ
-    by less than 3 times what gold's two halves do.
+    Its interval draws people and pairs of networks, the same for all three. It is undefined where base is not above
+    gold by at least 3 times what gold's two halves differ by.
     """
     chosen = own.pools == FORGET
     met = own.met[:, chosen].ravel()
     hits = [each.identified[:, chosen].ravel() for each in (own, base, gold)]
     rates = [float(each[met].mean()) for each in hits]
+    if rates[1] <= rates[2]:
+        return Figure(None, why="base is identified no more often than gold, so that the attack tells nothing")
     other_half = float(hits[2][~met].mean())
     level = distance_to_gold(*rates, [other_half])
     if level.value is None:

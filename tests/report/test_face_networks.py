@@ -147,7 +147,13 @@ def test_the_level_is_the_share_of_the_way_from_gold_to_base_by_hand():
 def test_the_level_is_undefined_where_golds_halves_differ_by_a_third_of_the_gap():
     level = identification_level(GOLD, replace(GOLD, identified=networks(0.05, 2).identified), GOLD)
     assert level.value is None
-    assert "less than 3 times the golds' own" in level.why or level.why == "base and gold do not differ"
+    assert "less than 3 times the golds' own" in level.why
+
+
+def test_where_gold_is_identified_more_often_than_base_the_attack_tells_nothing():
+    level = identification_level(GOLD, GOLD, BASE)
+    assert level[:3] == (None, None, None)
+    assert level.why == "base is identified no more often than gold, so that the attack tells nothing"
 
 
 def test_a_broken_network_that_identifies_nobody_resists_nothing():
