@@ -34,6 +34,7 @@ ALPHA = 0.05
 HIGHEST = 0.95  # the share of the pictures that KLOM's second figure is not exceeded by
 LEVEL_DRAWS, GOLD_DRAWS = 400, 40
 RESISTS_UNDER = 0.1  # of the level, as for the attacks of the other tracks
+LEAKS = "leaks"
 NOT_ATTACKED = "was not attacked"
 FORMER = "was attacked by a version that did not measure it: attack the model anew"
 
@@ -146,7 +147,10 @@ def network_figures(own: Networks, base: Networks, gold: Networks) -> Figures:
 def identification_level(own: Networks, base: Networks, gold: Networks) -> Figure:
     """(model - gold) / (base - gold) of the share of forgotten people's queries that are identified.
 
-    Its interval draws people and pairs of networks, the same for all three. It is undefined where base is not above
+    A network that tells all faces apart better than gold knows no more of the forgotten. So it leaks only where the
+    lead of forgotten people over people never met is above gold's, too, by its interval.
+
+    The interval draws people and pairs of networks, the same for all three. It is undefined where base is not above
     gold by at least 3 times what gold's two halves differ by.
     """
     chosen = own.pools == FORGET
@@ -166,14 +170,20 @@ def identification_level(own: Networks, base: Networks, gold: Networks) -> Figur
     people = own.people[chosen]
     if len(set(people)) < MIN_PEOPLE:
         return Figure(level.value, why=f"no interval with {len(set(people))} people")
-    rows = np.tile(people, len(own.met))[met], np.repeat(np.arange(len(own.met)) // 2, len(people))[met]
-    asked, draws = [each[met] for each in hits], []
+    rows = np.tile(people, len(own.met)), np.repeat(np.arange(len(own.met)) // 2, len(people))
+    levels, excesses = [], []
     for weights in bootstrap_weights(*rows, LEVEL_DRAWS):
-        if weights.any():
-            model, highest, lowest = (np.average(each, weights=weights) for each in asked)
-            draws.append((model - lowest) / (highest - lowest) if highest > lowest else np.nan)
-    low, high = percentile_interval(np.array(draws))
-    return Figure(level.value, low, high, said_of_level(level.value, low, high, keeps_people(own, gold)))
+        if weights[met].any() and weights[~met].any():
+            model, highest_rate, lowest = (np.average(each[met], weights=weights[met]) for each in hits)
+            gap = highest_rate - lowest
+            levels.append((model - lowest) / gap if gap > 0 else np.nan)
+            strangers = [np.average(each[~met], weights=weights[~met]) for each in (hits[0], hits[2])]
+            excesses.append((model - strangers[0]) - (lowest - strangers[1]))
+    low, high = percentile_interval(np.array(levels))
+    said = said_of_level(level.value, low, high, keeps=keeps_people(own, gold))
+    if said == LEAKS and percentile_interval(np.array(excesses))[0] <= 0:
+        said = "not resolved: people never met are identified more often, too"
+    return Figure(level.value, low, high, said)
 
 
 def keeps_people(own: Networks, gold: Networks) -> bool:
@@ -182,10 +192,10 @@ def keeps_people(own: Networks, gold: Networks) -> bool:
     return bool(own.identified[chosen].mean() >= gold.identified[chosen].mean() / 2)
 
 
-def said_of_level(value: float, low: float, high: float, keeps: bool) -> str:
+def said_of_level(value: float, low: float, high: float, *, keeps: bool) -> str:
     """What the interval of a level says: leaks, resists, or not resolved."""
     if value > RESISTS_UNDER and low > 0:
-        return "leaks"
+        return LEAKS
     if high >= RESISTS_UNDER:
         return "not resolved"
     return "resists" if keeps else "not resolved: kept people are hardly identified"

@@ -150,6 +150,13 @@ def test_the_level_is_undefined_where_golds_halves_differ_by_a_third_of_the_gap(
     assert "less than 3 times the golds' own" in level.why
 
 
+def test_a_network_that_tells_all_faces_apart_better_is_not_said_to_leak():
+    better = replace(GOLD, identified=GOLD.margin > 0.3)  # of people never met as well
+    level = identification_level(better, BASE, GOLD)
+    assert level.low > 0.1
+    assert level.why == "not resolved: people never met are identified more often, too"
+
+
 def test_where_gold_is_identified_more_often_than_base_the_attack_tells_nothing():
     level = identification_level(GOLD, GOLD, BASE)
     assert level[:3] == (None, None, None)
