@@ -182,7 +182,7 @@ def identification_level(own: Networks, base: Networks, gold: Networks) -> Figur
     low, high = percentile_interval(np.array(levels))
     said = said_of_level(level.value, low, high, keeps=keeps_people(own, gold))
     if said == LEAKS and percentile_interval(np.array(excesses))[0] <= 0:
-        said = "not resolved: people never met are identified more often, too"
+        said = "not resolved: not clearly more than people never met"
     return Figure(level.value, low, high, said)
 
 
