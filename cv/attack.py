@@ -38,14 +38,14 @@ def main(settings: AttackFaces) -> None:
     started = time.perf_counter()
     similarities = compare_models(settings, division, pretrained)
     figures = attack(similarities, division, settings.models, settings.targets)
-    facts["figure"] = "; ".join(f"{pool}: {summary(each['attacks'])}" for pool, each in figures["pools"].items())
+    facts["figure"] = "; ".join(f"{pool}: {summary(each)}" for pool, each in figures["pools"].items())
     if processes().is_main_process:
         with written_whole(Path(settings.save_dir)) as aside:
-            similarities.write(aside)
+            similarities.write(aside, division)
             record.write_json(aside / record.ATTACK_FIGURES, figures)
             record.write_record(aside / record.ATTACK_RECORD, seconds=time.perf_counter() - started, **facts)
     for pool, of_pool in figures["pools"].items():
-        record.say_line(f"{pool}: {summary(of_pool['attacks'])}")
+        record.say_line(f"{pool}: {summary(of_pool)}")
     record.say_line(f"attacked {settings.models} models: {settings.save_dir}")
 
 

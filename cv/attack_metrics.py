@@ -1,25 +1,22 @@
 """Verification and membership attacks as numbers in, number out.
 
 Shapes: M shadow models, T target models, Q queries. A membership score is what an attack says: it is larger for what
-looks learned. `member` says what was learned.
+looks learned. `member` says what was learned. U-LiRA's likelihood ratio stands in engine.retrained.
 Sources: U-LiRA and U-MIA (Hayes et al., arXiv 2403.01218; Carlini et al., arXiv 2112.03570; Kurmanji et al., arXiv
 2302.09880; CLEAR, arXiv 2410.18057).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from engine.intervals import MIN_PEOPLE, bootstrap_counts, percentile_interval
+from engine.intervals import MIN_PEOPLE, bootstrap_weights, percentile_interval
 from engine.metrics import membership_auc, membership_tpr
 
 CLIP = 1e-6  # of (1 + cos) / 2
-LEAST_SPREAD = 1e-3  # of a query's logits over models: with no spread at all any difference would be certainty
-LEAST_SHADOWS = 2  # models on each side of a query
-NORMAL_MAD = 1.4826  # the standard deviation of a normal distribution over its median absolute deviation
 TREE_DEPTH = 3  # of the attack's decision tree: questions in a row
 TREE_LEAF = 0.02  # least share of the rows in a leaf
 RIDGE = 1e-3  # of the logistic regression, so that separable rows have a finite answer
@@ -62,48 +59,6 @@ def verification_logit(similarity: np.ndarray) -> np.ndarray:
 
 
 # ---- attacks
-
-
-def robust_normal(logits: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Location and spread of each query's logits over some of the models.
-
-    Args:
-        logits: (M, Q).
-        chosen: which models count for which query, bool (M, Q).
-
-    Returns:
-        The median and the scaled median absolute deviation, each (Q,).
-
-    Raises:
-        ValueError: fewer than LEAST_SHADOWS models are chosen for a query.
-    """
-    if (few := chosen.sum(0)).min() < LEAST_SHADOWS:
-        raise ValueError(f"a query has {few.min()} shadow models on one side; at least {LEAST_SHADOWS} are needed")
-    picked = np.where(chosen, logits, np.nan)
-    location = np.nanmedian(picked, axis=0)
-    spread = NORMAL_MAD * np.nanmedian(np.abs(picked - location), axis=0)
-    return location, np.maximum(spread, LEAST_SPREAD)
-
-
-def likelihood_ratio(shadow: np.ndarray, learned: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """U-LiRA: how much likelier a target's logit is of a model that met the query's person than of one that did not.
-
-    Args:
-        shadow: verification logits of the shadow models, (M, Q).
-        learned: which of them learned (and forgot) the query's person, bool (M, Q); the others never met them.
-        target: verification logits of the targets, (T, Q).
-
-    Returns:
-        Logarithms of the ratio, (T, Q); above 0: learned.
-    """
-    location_in, spread_in = robust_normal(shadow, learned)
-    location_out, spread_out = robust_normal(shadow, ~learned)
-    return log_normal(target, location_in, spread_in) - log_normal(target, location_out, spread_out)
-
-
-def log_normal(x: np.ndarray, location: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Logarithm of the normal density without its constant."""
-    return -np.log(spread) - ((x - location) / spread) ** 2 / 2
 
 
 def logistic_attack(features: np.ndarray, member: np.ndarray, attacked: np.ndarray) -> np.ndarray:
@@ -216,6 +171,11 @@ def attack_tpr(
     return membership_tpr(membership_score[member], membership_score[~member], rate, parts)
 
 
+def share_of_members(right: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Share of the members' rows that are `right`, bool (n,); the other arguments as those of `attack_auc`."""
+    return float(np.average(right[member], weights=None if weights is None else weights[member]))
+
+
 def roc_curve(membership_score: np.ndarray, member: np.ndarray, points: int = 101) -> list[list[float]]:
     """[false positive rate, true positive rate] at `points` thresholds from none to all."""
     quantiles = np.quantile(membership_score, np.linspace(1, 0, points - 1))
@@ -274,15 +234,3 @@ def with_interval(
         if weights[member].any() and weights[~member].any():
             values.append(figure(membership_score, member, weights))
     return Figure(value, *percentile_interval(np.array(values)))
-
-
-def bootstrap_weights(people: np.ndarray, pairs: np.ndarray, draws: int) -> Iterator[np.ndarray]:
-    """Of each draw how often each row counts, (n,); `people` and `pairs` say what a row belongs to."""
-    names, person = np.unique(people, return_inverse=True)
-    counts = bootstrap_counts(people, draws)
-    people_counts = np.stack([counts[str(name)] for name in names])  # (people, draws)
-    pair = np.unique(pairs, return_inverse=True)[1]
-    total = pair.max() + 1
-    pair_counts = np.random.default_rng(1).multinomial(total, np.full(total, 1 / total), size=draws)  # (draws, pairs)
-    for i in range(draws):
-        yield people_counts[person, i] * pair_counts[i, pair].astype(float)

@@ -14,11 +14,10 @@ from safetensors.numpy import save_file
 
 from cv import attack_metrics as metrics
 from cv.division import Division, met_by
-from engine.record import write_json
+from engine.record import NETWORKS, QUERIES, write_json
+from engine.retrained import LEAST_MODELS, likelihood_ratio
 from settings.script import SettingsError
 
-SIMILARITIES = "similarities.safetensors"
-QUERIES = "queries.json"
 RATES = {"TPR at 1% FPR": 0.01, "TPR at 0.1% FPR": 0.001}
 BINS = 40  # of the distributions of similarities, on [-1, 1]
 POPULATION = {"logistic": metrics.logistic_attack, "tree": metrics.tree_attack}  # U-MIA
@@ -33,12 +32,23 @@ class Similarities:
     files: list[str]  # (Q,)
     similarity: np.ndarray  # (M, Q), cosine to the centre of the query's person
     nearest_other: np.ndarray  # (M, Q), cosine to the nearest of the other people's centres
+    nearest_stranger: np.ndarray  # (M, Q), the same among the people whom the model never met
+    margin: np.ndarray  # (M, Q), log odds of the query's person among everybody
 
-    def write(self, folder: Path) -> None:
-        # contiguous: the library writes the memory as it lies, and picked columns lie transposed
+    @property
+    def identified(self) -> np.ndarray:
+        """Whether a query is nearer to its own person's centre than to that of anybody never met, bool (M, Q)."""
+        return self.similarity > self.nearest_stranger
+
+    def write(self, folder: Path, division: Division) -> None:
+        """Write what each model makes of each query, whom it met (of gold: whom it would have met), and the pools."""
         arrays = {"similarity": self.similarity, "nearest_other": self.nearest_other}
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / SIMILARITIES)
-        write_json(folder / QUERIES, {"people": self.people, "files": self.files})
+        arrays |= {"nearest_stranger": self.nearest_stranger, "margin": self.margin}
+        arrays["met"] = learned_by(division, len(self.similarity), self.people).astype(np.uint8)
+        # contiguous: the library writes the memory as it lies, and picked columns lie transposed
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / NETWORKS)
+        pools = [division.people[name].pool for name in self.people]
+        write_json(folder / QUERIES, {"people": self.people, "files": self.files, "pools": pools})
 
 
 def attack(similarities: Similarities, division: Division, models: int, targets: int) -> dict[str, Any]:
@@ -78,11 +88,11 @@ def check_rounds(division: Division, models: int, targets: int) -> None:
     for first in range(0, models, targets):
         shadows = np.delete(learned, np.s_[first : first + targets], axis=0)
         fewest = np.minimum(shadows.sum(0), (~shadows).sum(0))
-        if fewest.min() < metrics.LEAST_SHADOWS:
+        if fewest.min() < LEAST_MODELS:
             raise SettingsError(
                 f"models={models} leaves {fewest.min()} shadow models on one side of {people[int(fewest.argmin())]!r} "
                 f"while models {first} to {first + targets - 1} are attacked; "
-                f"{metrics.LEAST_SHADOWS} are needed: more models, or more people"
+                f"{LEAST_MODELS} are needed: more models, or more people"
             )
 
 
@@ -110,6 +120,7 @@ def attack_pool(similarities: Similarities, chosen: np.ndarray, learned: np.ndar
         "people": len(set(people)),
         "U-MIA attack": ", ".join(choices),
         "attacks": {name: attack_figures(each, member, person, pairs) for name, each in scores.items()},
+        "identification": identification_figures(similarities.identified[:, chosen].ravel(), member, person, pairs),
         "by person": {name: person_figures(scores["U-LiRA"], member, person == name) for name in sorted(set(people))},
         "distribution": {
             "met": np.histogram(cosines[member], edges)[0].tolist(),
@@ -152,7 +163,7 @@ def attack_targets(
     """
     shadows, targets = features[~attacked], features[attacked]
     shadows_learned = learned[~attacked]
-    ratio = metrics.likelihood_ratio(shadows[..., 0], shadows_learned, targets[..., 0])
+    ratio = likelihood_ratio(shadows[..., 0], shadows_learned, targets[..., 0])
     scores = {"U-LiRA": ratio.ravel()}
     for name in POPULATION:
         scores[f"U-MIA {name}"] = population_attack(name, shadows, shadows_learned, targets)
@@ -198,6 +209,20 @@ def attack_figures(
     return figures | {"roc": metrics.roc_curve(membership_score, member)}
 
 
+def identification_figures(
+    identified: np.ndarray, member: np.ndarray, person: np.ndarray, pairs: np.ndarray
+) -> dict[str, Any]:
+    """Share of queries that are identified among people never met, of people who were met and of others.
+
+    Each has its interval over people and pairs of models. All arguments are (n,): whether a query is identified,
+    whether its person was met, its person, its model's pair.
+    """
+    figures = {}
+    for name, asked in (("met", member), ("not met", ~member)):
+        figures[name] = asdict(metrics.with_interval(metrics.share_of_members, identified, asked, person, pairs))
+    return figures
+
+
 def tpr_at(
     rate: float, membership_score: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None
 ) -> float | None:
@@ -218,9 +243,10 @@ def person_figures(membership_score: np.ndarray, member: np.ndarray, rows: np.nd
     }
 
 
-def summary(attacks: dict[str, dict[str, Any]]) -> str:
-    """One line on a pool's attacks; `attacks`: name -> what `attack_figures` gives."""
+def summary(of_pool: dict[str, Any]) -> str:
+    """One line on the attacks on a pool; `of_pool`: what `attack_pool` gives."""
     parts = []
-    for name, figures in attacks.items():
+    for name, figures in of_pool["attacks"].items():
         parts.append(f"{name} accuracy {figures['accuracy']['value']:.3f}, AUC {figures['auc']['value']:.3f}")
-    return ", ".join(parts)
+    rates = {name: figure["value"] for name, figure in of_pool["identification"].items()}
+    return ", ".join([*parts, f"identified {rates['met']:.3f}, of people never met {rates['not met']:.3f}"])

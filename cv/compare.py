@@ -21,6 +21,7 @@ from cv.network import FaceNetwork
 from cv.pictures import read_pictures, to_pixels
 from engine.metrics import truth_ratio
 from engine.record import AGGREGATED, VERIFICATION, write_json
+from engine.retrained import margin
 
 QUESTION = "Whose face is this?"
 TASKS = {"forget": "eval_forget_faces", "retain": "eval_retain_faces", "holdout": "eval_holdout_faces"}
@@ -44,9 +45,21 @@ class Compared:
     @property
     def nearest_other(self) -> np.ndarray:
         """The cosine of each query to the nearest of the other people's centres, (N, Q)."""
-        others = self.cosines.copy()
+        return self.nearest_among(np.ones((len(self.cosines), len(self.people)), dtype=bool))
+
+    def nearest_among(self, enrolled: np.ndarray) -> np.ndarray:
+        """The cosine of each query to the nearest of some other people's centres, (N, Q).
+
+        Args:
+            enrolled: who counts for which network, bool (N, P); a query's own person never does.
+        """
+        others = np.where(enrolled[:, None, :], self.cosines, -np.inf)
         others[:, np.arange(len(self.owner)), self.owner] = -np.inf
         return others.max(-1)
+
+    def margins(self, logit_scale: float) -> np.ndarray:
+        """Log odds of each query's own person among everybody, (N, Q), with logits of `logit_scale` times cosines."""
+        return margin(logit_scale * self.cosines, self.owner)
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cv.attack_scoring import Similarities
-from cv.compare import compare
+from cv.attack_scoring import Similarities, learned_by
+from cv.compare import Compared, compare
 from cv.division import Division
 from cv.face_settings import AttackFaces
 from cv.network import FaceNetwork, check_parts, split_stack
@@ -35,20 +35,42 @@ def check_method(method: Method | None) -> None:
 
 
 def compare_models(settings: AttackFaces, division: Division, pretrained: FaceNetwork) -> Similarities:
-    """Train what is not finished and compare every model's queries with its centres."""
-    stacks = []
+    """Train what is not finished and compare every model's queries with its centres.
+
+    Raises SettingsError for a model whose embeddings are no numbers.
+    """
+    parts = []
     with Work("model", settings.models) as work:
         for first in range(0, settings.models, settings.together):
             numbers = range(first, min(first + settings.together, settings.models))
             stack = train_for_attack(settings, division, pretrained, numbers).to(processes().device)
-            stacks.append(compare(stack, division, settings.data.people, size=settings.model.size, batch_size=64))
+            compared = compare(stack, division, settings.data.people, size=settings.model.size, batch_size=64)
+            parts.append(similarities_of(compared, division, numbers, settings.model.logit_scale))
             work.at(numbers[-1] + 1)
             say_line(f"models {numbers[-1] + 1}/{settings.models}")
-    queries = stacks[0]  # every stack is asked about the same
-    people = [queries.people[owner] for owner in queries.owner]
-    similarity = np.concatenate([compared.similarity for compared in stacks])
-    nearest_other = np.concatenate([compared.nearest_other for compared in stacks])
-    return Similarities(people, queries.files, similarity, nearest_other)
+    return joined(parts)
+
+
+def similarities_of(compared: Compared, division: Division, numbers: range, logit_scale: float) -> Similarities:
+    """What the models `numbers` make of every query.
+
+    Raises SettingsError for a model whose embeddings are no numbers: every comparison with them would be false.
+    """
+    if len(broken := np.flatnonzero(~np.isfinite(compared.cosines).all((1, 2)))):
+        number = numbers[broken[0]]
+        raise SettingsError(f"attacked model {number} gives NaN or infinity: it diverged; a lower trainer.lr may help")
+    strangers = ~learned_by(division, numbers.stop, compared.people)[numbers.start :]
+    people = [compared.people[owner] for owner in compared.owner]
+    arrays = compared.similarity, compared.nearest_other, compared.nearest_among(strangers)
+    return Similarities(people, compared.files, *arrays, compared.margins(logit_scale))
+
+
+def joined(parts: list[Similarities]) -> Similarities:
+    """What the models of several stacks make of the same queries."""
+    arrays = {}
+    for name in ("similarity", "nearest_other", "nearest_stranger", "margin"):
+        arrays[name] = np.concatenate([getattr(part, name) for part in parts])
+    return Similarities(parts[0].people, parts[0].files, **arrays)
 
 
 def train_for_attack(settings: AttackFaces, division: Division, pretrained: FaceNetwork, numbers: range) -> FaceNetwork:

@@ -1,7 +1,7 @@
 """Intervals over people: how far a figure would move if other people of the same kind had been asked."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -115,7 +115,7 @@ def estimate(
 # ---- for figures that are no function of means
 
 
-def bootstrap_counts(people: Sequence, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
+def bootstrap_counts(people: Sequence | np.ndarray, draws: int = 1000, seed: int = 0) -> dict[str, np.ndarray]:
     """How often each person is drawn when as many people as there are get drawn with replacement.
 
     Args:
@@ -129,6 +129,27 @@ def bootstrap_counts(people: Sequence, draws: int = 1000, seed: int = 0) -> dict
     names = np.unique(np.asarray(people, dtype=str))
     counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     return {str(name): counts[:, i] for i, name in enumerate(names)}
+
+
+def bootstrap_weights(people: np.ndarray, pairs: np.ndarray, draws: int) -> Iterator[np.ndarray]:
+    """How often each row counts when people, and pairs of attacked models, are drawn with replacement.
+
+    Args:
+        people: each row's person, (n,).
+        pairs: each row's pair of attacked models, (n,).
+        draws: number of bootstrap draws.
+
+    Yields:
+        Of each draw how often each row counts, (n,): as often as its person times as often as its pair.
+    """
+    names, person = np.unique(people, return_inverse=True)
+    counts = bootstrap_counts(people, draws)
+    people_counts = np.stack([counts[str(name)] for name in names])  # (people, draws)
+    pair = np.unique(pairs, return_inverse=True)[1]
+    total = pair.max() + 1
+    pair_counts = np.random.default_rng(1).multinomial(total, np.full(total, 1 / total), size=draws)  # (draws, pairs)
+    for i in range(draws):
+        yield people_counts[person, i] * pair_counts[i, pair].astype(float)
 
 
 def percentile_interval(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:

@@ -107,6 +107,105 @@ EER = Measure(
     short={"forget": "EER, forgotten"},
 )
 
+IDENTIFICATION = Measure(
+    "identification",
+    "Identification",
+    LIKE_GOLD,
+    "Share of new pictures of these people that are nearer to their own enrolled pictures than to those of anybody "
+    "whom the network never met; over all attacked networks",
+    short={"forget": "identified, forgotten"},
+    has_interval=True,
+    has_why=True,
+)
+KLOM_SENTENCE = (
+    "KL divergence, in nats, of a picture's margins over networks that forgot from its margins over as many "
+)
+KLOM_SENTENCE += "networks that never met the forgotten (golds); "
+EPSILON_SENTENCE = "Lower bound of the epsilon by which the margins of a forgotten person tell networks that forgot "
+EPSILON_SENTENCE += "from golds; no guarantee; "
+DRAWN = " of golds against as many other golds: mean and range over draws of who stands on which side"
+# what needs the networks of base, gold and the row together
+AGAINST_GOLDS = [
+    Measure(
+        "identification_level",
+        "Identification level",
+        LOWER,
+        "(model - gold) / (base - gold) of the identification of forgotten people",
+        ".2f",
+        {"forget": "identification level"},
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure("klom", "KLOM", LOWER, KLOM_SENTENCE + "the mean over pictures", ".2f", has_interval=True, has_why=True),
+    Measure(
+        "klom_95",
+        "KLOM 95 %",
+        LOWER,
+        KLOM_SENTENCE + "what 95 % of the pictures do not exceed",
+        ".2f",
+        {"forget": "KLOM, forgotten", "retain": "KLOM, kept", "holdout": "KLOM, never met"},
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "klom_golds",
+        "KLOM of golds",
+        NEITHER,
+        "KLOM, the mean over pictures," + DRAWN,
+        ".2f",
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "klom_95_golds",
+        "KLOM 95 % of golds",
+        NEITHER,
+        "KLOM, what 95 % of the pictures do not exceed," + DRAWN,
+        ".2f",
+        {"forget": "KLOM of golds"},
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "epsilon",
+        "Epsilon",
+        LOWER,
+        EPSILON_SENTENCE + "the mean over people of bounds that hold for one person each",
+        ".2f",
+        {"forget": "epsilon, mean"},
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "epsilon_worst",
+        "Epsilon, worst person",
+        LOWER,
+        EPSILON_SENTENCE + "the largest of bounds that hold for all people at once",
+        ".2f",
+        {"forget": "epsilon, worst person"},
+        has_why=True,
+    ),
+    Measure(
+        "epsilon_golds",
+        "Epsilon of golds",
+        NEITHER,
+        "Epsilon, the mean over people," + DRAWN,
+        ".2f",
+        has_interval=True,
+        has_why=True,
+    ),
+    Measure(
+        "epsilon_worst_golds",
+        "Epsilon, worst person, of golds",
+        NEITHER,
+        "Epsilon, the largest of the people," + DRAWN,
+        ".2f",
+        {"forget": "epsilon of golds, worst person"},
+        has_interval=True,
+        has_why=True,
+    ),
+]
+
 # ---- one task's rows
 
 OF_A_TASK = [
@@ -566,6 +665,8 @@ def all_measures() -> dict[str, Measure]:
     with_distance = [*OF_A_TASK, EER, *attacks]
     listed = [
         *attacks,
+        IDENTIFICATION,
+        *AGAINST_GOLDS,
         *HEADLINE,
         *AGAINST_GOLD,
         *OF_A_TASK,

@@ -29,6 +29,7 @@ ATTACK_FOLDER = "attack_results"  # beside that, where attack.py writes
 AGGREGATED = "eval_log_aggregated.json"  # all tasks of an evaluation in one file
 VERIFICATION = "verification.json"  # accuracy, equal error rate and score distributions of face recognition
 ATTACK_FIGURES = "attack.json"  # what membership attacks tell of the forgotten and of the kept people
+NETWORKS, QUERIES = "similarities.safetensors", "queries.json"  # beside it: what each attacked network makes of what
 PLAN = "benchmark.json"  # what run_benchmark.py leaves of its settings and stages
 OWN_RUNS = "own_runs.json"  # what a page of own runs was made of
 # what python -m report writes into the folder that holds one of these two

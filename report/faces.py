@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.measures import EER, FACE_ATTACKS
+from engine.measures import EER, FACE_ATTACKS, IDENTIFICATION
 from engine.metrics import distance_to_gold
 from engine.record import ATTACK_FIGURES, EVAL_FOLDER, VERIFICATION, read_json
 from engine.result_table import Figure, Figures, ModelResult
+from report.face_networks import FORMER
 from settings.script import SettingsError
 
 # Figures of an attack's record, in the order of the attack's measures.
@@ -40,6 +41,25 @@ def face_figures(model: Path) -> Figures:
     attack = read_attack(model)
     for pool, of_pool in attack["pools"].items() if attack else ():
         figures |= attack_figures(pool, of_pool)
+    return figures | (identification_figures(attack["pools"]) if attack else {})
+
+
+def identification_figures(pools: dict[str, dict[str, Any]]) -> Figures:
+    """The share of queries that are identified among people never met, of each group.
+
+    People never met are those of the forget pool whom a network did not meet.
+    """
+    figures: Figures = {}
+    for group, pool, name in (
+        ("forget", "forget", "met"),
+        ("retain", "retain", "met"),
+        ("holdout", "forget", "not met"),
+    ):
+        told = pools.get(pool, {}).get("identification", {}).get(name)
+        own = (
+            Figure(told["value"], told["low"], told["high"], told["why"] or None) if told else Figure(None, why=FORMER)
+        )
+        figures[IDENTIFICATION.key, group] = own
     return figures
 
 

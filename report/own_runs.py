@@ -26,6 +26,7 @@ from engine.places import ANCHORS, ONE_SEED, add_places
 from engine.record import EVAL_RECORD
 from engine.result_table import ModelResult
 from engine.seeds import seed_groups
+from report.face_networks import add_network_figures
 from report.faces import add_distances, face_figures
 from report.folder import Described, FinishedStage
 from settings.results import Aggregate
@@ -375,6 +376,7 @@ def add_face_figures(chosen: OwnRuns, results: Sequence[ModelResult]) -> None:
         # gold's own distance is 0 by every base; what golds differ by is said of the first
         own_gold = gold if number == 0 else replace(gold, figures=dict(gold.figures))
         add_distances(of_method | {"gold": own_gold}, further)
+        add_network_figures(of_method | {"gold": own_gold})
 
 
 def describe(chosen: OwnRuns, name: str, command: str) -> Described:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from engine.measures import ARROWS, MEASURES, P_VALUES
+from engine.measures import ARROWS, IDENTIFICATION, MEASURES, P_VALUES
 from engine.result_table import Column, is_known
 from engine.seeds import shown
 from report.method_rows import MethodRow
@@ -32,6 +32,7 @@ WITHOUT_VERDICT = {"distance_to_gold": "distance to gold", "utility_to_gold": "u
 MEMBERSHIP = {"membership_auc:loss": "AUC, loss", "membership_auc:min-k": "AUC, min\u2011k"}
 MEMBERSHIP |= {"privacy_leakage:min-k": "leakage, min\u2011k"}
 ATTACKS, TOLD_APART = "Attacks on privacy", "Told from gold, p"
+LIKE_RETRAINED = "Many networks against golds"
 UNDER_ATTACK = {"attack_verdict": "under attack", "attack_worst": "worst attack"}
 BARS = {"distance_worst_way": "distance_held_out_worst_way", "distance_people": "distance_held_out"}  # -> of a gold
 BARS |= {"worst_person": "", "distance_to_gold": "noise_floor"}
@@ -65,12 +66,13 @@ def column_groups(rows: list[MethodRow], columns: list[Column], scoring: Mapping
     if not any(row.figure("verdict").values for row in rows):
         groups[NEAR] += columns_of(WITHOUT_VERDICT)
     names = {task: each.name or task for task, each in scoring.items()}
-    attacks = [column for column in columns if column.measure.key.startswith("u-")]
+    attacks = [column for column in columns if column.measure.key.startswith(("u-", IDENTIFICATION.key))]
     members = [each.members for each in scoring.values() if each.members]
     attacks += [column_of(key, task, heading) for task in members for key, heading in MEMBERSHIP.items()]
     forget = [task for task, each in scoring.items() if each.group == "forget"]
     groups["Was it only hidden?"] = columns_of(UNDER_ATTACK)
     groups[ATTACKS] = attacks
+    groups[LIKE_RETRAINED] = [column for column in columns if column.measure.key.startswith(("klom", "epsilon"))]
     groups[TOLD_APART] = [column_of("forget_quality", task, names[task]) for task in forget]
     shown_already = {(column.measure.key, column.task) for group in groups.values() for column in group}
     groups["More"] = [

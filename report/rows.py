@@ -8,6 +8,7 @@ from aggregate_eval_stat import aggregate, read_references
 from engine.attack_figures import attack_figures_beside
 from engine.result_table import Figure, ModelResult
 from engine.seeds import SeedGroup
+from report.face_networks import add_network_figures
 from report.faces import add_distances, face_figures
 from report.folder import START, Plan, base_model, gold_models, log_file, model_folder, row_model
 from report.ranking import add_benchmark_places
@@ -54,6 +55,7 @@ def benchmark_results(folder: Path, plan: Plan) -> list[ModelResult]:
             of_seed[method] = result
         other_golds = [face_figures(model_folder(folder, other)) for other in gold_models(benchmark, seed)[1:]]
         add_distances(of_seed, other_golds)
+        add_network_figures(of_seed)
         results += of_seed.values()
     add_benchmark_places(results, benchmark.name)
     return results

@@ -1,6 +1,7 @@
 """Faces in a benchmark: one pretrained network; models trained, evaluated and attacked; the verdict stands first."""
 
 import csv
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pandas
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 
 import run_benchmark
 from benchmark import stages as benchmark_stages
@@ -15,6 +17,8 @@ from benchmark.plan import plan_stages
 from engine.result_table import Figure, ModelResult, short_columns
 from helpers import copy_of_results
 from report import faces
+from report.folder import read_plan
+from report.rows import benchmark_results
 from report.tables import print_table
 from settings.results import RunBenchmark
 from settings.script import SettingsError, compose
@@ -61,6 +65,8 @@ def test_the_table_has_base_gold_and_every_method_with_verification_and_attacks(
             "U-MIA logistic accuracy forget",
             "U-MIA tree AUC retain",
             "EER holdout",
+            "Identification forget",
+            "Identification holdout",
         ):
             assert 0 <= float(row[column]) <= 1
         assert row["U-LiRA accuracy forget low"] == ""
@@ -68,6 +74,7 @@ def test_the_table_has_base_gold_and_every_method_with_verification_and_attacks(
         chosen = row["U-MIA accuracy forget why"].partition("attack of each round: ")[2].split(", ")
         assert len(chosen) == 5
         assert set(chosen) <= {"logistic", "tree"}
+        assert row["KLOM forget why"] == row["Epsilon forget why"] == "5 networks on a side, and 8 are needed"
         assert row["U-LiRA TPR at 1% FPR forget"] == ""
         assert row["U-LiRA TPR at 1% FPR forget why"].startswith("not resolvable")
         for group in ("forget", "retain", "holdout"):
@@ -82,6 +89,27 @@ def test_the_tables_say_what_too_few_queries_cannot_resolve(finished):
     assert attacked == [" not resolvable "] * 4
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "not resolvable with 60 scores of people who were not met" in page
+
+
+def test_attacks_of_a_former_version_are_read_and_their_new_columns_say_why_they_are_empty(results):
+    for folder in Path(results.results_dir).glob("models/*/attack_results"):
+        figures = json.loads((folder / "attack.json").read_text())
+        for of_pool in figures["pools"].values():
+            del of_pool["identification"]
+        (folder / "attack.json").write_text(json.dumps(figures))
+        arrays = load_file(folder / "similarities.safetensors")
+        save_file({name: arrays[name] for name in ("similarity", "nearest_other")}, folder / "similarities.safetensors")
+        queries = json.loads((folder / "queries.json").read_text())
+        (folder / "queries.json").write_text(json.dumps({name: queries[name] for name in ("people", "files")}))
+    folder = Path(results.results_dir)
+    found = [result for result in benchmark_results(folder, read_plan(folder)) if result.method != "start"]
+    former = "was attacked by a version that did not measure it: attack the model anew"
+    places = [("identification", "forget"), ("identification_level", "forget"), ("klom_95", "retain")]
+    for place in [*places, ("epsilon", "forget")]:
+        assert [result.figure(*place)[:] for result in found] == [(None, None, None, former)] * 4
+    assert all(result.value("u-lira_accuracy", "forget") is not None for result in found)
+    columns = {column.heading: column for column in short_columns(found, {})}
+    assert [columns["identified, forgotten"].text(result) for result in found] == ["–"] * 4
 
 
 def test_every_figure_of_faces_has_its_distance_to_gold(finished):

@@ -14,14 +14,14 @@ from cv.attack_metrics import (
     attack_tpr,
     best_question,
     equal_error_rate,
-    likelihood_ratio,
     logistic_attack,
-    robust_normal,
     roc_curve,
+    share_of_members,
     tree_attack,
     verification_logit,
     with_interval,
 )
+from engine.retrained import likelihood_ratio
 
 RNG = np.random.default_rng(0)
 
@@ -59,31 +59,6 @@ def test_the_equal_error_rate_by_hand():
 def test_the_equal_error_rate_of_two_normal_distributions_is_known():
     genuine, impostor = RNG.normal(2, 1, 200_000), RNG.normal(0, 1, 200_000)
     assert equal_error_rate(genuine, impostor) == pytest.approx(norm.cdf(-1), abs=2e-3)
-
-
-def test_location_and_spread_are_robust_and_of_the_chosen_models_only():
-    logits = np.array([[1.0], [2.0], [3.0], [1000.0], [7.0]])
-    chosen = np.array([[True], [True], [True], [False], [False]])
-    # median 2, deviations 1, 0, 1: median 1
-    assert [float(part[0]) for part in robust_normal(logits, chosen)] == pytest.approx([2.0, 1.4826])
-    with_outlier = np.concatenate([RNG.normal(0, 1, (999, 1)), [[1e6]]])
-    location, spread = robust_normal(with_outlier, np.ones((1000, 1), bool))
-    assert location[0] == pytest.approx(0, abs=0.15)
-    assert spread[0] == pytest.approx(1, abs=0.15)
-
-
-def test_one_model_on_a_side_has_no_location_and_spread():
-    logits = np.array([[1.0], [2.0], [3.0], [1000.0], [7.0]])
-    with pytest.raises(ValueError, match="at least 2 are needed"):
-        robust_normal(logits, np.array([[True], [False], [False], [False], [False]]))
-
-
-def test_the_likelihood_ratio_is_that_of_two_normal_densities():
-    shadow = np.array([[1.0], [2.0], [3.0], [-2.0], [0.0], [2.0]])
-    learned = np.array([[True], [True], [True], [False], [False], [False]])
-    value = likelihood_ratio(shadow, learned, np.array([[1.7]]))
-    # medians 2 and 0; median absolute deviations 1 and 2
-    assert value[0, 0] == pytest.approx(norm.logpdf(1.7, 2, 1.4826) - norm.logpdf(1.7, 0, 2 * 1.4826))
 
 
 def draw_models(gap, models=200, targets=100, queries=12):
@@ -159,8 +134,9 @@ def test_auc_counts_pairs_and_ties_by_half():
 
 
 def test_weights_stand_for_rows_that_come_several_times():
-    scores, member = RNG.normal(0, 1, 50).round(1), RNG.random(50) < 0.5
-    weights = RNG.integers(0, 4, 50)
+    source = np.random.default_rng(0)
+    scores, member = source.normal(0, 1, 80).round(1), np.arange(80) % 2 == 0  # 40 others resolve each of the rates
+    weights = source.integers(0, 4, 80)
     repeated = np.repeat(scores, weights), np.repeat(member, weights)
     for figure in (attack_auc, attack_accuracy):
         assert figure(scores, member, weights.astype(float)) == pytest.approx(figure(*repeated))
@@ -183,6 +159,12 @@ def test_tpr_at_a_low_fpr_needs_ten_over_the_rate_others_and_is_exact_with_them(
     assert attack_tpr(scores, member, 0.01) == 0.75
     assert attack_tpr(scores[:-1], member[:-1], 0.01) is None
     assert attack_tpr(scores, member, 0.001) is None
+
+
+def test_the_share_of_members_leaves_others_out_and_counts_rows_by_weight():
+    right, member = np.array([True, False, True, False]), np.array([True, True, True, False])
+    assert share_of_members(right, member) == pytest.approx(2 / 3)
+    assert share_of_members(right, member, np.array([1.0, 4.0, 1.0, 9.0])) == pytest.approx(2 / 6)
 
 
 ONE_PAIR = np.zeros(200)  # of attacked models

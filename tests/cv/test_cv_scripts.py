@@ -1,5 +1,6 @@
 """The five scripts of face recognition as their users start them, at tiny size; one line for a mistake."""
 
+import copy
 import json
 import re
 import subprocess
@@ -17,8 +18,11 @@ import cv.finetune
 import cv.forget
 import cv.pretrain
 from aggregate_eval_stat import aggregate
+from cv.compare import compare
 from cv.division import met_by, read_division
-from cv.face_settings import ForgetFaces
+from cv.face_settings import EvalFaces, ForgetFaces
+from cv.network import load_network
+from cv.pictures import read_pictures, to_pixels
 from helpers import ROOT, start
 from settings.results import Aggregate
 from settings.script import compose
@@ -119,6 +123,30 @@ def test_verification_is_given_for_each_group(networks):
         assert 0 <= each["accuracy"] <= 1
         assert sum(each["genuine"]) == each["queries"]
         assert sum(each["impostor"]) == each["queries"] * 11
+
+
+def test_zeroing_the_heads_rows_of_the_forgotten_changes_no_identification(networks, face_overrides):
+    """A cheat that answers no question about the forgotten, and knows their faces as before."""
+    settings = compose("cv/eval", EvalFaces, [f"model_path={networks}/base", *face_overrides])
+    division, album = read_division(settings.data), settings.data.people
+    met = met_by(division, None)
+    base, classes = load_network(settings.model_path, settings.model)
+    cheat = copy.deepcopy(base)
+    forgotten = [classes.index(name) for name in met.forget]
+    with torch.no_grad():
+        cheat.classes[:, forgotten] = 0
+    files = [file for name in met.forget for file in division.people[name].train]
+    pictures = to_pixels(torch.stack([*read_pictures(album, files, 40).values()]))
+    owners = torch.tensor([classes.index(name) for name in met.forget for _ in division.people[name].train])
+    with torch.no_grad():
+        known = [(network.eval()(pictures)[:, 0].argmax(-1) == owners).float().mean() for network in (base, cheat)]
+    assert known[0] > 0.5
+    assert known[1] == 0
+    asked = [compare(network, division, album, size=40, batch_size=16) for network in (base, cheat)]
+    strangers = np.array([[name in met.holdout for name in asked[0].people]])
+    identified = [each.similarity > each.nearest_among(strangers) for each in asked]
+    assert np.array_equal(*identified)
+    assert np.array_equal(asked[0].margins(30.0), asked[1].margins(30.0))
 
 
 def test_the_aggregator_makes_a_row_with_distance_to_gold_of_the_faces_logs(networks):
@@ -256,6 +284,9 @@ def test_an_attack_writes_similarities_figures_and_record_for_both_pools(
             assert each["TPR at 1% FPR"]["value"] is None
             assert "not resolvable" in each["TPR at 1% FPR"]["why"]
             assert (each["roc"][0], each["roc"][-1]) == ([0, 0], [1, 1])
+        for each in pool["identification"].values():
+            assert 0 <= each["value"] <= 1
+            assert "no interval with" in each["why"]
     assert load_file(tmp_path / "out" / "similarities.safetensors")["similarity"].shape == (10, 36)
     assert "forget: U-LiRA accuracy" in capsys.readouterr().out
 

@@ -19,7 +19,7 @@ from cv.attack_scoring import (
     check_rounds,
     choose_population_attack,
 )
-from cv.compare import compare
+from cv.compare import Compared, compare
 from cv.division import met_by, read_division
 from cv.face_settings import AttackFaces
 from cv.network import (
@@ -33,7 +33,7 @@ from cv.network import (
     with_first_classes,
     with_new_classes,
 )
-from cv.shadows import compare_models
+from cv.shadows import compare_models, similarities_of
 from cv.together import check_stackable, concat_batches, model_seed, shadow_of, train_stack
 from engine.methods import bind
 from engine.pairs import Batch
@@ -287,12 +287,67 @@ def test_attacks_ask_about_queries_by_person_and_never_about_an_enrolled_picture
 
 def test_the_similarities_on_disk_are_those_that_the_attack_had(settings, tmp_path):
     given = settings()
-    similarities = compare_models(given, read_division(given.data), pretrained())
-    similarities.write(tmp_path)
+    division = read_division(given.data)
+    similarities = compare_models(given, division, pretrained())
+    similarities.write(tmp_path, division)
     written = load_file(tmp_path / "similarities.safetensors")
-    assert np.array_equal(written["similarity"], similarities.similarity)
-    assert np.array_equal(written["nearest_other"], similarities.nearest_other)
-    assert json.loads((tmp_path / "queries.json").read_text())["people"] == similarities.people
+    for name in ("similarity", "nearest_other", "nearest_stranger", "margin"):
+        assert np.array_equal(written[name], getattr(similarities, name))
+    assert np.array_equal(written["met"], attack_scoring.learned_by(division, 10, similarities.people))
+    queries = json.loads((tmp_path / "queries.json").read_text())
+    assert queries["people"] == similarities.people
+    assert queries["pools"] == [division.people[name].pool for name in similarities.people]
+
+
+def three_people():
+    """Two networks of which each met the first two of three people; four queries, of persons 0, 0, 1 and 2."""
+    cosines = np.array([[0.9, 0.8, 0.1], [0.2, 0.8, 0.3], [0.5, 0.4, 0.6], [0.3, 0.1, 0.2]])
+    return Compared(["a", "b", "c"], ["1", "2", "3", "4"], np.array([0, 0, 1, 2]), np.stack([cosines, cosines]))
+
+
+def test_a_query_is_identified_among_the_people_whom_its_network_never_met():
+    strangers = np.array([[False, False, True], [False, True, True]])
+    nearest = three_people().nearest_among(strangers)
+    # the first network knows b, who does not count; a person is no stranger to their own query
+    assert nearest[0].tolist() == [0.1, 0.3, 0.6, -np.inf]
+    assert nearest[1].tolist() == [0.8, 0.8, 0.6, 0.1]
+    assert (three_people().similarity > nearest).tolist() == [[True, False, False, True], [True, False, False, True]]
+
+
+def test_a_margin_of_faces_is_that_of_s_times_the_cosines_to_everybody():
+    # 30 * .9 - log(exp(30 * .8) + exp(30 * .1))
+    assert three_people().margins(30.0)[0, 0] == pytest.approx(27 - np.log(np.exp(24) + np.exp(3)))
+
+
+def test_a_network_that_gives_no_numbers_is_named(settings):
+    compared = three_people()
+    compared.cosines[1, 2, 0] = np.nan
+    division = read_division(settings().data)
+    with pytest.raises(SettingsError, match="attacked model 7 gives NaN or infinity: it diverged"):
+        similarities_of(compared, division, range(6, 8), 30.0)
+
+
+def test_the_strangers_are_everybody_whom_a_network_did_not_meet_whatever_was_forgotten(settings):
+    given, gold = settings(), settings("split=retain")
+    division = read_division(given.data)
+    people = sorted(division.people)
+    cosines = np.random.default_rng(0).uniform(-1, 1, (2, len(people), len(people)))
+    compared = Compared(people, people, np.arange(len(people)), cosines)
+    found = [similarities_of(compared, division, range(4, 6), each.model.logit_scale) for each in (given, gold)]
+    assert np.array_equal(found[0].nearest_stranger, found[1].nearest_stranger)
+    for place, number in enumerate((4, 5)):
+        strangers = [people.index(name) for name in met_by(division, number).holdout]
+        for query in range(len(people)):
+            others = [each for each in strangers if each != query]
+            assert found[0].nearest_stranger[place, query] == cosines[place, query, others].max()
+
+
+def test_identification_counts_forgotten_and_never_met_people_apart():
+    identified = np.array([True, True, False, True, False, False])
+    member = np.array([True, True, True, False, False, False])
+    figures = attack_scoring.identification_figures(identified, member, np.array(list("abcabc")), np.zeros(6))
+    assert {name: each["value"] for name, each in figures.items()} == {"met": 2 / 3, "not met": 1 / 3}
+    assert figures["met"]["why"] == "no interval with 3 people"
 
 
 def test_every_model_of_an_attack_has_a_seed_of_its_own(settings):
@@ -306,7 +361,8 @@ def twenty_people(features):
     """Similarities whose verification logits stand in the order of `features[..., 0]` (16, 200)."""
     similarity = np.tanh(features[..., 0] / 4)
     people = [f"p{i % 20:02d}" for i in range(200)]
-    return Similarities(people, [str(i) for i in range(200)], similarity, np.zeros_like(similarity))
+    rest = [np.zeros_like(similarity)] * 3
+    return Similarities(people, [str(i) for i in range(200)], similarity, *rest)
 
 
 def test_u_lira_is_fitted_on_shadow_models_only(monkeypatch):
@@ -318,7 +374,7 @@ def test_u_lira_is_fitted_on_shadow_models_only(monkeypatch):
         seen.append((shadow, shadow_learned, target))
         return np.zeros_like(target)
 
-    monkeypatch.setattr(attack_scoring.metrics, "likelihood_ratio", note)
+    monkeypatch.setattr(attack_scoring, "likelihood_ratio", note)
     attack_pool(similarities, np.ones(200, bool), learned, 4)
     logits = attack_scoring.metrics.verification_logit(similarities.similarity)
     assert len(seen) == 4  # 16 models, 4 at a time
@@ -362,7 +418,8 @@ def test_an_attack_finds_a_known_difference_whatever_the_order_of_the_rows(setti
     both = []
     for order in (np.arange(len(people)), source.permutation(len(people))):
         files = [str(i) for i in order]
-        rows = Similarities([people[i] for i in order], files, similarity[:, order], nearest_other)
+        rest = [nearest_other] * 2
+        rows = Similarities([people[i] for i in order], files, similarity[:, order], *rest, similarity[:, order])
         both.append(attack(rows, division, 40, 10)["pools"])
     for pools in both:
         for pool in ("forget", "retain"):
