@@ -98,8 +98,8 @@ def check_values(where: str, function: Callable[..., Variants], args: dict[str, 
     if function is picture_changes:
         for change in args["changes"]:
             change_of(f"{where}.args.changes", change)
-    if function is samples and args["draws"] > args["samples"]:
-        raise SettingsError(f"{where}.args.draws={args['draws']} is more than samples={args['samples']}")
+    if function is samples and args["best_of"] > args["samples"]:
+        raise SettingsError(f"{where}.args.best_of={args['best_of']} is more than samples={args['samples']}")
 
 
 def check_attacks(attacks: Iterable[Attack], weights: str) -> None:

@@ -1,4 +1,4 @@
-"""Attacks that read a model instead of taking its likeliest answer: many drawn answers, and probes of its states."""
+"""Attacks that read a model instead of taking its likeliest answer: drawn answers, and probes of its states."""
 
 import math
 from collections.abc import Sequence
@@ -42,16 +42,16 @@ def draws(target: Target, *, draws: int, most_tokens: int) -> Variants:
     yield Variant("", rows, target.encoder)
 
 
-def samples(target: Target, *, samples: int, draws: int, temperature: float, max_new_tokens: int) -> Variants:
+def samples(target: Target, *, samples: int, best_of: int, temperature: float, max_new_tokens: int) -> Variants:
     """Draw answers of any length, and read how much of the truth the best of some of them holds.
 
-    What is read is the mean, over all choices of `draws` among the drawn answers, of the largest ROUGE-L recall: an
+    What is read is the mean, over all choices of `best_of` among the drawn answers, of the largest ROUGE-L recall: an
     unbiased estimate of what as many draws would bring out. What is drawn depends on the seed and the row.
 
     Args:
         target: What is attacked.
         samples: How many answers are drawn.
-        draws: Of how many the best counts; at most `samples`.
+        best_of: Of how many the best counts; at most `samples`.
         temperature: Of the draws.
         max_new_tokens: Of a drawn answer.
     """
@@ -60,7 +60,7 @@ def samples(target: Target, *, samples: int, draws: int, temperature: float, max
         for row in own:
             drawn = drawn_answers(target, row, count=samples, temperature=temperature, most=max_new_tokens)
             said = [rouge_recall(answer, row.example.answer)["rougeL_recall"] for answer in drawn]
-            read[task, row.example.index] = best_of_draws(said, draws)
+            read[task, row.example.index] = best_of_draws(said, best_of)
     yield Variant("", target.rows, target.encoder, read=read)
 
 
@@ -91,7 +91,8 @@ def best_of_draws(values: Sequence[float], draws: int) -> float:
     Source: leak@k (arXiv 2511.04934), for values that are not 0 or 1.
     """
     ways = [math.comb(place, draws - 1) for place in range(len(values))]
-    return sum(way * value for way, value in zip(ways, sorted(values), strict=True)) / math.comb(len(values), draws)
+    total = sum(way * value for way, value in zip(ways, sorted(values), strict=True))
+    return min(1.0, total / math.comb(len(values), draws))  # rounding
 
 
 # ---- probes

@@ -76,10 +76,11 @@ def adversarial_noise(target: Target, *, size: int, step: int, steps: int, batch
     for learned, judged in people_apart(target):
         of_forgotten = pictured({task: learned[task] for task in target.controls})
         rows = [row for own in of_forgotten.values() for row in own]
-        if not rows:
+        asked = pictured(judged)
+        if not rows or not any(task in asked for task in target.controls):
             raise NotApplicable("too few people with pictures to part them")
         pattern = learned_pattern(target, rows, pixels, **limits)
-        yield Variant("", pictured(judged), Patterned(target.encoder, pixels, pattern))
+        yield Variant("", asked, Patterned(target.encoder, pixels, pattern))
 
 
 def sign_noise(target: Target, *, size: int) -> Variants:

@@ -44,7 +44,10 @@ def closed_questions(target: Target, *, file: str) -> Variants:
         file: Lines `caption: <question>` and `name: <question>`, as many of each. The k-th of both are one try.
     """
     wordings = wordings_of(file)
-    asked = {name: target.tasks[name].ask for name in target.rows if target.tasks[name].ask in ASKED}
+    asked = {}
+    for name in target.rows:
+        task = target.tasks[name]
+        asked |= {name: task.ask} if task.ask in ASKED and not task.question else {}
     if not any(task in asked for task in target.controls):
         raise NotApplicable("no attacked task asks for captions or names")
     for number in range(len(wordings["name"])):

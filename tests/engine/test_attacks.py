@@ -94,7 +94,7 @@ OF_DATA = ("reworded", "unseen_views", "across", "probe_people", "picture_change
 QUICKER = {
     "relearn": {"split": "half", "steps": [1]},
     "draws": {"most_tokens": 50},
-    "samples": {"samples": 2, "draws": 1, "max_new_tokens": 2},
+    "samples": {"samples": 2, "best_of": 1, "max_new_tokens": 2},
 }
 ON_WHOLE_ROWS = ("hook_off", "noise", "interpolate", "quantise")
 

@@ -254,11 +254,11 @@ def test_draws_read_what_is_likely_though_not_likeliest_and_nothing_of_who_does_
     """The first choice of every answer's first token is another one, by a little."""
     target = knowing(text_model, text_encoder)
     hidden = refusing_first_choice(text_model)
-    (variant,) = attack_of("samples", samples=8, draws=4, temperature=1.0, max_new_tokens=6)(target)
+    (variant,) = attack_of("samples", samples=8, best_of=4, temperature=1.0, max_new_tokens=6)(target)
     of_hider = np.mean([variant.read["words", number] for number in range(4)])
     hidden.remove()
     gold = AutoModelForCausalLM.from_config(text_model.config).eval()
-    (variant,) = attack_of("samples", samples=8, draws=4, temperature=1.0, max_new_tokens=6)(
+    (variant,) = attack_of("samples", samples=8, best_of=4, temperature=1.0, max_new_tokens=6)(
         replace(target, model=gold)
     )
     of_gold = np.mean([variant.read["words", number] for number in range(4)])
@@ -276,6 +276,6 @@ def refusing_first_choice(model):
 
 
 def test_more_draws_than_samples_are_refused():
-    args = {"samples": 4, "draws": 5, "temperature": 1.0, "max_new_tokens": 4}
-    with pytest.raises(SettingsError, match=r"attacks\.a\.args\.draws=5 is more than samples=4"):
+    args = {"samples": 4, "best_of": 5, "temperature": 1.0, "max_new_tokens": 4}
+    with pytest.raises(SettingsError, match=r"attacks\.a\.args\.best_of=5 is more than samples=4"):
         bind(Attack(name="a", kind="reader", attack="samples", args=args))
