@@ -44,7 +44,7 @@ def closed_questions(target: Target, *, file: str) -> Variants:
         file: Lines `caption: <question>` and `name: <question>`, as many of each. The k-th of both are one try.
     """
     wordings = wordings_of(file)
-    asked = {}
+    asked: dict[str, str] = {}
     for name in target.rows:
         task = target.tasks[name]
         asked |= {name: task.ask} if task.ask in ASKED and not task.question else {}
