@@ -123,26 +123,30 @@ def directions_between(target: Target, rows: Sequence[TaskRow], others: Sequence
 
 @torch.no_grad()
 def layer_states(model: nn.Module, encoder: Any, rows: Sequence[TaskRow]) -> Tensor:
-    """What every layer gives at the last token of each prompt, (layers, n, H), in fp32."""
-    device = next(model.parameters()).device
-    found: list[dict[int, Tensor]] = []
+    """What every layer gives at the last token of each prompt, (layers, n, H), in fp32; 0 where a layer does not run.
+
+    Raises NotApplicable for a layer that has several states for a token.
+    """
+    device, count = next(model.parameters()).device, len(layers_of(model))
+    found: list[Tensor] = []
     for start in range(0, len(rows), ROWS_AT_ONCE):
         batch = encoder.collate([encoder.encode(row.example) for row in rows[start : start + ROWS_AT_ONCE]]).to(device)
         last = batch.positions[:, 0]  # the first answer token is predicted there
         places = torch.arange(len(last), device=device)
         states: dict[int, Tensor] = {}
+        tokens = batch.inputs["input_ids"].shape
 
-        def keep(number: int, taken: Tensor, given: Tensor, own: Any = (states, places, last)) -> None:
-            kept, of_batch, at = own
+        def keep(number: int, taken: Tensor, given: Tensor, own: Any = (states, places, last, tokens)) -> None:
+            kept, of_batch, at, shape = own
+            if given.shape[:-1] != shape:
+                raise NotApplicable(f"layer {number} gives no one state for each token")
             kept[number] = given[of_batch, at].float()
 
         with changed_layers(model, keep):
             model(**batch.inputs, use_cache=False, logits_to_keep=1)
-        found.append(states)
-    layers = []
-    for number in sorted(found[0]):
-        layers.append(torch.cat([states[number] for states in found]))
-    return torch.stack(layers)
+        none = torch.zeros_like(next(iter(states.values())))  # of a layer that looks at pictures alone
+        found.append(torch.stack([states.get(number, none) for number in range(count)]))
+    return torch.cat(found, 1)
 
 
 def without_directions(model: nn.Module, directions: Tensor) -> contextlib.AbstractContextManager[None]:

@@ -90,6 +90,26 @@ def test_states_are_those_of_each_layer_at_the_end_of_each_prompt(text_model, te
     torch.testing.assert_close(states[0, 2], alone[1][0, -1], atol=1e-4, rtol=1e-4)
 
 
+def test_a_layer_that_does_not_run_has_no_direction_and_the_others_keep_their_places(text_model, text_encoder):
+    target = target_of(text_model, text_encoder)
+    layers = layers_of(text_model)
+    whole = layer_states(text_model, text_encoder, target.rows["words"])
+    layers[1].forward = lambda states, **_: states  # stays in place
+    kept = {number: layer.register_forward_hook for number, layer in enumerate(layers)}
+    layers[1].register_forward_hook = lambda *_, **__: SimpleNamespace(remove=lambda: None)  # as if it never ran
+    states = layer_states(text_model, text_encoder, target.rows["words"])
+    layers[1].register_forward_hook = kept[1]
+    torch.testing.assert_close(states[0], whole[0])
+    assert not states[1].any() and states[2].any()
+    assert states.shape == whole.shape
+
+
+def test_a_layer_with_several_states_for_a_token_is_not_read(text_model, text_encoder):
+    layers_of(text_model)[0].register_forward_hook(lambda module, args, given: given[None])
+    with pytest.raises(NotApplicable, match="layer 0 gives no one state for each token"):
+        layer_states(text_model, text_encoder, target_of(text_model, text_encoder).rows["words"])
+
+
 def hide_in_last_layer(model):
     """Let the last layer add nothing, so that base is its layer before, and give what makes it spoil all answers."""
     last = layers_of(model)[-1]
