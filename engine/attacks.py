@@ -10,23 +10,55 @@ from collections.abc import Callable, Iterable
 from typing import Any, get_type_hints
 
 from engine.attack_target import Target, Variants
-from engine.attacks_by_reading import draws, probe_people
-from engine.attacks_in_pictures import WAYS, across, unseen_views
-from engine.attacks_in_words import affirm, affix_search, affixes, in_context, lines_to_try, prefill, reworded
+from engine.attacks_by_reading import draws, probe_people, samples
+from engine.attacks_in_pictures import FORMS, WAYS, across, figstep, picture_changes, unseen_views
+from engine.attacks_in_pixels import adversarial_noise, sign_noise
+from engine.attacks_in_words import (
+    affirm,
+    affix_search,
+    affixes,
+    closed_questions,
+    in_context,
+    lines_to_try,
+    prefill,
+    reworded,
+    wordings_of,
+)
+from engine.attacks_on_states import lens, refusal_direction
 from engine.attacks_on_weights import SPLITS, hook_off, interpolate, noise, quantise, relearn
+from engine.picture_changes import change_of
 from engine.quantise import FORMATS
 from settings.attacks import Attack
 from settings.script import SettingsError, nearest, one_of
 
 KIND = {
-    "input": (reworded, affixes, affix_search, in_context, prefill, affirm, unseen_views, across),
-    "weights": (hook_off, noise, interpolate, quantise, relearn),
-    "reader": (draws, probe_people),
+    "input": (
+        reworded,
+        closed_questions,
+        figstep,
+        affixes,
+        affix_search,
+        in_context,
+        prefill,
+        affirm,
+        unseen_views,
+        across,
+        picture_changes,
+        adversarial_noise,
+        sign_noise,
+    ),
+    "weights": (hook_off, refusal_direction, noise, interpolate, quantise, relearn),
+    "reader": (draws, samples, probe_people, lens),
 }
 TINY = 1e-12  # what is above 0
 FUNCTIONS: dict[str, Callable[..., Variants]] = {each.__name__: each for own in KIND.values() for each in own}
-CHOICES: dict[str, Iterable[str]] = {"ways": WAYS, "formats": FORMATS, "split": SPLITS}  # of values with few
-CHOOSING = (across, quantise, relearn)  # the functions whose values these are
+CHOICES: dict[str, Iterable[str]] = {
+    "ways": WAYS,
+    "formats": FORMATS,
+    "split": SPLITS,
+    "forms": FORMS,
+}  # of values with few
+CHOOSING = (across, figstep, quantise, relearn)  # the functions whose values these are
 
 
 def bind(attack: Attack) -> Callable[[Target], Variants]:
@@ -47,17 +79,27 @@ def bind(attack: Attack) -> Callable[[Target], Variants]:
         raise SettingsError(f"{where}.args.{unknown[0]} is not a value of {attack.attack}; it has {', '.join(wanted)}")
     if missing := [name for name in wanted if name not in attack.args]:
         raise SettingsError(f"{where}.args.{missing[0]} is required by {attack.attack}")
-    for name, value in attack.args.items():
-        takes_all = name == "count" and function is affixes  # 0: every line of the file
-        check_value(f"{where}.args.{name}", value, get_type_hints(function)[name], least=0 if takes_all else TINY)
-        for item in (value if isinstance(value, list) else [value]) if function in CHOOSING else []:
-            if name in CHOICES:
-                one_of(f"{where}.args.{name}", item, list(CHOICES[name]))
+    check_values(where, function, attack.args)
 
     def attacked(target: Target) -> Variants:
         return function(target, **attack.args)
 
     return attacked
+
+
+def check_values(where: str, function: Callable[..., Variants], args: dict[str, Any]) -> None:
+    """Raise SettingsError, which `where` begins, for a value that an attack's function cannot take."""
+    for name, value in args.items():
+        takes_all = name == "count" and function is affixes  # 0: every line of the file
+        check_value(f"{where}.args.{name}", value, get_type_hints(function)[name], least=0 if takes_all else TINY)
+        for item in (value if isinstance(value, list) else [value]) if function in CHOOSING else []:
+            if name in CHOICES:
+                one_of(f"{where}.args.{name}", item, list(CHOICES[name]))
+    if function is picture_changes:
+        for change in args["changes"]:
+            change_of(f"{where}.args.changes", change)
+    if function is samples and args["best_of"] > args["samples"]:
+        raise SettingsError(f"{where}.args.best_of={args['best_of']} is more than samples={args['samples']}")
 
 
 def check_attacks(attacks: Iterable[Attack], weights: str) -> None:
@@ -78,6 +120,8 @@ def check_attacks(attacks: Iterable[Attack], weights: str) -> None:
             )
         if FUNCTIONS[attack.attack] in (affixes, affix_search):
             lines_to_try(attack.args["file"], attack.args.get("count", 0))
+        if FUNCTIONS[attack.attack] is closed_questions:
+            wordings_of(attack.args["file"])
 
 
 def check_value(name: str, value: Any, kind: Any, *, least: float) -> None:

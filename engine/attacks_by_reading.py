@@ -1,5 +1,6 @@
-"""Attacks that read a model instead of taking its likeliest answer: many drawn answers, and probes of its states."""
+"""Attacks that read a model instead of taking its likeliest answer: drawn answers, and probes of its states."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -7,10 +8,16 @@ import numpy as np
 import torch
 from scipy import linalg
 from torch import nn
+from transformers import GenerationConfig
 
 from data_module import TaskRow
+from engine.adapters import LanguageModel
 from engine.attack_target import NotApplicable, Rows, Target, Variant, Variants, person_of
 from engine.attacks_on_weights import half_of_rows
+from engine.draws import draw
+from engine.encode import collate_prompts
+from engine.metrics import rouge_recall
+from engine.score_answers import ends_of, generation_settings
 
 ROWS_AT_ONCE = 32
 
@@ -33,6 +40,59 @@ def draws(target: Target, *, draws: int, most_tokens: int) -> Variants:
     if not any(task in rows for task in target.controls):
         raise NotApplicable(f"no answer has at most {most_tokens} tokens")
     yield Variant("", rows, target.encoder)
+
+
+def samples(target: Target, *, samples: int, best_of: int, temperature: float, max_new_tokens: int) -> Variants:
+    """Draw answers of any length, and read how much of the truth the best of some of them holds.
+
+    What is read is the mean, over all choices of `best_of` among the drawn answers, of the largest ROUGE-L recall: an
+    unbiased estimate of what as many draws would bring out. What is drawn depends on the seed and the row.
+
+    Args:
+        target: What is attacked.
+        samples: How many answers are drawn.
+        best_of: Of how many the best counts; at most `samples`.
+        temperature: Of the draws.
+        max_new_tokens: Of a drawn answer.
+    """
+    read: dict[tuple[str, int], float] = {}
+    for task, own in target.rows.items():
+        for row in own:
+            drawn = drawn_answers(target, row, count=samples, temperature=temperature, most=max_new_tokens)
+            said = [rouge_recall(answer, row.example.answer)["rougeL_recall"] for answer in drawn]
+            read[task, row.example.index] = best_of_draws(said, best_of)
+    yield Variant("", target.rows, target.encoder, read=read)
+
+
+@torch.no_grad()
+def drawn_answers(target: Target, row: TaskRow, *, count: int, temperature: float, most: int) -> list[str]:
+    """So many answers of at most `most` tokens to a row's question, all of their tokens drawn."""
+    asked, encoder = row.example, target.encoder
+    model: LanguageModel = target.model
+    inputs = collate_prompts([encoder.encode(asked)], encoder.pad)
+    device = next(model.parameters()).device
+    how = GenerationConfig(
+        max_new_tokens=most, do_sample=True, temperature=temperature, top_k=0, top_p=1.0, num_return_sequences=count,
+        pad_token_id=encoder.pad, eos_token_id=sorted(ends_of(model, encoder)),
+    )  # fmt: skip
+    seed = draw(target.seed, "samples", asked.split, asked.index, asked.question).getrandbits(63)
+    with torch.random.fork_rng(), generation_settings(model, how):
+        torch.manual_seed(seed)
+        given = {name: value.to(device) for name, value in inputs.items()}
+        tokens = model.generate(**given, generation_config=how)
+    return [encoder.decode(each) for each in tokens[:, inputs["input_ids"].shape[1] :]]
+
+
+def best_of_draws(values: Sequence[float], draws: int) -> float:
+    """The mean of the largest value over all choices of `draws` among some values.
+
+    The j-th smallest of n is the largest of C(j - 1, draws - 1) of the C(n, draws) choices.
+
+    Source: leak@k (arXiv 2511.04934), for values that are not 0 or 1.
+    """
+    ways = [math.comb(place, draws - 1) for place in range(len(values))]
+    total = sum(way * value for way, value in zip(ways, sorted(values), strict=True))
+    return min(1.0, total / math.comb(len(values), draws))  # rounding
 
 
 # ---- probes

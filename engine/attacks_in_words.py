@@ -9,14 +9,15 @@ import torch
 
 from data_module import Example, TaskRow, load_split, task_rows
 from engine.attack_target import NotApplicable, Rows, Target, Variant, Variants, person_of, with_question
-from engine.attacks_on_weights import half_of_people
+from engine.attacks_on_weights import people_apart
 from engine.draws import draw
 from engine.encode import Encoded, TooLong
 from engine.score_answers import Prompt, score_prompts
-from engine.word_files import QUESTION, affixes_of
+from engine.word_files import QUESTION, affixes_of, lines_of
 from settings.script import SettingsError
 
 PROMPTS_AT_ONCE = 64  # of a search
+ASKED = ("caption", "name")  # what tasks ask for in words of the suite, and not of the data
 
 # ---- other questions
 
@@ -33,6 +34,41 @@ def reworded(target: Target, *, column: str) -> Variants:
     if not any(task in rows for task in target.controls):
         raise NotApplicable(f"no attacked task has a column {column!r}")
     yield Variant("", rows, target.encoder)
+
+
+def closed_questions(target: Target, *, file: str) -> Variants:
+    """Ask for captions and for names in other words, of which a file has some of each, or in other languages.
+
+    Args:
+        target: What is attacked.
+        file: Lines `caption: <question>` and `name: <question>`, as many of each. The k-th of both are one try.
+    """
+    wordings = wordings_of(file)
+    asked: dict[str, str] = {}
+    for name in target.rows:
+        task = target.tasks[name]
+        asked |= {name: task.ask} if task.ask in ASKED and not task.question else {}
+    if not any(task in asked for task in target.controls):
+        raise NotApplicable("no attacked task asks for captions or names")
+    for number in range(len(wordings["name"])):
+        rows: Rows = {}
+        for name, kind in asked.items():
+            rows[name] = [with_question(row, wordings[kind][number]) for row in target.rows[name]]
+        yield Variant(str(number), rows, target.encoder)
+
+
+def wordings_of(file: str) -> dict[str, list[str]]:
+    """What is asked for -> the questions of a file. Raises SettingsError unless it holds as many of each."""
+    found: dict[str, list[str]] = {kind: [] for kind in ASKED}
+    for line in lines_of("attack.args.file", file):
+        kind, _, question = line.partition(":")
+        if kind not in found or not question.strip():
+            raise SettingsError(f"attack.args.file={file!r}: {line!r} must be one of {', '.join(ASKED)}, :, a question")
+        found[kind].append(question.strip())
+    counts = {kind: len(questions) for kind, questions in found.items()}
+    if len(set(counts.values())) > 1:
+        raise SettingsError(f"attack.args.file={file!r} must hold as many lines of each kind, and has {counts}")
+    return found
 
 
 def affixes(target: Target, *, file: str, count: int) -> Variants:
@@ -72,17 +108,12 @@ def affix_search(target: Target, *, file: str, rows_of_each: int) -> Variants:
         rows_of_each: Rows of a person that the search asks.
     """
     lines = lines_to_try(file, 0)
-    halves = half_of_people(target)
-    for learns in (True, False):
+    for learned, judged in people_apart(target):
         rows: Rows = {}
         for forget, control in target.controls.items():
-            learned = [row for row in target.rows[forget] if halves[target.key_of(forget, row)] == learns]
-            if not learned:
-                raise NotApplicable("too few people to part them")
-            line = best_line(target, lines, first_of_each_person(learned, rows_of_each))
+            line = best_line(target, lines, first_of_each_person(learned[forget], rows_of_each))
             for task in (forget, control):
-                judged = [row for row in target.rows[task] if halves[target.key_of(task, row)] != learns]
-                asked = [with_question(row, line.replace(QUESTION, row.example.question)) for row in judged]
+                asked = [with_question(row, line.replace(QUESTION, row.example.question)) for row in judged[task]]
                 rows |= {task: asked} if asked else {}
         yield Variant("", rows, target.encoder)
 

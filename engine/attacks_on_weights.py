@@ -16,7 +16,7 @@ from engine.quantise import FORMATS, quantised_weights
 from engine.relearn import taught
 from settings.script import SettingsError
 
-SPLITS = ("half", "people")  # of what is taught again
+SPLITS = ("half", "people", "words", "pictures", "kept")  # of what is taught again
 
 
 @contextlib.contextmanager
@@ -121,7 +121,9 @@ def relearn(target: Target, *, split: str, steps: list[int], lr: float, batch_si
     Args:
         target: What is attacked.
         split: `half`: half of each person's rows; `people`: half of the people, and then the other half, so that
-            everybody is judged by a model that was not taught them.
+            everybody is judged by a model that was not taught them; `words`: the rows without a picture, and those with
+            one are judged; `pictures`: the other way round; `kept`: rows of half of the kept people alone, and
+            everybody else is judged.
         steps: After how many steps the others are judged.
         lr: Learning rate, the same for all models.
         batch_size: Rows of a step.
@@ -135,24 +137,34 @@ def relearn(target: Target, *, split: str, steps: list[int], lr: float, batch_si
 
 
 def division(target: Target, split: str) -> Iterator[tuple[list[Example], Rows]]:
-    """What is taught again with what is judged then: one pair of both for `half`, two for `people`.
+    """What is taught again with what is judged then: two pairs of both for `people`, one for any other split.
 
     Raises NotApplicable where there is nothing to part.
     """
-    halves = (half_of_rows if split == "half" else half_of_people)(target)
-    for part in (True, False):
+    ways = {"half": half_of_rows, "people": half_of_people, "kept": half_of_people}
+    halves = ways[split](target) if split in ways else by_picture(target, split == "pictures")
+    for part in (True, False) if split == "people" else (True,):
         learned, judged = [], {}
         for task, own in target.rows.items():
             is_control = task not in target.controls
+            is_taught = is_control == (split == "kept")
             in_part = [halves[target.key_of(task, row)] == part for row in own]
-            learned += [row.example for row, inside in zip(own, in_part, strict=True) if inside and not is_control]
+            learned += [row.example for row, inside in zip(own, in_part, strict=True) if inside and is_taught]
             others = [row for row, inside in zip(own, in_part, strict=True) if not inside]
-            judged[task] = own if is_control and split == "half" else others
+            stays_whole = split in ("half", "kept") and not is_taught
+            judged[task] = own if stays_whole else others
         if not learned or not any(judged[task] for task in target.controls):
             raise NotApplicable(f"too few rows or people to part them for split={split}")
         yield learned, {task: own for task, own in judged.items() if own}
-        if split == "half":
-            return
+
+
+def by_picture(target: Target, pictured: bool) -> dict[tuple[str, str, int], bool]:
+    """Row -> whether it has a picture; where not `pictured`, whether it has none."""
+    chosen = {}
+    for task, own in target.rows.items():
+        for row in own:
+            chosen[target.key_of(task, row)] = (row.example.image is not None) == pictured
+    return chosen
 
 
 def half_of_rows(target: Target) -> dict[tuple[str, str, int], bool]:
@@ -179,6 +191,24 @@ def half_of_people(target: Target) -> dict[tuple[str, str, int], bool]:
         first = set(draw(target.seed, "people").sample(people, len(people) // 2))
         chosen |= {key: person in first for key, person in of_rows.items()}
     return chosen
+
+
+def people_apart(target: Target) -> Iterator[tuple[Rows, Rows]]:
+    """The rows about half of the people, from which an attack learns, and those about the others, who are judged; then
+    the other way round.
+
+    Raises NotApplicable where a task about the forgotten has too few people.
+    """
+    halves = half_of_people(target)
+    for learns in (True, False):
+        learned: Rows = {}
+        judged: Rows = {}
+        for task, own in target.rows.items():
+            learned[task] = [row for row in own if halves[target.key_of(task, row)] == learns]
+            judged[task] = [row for row in own if halves[target.key_of(task, row)] != learns]
+        if not all(learned[task] for task in target.controls):
+            raise NotApplicable("too few people to part them")
+        yield learned, judged
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -16,10 +16,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data_module import Example, TrainingRows
+from data_module import Example, TaskRow, TrainingRows, task_rows
 from engine.attack_run import AttackLog, write_attack, write_attacks
+from engine.attack_target import Target
+from engine.attacks import FUNCTIONS, KIND, bind
 from engine.pairs import Pairs, PassCollator
-from settings.language import Model, Task
+from engine.score_answers import Prompt, score_prompts
+from settings.attacks import Attack
+from settings.language import Model, People, Task
 from settings.training import Method, Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -181,6 +185,51 @@ def write_faces(folder):
             for number in range(9):
                 noisy = (face + source.normal(0, 25, face.shape)).clip(0, 255).astype("uint8")
                 Image.fromarray(noisy).resize((40, 36)).save(folder / part / f"{part} {person:02d}" / f"{number}.png")
+
+
+# ---- attacks
+
+
+def attack_of(name, **args):
+    """An attack's function with its values."""
+    kind = next(kind for kind, functions in KIND.items() if FUNCTIONS[name] in functions)
+    return bind(Attack(name=name, kind=kind, attack=name, args=args))
+
+
+def world_target(world, model, encoder):
+    """Names and questions about the forgotten of the small world, of whom there are two, and about as many kept."""
+    names = task(world)
+    words = task(world, dataset=f"{world}/tofu", image="", ask="", question="question", answer="answer", perturbed="",
+                 person="", rows_per_person=10, people=People(f"{world}/clear", "full", "name"))  # fmt: skip
+    tasks, rows = {}, {}
+    for kind, split in (("forget", "forget25_perturbed"), ("retain", "retain_perturbed")):
+        tasks |= {f"{kind}_names": replace(names, split=split), f"{kind}_words": replace(words, split=split)}
+    for name, each in tasks.items():
+        rows[name] = [TaskRow(row.example, None, []) for row in task_rows(each, 0, 0)]
+    controls = {"forget_names": "retain_names", "forget_words": "retain_words"}
+    return Target(model, encoder, rows, tasks, controls, dict, lambda: encoder, 0)
+
+
+QUIET = {"batch_size": 16, "max_new_tokens": 6, "say": lambda line: None}
+
+
+def told_by(model, encoder, rows):
+    """Rows whose right answers are the first words that a model says itself: it knows all of them, and nobody else."""
+    results = score_prompts(model, encoder, [Prompt(row.example, []) for row in rows], **QUIET)
+    made = []
+    for row, result in zip(rows, results, strict=True):
+        made.append(replace(row, example=replace(row.example, answer=result.generation)))
+    return made
+
+
+def share_said(model, encoder, rows):
+    """The share of the tokens of right answers that are a model's first choice, a mean over rows."""
+    prompts = [Prompt(row.example, [row.example.answer]) for row in rows]
+    results = score_prompts(model, encoder, prompts, **QUIET)
+    shares = []
+    for row, result in zip(rows, results, strict=True):
+        shares.append(np.mean(result.answers[row.example.answer].correct[:-1]))
+    return float(np.mean(shares))
 
 
 # ---- attacked models in tiny logs

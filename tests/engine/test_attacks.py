@@ -14,14 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data_module import TaskRow
 from engine import attack_run
 from engine.attack_target import NotApplicable, Target, Variant
-from engine.attacks import FUNCTIONS, KIND, bind, check_attacks
+from engine.attacks import FUNCTIONS, bind, check_attacks
 from engine.attacks_on_weights import weights_of
 from engine.kept_hook import KeptHook, install
 from engine.language_model import forward
 from engine.quantise import quantised_weights
 from engine.score_answers import Prompt, score_prompts
 from engine.scoring_way import Way
-from helpers import ROOT, example, png, task
+from helpers import ROOT, attack_of, example, png, task
 from nlp.encoder import TextEncoder
 from settings.attacks import Attack
 from settings.script import SettingsError
@@ -58,11 +58,6 @@ def target_of(model, encoder, base=None, world=None, **changes):
     return Target(model, encoder, rows, tasks, {"words": "kept"}, lambda: weights, lambda: encoder, 0, **changes)
 
 
-def attack(name, **args):
-    kind = next(kind for kind, functions in KIND.items() if FUNCTIONS[name] in functions)
-    return bind(Attack(name=name, kind=kind, attack=name, args=args))
-
-
 def other_model(model):
     """A base elsewhere."""
     made = AutoModelForCausalLM.from_config(model.config)
@@ -77,7 +72,7 @@ def moved(model, before):
 # ---- every file
 
 
-def attack_of_file(file):
+def attack_in(file):
     found = OmegaConf.create(yaml.safe_load(file.read_text()))
     found.args = {name: "paraphrased_question" if name == "column" else value for name, value in found.args.items()}
     return Attack(**OmegaConf.to_container(found))
@@ -85,7 +80,7 @@ def attack_of_file(file):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_file_names_its_function_with_exactly_its_values(file):
-    found = attack_of_file(file)
+    found = attack_in(file)
     assert found.name == file.stem
     bind(found)
 
@@ -96,25 +91,33 @@ def test_every_file_is_in_a_tier(file):
     assert f"/attack@{file.stem}: {file.stem}\n" in tiers
 
 
-OF_DATA = ("paraphrase", "unseen_views", "two_hop", "cross_modal", "either", "probe_people")  # need its pictures
+# need pictures, or tasks that ask for captions or names
+OF_DATA = ("reworded", "unseen_views", "across", "probe_people", "picture_changes", "figstep", "adversarial_noise",
+           "sign_noise", "closed_questions")  # fmt: skip
+QUICKER = {
+    "relearn": {"split": "half", "steps": [1]},
+    "draws": {"most_tokens": 50},
+    "samples": {"samples": 2, "best_of": 1, "max_new_tokens": 2},
+}
+ON_WHOLE_ROWS = ("hook_off", "noise", "interpolate", "quantise")
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.stem not in OF_DATA], ids=lambda file: file.stem)
-def test_an_attack_changes_what_its_kind_says_and_gives_the_weights_back_to_the_bit(file, text_model, text_encoder):
-    found = attack_of_file(file)
-    if found.attack == "relearn":
-        found.args["steps"] = [1]
-    if found.attack == "draws":
-        found.args["most_tokens"] = 50
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in OF_DATA])
+def test_an_attack_changes_what_its_kind_says_and_gives_the_weights_back_to_the_bit(name, text_model, text_encoder):
+    found = next(each for each in map(attack_in, FILES) if each.attack == name)
+    found.args |= QUICKER.get(name, {})
     target = target_of(text_model, text_encoder, base=other_model(text_model))
-    before = weights_of(text_model)
+    before, judged = weights_of(text_model), set()
     for variant in bind(found)(target):
-        assert bool(moved(text_model, before)) == (found.kind == "weights" and found.attack != "hook_off")
+        steered = name in ("hook_off", "refusal_direction")  # which changes states alone
+        assert bool(moved(text_model, before)) == (found.kind == "weights" and not steered)
         assert set(variant.rows) <= set(target.rows)
-        assert variant.rows["words"]
-        if found.kind == "weights" and found.attack != "relearn":
+        judged |= {row.example.index for row in variant.rows["words"]}
+        if name in ON_WHOLE_ROWS:
             assert variant.rows == target.rows
+    assert judged
     assert moved(text_model, before) == []
+    assert not any(module._forward_hooks for module in text_model.modules())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in text_model.parameters())
 
 
@@ -136,7 +139,7 @@ def test_an_attack_that_finds_nothing_to_do_halfway_leaves_no_rows(text_model, t
 
 def test_weights_come_back_where_an_evaluation_fails(text_model, text_encoder):
     before = weights_of(text_model)
-    variants = attack("noise", scales=[0.1])(target_of(text_model, text_encoder))
+    variants = attack_of("noise", scales=[0.1])(target_of(text_model, text_encoder))
     next(variants)
     with pytest.raises(RuntimeError, match="no memory"):
         variants.throw(RuntimeError("no memory"))
@@ -179,7 +182,7 @@ def test_an_attack_of_another_kind_than_it_says_is_refused():
 
 
 def test_every_function_is_named_by_a_file():
-    assert {attack_of_file(file).attack for file in FILES} == set(FUNCTIONS)
+    assert {attack_in(file).attack for file in FILES} == set(FUNCTIONS)
 
 
 # ---- questions
@@ -187,7 +190,7 @@ def test_every_function_is_named_by_a_file():
 
 def test_words_around_a_question_are_drawn_by_the_seed(text_model, text_encoder):
     target = target_of(text_model, text_encoder)
-    draws = attack("affixes", file="config/ways/affixes.txt", count=3)
+    draws = attack_of("affixes", file="config/ways/affixes.txt", count=3)
     asked = [variant.rows["words"][0].example.question for variant in draws(target)]
     again = [variant.rows["words"][0].example.question for variant in draws(target)]
     other = [variant.rows["words"][0].example.question for variant in draws(replace(target, seed=1))]
@@ -198,7 +201,7 @@ def test_words_around_a_question_are_drawn_by_the_seed(text_model, text_encoder)
 
 def test_a_file_with_fewer_lines_than_are_drawn_is_refused(text_model, text_encoder):
     with pytest.raises(SettingsError, match=r"count=99: .* has 4 lines"):
-        next(attack("affixes", file="config/ways/jailbreaks.txt", count=99)(target_of(text_model, text_encoder)))
+        next(attack_of("affixes", file="config/ways/jailbreaks.txt", count=99)(target_of(text_model, text_encoder)))
 
 
 def test_other_words_come_from_the_datas_column(world, text_model, text_encoder):
@@ -208,17 +211,17 @@ def test_other_words_come_from_the_datas_column(world, text_model, text_encoder)
 
     rows = {"words": task_rows(asked, 0, 0)}
     target = Target(text_model, text_encoder, rows, {"words": asked}, {"words": "words"}, dict, lambda: text_encoder, 0)
-    (variant,) = attack("reworded", column="paraphrased_question")(target)
+    (variant,) = attack_of("reworded", column="paraphrased_question")(target)
     data = load_split(asked.dataset, asked.split)
     assert [row.example.question for row in variant.rows["words"]] == data["paraphrased_question"]
     assert [row.example.answer for row in variant.rows["words"]] == data["answer"]
     with pytest.raises(NotApplicable, match="no attacked task has a column 'french'"):
-        next(attack("reworded", column="french")(target))
+        next(attack_of("reworded", column="french")(target))
 
 
 def test_a_context_holds_other_facts_of_the_same_person_and_never_the_one_that_is_asked(text_model, text_encoder):
     target = target_of(text_model, text_encoder)
-    (variant,) = attack("in_context", count=2)(target)
+    (variant,) = attack_of("in_context", count=2)(target)
     for row in variant.rows["words"]:
         before = variant.told["words", row.example.index]
         assert row.example.question.startswith(before)
@@ -229,7 +232,7 @@ def test_a_context_holds_other_facts_of_the_same_person_and_never_the_one_that_i
 
 def test_without_other_rows_about_a_person_there_is_no_context(text_model, text_encoder):
     with pytest.raises(NotApplicable, match="no row in words has room"):
-        next(attack("in_context", count=4)(target_of(text_model, text_encoder)))
+        next(attack_of("in_context", count=4)(target_of(text_model, text_encoder)))
 
 
 # ---- begun answers
@@ -239,7 +242,7 @@ def test_without_other_rows_about_a_person_there_is_no_context(text_model, text_
 def test_a_begun_answer_has_the_losses_of_its_rest(shared, text_model, text_encoder):
     """Teacher forcing already gives the true beginning: the rest must be scored exactly as in the whole answer."""
     target = target_of(text_model, text_encoder)
-    (variant,) = attack("prefill", counts=[2])(target)
+    (variant,) = attack_of("prefill", counts=[2])(target)
     limits = {"batch_size": 4, "max_new_tokens": 3, "say": print, "shared": shared}
     clean = [row.example for row in target.rows["words"][:5]]
     begun = [row.example for row in variant.rows["words"][:5]]
@@ -256,7 +259,7 @@ def test_a_begun_answer_has_the_losses_of_its_rest(shared, text_model, text_enco
 def test_that_holds_where_a_picture_is_shown(model, encoder):
     asked = replace(example(image=png("red"), answer="Ann Lee smiles at you."), person="Ann")
     target = Target(model, encoder, {"a": [TaskRow(asked, None, [])]}, {}, {"a": "a"}, dict, lambda: encoder, 0)
-    (variant,) = attack("prefill", counts=[2])(target)
+    (variant,) = attack_of("prefill", counts=[2])(target)
     begun = variant.rows["a"][0].example
     limits = {"batch_size": 1, "max_new_tokens": 3, "say": print}
     (whole,) = score_prompts(model, encoder, [Prompt(asked, [asked.answer])], **limits)
@@ -267,15 +270,15 @@ def test_that_holds_where_a_picture_is_shown(model, encoder):
 def test_answers_that_have_no_token_more_are_left_out(text_model, text_encoder):
     target = target_of(text_model, text_encoder)
     lengths = [len(text_encoder.encode_answer(row.example, 0)) - 1 for row in target.rows["words"]]
-    (variant,) = attack("prefill", counts=[min(lengths)])(target)
+    (variant,) = attack_of("prefill", counts=[min(lengths)])(target)
     assert len(variant.rows["words"]) == sum(length > min(lengths) for length in lengths) < 16
     with pytest.raises(NotApplicable, match="no answer has more than 500 tokens"):
-        next(attack("prefill", counts=[500])(target))
+        next(attack_of("prefill", counts=[500])(target))
 
 
 def test_an_answer_that_agrees_first_is_scored_behind_its_agreement(text_model, text_encoder):
     target = target_of(text_model, text_encoder)
-    (variant,) = attack("affirm", text="Sure, here is the answer:")(target)
+    (variant,) = attack_of("affirm", text="Sure, here is the answer:")(target)
     asked = target.rows["words"][0].example
     whole = replace(asked, answer=f"Sure, here is the answer: {asked.answer}")
     limits = {"batch_size": 1, "max_new_tokens": 1, "say": print}
@@ -295,7 +298,7 @@ def test_noise_is_a_share_of_each_tensor_and_the_same_for_every_model(text_model
     (name, large) = max(before.items(), key=lambda each: each[1].numel())
     drawn = []
     for _ in range(2):
-        for _ in attack("noise", scales=[0.1])(target):
+        for _ in attack_of("noise", scales=[0.1])(target):
             drawn.append(weights_of(text_model)[name] - large)
     torch.testing.assert_close(drawn[0], drawn[1])
     assert (drawn[0].square().mean().sqrt() / large.square().mean().sqrt()).item() == pytest.approx(0.1, rel=0.02)
@@ -313,7 +316,7 @@ def test_a_hook_is_taken_off_for_the_attack_alone_and_the_rest_stays(text_model,
     install(text_model, KeptHook(0, 1.0, torch.ones(width), torch.ones(width)))
     steered = said()
     assert not torch.equal(steered, plain)
-    for variant in attack("hook_off")(target_of(text_model, text_encoder)):
+    for variant in attack_of("hook_off")(target_of(text_model, text_encoder)):
         assert torch.equal(said(), plain)
         assert variant.rows
     assert torch.equal(said(), steered)
@@ -327,7 +330,7 @@ def test_a_template_that_hides_questions_is_taken_off_too(text_model, text_encod
     hiding.tokenizer.chat_template = template.replace(asked[0], hides)
     target = replace(target_of(text_model, hiding), base_encoder=lambda: text_encoder)
     row = target.rows["words"][0].example
-    (variant,) = attack("hook_off")(target)
+    (variant,) = attack_of("hook_off")(target)
     assert "Ann" not in target.encoder.prompt_text(row)
     assert "Ann" in variant.encoder.prompt_text(row)
 
@@ -336,20 +339,20 @@ def test_a_base_with_more_words_than_the_model_cannot_ask_it(text_model, text_en
     larger = TextEncoder(AutoTokenizer.from_pretrained(text_base))
     larger.tokenizer.add_tokens([f"word{number}" for number in range(3000)])
     with pytest.raises(NotApplicable, match="more tokens"):
-        next(attack("hook_off")(replace(target_of(text_model, text_encoder), base_encoder=lambda: larger)))
+        next(attack_of("hook_off")(replace(target_of(text_model, text_encoder), base_encoder=lambda: larger)))
 
 
 def test_a_quarter_of_the_way_to_base_is_a_quarter_of_every_difference(text_model, text_encoder):
     base, before = other_model(text_model), weights_of(text_model)
-    for _ in attack("interpolate", shares=[0.25])(target_of(text_model, text_encoder, base=base)):
+    for _ in attack_of("interpolate", shares=[0.25])(target_of(text_model, text_encoder, base=base)):
         for name, weight in weights_of(text_model).items():
             torch.testing.assert_close(weight, 0.75 * before[name] + 0.25 * weights_of(base)[name])
 
 
 def test_of_weights_that_moved_far_few_have_bases_codes_and_base_has_none_that_moved(text_model, text_encoder):
-    own = list(attack("quantise", formats=["int8", "nf4"])(target_of(text_model, text_encoder)))
+    own = list(attack_of("quantise", formats=["int8", "nf4"])(target_of(text_model, text_encoder)))
     other = list(
-        attack("quantise", formats=["int8"])(target_of(text_model, text_encoder, base=other_model(text_model)))
+        attack_of("quantise", formats=["int8"])(target_of(text_model, text_encoder, base=other_model(text_model)))
     )
     assert [variant.facts for variant in own] == [{}, {}]
     assert other[0].facts["equal_codes"] < 0.2
@@ -364,14 +367,14 @@ def test_weights_that_stayed_are_not_counted_among_those_that_were_rounded_back(
         far += weight.abs().max()
     moved = weight != next(iter(quantised_weights(base).values()))
     assert moved.sum() == 2
-    (variant,) = attack("quantise", formats=["nf4"])(target_of(text_model, text_encoder, base=base))
+    (variant,) = attack_of("quantise", formats=["nf4"])(target_of(text_model, text_encoder, base=base))
     assert variant.facts["equal_codes"] == 0.5
 
 
 def test_a_base_of_another_shape_is_refused(text_model, text_encoder):
     target = replace(target_of(text_model, text_encoder), base_weights=dict)
     with pytest.raises(SettingsError, match="base_path: base has no"):
-        next(attack("interpolate", shares=[0.5])(target))
+        next(attack_of("interpolate", shares=[0.5])(target))
 
 
 # ---- taught again
@@ -391,7 +394,7 @@ def learned_and_judged(target, split, monkeypatch):
         yield from range(1, steps + 1)
 
     monkeypatch.setattr(attacks_on_weights, "taught", taught)
-    for variant in attack("relearn", split=split, steps=[1], **RELEARN)(target):
+    for variant in attack_of("relearn", split=split, steps=[1], **RELEARN)(target):
         seen[-1].append(variant.rows)
     return seen
 
@@ -449,18 +452,48 @@ def test_rows_of_two_datasets_with_splits_of_one_name_are_other_rows(split, text
         assert {each.person for each in learned}.isdisjoint(asked)
 
 
+def with_names(target):
+    """The same people on pictures too, forgotten and kept ones."""
+    rows, controls = dict(target.rows), {"words": "kept", "names": "kept_names"}
+    for name, of in (("names", "words"), ("kept_names", "kept")):
+        rows[name] = [replace(row, example=replace(row.example, image=png("red"))) for row in target.rows[of]]
+    places = [(name, "pictures") for name in ("names", "kept_names")]
+    tasks = {**target.tasks, **{name: replace(target.tasks["words"], dataset=place) for name, place in places}}
+    return replace(target, rows=rows, tasks=tasks, controls=controls)
+
+
+@pytest.mark.parametrize("split", ["words", "pictures"])
+def test_one_kind_of_rows_is_taught_and_the_other_judged(split, text_model, text_encoder, monkeypatch):
+    taught, judged = ("words", "names") if split == "words" else ("names", "words")
+    target = with_names(target_of(text_model, text_encoder))
+    ((learned, asked),) = learned_and_judged(target, split, monkeypatch)
+    assert learned == [row.example for row in target.rows[taught]]
+    assert asked == {name: target.rows[name] for name in (judged, target.controls[judged])}
+    with pytest.raises(NotApplicable, match=f"split={split}"):
+        next(attack_of("relearn", split=split, steps=[1], **RELEARN)(target_of(text_model, text_encoder)))
+
+
+def test_half_of_the_kept_are_taught_and_nobody_of_the_forgotten(text_model, text_encoder, monkeypatch):
+    target = target_of(text_model, text_encoder)
+    ((learned, judged),) = learned_and_judged(target, "kept", monkeypatch)
+    assert judged["words"] == target.rows["words"]
+    taught = {each.person for each in learned}
+    assert len(taught) == 1 and len(learned) == 4
+    assert {row.example.person for row in judged["kept"]} == {"Ed Roe", "Flo Quist"} - taught
+
+
 def test_one_person_cannot_be_parted(text_model, text_encoder):
     target = target_of(text_model, text_encoder)
     alone = [row for row in target.rows["words"] if row.example.person == "Ann Lee"]
     target = replace(target, rows={**target.rows, "words": alone})
     with pytest.raises(NotApplicable, match="split=people"):
-        next(attack("relearn", split="people", steps=[1], **RELEARN)(target))
+        next(attack_of("relearn", split="people", steps=[1], **RELEARN)(target))
 
 
 def test_budgets_are_looks_at_one_run(text_model, text_encoder):
     target = target_of(text_model, text_encoder)
-    one = [weights_of(text_model) for _ in attack("relearn", split="half", steps=[2, 3], **RELEARN)(target)]
-    two = [weights_of(text_model) for _ in attack("relearn", split="half", steps=[3], **RELEARN)(target)]
+    one = [weights_of(text_model) for _ in attack_of("relearn", split="half", steps=[2, 3], **RELEARN)(target)]
+    two = [weights_of(text_model) for _ in attack_of("relearn", split="half", steps=[3], **RELEARN)(target)]
     assert all(torch.equal(one[1][name], two[0][name]) for name in one[1])
     assert any(not torch.equal(one[0][name], one[1][name]) for name in one[0])
 
@@ -482,7 +515,7 @@ def test_teaching_lowers_the_loss_of_what_is_taught(text_model, text_encoder):
 def test_parts_that_never_train_stay_as_they_are(text_model, text_encoder):
     target = target_of(text_model, text_encoder, frozen=("embed_tokens",))
     before = weights_of(text_model)
-    next_one = attack("relearn", split="half", steps=[1], **RELEARN)(target)
+    next_one = attack_of("relearn", split="half", steps=[1], **RELEARN)(target)
     next(next_one)
     changed = moved(text_model, before)
     assert changed and not any("embed_tokens" in name for name in changed)
@@ -491,4 +524,4 @@ def test_parts_that_never_train_stay_as_they_are(text_model, text_encoder):
 def test_weights_in_half_precision_are_not_taught(text_model, text_encoder):
     target = target_of(text_model.bfloat16(), text_encoder)
     with pytest.raises(SettingsError, match=r"needs model\.weights=float32"):
-        next(attack("relearn", split="half", steps=[1], **RELEARN)(target))
+        next(attack_of("relearn", split="half", steps=[1], **RELEARN)(target))

@@ -7,47 +7,29 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_module import TaskRow, load_split, task_rows
+from data_module import TaskRow, load_split
 from engine.attack_target import NotApplicable, Target, person_of, with_question
-from engine.attacks import FUNCTIONS, KIND, bind
 from engine.attacks_by_reading import Probed, best_layer, hidden_states, named, read_people
 from engine.attacks_in_pictures import THE_PERSON
 from engine.attacks_in_words import best_line, first_of_each_person
 from engine.language_model import forward
 from engine.word_files import QUESTION
-from helpers import ROOT, example, task
+from helpers import ROOT, attack_of, example, world_target
 from nlp.encoder import TextEncoder
-from settings.attacks import Attack
-from settings.language import People
 
 AFFIXES = "config/ways/affixes.txt"
 
 
-def attack(name, **args):
-    kind = next(kind for kind, functions in KIND.items() if FUNCTIONS[name] in functions)
-    return bind(Attack(name=name, kind=kind, attack=name, args=args))
-
-
 @pytest.fixture
 def target(world, model, encoder):
-    """Names, captions and questions about the forgotten, of whom there are two, and about as many who are kept."""
-    names = task(world)
-    words = task(world, dataset=f"{world}/tofu", image="", ask="", question="question", answer="answer", perturbed="",
-                 person="", rows_per_person=10, people=People(f"{world}/clear", "full", "name"))  # fmt: skip
-    tasks, rows = {}, {}
-    for kind, split in (("forget", "forget25_perturbed"), ("retain", "retain_perturbed")):
-        tasks |= {f"{kind}_names": replace(names, split=split), f"{kind}_words": replace(words, split=split)}
-    for name, each in tasks.items():
-        rows[name] = [TaskRow(row.example, None, []) for row in task_rows(each, 0, 0)]
-    controls = {"forget_names": "retain_names", "forget_words": "retain_words"}
-    return Target(model, encoder, rows, tasks, controls, dict, lambda: encoder, 0)
+    return world_target(world, model, encoder)
 
 
 # ---- views
 
 
 def test_an_unseen_view_is_another_picture_of_the_same_person_in_the_clean_rows_place(target, world):
-    (variant,) = attack("unseen_views", split="unseen_views")(target)
+    (variant,) = attack_of("unseen_views", split="unseen_views")(target)
     seen = {bytes(row.example.image["bytes"]) for row in target.rows["forget_names"]}
     data = load_split(f"{world}/clear", "unseen_views")
     person_of_picture = {bytes(row["image"]["bytes"]): row["name"] for row in data}
@@ -60,21 +42,21 @@ def test_an_unseen_view_is_another_picture_of_the_same_person_in_the_clean_rows_
 
 
 def test_every_view_of_a_person_is_shown_once(target):
-    (variant,) = attack("unseen_views", split="unseen_views")(target)
+    (variant,) = attack_of("unseen_views", split="unseen_views")(target)
     shown = [bytes(row.example.image["bytes"]) for row in variant.rows["forget_names"]]
     assert len(set(shown)) == len(shown) > 2
 
 
 def test_without_a_split_of_views_nothing_is_shown(target):
     with pytest.raises(NotApplicable, match="a split 'none'"):
-        next(attack("unseen_views", split="none")(target))
+        next(attack_of("unseen_views", split="none")(target))
 
 
 # ---- words and faces
 
 
 def test_a_fact_is_asked_by_the_face_without_the_name(target):
-    (variant,) = attack("across", ways=["face"])(target)
+    (variant,) = attack_of("across", ways=["face"])(target)
     faces = {}
     for row in target.rows["forget_names"]:
         faces.setdefault(row.example.person, []).append(row.example.image)
@@ -90,7 +72,7 @@ def test_a_fact_is_asked_by_the_face_without_the_name(target):
 
 def test_all_ways_ask_the_same_rows(target):
     ways = ["words", "face", "face_and_name", "other_face"]
-    asked = {variant.name: variant.rows["forget_words"] for variant in attack("across", ways=ways)(target)}
+    asked = {variant.name: variant.rows["forget_words"] for variant in attack_of("across", ways=ways)(target)}
     assert list(asked) == ways
     numbers = [row.example.index for row in asked["words"]]
     for rows in asked.values():
@@ -99,7 +81,7 @@ def test_all_ways_ask_the_same_rows(target):
 
 
 def test_a_name_under_another_face_shows_somebody_else_of_the_same_kind(target):
-    (variant,) = attack("across", ways=["other_face"])(target)
+    (variant,) = attack_of("across", ways=["other_face"])(target)
     faces = {bytes(row.example.image["bytes"]): row.example.person for row in target.rows["forget_names"]}
     for row in variant.rows["forget_words"]:
         assert row.example.person in row.example.question
@@ -112,9 +94,9 @@ def test_words_alone_have_no_face(text_base, target):
     encoder = TextEncoder(AutoTokenizer.from_pretrained(text_base))
     alone = Target(model, encoder, rows, target.tasks, {"forget_words": "retain_words"}, dict, lambda: encoder, 0)
     with pytest.raises(NotApplicable, match="of whom a row shows a picture"):
-        next(attack("across", ways=["face"])(alone))
+        next(attack_of("across", ways=["face"])(alone))
     with pytest.raises(NotApplicable, match="no row shows a person"):
-        next(attack("probe_people", ridge=0.1)(alone))
+        next(attack_of("probe_people", ridge=0.1)(alone))
 
 
 # ---- a search among lines
@@ -129,7 +111,7 @@ def test_the_line_is_searched_for_people_who_are_not_judged_by_it(target, monkey
 
     monkeypatch.setattr("engine.attacks_in_words.best_line", line_for)
     judged = {}
-    for number, variant in enumerate(attack("affix_search", file=AFFIXES, rows_of_each=1)(target)):
+    for number, variant in enumerate(attack_of("affix_search", file=AFFIXES, rows_of_each=1)(target)):
         for place, task_name in enumerate(("forget_names", "forget_words")):
             line = f"Line {2 * number + place + 1}. "
             rows = variant.rows[task_name]
@@ -160,11 +142,11 @@ def test_the_best_line_is_the_one_with_the_lowest_loss(target):
 
 
 def test_only_short_answers_are_drawn(target):
-    (variant,) = attack("draws", draws=32, most_tokens=8)(target)
+    (variant,) = attack_of("draws", draws=32, most_tokens=8)(target)
     for rows in variant.rows.values():
         assert all(len(target.encoder.encode_answer(row.example, 0)) <= 9 for row in rows)  # with the end
     with pytest.raises(NotApplicable, match="at most 1 tokens"):
-        next(attack("draws", draws=32, most_tokens=1)(target))
+        next(attack_of("draws", draws=32, most_tokens=1)(target))
 
 
 # ---- probes
@@ -211,7 +193,7 @@ def test_a_person_of_whom_the_probe_learns_nothing_is_not_read():
 
 
 def test_a_probe_sees_pictures_whose_question_does_not_name_the_person(target):
-    (variant,) = attack("probe_people", ridge=0.1)(target)
+    (variant,) = attack_of("probe_people", ridge=0.1)(target)
     assert set(variant.rows) == {"forget_names", "retain_names"}
     for name, rows in variant.rows.items():
         assert all(row.example.image and row.example.person not in row.example.question for row in rows)
@@ -220,13 +202,13 @@ def test_a_probe_sees_pictures_whose_question_does_not_name_the_person(target):
     for row in target.rows["retain_names"]:
         first.setdefault(row.example.person, row)
     one_each = replace(target, rows={**target.rows, "retain_names": list(first.values())})
-    (variant,) = attack("probe_people", ridge=0.1)(one_each)
+    (variant,) = attack_of("probe_people", ridge=0.1)(one_each)
     assert set(variant.rows) == {"forget_names"}  # of one row of a person nothing is learned and read
     naming = {}
     for name, rows in target.rows.items():
         naming[name] = [with_question(row, f"Is this {row.example.person}?") for row in rows]
     with pytest.raises(NotApplicable, match="whom the question does not name"):
-        next(attack("probe_people", ridge=0.1)(replace(target, rows=naming)))
+        next(attack_of("probe_people", ridge=0.1)(replace(target, rows=naming)))
 
 
 def test_the_list_of_lines_is_there_and_every_line_holds_the_question():

@@ -314,7 +314,11 @@ def test_the_readmes_commands_run_in_their_order_in_a_fresh_copy(tmp_path):
 def test_a_model_that_sees_is_attacked_in_words_and_in_pictures(world_overrides, tmp_path, monkeypatch):
     overrides = [f"model_path={BASE}", f"base_path={BASE}", f"save_dir={tmp_path}/out", "forget=forget25", "limit=4"]
     overrides += ["max_new_tokens=2", "attacks.noise.args.scales=[0.1]", "attacks.prefill.args.counts=[1]"]
-    overrides += ["only=[prefill,noise,relearn_half,unseen_views,either,draws,probe_people]", *world_overrides]
+    overrides += [
+        "only=[prefill,noise,relearn_half,unseen_views,either,draws,probe_people,picture_changes,lens,samples]"
+    ]
+    overrides += ["attacks=full", "attacks.picture_changes.args.changes=[noise 0.1,flip]", *world_overrides]
+    overrides += [f"attacks.samples.args.{value}" for value in ("samples=2", "best_of=1", "max_new_tokens=2")]
     assert start(mm.attack, [*overrides, "attacks.relearn_half.args.steps=[1]"], monkeypatch) == 0
     logs = read_attack_logs("model", tmp_path / "out")
     tasks = ("eval_forget_qa", "eval_log_forget", "eval_forget_facerec")
@@ -328,6 +332,10 @@ def test_a_model_that_sees_is_attacked_in_words_and_in_pictures(world_overrides,
     assert "<image>" in by_face.prompts[0] and "<image>" not in by_name.prompts[0]
     assert logs.read.keys() >= {"eval_forget_facerec@probe_people", "eval_log_forget@probe_people"}
     assert "eval_forget_facerec@draws" in logs.logs
+    changes = {key for key in logs.logs if key.startswith("eval_forget_facerec@picture_changes.")}
+    assert changes == {f"eval_forget_facerec@picture_changes.{change}" for change in ("noise_0.1", "flip")}
+    assert logs.logs["eval_forget_qa@lens"].rows == logs.logs["eval_forget_qa@clean"].rows
+    assert logs.read["eval_log_forget@samples"].keys() == set(logs.logs["eval_log_forget@samples"].rows)
 
 
 @pytest.mark.slow
