@@ -133,8 +133,7 @@ def token_nll(batch: Scored) -> Tensor:
     """
     if batch.given.shape[:2] != batch.labels.shape:
         raise ValueError(
-            f"logits {tuple(batch.given.shape)} and labels {tuple(batch.labels.shape)} do not fit: "
-            "(B, T, V) and (B, T)"
+            f"logits {tuple(batch.given.shape)} and labels {tuple(batch.labels.shape)} do not fit: (B, T, V) and (B, T)"
         )
     if not isinstance(batch.given, Tensor):
         return batch.given.token_nll(batch.labels)
