@@ -39,7 +39,7 @@ retain_weight 0 the retain pass is not run. A loss of forget and of retain rows 
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -48,18 +48,36 @@ from torch import Tensor
 IGNORE = -100
 
 
+class Unmade(Protocol):
+    """Logits (B, T, V) that are made where a loss asks for them: what the engine gives in the place of large ones."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def whole(self) -> Tensor:
+        """The logits, made once."""
+
+    def token_nll(self, labels: Tensor) -> Tensor:
+        """What `token_nll` gives for labels (B, T), without all logits at once."""
+
+
 class Scored(NamedTuple):
     """A batch of answers with the logits that predict them.
 
-    logits: (B, T, V); `logits[:, t]` predicts `labels[:, t]`.
+    given: the logits (B, T, V), or what makes them. `logits[:, t]` predicts `labels[:, t]`.
     labels: (B, T); IGNORE at positions that hold no answer token.
     margin: taken from the right token's logit before NLL is computed, 0 or more. It is above 0 for models trained with
         AM-softmax (arXiv 1801.05599). Probabilities p never contain it.
     """
 
-    logits: Tensor
+    given: Tensor | Unmade
     labels: Tensor
     margin: float = 0.0
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits (B, T, V). A loss that needs no more than `token_nll` does better without them."""
+        return self.given if isinstance(self.given, Tensor) else self.given.whole()
 
 
 class Hidden(NamedTuple):
@@ -113,11 +131,12 @@ def token_nll(batch: Scored) -> Tensor:
     Raises:
         ValueError: logits and labels do not have the same examples and positions.
     """
-    if batch.logits.shape[:2] != batch.labels.shape:
+    if batch.given.shape[:2] != batch.labels.shape:
         raise ValueError(
-            f"logits {tuple(batch.logits.shape)} and labels {tuple(batch.labels.shape)} do not fit: "
-            "(B, T, V) and (B, T)"
+            f"logits {tuple(batch.given.shape)} and labels {tuple(batch.labels.shape)} do not fit: (B, T, V) and (B, T)"
         )
+    if not isinstance(batch.given, Tensor):
+        return batch.given.token_nll(batch.labels)
     return F.cross_entropy(batch.logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORE, reduction="none")
 
 
@@ -190,7 +209,7 @@ def lowered(batch: Scored) -> Scored:
     """
     if not batch.margin:
         return batch
-    return batch._replace(logits=less_at_the_right(batch.logits, batch, batch.margin))
+    return batch._replace(given=less_at_the_right(batch.logits, batch, batch.margin))
 
 
 def less_at_the_right(logits: Tensor, batch: Scored, amount: float) -> Tensor:

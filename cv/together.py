@@ -274,7 +274,7 @@ def passes_of_each(
 def pick_network(scored: Scored, number: int) -> Scored:
     """One network's logits (B, 1, C) and labels (B, 1) of a stack's (B, N, C) and (B, N)."""
     column = slice(number, number + 1)
-    return scored._replace(logits=scored.logits[:, column], labels=scored.labels[:, column])
+    return scored._replace(given=scored.logits[:, column], labels=scored.labels[:, column])
 
 
 def clip_each_network(stack: FaceNetwork, most: float) -> None:

@@ -41,7 +41,7 @@ OWN = "method.safetensors"  # what a method's gradient step keeps from step to s
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MADE_OF = ("key", "settings", "inputs", "code")  # what a run's record says of what it was made of
 # bytes that an optimizer keeps for each trained weight
-KEPT = {"adamw_torch": 8, "sgd": 0, "adamw_bnb_8bit": 3, "paged_adamw_8bit": 3}
+KEPT = {"adamw_torch": 8, "adamw_torch_fused": 8, "sgd": 0, "adamw_bnb_8bit": 3, "paged_adamw_8bit": 3}
 
 
 class Diverged(SettingsError):

@@ -27,6 +27,7 @@ from engine.adapter_folder import (
     write_adapter,
 )
 from engine.adapters import LanguageModel, add_lora
+from engine.answer_head import Head, OnDemand, head_apart, listening
 from engine.frozen_start import Start
 from engine.kept_hook import hook_of, install_hook_of, write_hook
 from engine.layer_output import end_at_layer, given_by, restore_layers
@@ -315,15 +316,25 @@ def to_eval_mode(module: nn.Module, inputs: Any) -> None:
 def forward(model: nn.Module, batch: Batch) -> Scored:
     """Logits at the answer positions of a batch with their labels: the only place that aligns the two.
 
-    The model is called as it is wrapped, once; its output head runs at `batch.positions` (B, T) only.
+    The model is called as it is wrapped, once; its output head runs at `batch.positions` (B, T) only. Large logits are
+    made where a loss asks for them.
     """
     assert batch.positions is not None  # only faces have none
     inputs: Mapping[str, Tensor | None] = batch.inputs
     positions = batch.positions
     if packs(model, batch.inputs):
         inputs, positions = pack_rows(batch.inputs, positions)
-    logits = given_by(model, model(**inputs, logits_to_keep=positions, use_cache=False).logits)
-    return Scored(logits.view(*batch.labels.shape, -1), batch.labels)
+    options = {**inputs, "logits_to_keep": positions, "use_cache": False}
+    apart = head_apart(model, positions.numel())
+    if apart is None:
+        logits = given_by(model, model(**options).logits)
+        return Scored(logits.view(*batch.labels.shape, -1), batch.labels)
+    head, after = apart
+    with listening(head) as listener:
+        model(**options)
+    (states,) = listener.states
+    states = states.reshape(*batch.labels.shape, -1)
+    return Scored(OnDemand(states, Head(head, after, listener.dtype)), batch.labels)
 
 
 def packs(model: nn.Module, inputs: dict[str, Tensor]) -> bool:

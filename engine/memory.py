@@ -289,7 +289,8 @@ def need_of(settings: Finetune, auto_class: Any, config: Any, shape: Shape, *, d
         activations=counted.most_without,
         # all gradients are there in the second of several batches
         step=counted.most + apart if settings.trainer.accumulation == 1 else counted.most_without + size + apart,
-        update=0 if "8bit" in settings.trainer.optimizer else size,  # one more copy, made for all weights at once
+        # one more copy, made for all weights at once
+        update=0 if "8bit" in settings.trainer.optimizer or "fused" in settings.trainer.optimizer else size,
         all_weights=sum(each.numel() for each in weights),
         trained=count,
         gathered=gathered_weights(model),
@@ -364,7 +365,7 @@ def without_adapter(model: LanguageModel, start: nn.Module | None) -> Iterator[n
 
 
 def as_float32(scored: Scored) -> Scored:
-    return scored._replace(logits=scored.logits.float())
+    return scored._replace(given=scored.logits.float())
 
 
 def bytes_of(tensor: Tensor) -> int:

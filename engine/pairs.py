@@ -59,13 +59,13 @@ class Batch:
 
         Rows of no pass add nothing, but a gradient of 0 goes back through them.
         """
-        whole = scored.logits
+        whole: Any = scored.given
         if self.beside:
-            whole = whole[: -self.beside] + 0 * whole[-self.beside :].sum()
-        logits = whole.split(list(self.rows))
-        labels = scored.labels[: len(whole)].split(list(self.rows))
+            whole = scored.logits[: -self.beside] + 0 * scored.logits[-self.beside :].sum()
+        given = whole.split(list(self.rows))
+        labels = scored.labels[: whole.shape[0]].split(list(self.rows))
         return {
-            name: Scored(logits[i][:, :width], labels[i][:, :width], scored.margin)
+            name: Scored(given[i][:, :width], labels[i][:, :width], scored.margin)
             for i, (name, width) in enumerate(zip(self.passes, self.widths, strict=True))
         }
 

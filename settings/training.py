@@ -397,6 +397,9 @@ def need_cuda_for(setting: str) -> None:
     need_package(setting, "bitsandbytes", "req-gpu.txt")
 
 
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit")
+
+
 @dataclass
 class Trainer:
     epochs: int = MISSING
@@ -407,7 +410,7 @@ class Trainer:
     warmup_ratio: float = MISSING
     schedule: str = MISSING  # linear, cosine, constant, constant_with_warmup
     max_grad_norm: float = MISSING  # 0: no clipping
-    optimizer: str = MISSING  # adamw_torch, sgd (no momentum), adamw_bnb_8bit, paged_adamw_8bit
+    optimizer: str = MISSING  # one of OPTIMIZERS; sgd is without momentum
     precision: str = MISSING  # bf16: autocast over fp32 weights; fp32
     lora: Lora | None = MISSING  # null: every weight that is not frozen trains
     gradient_checkpointing: bool = False  # activations of each layer are computed again in the backward pass
@@ -433,7 +436,7 @@ class Trainer:
             raise SettingsError(f"trainer.warmup_ratio={self.warmup_ratio} must be below 1: it is a share of the steps")
         one_of("trainer.precision", self.precision, ("bf16", "fp32"))
         one_of("trainer.schedule", self.schedule, ("linear", "cosine", "constant", "constant_with_warmup"))
-        one_of("trainer.optimizer", self.optimizer, ("adamw_torch", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"))
+        one_of("trainer.optimizer", self.optimizer, OPTIMIZERS)
         one_of("trainer.save", self.save, ("merged", "adapter"))
         at_least("trainer.workers", self.workers, -1)
         if self.bucket_retain and not self.bucket:

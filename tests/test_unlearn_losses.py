@@ -370,7 +370,7 @@ def test_a_small_step_moves_memorised_answers_in_the_methods_own_direction(path)
         before = measure(passes, name)
         # a thousandth of the gradient's size, because rmu's and a sum's gradients differ by orders
         stepped = logits.detach() - 1e-3 * logits.grad / logits.grad.norm()
-        after = measure(passes | {name: passes[name]._replace(logits=stepped)}, name)
+        after = measure(passes | {name: passes[name]._replace(given=stepped)}, name)
         assert sign * (after - before).item() > 0
 
 

@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from engine import loss_trainer
+from engine import answer_head, loss_trainer
 from engine import train as train_module
 from engine.checkpoints import SIGNALS
 from engine.encode import TooLong
@@ -207,6 +207,28 @@ def test_a_run_of_one_step_takes_it_at_the_full_rate(data, encoder, tmp_path):
     trained, _ = run(data, encoder, tmp_path / "out", replace(TRAINER, warmup_ratio=0.1, batch_size=8))
     start = load_file(BASE / "model.safetensors")
     assert sum((trained[n] - start[n].float()).abs().sum().item() for n in trained) > 0
+
+
+def test_the_fused_adamw_makes_the_steps_of_the_other(data, encoder, tmp_path):
+    one, two = (
+        run(data, encoder, tmp_path / name, replace(TRAINER, batch_size=8, optimizer=name))[0]
+        for name in ("adamw_torch", "adamw_torch_fused")
+    )
+    assert largest_difference(one, two) < 1e-6
+
+
+def test_a_run_that_makes_losses_part_by_part_of_the_vocabulary_is_the_same(data, encoder, tmp_path, monkeypatch):
+    settings = replace(TRAINER, batch_size=8, optimizer="sgd")
+    whole, told = run(data, encoder, tmp_path / "whole", settings)
+    monkeypatch.setattr(answer_head, "MOST_BYTES", 0)
+    monkeypatch.setattr(answer_head, "AT_ONCE", 1)
+    asked = []
+    own = answer_head.OnDemand.token_nll
+    monkeypatch.setattr(answer_head.OnDemand, "token_nll", lambda *given: asked.append(given) or own(*given))
+    parted, also_told = run(data, encoder, tmp_path / "parted", settings)
+    assert largest_difference(whole, parted) < 1e-6
+    assert len(asked) >= 3  # of the start, and of both passes of the step
+    assert also_told["loss"][0][1] == pytest.approx(told["loss"][0][1], rel=1e-6)
 
 
 def test_a_run_writes_weights_processor_and_its_record_and_no_pickle(data, encoder, tmp_path):
