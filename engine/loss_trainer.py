@@ -56,6 +56,7 @@ class LossTrainer(transformers.Trainer):
         self.start_logprobs: dict[int, float] = {}  # by answer_key
         self.checkpoints: checkpoints.Checkpoints | None = None
         self.epoch = 0  # of the step being taken
+        self.is_shown = False  # whether a row of it has a picture, on this process
         self.multiplier = bound.method.multiplier.start if bound.method.multiplier else 0.0
         self.constraints: list[Tensor] = []  # retain NLL of each pass since the last optimizer step
         self.parted = PartedGradient(trained_weights(start.model).values()) if bound.rule else None
@@ -114,6 +115,7 @@ class LossTrainer(transformers.Trainer):
     def parts_of(self, model: nn.Module, inputs: dict[str, Any], *, again: bool = False) -> Parts:
         """The two parts of the loss of what a PassCollator made; `again`: it was counted before."""
         scored = forward_passes(model, inputs["trained"], self.forward)
+        self.is_shown |= any(batch.is_shown for batch in inputs["trained"])
         if not again:
             self.count_places(model, inputs["trained"])
         passes = {name: scored[name] for name in self.bound.trained} | self.reference_passes(model, inputs)

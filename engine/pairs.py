@@ -28,7 +28,7 @@ from unlearn_losses import Scored
 class Batch:
     """Rows that go through the model in one forward.
 
-    The last four fields are plain numbers, so that reading them never waits for a GPU.
+    The fields behind `positions` are plain numbers, so that reading them never waits for a GPU.
     """
 
     inputs: dict[str, Tensor]  # what the model's forward takes
@@ -39,6 +39,7 @@ class Batch:
     widths: tuple[int, ...] = ()  # tokens of the longest answer of each pass
     answer_keys: tuple[int, ...] = ()  # of each row, what `answer_key` says
     beside: int = 0  # rows behind all others that belong to no pass
+    is_shown: bool = False  # whether a row of a pass has a picture
 
     def to(self, device: Any, non_blocking: bool = False) -> "Batch":
         """The same batch with its tensors on `device`; accelerate calls it by this name."""
@@ -465,6 +466,7 @@ class PassCollator:
         return replace(
             collated,
             beside=len(beside),
+            is_shown=shown,
             passes=tuple(names),
             rows=tuple(len(encoded[name]) for name in names),
             widths=tuple(longest_answer(encoded[name]) for name in names),

@@ -41,6 +41,7 @@ from engine.record import (
 from engine.start_checks import rows_to_check
 from engine.trace_step import train_traced_alone
 from engine.tracking import Log, run_of, tracked
+from engine.unshown import UnshownSteps, has_unshown_steps
 from settings.script import SettingsError, first_line, processes
 from settings.training import Method, Trainer
 
@@ -252,6 +253,8 @@ def train(
         name_layers(trainer.accelerator, start.model)
         if trainer.accelerator.distributed_type not in PLAIN:
             collator.beside = pairs.a_picture_row()
+        if has_unshown_steps(trainer, pairs):
+            trainer.add_callback(UnshownSteps(trainer))
         trainer.remove_callback(transformers.PrinterCallback)
         progress.trainer = trainer
         if bound.method.visual:  # before rows are drawn, which it makes whole

@@ -593,7 +593,7 @@ columns = Columns(image="image", caption="caption", question="question", answer=
 data = Data("mini", {world!r} + "/clear", {world!r} + "/tofu", columns, 10, "never_seen", "", "")
 encoder = PictureEncoder(AutoProcessor.from_pretrained(BASE))
 lora, method = test_train.SHARED[sys.argv[4]]
-settings = replace(TRAINER, batch_size=int(sys.argv[1]), max_grad_norm=1.0, lora=lora)
+settings = replace(TRAINER, batch_size=int(sys.argv[1]), max_grad_norm=1.0, lora=lora, bucket=2)
 bound = bind(method)
 own = training_settings(lora=lora, activations=method.activations)
 network = without_dropout(load_for_training(AutoModelForImageTextToText, own))
