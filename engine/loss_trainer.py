@@ -57,6 +57,7 @@ class LossTrainer(transformers.Trainer):
         self.checkpoints: checkpoints.Checkpoints | None = None
         self.epoch = 0  # of the step being taken
         self.is_shown = False  # whether a row of it has a picture, on this process
+        self.batches_from: Any = None  # the loader of the training's batches
         self.multiplier = bound.method.multiplier.start if bound.method.multiplier else 0.0
         self.constraints: list[Tensor] = []  # retain NLL of each pass since the last optimizer step
         self.parted = PartedGradient(trained_weights(start.model).values()) if bound.rule else None
@@ -83,7 +84,14 @@ class LossTrainer(transformers.Trainer):
         loader = super().get_train_dataloader()
         own = getattr(loader, "base_dataloader", loader)  # accelerate holds the one that starts the workers
         own.worker_init_fn = partial(begin_worker, own.worker_init_fn)
+        self.batches_from = own
         return loader
+
+    def end_workers(self) -> None:
+        """End the processes that make batches. They do not hear the signal by which this one would end them."""
+        batches = getattr(self.batches_from, "_iterator", None)  # torch keeps persistent workers there
+        if batches is not None:
+            batches._shutdown_workers()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         # the library would round a share up, and a run of one step would have no step but the one at rate 0

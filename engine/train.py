@@ -265,7 +265,11 @@ def train(
         first_weights = weights_to_subtract_from(start.model, bound.method, settings)
         with checkpoints.kept_only_with_use(), checkpoints.signals_heard():
             last = follow(trainer, checkpoints, {"progress": progress, "judged": judged})
-            with steps_tracked(trainer, settings, Path(save_dir), record, last), progress.works:
+            with (
+                steps_tracked(trainer, settings, Path(save_dir), record, last),
+                progress.works,
+                workers_of_run(trainer),
+            ):
                 trained = run(trainer, first_weights, last)
             say_if_vanished(progress.first_gradient, bound.method.name, say)
             cost = cost_of(trainer, progress, judged, checkpoints)
@@ -275,6 +279,15 @@ def train(
             checkpoints.finish()
     if bound.is_part:
         checkpoints.stop_if_told()
+
+
+@contextlib.contextmanager
+def workers_of_run(trainer: LossTrainer) -> Iterator[None]:
+    """The processes that make batches end with the training, also where an error or a signal ends it."""
+    try:
+        yield
+    finally:
+        trainer.end_workers()
 
 
 def follow(trainer: LossTrainer, checkpoints: Checkpoints, parts: dict[str, Any]) -> str | None:

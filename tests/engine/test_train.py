@@ -5,6 +5,7 @@ move.
 import copy
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -100,6 +101,7 @@ def test_what_a_worker_cannot_read_ends_the_run_in_one_line(data, encoder, tmp_p
     monkeypatch.setattr(type(encoder), "encode", refuses)
     with pytest.raises(SettingsError, match=r"^row \d+: 300 tokens, but the model takes 200$"):
         run(data, encoder, tmp_path / "out", replace(TRAINER, workers=1))
+    assert multiprocessing.active_children() == []  # one that is left would not hear that it is to end, and hold this
 
 
 @pytest.mark.parametrize("number", SIGNALS)
