@@ -81,15 +81,17 @@ class OnDemand:
     def whole(self) -> Tensor:
         """The logits, made once."""
         if self.made is None:
-            self.made = self.head(self.states)
+            with torch.set_grad_enabled(self.head.has_graph):
+                self.made = self.head(self.states)
         return self.made
 
     def token_nll(self, labels: Tensor) -> Tensor:
         """Negative log-likelihood (B, T) of each answer token in float32, 0 where the label (B, T) is IGNORE."""
         if self.losses is None or self.losses[0] is not labels:
-            about = (self.states.detach().flatten(0, 1), self.places.flatten(), labels.flatten())
-            losses = TokenNLL.apply(self.entrance.flatten(), self.head, about)
-            self.losses = labels, losses.view(labels.shape)
+            with torch.set_grad_enabled(self.head.has_graph):
+                about = (self.states.detach().flatten(0, 1), self.places.flatten(), labels.flatten())
+                losses = TokenNLL.apply(self.entrance.flatten(), self.head, about)
+                self.losses = labels, losses.view(labels.shape)
         return self.losses[1]
 
 
@@ -109,14 +111,26 @@ class Head:
 
     def __init__(self, module: nn.Linear, after: After, dtype: torch.dtype):
         """`dtype`: in which the head computes; that of its weights, or autocast's."""
-        self.module, self.after, self.dtype = module, after, dtype
+        self.after, self.dtype = after, dtype
         self.weight, self.bias = module.weight, module.bias
         self.asked: list[Asked] = []
+        # what is made later is kept: it has gradients where the forward has, wherever it is asked for first
+        self.has_graph = torch.is_grad_enabled()
+        self.state = self.weight._version
 
     def __call__(self, states: Tensor) -> Tensor:
         """The logits of states."""
-        with torch.autocast(states.device.type, self.dtype, enabled=self.dtype != self.weight.dtype):
-            return self.after(self.module(states))
+        return self.made_by(self.weight, self.bias, states)
+
+    def made_by(self, weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
+        """The logits (..., V') that weights (V', H) make of states (..., H), in the head's dtype.
+
+        States may come in another: under autocast norms give fp32, also where the weights are held in bf16.
+        """
+        assert self.weight._version == self.state  # else it would be another model's head
+        own = None if bias is None else bias.to(self.dtype)
+        with torch.autocast(states.device.type, enabled=False):
+            return self.after(F.linear(states.to(self.dtype), weight.to(self.dtype), own))
 
     def enter(self, states: Tensor) -> Tensor:
         """Zeros (N,) of states (N, H), whose gradient is that of the losses made of them, one for each."""
@@ -125,8 +139,8 @@ class Head:
 
     def part(self, states: Tensor, first: int, last: int) -> Tensor:
         """The logits (N, V') of states (N, H) for the tokens from `first` to `last`, in float32."""
-        bias = None if self.bias is None else self.bias[first:last].to(self.dtype)
-        return self.after(F.linear(states, self.weight[first:last].to(self.dtype), bias)).float()
+        bias = None if self.bias is None else self.bias[first:last]
+        return self.made_by(self.weight[first:last], bias, states).float()
 
 
 class TokenNLL(torch.autograd.Function):
@@ -313,6 +327,8 @@ def found_after(model: nn.Module, head: nn.Linear) -> After | None:
     except Exception:  # what a family's forward raises depends on the family
         return None
     if len(listener.states) != 1 or made.shape != (1, 1, head.out_features):
+        return None
+    if listener.states[0].shape[:-1].numel() != 1:  # positions are chosen behind the head
         return None
     made = made[0, 0].float()
     scale = (made[0] / given[0]).item()

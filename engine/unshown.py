@@ -22,10 +22,13 @@ def weights_of_pictures(model: Any) -> list[nn.Parameter]:
 def has_unshown_steps(trainer: Any, pairs: Any) -> bool:
     """Whether several processes train a model that sees, on rows of which some have a picture.
 
+    An l1 penalty reaches every weight in every step, and a gradient's rule tells by itself what no row has reached.
     DeepSpeed keeps gradients to itself, and there the zeros stay.
     """
     keeps_own = trainer.accelerator.distributed_type == DistributedType.DEEPSPEED
     if trainer.args.world_size == 1 or keeps_own or not hasattr(trainer.model, "get_decoder"):
+        return False
+    if trainer.l1 or trainer.parted:
         return False
     return pairs.a_picture_row() is not None
 

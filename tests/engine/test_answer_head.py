@@ -16,12 +16,13 @@ from transformers import (
     PhiConfig,
     PhiForCausalLM,
 )
+from transformers.modeling_utils import slice_logits_to_keep
 
 from engine import answer_head
 from engine.adapters import add_lora
 from engine.answer_head import After, OnDemand
 from engine.encode import Encoded, collate
-from engine.frozen_start import forward_passes
+from engine.frozen_start import FrozenStart, forward_passes
 from engine.language_model import forward
 from engine.pairs import Batch
 from settings.training import Lora
@@ -111,7 +112,9 @@ def test_what_a_family_does_behind_its_head_is_found(family):
     assert found.cap == pytest.approx(FAMILIES[family][2].cap)
 
 
-@pytest.mark.parametrize("change", ["adds a number", "hides a token", "cuts a token", "asks its head twice"])
+@pytest.mark.parametrize(
+    "change", ["adds a number", "hides a token", "cuts a token", "asks its head twice", "chooses positions"]
+)
 def test_a_model_that_does_something_else_behind_its_head_gives_its_logits(change, monkeypatch, capsys):
     model = made("tied")
     inner = model.forward
@@ -128,7 +131,12 @@ def test_a_model_that_does_something_else_behind_its_head_gives_its_logits(chang
             model.lm_head(torch.zeros(1, 1, 16))
         return output
 
-    model.forward = changed
+    def chooses(*arguments, logits_to_keep, **options):
+        output = inner(*arguments, **options)
+        output.logits = slice_logits_to_keep(output.logits, logits_to_keep)
+        return output
+
+    model.forward = chooses if change == "chooses positions" else changed
     scored = forward(model, batch())
     assert isinstance(scored.given, torch.Tensor)
     assert "a step holds all its logits" in capsys.readouterr().out
@@ -202,6 +210,37 @@ def test_losses_under_autocast_are_those_of_its_logits(monkeypatch):
         plain, ours = (passes(model, monkeypatch, whole=whole)["forget"] for whole in (True, False))
     assert torch.allclose(token_nll(plain), token_nll(ours), rtol=1e-6, atol=1e-6)
     assert torch.equal(plain.logits, ours.logits)
+
+
+@pytest.mark.parametrize("family", ["bounded", "bias"])  # the second has a norm that gives fp32 under autocast
+def test_a_start_in_bf16_has_the_logits_of_its_own_forward(family, monkeypatch):
+    start = FrozenStart(made(family), "bf16")
+    assert start.copy.lm_head.weight.dtype == (torch.float32 if family == "bounded" else torch.bfloat16)
+    with start.model(start.copy) as frozen, torch.autocast("cpu", torch.bfloat16):
+        plain, ours = (passes(frozen, monkeypatch, whole=whole)["retain"] for whole in (True, False))
+    assert torch.equal(plain.logits, ours.logits)
+    assert torch.allclose(token_nll(plain), token_nll(ours), rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_first_asked_for_without_gradients_has_them_later(monkeypatch):
+    model = made("tied")
+    scored = passes(model, monkeypatch, whole=False)
+    with torch.no_grad():
+        values = npo_loss(scored).total, scored["forget"].logits
+    plain = npo_loss(passes(model, monkeypatch, whole=True)).total
+    assert torch.allclose(values[0], plain, rtol=1e-6, atol=0)
+    assert apart(gradients(model, plain), gradients(model, npo_loss(scored).total)) < 5e-6
+    assert scored["forget"].logits.requires_grad
+
+
+@pytest.mark.parametrize("asked", [lambda scored: scored.logits, token_nll], ids=["logits", "losses"])
+def test_nothing_is_made_by_a_head_that_has_changed_since_the_forward(asked):
+    model = made("tied")
+    scored = forward(model, batch())
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    with pytest.raises(AssertionError):
+        asked(scored)
 
 
 def test_gradients_under_autocast_are_at_least_as_exact_as_its_own(monkeypatch):
