@@ -6,20 +6,20 @@ Sources: U-LiRA and U-MIA (Hayes et al., arXiv 2403.01218; Carlini et al., arXiv
 2302.09880; CLEAR, arXiv 2410.18057).
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from engine.intervals import MIN_PEOPLE, bootstrap_counts, percentile_interval
-from engine.metrics import membership_auc, membership_tpr
+# the attacks on faces take these from here
+from engine.likelihood_ratio import LEAST_SHADOWS as LEAST_SHADOWS
+from engine.likelihood_ratio import Figure as Figure
+from engine.likelihood_ratio import attack_auc as attack_auc
+from engine.likelihood_ratio import attack_tpr as attack_tpr
+from engine.likelihood_ratio import likelihood_ratio as likelihood_ratio
+from engine.likelihood_ratio import robust_normal as robust_normal
+from engine.likelihood_ratio import with_interval as with_interval
 
 CLIP = 1e-6  # of (1 + cos) / 2
-LEAST_SPREAD = 1e-3  # of a query's logits over models: with no spread at all any difference would be certainty
-LEAST_SHADOWS = 2  # models on each side of a query
-NORMAL_MAD = 1.4826  # the standard deviation of a normal distribution over its median absolute deviation
 TREE_DEPTH = 3  # of the attack's decision tree: questions in a row
 TREE_LEAF = 0.02  # least share of the rows in a leaf
 RIDGE = 1e-3  # of the logistic regression, so that separable rows have a finite answer
@@ -62,48 +62,6 @@ def verification_logit(similarity: np.ndarray) -> np.ndarray:
 
 
 # ---- attacks
-
-
-def robust_normal(logits: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Location and spread of each query's logits over some of the models.
-
-    Args:
-        logits: (M, Q).
-        chosen: which models count for which query, bool (M, Q).
-
-    Returns:
-        The median and the scaled median absolute deviation, each (Q,).
-
-    Raises:
-        ValueError: fewer than LEAST_SHADOWS models are chosen for a query.
-    """
-    if (few := chosen.sum(0)).min() < LEAST_SHADOWS:
-        raise ValueError(f"a query has {few.min()} shadow models on one side; at least {LEAST_SHADOWS} are needed")
-    picked = np.where(chosen, logits, np.nan)
-    location = np.nanmedian(picked, axis=0)
-    spread = NORMAL_MAD * np.nanmedian(np.abs(picked - location), axis=0)
-    return location, np.maximum(spread, LEAST_SPREAD)
-
-
-def likelihood_ratio(shadow: np.ndarray, learned: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """U-LiRA: how much likelier a target's logit is of a model that met the query's person than of one that did not.
-
-    Args:
-        shadow: verification logits of the shadow models, (M, Q).
-        learned: which of them learned (and forgot) the query's person, bool (M, Q); the others never met them.
-        target: verification logits of the targets, (T, Q).
-
-    Returns:
-        Logarithms of the ratio, (T, Q); above 0: learned.
-    """
-    location_in, spread_in = robust_normal(shadow, learned)
-    location_out, spread_out = robust_normal(shadow, ~learned)
-    return log_normal(target, location_in, spread_in) - log_normal(target, location_out, spread_out)
-
-
-def log_normal(x: np.ndarray, location: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Logarithm of the normal density without its constant."""
-    return -np.log(spread) - ((x - location) / spread) ** 2 / 2
 
 
 def logistic_attack(features: np.ndarray, member: np.ndarray, attacked: np.ndarray) -> np.ndarray:
@@ -184,15 +142,6 @@ def best_question(features: np.ndarray, member: np.ndarray, least: int) -> tuple
 # ---- how well an attack does
 
 
-def attack_auc(membership_score: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Share of (member, other) pairs whose member has the larger score, ties by half; .5: the attack knows nothing.
-
-    `membership_score` (n,), `member` bool (n,), `weights` (n,): how often each row counts; None: once.
-    """
-    parts = None if weights is None else (weights[member], weights[~member])
-    return membership_auc(membership_score[member], membership_score[~member], parts)
-
-
 def attack_accuracy(membership_score: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Balanced accuracy at a probability of 1/2: the mean over members and others of the share that is judged right.
 
@@ -205,17 +154,6 @@ def attack_accuracy(membership_score: np.ndarray, member: np.ndarray, weights: n
     return float((of_members + of_others) / 2)
 
 
-def attack_tpr(
-    membership_score: np.ndarray, member: np.ndarray, rate: float, weights: np.ndarray | None = None
-) -> float | None:
-    """Share of the members that score above all but a share `rate` of the others; arguments as those of `attack_auc`.
-
-    None: fewer than 10 / rate others cannot resolve it.
-    """
-    parts = None if weights is None else (weights[member], weights[~member])
-    return membership_tpr(membership_score[member], membership_score[~member], rate, parts)
-
-
 def roc_curve(membership_score: np.ndarray, member: np.ndarray, points: int = 101) -> list[list[float]]:
     """[false positive rate, true positive rate] at `points` thresholds from none to all."""
     quantiles = np.quantile(membership_score, np.linspace(1, 0, points - 1))
@@ -224,65 +162,3 @@ def roc_curve(membership_score: np.ndarray, member: np.ndarray, points: int = 10
         above = membership_score >= threshold
         curve.append([float(above[~member].mean()), float(above[member].mean())])
     return curve
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of an attack with its 95 % interval over people and pairs of attacked models.
-
-    None where one cannot be known; `why` says so.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    why: str = ""
-
-
-def with_interval(
-    figure: Callable[..., float | None],
-    membership_score: np.ndarray,
-    member: np.ndarray,
-    people: np.ndarray,
-    pairs: np.ndarray,
-    *,
-    draws: int = 400,
-) -> Figure:
-    """A figure and its interval when as many people, and as many pairs of attacked models, are drawn with replacement.
-
-    A row counts as often as its person times as often as its pair: the pigeonhole bootstrap (Owen, arXiv 0712.1111),
-    whose intervals are too wide rather than too narrow. Pairs, since two models that met opposite halves of the people
-    belong together. Fewer than MIN_PEOPLE people have no interval.
-
-    Args:
-        figure: `figure(membership_score, member, weights)`.
-        membership_score: (n,).
-        member: bool (n,).
-        people: each row's person, (n,).
-        pairs: each row's pair of attacked models, (n,).
-        draws: number of draws.
-    """
-    value = figure(membership_score, member)
-    if value is None:
-        others = (~member).sum()
-        return Figure(None, None, None, f"not resolvable with {others} scores of people who were not met")
-    count = len(np.unique(people))
-    if count < MIN_PEOPLE:
-        return Figure(value, None, None, f"no interval with {count} people")
-    values = []
-    for weights in bootstrap_weights(people, pairs, draws):
-        if weights[member].any() and weights[~member].any():
-            values.append(figure(membership_score, member, weights))
-    return Figure(value, *percentile_interval(np.array(values)))
-
-
-def bootstrap_weights(people: np.ndarray, pairs: np.ndarray, draws: int) -> Iterator[np.ndarray]:
-    """Of each draw how often each row counts, (n,); `people` and `pairs` say what a row belongs to."""
-    names, person = np.unique(people, return_inverse=True)
-    counts = bootstrap_counts(people, draws)
-    people_counts = np.stack([counts[str(name)] for name in names])  # (people, draws)
-    pair = np.unique(pairs, return_inverse=True)[1]
-    total = pair.max() + 1
-    pair_counts = np.random.default_rng(1).multinomial(total, np.full(total, 1 / total), size=draws)  # (draws, pairs)
-    for i in range(draws):
-        yield people_counts[person, i] * pair_counts[i, pair].astype(float)

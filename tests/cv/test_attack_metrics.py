@@ -26,19 +26,12 @@ from cv.attack_metrics import (
 RNG = np.random.default_rng(0)
 
 
-def test_attack_metrics_import_numpy_scipy_and_the_engines_metrics_and_intervals_only():
+def test_attack_metrics_import_numpy_scipy_and_the_engines_likelihood_ratio_only():
     tree = ast.parse(inspect.getsource(attack_metrics))
     plain = [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert [alias.name for node in plain for alias in node.names] == ["numpy"]
-    assert modules == {
-        "collections.abc",
-        "dataclasses",
-        "scipy.optimize",
-        "scipy.special",
-        "engine.intervals",
-        "engine.metrics",
-    }
+    assert modules == {"scipy.optimize", "scipy.special", "engine.likelihood_ratio"}
 
 
 def test_the_verification_logit_is_that_of_half_of_one_plus_the_cosine_and_stays_finite():
