@@ -60,15 +60,14 @@ def check_alone() -> None:
         raise SettingsError(f"shadow models train in one process, and this launch has {count}: --num_processes 1")
 
 
-def folders_of(settings: Membership) -> dict[str, Path]:
-    """Where the models of each row are kept: a folder for each setting that decides them."""
+def folders_of(settings: Membership) -> tuple[Path, dict[str, Path]]:
+    """Where the models' own rows are kept, and the models of each row of the table, by what decides them."""
     chosen = {name: getattr(settings, name) for name in ("split", "people", "parts", "seed")}
     learning = chosen | {"model": asdict(settings.model), "finetune": asdict(settings.finetune)}
     forgetting = learning | {"method": asdict(settings.method), "trainer": asdict(settings.trainer)}
     root = Path(settings.shadows_dir)
     learned = digest(learning)
-    return {
-        "rows": root / f"rows-{learned}",
+    return root / f"rows-{learned}", {
         BASE: root / f"learned-{learned}",
         GOLD: root / f"retrained-{learned}",
         settings.method.name: root / f"{settings.method.name}-{digest(forgetting)}",
@@ -81,8 +80,9 @@ def digest(settings: dict[str, Any]) -> str:
 
 def trainings_of(settings: Membership, number: int) -> dict[str, Finetune]:
     """What the recipes are told of one shadow model, by row: it learns, forgets, and is trained anew."""
-    folders, name, method = folders_of(settings), f"{number:03d}", settings.method.name
-    rows, seed = str(folders["rows"] / name), draw(settings.seed, "shadow", number).randrange(SEEDS)
+    of_rows, folders = folders_of(settings)
+    name, method = f"{number:03d}", settings.method.name
+    rows, seed = str(of_rows / name), draw(settings.seed, "shadow", number).randrange(SEEDS)
     learned = str(folders[BASE] / name)
     return {
         BASE: settings.learning(rows, LEARNED, learned, seed),
@@ -96,9 +96,8 @@ def write_all_rows(people: People, roles: np.ndarray, settings: Membership, loss
 
     Raises SettingsError where it does not.
     """
-    folder = folders_of(settings)["rows"]
     for number in range(settings.models):
-        write_rows(people, roles[number], settings, folder / f"{number:03d}")
+        write_rows(people, roles[number], settings, folders_of(settings)[0] / f"{number:03d}")
         told = trainings_of(settings, number)[settings.method.name]
         assert isinstance(told, Forget)
         open_pairs(told, loss)
@@ -152,6 +151,10 @@ def losses_of(people: People, settings: Membership, told: Finetune, recipes: Rec
         losses = {PLAIN: person_losses(model, encoder, people.plain, settings.batch_size)}
         if people.reworded:
             losses[REWORDED] = person_losses(model, encoder, people.reworded, settings.batch_size)
+        if not np.isfinite([*losses.values()]).all():
+            raise SettingsError(
+                f"{told.save_dir}: the loss of somebody's rows is no finite number; nothing can be compared"
+            )
         kept = {"key": key, "losses": losses}
         write_json(file, kept)
     return kept["losses"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_module import Example, TrainingRows
+from data_module import Example, TrainingRows, check_split
 from engine.draws import draw
 from engine.record import say_line, write_text_whole
 from settings.membership import FORGET, LEARNED, RETAIN, Membership
@@ -103,6 +103,8 @@ def examples_of(settings: Membership, split: str) -> list[Example]:
 
 def grouped(settings: Membership, split: str) -> list[list[Example]]:
     """The rows of a split by person. Raises SettingsError where they are no whole groups."""
+    setting, advice = ("people", "") if split == settings.people else ("reworded", "; reworded='' leaves this out")
+    check_split(settings.data.path, split, setting, advice)
     examples, size = examples_of(settings, split), settings.data.rows_per_person
     if len(examples) % size:
         raise SettingsError(

@@ -6,7 +6,7 @@ from omegaconf import MISSING
 
 from settings.inputs import Inputs
 from settings.language import Data, Finetune, Forget, Model, need_half_weights, refuse_quantize
-from settings.script import SettingsError, at_least, check_seed
+from settings.script import SettingsError, at_least, check_seed, check_shadows_apart
 from settings.training import FINETUNING, Method, Trainer
 
 LEAST_BLOCKS = 3  # one is attacked, and of every person the others must have two models of each role
@@ -39,6 +39,7 @@ class Membership:
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
+        check_shadows_apart(self.save_dir, self.shadows_dir)
         at_least("parts", self.parts, 2)
         at_least("batch_size", self.batch_size, 1)
         at_least("models", self.models, LEAST_BLOCKS * self.block)

@@ -335,12 +335,10 @@ def inventing_inputs() -> Iterator[WrongInput]:
     yield wrong(script, "too few shadow models", "models=8")
     yield wrong(script, "roles that cannot be shared out evenly", "models=14")
     yield wrong(script, "too few people", "models=24", "parts=4", "people=forget10", "reworded=''")
-    yield wrong(
-        script, "a split that is not grouped by person", "people=paraphrased_questions", "data.rows_per_person=4"
-    )
+    yield wrong(script, "a split that is not grouped by person", "people=full+replay")
     yield wrong(script, "another split in other words", "reworded=retain90")
     yield wrong(script, "people who are not taught", "split=retain90")
-    yield wrong(script, "an unknown step of a method", "method=scrub_bio")
+    yield wrong(script, "a split in other words that is not there", "reworded=paraphrased")
 
 
 def evaluation_inputs() -> Iterator[WrongInput]:

@@ -80,6 +80,13 @@ def test_attacking_single_models_would_come_to_less_than_one_half_where_there_is
     assert np.mean(aucs_of_gold(block=1)) < 0.45
 
 
+def test_one_spread_for_all_people_finds_more_with_few_shadow_models():
+    judged = (ROLES == FORGOTTEN) | (ROLES == NEVER)
+    losses, member = drawn_losses(7, forgotten=-1.5), ROLES[judged] == FORGOTTEN  # three standard deviations
+    shared, own = (ratios(losses, ROLES, FORGOTTEN, block=4, one_spread=one)[judged] for one in (True, False))
+    assert attack_auc(shared, member) > 0.93 > attack_auc(own, member) + 0.05
+
+
 def test_losses_that_rose_above_those_of_people_never_met_are_a_trace_too():
     figures = attack_people(drawn_losses(3, forgotten=3.0), ROLES, FORGOTTEN, NAMES, block=4)
     assert figures["auc"]["value"] > 0.99

@@ -82,6 +82,7 @@ def test_a_models_own_rows_hold_nothing_of_people_whom_it_never_meets(world, tex
         (["parts=1"], "parts=1 must be at least 2"),
         (["reworded=full"], "reworded='full' is the split of people, too"),
         (["data.people={seed: 0, of: {full: 4}}"], "data.people: the shadow models choose among all people"),
+        (["save_dir=a", "shadows_dir=a/b"], "shadows_dir='a/b' stands in save_dir='a', which is replaced whole"),
         (["method.name=gold"], "method.name='gold' is what a model is called that forgot nobody"),
     ],
 )
@@ -96,7 +97,8 @@ def test_settings_that_cannot_be_are_refused(world, text_base, overrides, line):
         (["people=full+replay"], "are no groups of data.rows_per_person=10|does not have the answers"),
         (["reworded=retain90"], "reworded='retain90' does not have the answers of people='full', row by row"),
         (["split=retain90"], "split=retain90 has no row about"),
-        (["reworded=no_split"], "no_split"),
+        (["reworded=no_split"], r"^reworded='no_split' is not in .*; reworded='' leaves this out$"),
+        (["people=no_split"], "^people='no_split' is not in "),
     ],
 )
 def test_rows_that_do_not_fit_together_are_refused(world, text_base, overrides, line):
