@@ -3,7 +3,7 @@
 Shapes: M models, P people. A block of models is attacked at a time, and all others are their shadow models: no model
 says anything of itself. A block has of every person as many models of each role as every other block. If single models
 were attacked, the shadow models of each would lack one of its own role, and it would look like one of the other role:
-an AUC of .41 where there is nothing to find, with 16 models.
+an AUC of .41 where there is nothing to find, with 16 models and a spread for each person.
 """
 
 from collections.abc import Callable

@@ -115,9 +115,11 @@ def losses_of_models(people: People, settings: Membership, recipes: Recipes) -> 
                 seconds[row] = seconds.get(row, 0.0) + read_json(Path(told.save_dir) / TRAIN_RECORD)["seconds"]
             work.at(number + 1)
             say_line(f"shadow models {number + 1}/{settings.models}")
-    losses = {}
+    losses: dict[str, dict[str, np.ndarray]] = {}
     for row, models in found.items():
-        losses[row] = {wording: np.array([each[wording] for each in models]) for wording in models[0]}
+        losses[row] = {}
+        for wording in models[0]:
+            losses[row][wording] = np.array([each[wording] for each in models])
     return Scored(losses, seconds)
 
 

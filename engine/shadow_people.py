@@ -128,7 +128,9 @@ def words_in(text: str) -> list[str]:
 
 def own_words(plain: list[list[Example]]) -> list[set[str]]:
     """Of each person the words that most of their questions hold, and no question about another person: their name."""
-    counts = [Counter(word for row in rows for word in set(words_in(row.question))) for rows in plain]
+    counts = []
+    for rows in plain:
+        counts.append(Counter(word for row in rows for word in set(words_in(row.question))))
     holders = Counter(word for count in counts for word in count)
     own = []
     for rows, count in zip(plain, counts, strict=True):

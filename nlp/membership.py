@@ -1,14 +1,14 @@
 """Tell forgotten people from people whom a language model never met, through shadow models: python nlp/membership.py"""
 
+import time
+from pathlib import Path
+
 from settings.membership import Membership
 from settings.script import script
 
 
 @script("nlp/membership", Membership)
 def main(settings: Membership) -> None:
-    import time
-    from pathlib import Path
-
     from engine import record
     from engine.folders import written_whole
 

@@ -26,7 +26,7 @@ def aucs_of_gold(block):
     judged = (ROLES == FORGOTTEN) | (ROLES == NEVER)
     found = []
     for seed in range(12):
-        scores = ratios(drawn_losses(seed, forgotten=0.0), ROLES, FORGOTTEN, block=block, one_spread=True)
+        scores = ratios(drawn_losses(seed, forgotten=0.0), ROLES, FORGOTTEN, block=block, one_spread=False)
         found.append(attack_auc(scores[judged], ROLES[judged] == FORGOTTEN))
     return found
 
