@@ -1,20 +1,14 @@
 """Verification and membership attacks as numbers in, number out.
 
 Shapes: M shadow models, T target models, Q queries. A membership score is what an attack says: it is larger for what
-looks learned. `member` says what was learned. U-LiRA's likelihood ratio stands in engine.retrained.
+looks learned. `member` says what was learned. U-LiRA's likelihood ratio stands in engine.likelihood_ratio.
 Sources: U-LiRA and U-MIA (Hayes et al., arXiv 2403.01218; Carlini et al., arXiv 2112.03570; Kurmanji et al., arXiv
 2302.09880; CLEAR, arXiv 2410.18057).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
-
-from engine.intervals import MIN_PEOPLE, bootstrap_weights, percentile_interval
-from engine.metrics import membership_auc, membership_tpr
 
 CLIP = 1e-6  # of (1 + cos) / 2
 TREE_DEPTH = 3  # of the attack's decision tree: questions in a row
@@ -139,15 +133,6 @@ def best_question(features: np.ndarray, member: np.ndarray, least: int) -> tuple
 # ---- how well an attack does
 
 
-def attack_auc(membership_score: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Share of (member, other) pairs whose member has the larger score, ties by half; .5: the attack knows nothing.
-
-    `membership_score` (n,), `member` bool (n,), `weights` (n,): how often each row counts; None: once.
-    """
-    parts = None if weights is None else (weights[member], weights[~member])
-    return membership_auc(membership_score[member], membership_score[~member], parts)
-
-
 def attack_accuracy(membership_score: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Balanced accuracy at a probability of 1/2: the mean over members and others of the share that is judged right.
 
@@ -158,17 +143,6 @@ def attack_accuracy(membership_score: np.ndarray, member: np.ndarray, weights: n
     of_members = np.average(right[member], weights=weights[member])
     of_others = np.average(right[~member], weights=weights[~member])
     return float((of_members + of_others) / 2)
-
-
-def attack_tpr(
-    membership_score: np.ndarray, member: np.ndarray, rate: float, weights: np.ndarray | None = None
-) -> float | None:
-    """Share of the members that score above all but a share `rate` of the others; arguments as those of `attack_auc`.
-
-    None: fewer than 10 / rate others cannot resolve it.
-    """
-    parts = None if weights is None else (weights[member], weights[~member])
-    return membership_tpr(membership_score[member], membership_score[~member], rate, parts)
 
 
 def share_of_members(right: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None) -> float:
@@ -184,53 +158,3 @@ def roc_curve(membership_score: np.ndarray, member: np.ndarray, points: int = 10
         above = membership_score >= threshold
         curve.append([float(above[~member].mean()), float(above[member].mean())])
     return curve
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of an attack with its 95 % interval over people and pairs of attacked models.
-
-    None where one cannot be known; `why` says so.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    why: str = ""
-
-
-def with_interval(
-    figure: Callable[..., float | None],
-    membership_score: np.ndarray,
-    member: np.ndarray,
-    people: np.ndarray,
-    pairs: np.ndarray,
-    *,
-    draws: int = 400,
-) -> Figure:
-    """A figure and its interval when as many people, and as many pairs of attacked models, are drawn with replacement.
-
-    A row counts as often as its person times as often as its pair: the pigeonhole bootstrap (Owen, arXiv 0712.1111),
-    whose intervals are too wide rather than too narrow. Pairs, since two models that met opposite halves of the people
-    belong together. Fewer than MIN_PEOPLE people have no interval.
-
-    Args:
-        figure: `figure(membership_score, member, weights)`.
-        membership_score: (n,).
-        member: bool (n,).
-        people: each row's person, (n,).
-        pairs: each row's pair of attacked models, (n,).
-        draws: number of draws.
-    """
-    value = figure(membership_score, member)
-    if value is None:
-        others = (~member).sum()
-        return Figure(None, None, None, f"not resolvable with {others} scores of people who were not met")
-    count = len(np.unique(people))
-    if count < MIN_PEOPLE:
-        return Figure(value, None, None, f"no interval with {count} people")
-    values = []
-    for weights in bootstrap_weights(people, pairs, draws):
-        if weights[member].any() and weights[~member].any():
-            values.append(figure(membership_score, member, weights))
-    return Figure(value, *percentile_interval(np.array(values)))

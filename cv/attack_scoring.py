@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from cv import attack_metrics as metrics
 from cv.division import Division, met_by
+from engine.likelihood_ratio import LEAST_SHADOWS, attack_auc, attack_tpr, likelihood_ratio, with_interval
 from engine.record import NETWORKS, QUERIES, write_json
-from engine.retrained import LEAST_MODELS, likelihood_ratio
 from settings.script import SettingsError
 
 RATES = {"TPR at 1% FPR": 0.01, "TPR at 0.1% FPR": 0.001}
@@ -88,11 +88,11 @@ def check_rounds(division: Division, models: int, targets: int) -> None:
     for first in range(0, models, targets):
         shadows = np.delete(learned, np.s_[first : first + targets], axis=0)
         fewest = np.minimum(shadows.sum(0), (~shadows).sum(0))
-        if fewest.min() < LEAST_MODELS:
+        if fewest.min() < LEAST_SHADOWS:
             raise SettingsError(
                 f"models={models} leaves {fewest.min()} shadow models on one side of {people[int(fewest.argmin())]!r} "
                 f"while models {first} to {first + targets - 1} are attacked; "
-                f"{LEAST_MODELS} are needed: more models, or more people"
+                f"{LEAST_SHADOWS} are needed: more models, or more people"
             )
 
 
@@ -201,11 +201,11 @@ def attack_figures(
 
     All arguments are (n,): a row's score, whether its person was met, its person, its model's pair.
     """
-    functions = {"accuracy": metrics.attack_accuracy, "auc": metrics.attack_auc}
+    functions = {"accuracy": metrics.attack_accuracy, "auc": attack_auc}
     functions |= {name: partial(tpr_at, rate) for name, rate in RATES.items()}
     figures: dict[str, Any] = {}
     for name, function in functions.items():
-        figures[name] = asdict(metrics.with_interval(function, membership_score, member, person, pairs))
+        figures[name] = asdict(with_interval(function, membership_score, member, person, pairs))
     return figures | {"roc": metrics.roc_curve(membership_score, member)}
 
 
@@ -219,7 +219,7 @@ def identification_figures(
     """
     figures = {}
     for name, asked in (("met", member), ("not met", ~member)):
-        figures[name] = asdict(metrics.with_interval(metrics.share_of_members, identified, asked, person, pairs))
+        figures[name] = asdict(with_interval(metrics.share_of_members, identified, asked, person, pairs))
     return figures
 
 
@@ -227,7 +227,7 @@ def tpr_at(
     rate: float, membership_score: np.ndarray, member: np.ndarray, weights: np.ndarray | None = None
 ) -> float | None:
     """`attack_tpr` with its rate first."""
-    return metrics.attack_tpr(membership_score, member, rate, weights)
+    return attack_tpr(membership_score, member, rate, weights)
 
 
 def person_figures(membership_score: np.ndarray, member: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
@@ -239,7 +239,7 @@ def person_figures(membership_score: np.ndarray, member: np.ndarray, rows: np.nd
         return {"accuracy": None, "auc": None}
     return {
         "accuracy": metrics.attack_accuracy(membership_score[rows], member[rows]),
-        "auc": metrics.attack_auc(membership_score[rows], member[rows]),
+        "auc": attack_auc(membership_score[rows], member[rows]),
     }
 
 

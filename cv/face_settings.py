@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from omegaconf import MISSING
 
 from settings.inputs import Inputs, Maker
-from settings.script import SettingsError, at_least, check_seed, one_of
+from settings.script import SettingsError, at_least, check_seed, check_shadows_apart, one_of
 from settings.training import FINETUNING, Method, Trainer, check_adapters, check_forgets, check_mask, check_report_to
 
 # whom a network learns: everyone it meets, or all of them but those to be forgotten (gold)
@@ -171,6 +171,7 @@ class AttackFaces:
         for name in ("models", "targets"):
             need_pairs_of_models(name, getattr(self, name))
         check_seed("seed", self.seed)
+        check_shadows_apart(self.save_dir, self.shadows_dir)
         at_least("together", self.together, 1)
         one_of("split", self.split, FINETUNE_SPLITS)
         if self.method is not None:

@@ -22,7 +22,7 @@ from settings.inputs import Inputs
 from settings.script import SettingsError, processes
 
 TRAIN_RECORD, EVAL_RECORD, ATTACK_RECORD = "train_meta.json", "eval_meta.json", "attack_meta.json"
-ALTERNATIVES_RECORD = "alternatives_meta.json"
+ALTERNATIVES_RECORD, MEMBERSHIP_RECORD = "alternatives_meta.json", "membership_meta.json"
 RECORDS = {"eval": EVAL_RECORD, "attack": ATTACK_RECORD}  # by kind of run; all others train
 EVAL_FOLDER = "eval_results"  # in a model's folder, where eval.py writes unless it is told another
 ATTACK_FOLDER = "attack_results"  # beside that, where attack.py writes
@@ -30,6 +30,7 @@ AGGREGATED = "eval_log_aggregated.json"  # all tasks of an evaluation in one fil
 VERIFICATION = "verification.json"  # accuracy, equal error rate and score distributions of face recognition
 ATTACK_FIGURES = "attack.json"  # what membership attacks tell of the forgotten and of the kept people
 NETWORKS, QUERIES = "similarities.safetensors", "queries.json"  # beside it: what each attacked network makes of what
+MEMBERSHIP_FIGURES = "membership.json"  # the same of people by their losses, through shadow language models
 PLAN = "benchmark.json"  # what run_benchmark.py leaves of its settings and stages
 OWN_RUNS = "own_runs.json"  # what a page of own runs was made of
 # what python -m report writes into the folder that holds one of these two

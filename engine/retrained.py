@@ -10,13 +10,12 @@ import numpy as np
 from scipy.special import logsumexp, xlogy
 from scipy.stats import beta
 
+from engine.likelihood_ratio import likelihood_ratio
+
 KLOM_BINS = 20
 KLOM_MOST = 100.0  # margins are clipped to as much on either side
 KLOM_LEAST = 1e-5  # what an empty bin of the retrained models counts
 DELTA = 1e-5  # of (epsilon, delta)
-LEAST_MODELS = 2  # models on each side of a query
-LEAST_SPREAD = 1e-3  # of a query's logits over models: with no spread at all any difference would be certainty
-NORMAL_MAD = 1.4826  # the standard deviation of a normal distribution over its median absolute deviation
 
 
 # ---- KLOM
@@ -70,57 +69,6 @@ def bin_shares(one: np.ndarray, two: np.ndarray) -> list[np.ndarray]:
         counts = np.bincount(bins[counted], minlength=queries * KLOM_BINS).reshape(queries, KLOM_BINS)
         shares.append(counts / counted.sum(0)[:, None])
     return shares
-
-
-# ---- likelihood ratios
-
-
-def robust_normal(logits: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Location and spread of each query's logits over some of the models.
-
-    Args:
-        logits: (M, Q).
-        chosen: which models count for which query, bool (M, Q).
-
-    Returns:
-        The median and the scaled median absolute deviation, each (Q,).
-
-    Raises:
-        ValueError: fewer than LEAST_MODELS models are chosen for a query.
-    """
-    if (few := chosen.sum(0)).min() < LEAST_MODELS:
-        raise ValueError(f"a query has {few.min()} shadow models on one side; at least {LEAST_MODELS} are needed")
-    picked = np.where(chosen, logits, np.nan)
-    location = median(picked)
-    return location, np.maximum(NORMAL_MAD * median(np.abs(picked - location)), LEAST_SPREAD)
-
-
-def median(values: np.ndarray) -> np.ndarray:
-    """Median over the first axis without NaN, (Q,), as NumPy's nanmedian gives it and ten times as fast."""
-    ordered, last = np.sort(values, axis=0), (~np.isnan(values)).sum(0) - 1  # NaN comes last
-    middle = np.take_along_axis(ordered, np.stack([last // 2, (last + 1) // 2]), axis=0)
-    return (middle[0] + middle[1]) / 2
-
-
-def likelihood_ratio(shadow: np.ndarray, learned: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """U-LiRA: how much likelier a target's logit is of a model that met the query's person than of one that did not.
-
-    Args:
-        shadow: verification logits of the shadow models, (M, Q).
-        learned: which of them learned (and forgot) the query's person, bool (M, Q); the others never met them.
-        target: verification logits of the targets, (T, Q).
-
-    Returns:
-        Logarithms of the ratio, (T, Q); above 0: learned.
-    """
-    location_in, spread_in = robust_normal(shadow, learned)
-    location_out, spread_out = robust_normal(shadow, ~learned)
-    return log_normal(target, location_in, spread_in) - log_normal(target, location_out, spread_out)
-
-
-def log_normal(x: np.ndarray, location: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Logarithm of the normal density without its constant."""
-    return -np.log(spread) - ((x - location) / spread) ** 2 / 2
 
 
 # ---- epsilon

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from engine.record import ATTACK_RECORD, EVAL_RECORD, PLAN, TRAIN_RECORD, what_no_longer_matches
+from engine.record import ATTACK_RECORD, EVAL_RECORD, MEMBERSHIP_RECORD, PLAN, TRAIN_RECORD, what_no_longer_matches
 from report.folder import read_plan
 from settings.script import SettingsError
 
@@ -24,7 +24,7 @@ def verify(folder: Path) -> tuple[int, list[str]]:
     Raises:
         SettingsError: There is no record.
     """
-    names = (TRAIN_RECORD, EVAL_RECORD, ATTACK_RECORD)
+    names = (TRAIN_RECORD, EVAL_RECORD, ATTACK_RECORD, MEMBERSHIP_RECORD)
     records = sorted(file for name in names for file in folder.rglob(name))
     if not records:
         raise SettingsError(f"{str(folder)!r} holds no record ({', '.join(names)}): there is nothing to verify")

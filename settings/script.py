@@ -90,6 +90,14 @@ def check_seed(name: str, value: int) -> None:
         raise SettingsError(f"{name}={value} must be below 2^32 ({SEEDS}): numpy takes no larger seed")
 
 
+def check_shadows_apart(save_dir: str, shadows_dir: str) -> None:
+    """Raise SettingsError where the kept models would stand in the folder of results, which is replaced whole."""
+    if Path(shadows_dir).resolve().is_relative_to(Path(save_dir).resolve()):
+        raise SettingsError(
+            f"shadows_dir={shadows_dir!r} stands in save_dir={save_dir!r}, which is replaced whole: name another folder"
+        )
+
+
 def share_of(name: str, value: float) -> None:
     """Raise SettingsError unless `value` is above 0 and at most 1."""
     if not 0 < value <= 1:

@@ -56,6 +56,7 @@ RIGHT = {
     "nlp/forget.py": ["model.made_by=''", "model_path=<model>"],
     "nlp/eval.py": ["model.made_by=''", "model_path=<model>"],
     "nlp/alternatives.py": ["model.made_by=''", "model_path=<model>"],
+    "nlp/membership.py": ["model.made_by=''", "model_path=<model>", "models=12", "shadows_dir=<folder>/shadows"],
     "cv/finetune.py": ["model_path=<network>"],
     "cv/forget.py": ["model_path=<network>"],
     "cv/eval.py": ["model_path=<network>"],
@@ -72,6 +73,7 @@ SCRIPTS = {  # heading on the page -> module
     "nlp/forget.py": "nlp.forget",
     "nlp/eval.py": "nlp.eval",
     "nlp/alternatives.py": "nlp.alternatives",
+    "nlp/membership.py": "nlp.membership",
     "cv/pretrain.py": "cv.pretrain",
     "cv/finetune.py": "cv.finetune",
     "cv/forget.py": "cv.forget",
@@ -329,6 +331,14 @@ def inventing_inputs() -> Iterator[WrongInput]:
     script = "nlp/alternatives.py"
     yield wrong(script, "answers that are not drawn", "temperature=0")
     yield wrong(script, "no answers at all", "each=0")
+    script = "nlp/membership.py"
+    yield wrong(script, "too few shadow models", "models=8")
+    yield wrong(script, "roles that cannot be shared out evenly", "models=14")
+    yield wrong(script, "too few people", "models=24", "parts=4", "people=forget10", "reworded=''")
+    yield wrong(script, "a split that is not grouped by person", "people=full+replay")
+    yield wrong(script, "another split in other words", "reworded=retain90")
+    yield wrong(script, "people who are not taught", "split=retain90")
+    yield wrong(script, "a split in other words that is not there", "reworded=paraphrased")
 
 
 def evaluation_inputs() -> Iterator[WrongInput]:

@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from engine.likelihood_ratio import likelihood_ratio, median, robust_normal
 from engine.retrained import (
     epsilon_bound,
     errors_of_telling,
     klom,
     largest_rate,
-    likelihood_ratio,
     margin,
-    median,
-    robust_normal,
 )
 
 RNG = np.random.default_rng(0)

@@ -14,7 +14,8 @@ from helpers import ENVIRONMENT, ROOT
 from settings.help import CONFIG, asks_for_help, help_text, introduction, own_settings
 
 SCRIPTS = [f"{track}/{script}" for track in ("mm", "nlp", "cv") for script in ("finetune", "forget", "eval")]
-SCRIPTS += ["cv/pretrain", "mm/attack", "nlp/attack", "cv/attack", "aggregate_eval_stat", "run_benchmark"]
+SCRIPTS += ["cv/pretrain", "mm/attack", "nlp/attack", "cv/attack", "nlp/membership"]
+SCRIPTS += ["aggregate_eval_stat", "run_benchmark"]
 MODULES = ["-m report", "-m mini_clear"]
 MOST_SECONDS = 0.6  # of CPU above Python's own start
 

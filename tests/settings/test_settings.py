@@ -13,6 +13,7 @@ from cv.face_settings import AttackFaces, EvalFaces, FinetuneFaces, ForgetFaces,
 from helpers import ROOT
 from settings.attacks import AttackRun
 from settings.language import Eval, Finetune, Forget, Invent
+from settings.membership import Membership
 from settings.results import Aggregate, RunBenchmark
 from settings.script import SettingsError, check_installation, choices, compose, end_processes, one_line_errors
 from settings.training import Trainer, trainer_of
@@ -28,6 +29,7 @@ SCRIPTS = {
     "nlp/eval": Eval,
     "nlp/attack": AttackRun,
     "nlp/alternatives": Invent,
+    "nlp/membership": Membership,
     "cv/pretrain": Pretrain,
     "cv/finetune": FinetuneFaces,
     "cv/forget": ForgetFaces,
