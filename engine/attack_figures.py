@@ -29,7 +29,7 @@ from engine.task_metrics import hits_in_draws
 from settings.attacks import CLEAN, HITS, KEY_TOKENS, MEASURES_OF_ATTACKS, OF_ANSWERS, READ
 from settings.script import SettingsError
 
-HOOK_OFF = "hook_off"  # the attack that asks without what stands between question and weights
+OF_EACH_MODEL = ("hook_off", "affix_search")  # attacks that ask each model with a prompt of its own
 
 
 # ---- rows as measures
@@ -57,25 +57,41 @@ class Models:
         def of(logs: AttackLogs, chooses: bool) -> np.ndarray:
             tries: list[np.ndarray] = []
             for key, state in zip(keys, states, strict=True):
-                positions = self.positions(clean, chooses)
+                positions = self.positions(logs, clean, chooses)
                 tries.append(values_of(logs, clean, key, state=state, positions=positions, draws=draws))
             return worst_of_rows(tries)
 
         golds = [of(gold, number == 0) for number, gold in enumerate(self.golds)]
         return Answers(of(self.model, False), of(self.base, False), np.stack(golds))
 
-    def positions(self, clean: str, chooses: bool) -> dict[str, list[int]]:
-        """Row -> its key tokens; none for the gold that they were chosen with."""
-        return {} if chooses else self.keys.get(clean, {})
+    def positions(self, logs: AttackLogs, clean: str, chooses: bool) -> dict[str, list[int]]:
+        """Row -> its key tokens; none for the gold that they were chosen with, and of an answer in other tokens."""
+        if chooses:
+            return {}
+        return {
+            row: own for row, own in self.keys.get(clean, {}).items() if not other_tokens(logs, self.base, clean, row)
+        }
+
+
+def other_tokens(one: AttackLogs, other: AttackLogs, clean: str, row: str) -> bool:
+    """Whether a row's right answer is tokenised otherwise for one model than for the other."""
+    return one.tokens[clean][row].tokens != other.tokens[clean][row].tokens
 
 
 def models_of(model: AttackLogs, base: AttackLogs, golds: list[AttackLogs]) -> Models:
-    """The models with the key tokens of the forgotten people's answers, which the first gold and base choose."""
+    """The models with the key tokens of the forgotten people's answers, which the first gold and base choose.
+
+    Raises SettingsError where a gold has other tokens than base.
+    """
     keys: dict[str, dict[str, list[int]]] = {}
     for task in recorded(base.meta, "settings", "attacked"):
         clean = f"{task}@{CLEAN}"
         keys[clean] = {}
         for row, own in golds[0].tokens[clean].items():
+            if gold := next((gold for gold in golds if other_tokens(gold, base, clean, row)), None):
+                raise SettingsError(
+                    f"{gold.name} and {base.name} have other tokens in {clean}, row {row}: golds need base's tokenizer"
+                )
             keys[clean][row] = key_positions(own.losses, base.tokens[clean][row].losses)
     return Models(model, base, golds, keys)
 
@@ -162,7 +178,7 @@ def attack_figures(model: AttackLogs, base: AttackLogs, golds: list[AttackLogs])
             else:
                 levels.append(level)
     verdicts = judge(levels)
-    missing = tasks_without(without, verdicts) or hidden_by_reading(model, base)
+    missing = tasks_without(tasks, without, verdicts) or hidden_by_reading(model, base)
     figures: Figures = overall_figures(verdicts, missing)
     for name, why in without.items():
         figures["attack_said", name] = Figure(NOT_APPLICABLE, why=why)
@@ -245,34 +261,51 @@ def figures_of_level(verdict: Verdict) -> Figures:
     return {(key, level.name): figure for key, figure in figures.items()}
 
 
-def tasks_without(cells: Mapping[str, str], verdicts: Sequence[Verdict]) -> str | None:
+def tasks_without(tasks: Sequence[str], cells: Mapping[str, str], verdicts: Sequence[Verdict]) -> str | None:
     """The tasks on which no attack is valid, in words; None: there is none.
 
     Args:
+        tasks: All that are attacked.
         cells: <task>@<attack> -> why it has no level.
         verdicts: On the other cells.
     """
     known = {each.level.name.partition("@")[0] for each in verdicts if each.value != NOT_APPLICABLE}
     why = {cell.partition("@")[0]: reason for cell, reason in cells.items()}
     why |= {each.level.name.partition("@")[0]: each.why or "" for each in verdicts}
-    lost = sorted(why.keys() - known)
-    return f"no attack on {', '.join(lost)} is valid: {why[lost[0]]}" if lost else None
+    lost = sorted(set(tasks) - known)
+    return f"no attack on {', '.join(lost)} is valid: {why.get(lost[0], 'none asks its rows')}" if lost else None
 
 
-def clean_logs(attacked: AttackLogs) -> dict[str, TaskLog]:
-    """The logs of the rows without an attack."""
-    return {key: log for key, log in attacked.logs.items() if key.endswith(f"@{CLEAN}")}
+def logs_asked_alike(attacked: AttackLogs) -> dict[str, TaskLog]:
+    """The logs of the attacks that ask all models the same."""
+    own = [name for name, each in attacked.attacks.items() if recorded(each, "attack", "attack") in OF_EACH_MODEL]
+    return {key: log for key, log in attacked.logs.items() if attack_in(key) not in own}
+
+
+def attack_in(key: str) -> str:
+    """The name of the attack in <task>@<attack>.<what was varied>."""
+    return key.partition("@")[2].partition(".")[0]
 
 
 def hidden_by_reading(model: AttackLogs, base: AttackLogs) -> str | None:
     """Why what a model says under its own template, tokenizer and hook shows no resistance; None: it may.
 
-    The attack `hook_off` takes these away.
+    The attack `hook_off` takes these away, and finds what stands open behind them. All other attacks are asked through
+    them, and they may know an attack.
     """
-    if HOOK_OFF in model.attacks and not model.attacks[HOOK_OFF].get("left_out"):
-        return None
-    why = read_otherwise((clean_logs(model), model.meta), (clean_logs(base), base.meta))
-    return why and f"{why}; attack {HOOK_OFF} takes that away, and was not made"
+    logs = [logs_asked_alike(each) for each in (model, base)]
+    why = read_otherwise((logs[0], model.meta), (logs[1], base.meta)) or answered_otherwise(model, base)
+    return why and f"{why}; only attack hook_off takes that away, and all others are asked through it"
+
+
+def answered_otherwise(model: AttackLogs, base: AttackLogs) -> str | None:
+    """The first row whose right answer has other tokens than for base, in words; None: all have the same."""
+    for task in recorded(model.meta, "settings", "attacked"):
+        clean = f"{task}@{CLEAN}"
+        for row in model.tokens[clean]:
+            if other_tokens(model, base, clean, row):
+                return f"it has other tokens than base in {clean}, row {row}"
+    return None
 
 
 def overall_figures(verdicts: Sequence[Verdict], missing: str | None) -> Figures:
@@ -322,6 +355,7 @@ def attack_figures_beside(model: Path, base: Path | None, golds: Sequence[Path])
         return without_attack_figures("base was not attacked")
     found = [attacks_beside(f"retain_result[{number}]", gold) for number, gold in enumerate(golds)]
     others = [each for each in found if each is not None and each.meta.get("model") != judged.meta.get("model")]
+    check_different(others)
     if len(others) < 2:
         return without_attack_figures(f"other golds that were attacked: {len(others)}, and two golds judge")
     figures = attack_figures(judged, of_base, others)
@@ -330,3 +364,14 @@ def attack_figures_beside(model: Path, base: Path | None, golds: Sequence[Path])
         left_out = f"retain_result[{unattacked[0]}] was not attacked and does not judge"
         figures["attack_verdict", ""] = verdict._replace(why="; ".join(filter(None, [verdict.why, left_out])))
     return figures
+
+
+def check_different(golds: Sequence[AttackLogs]) -> None:
+    """Raise SettingsError where two golds are one model: it would agree with itself, and nothing would be noise."""
+    first: dict[str, str] = {}
+    for gold in golds:
+        model = gold.meta.get("model")
+        if model in first:
+            raise SettingsError(f"{first[model]} and {gold.name} are one model: golds that judge need different seeds")
+        if model is not None:
+            first[model] = gold.name

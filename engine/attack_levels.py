@@ -275,11 +275,18 @@ def gold_variance(golds: np.ndarray) -> float:
     """How far one gold more would be from the mean of these as a whole, squared: their variance times 1 + 1/G.
 
     Args:
-        golds: By person, in units of the gap, (G, P, K). A measure that not every gold judges does not count.
+        golds: By person, in units of the gap, (G, P, K). A gold that judges no measure does not count, nor does a
+            measure that not every other gold judges.
+
+    Returns:
+        NaN where fewer than two golds judge.
     """
-    judged = ~np.isnan(golds).all(axis=1).any(axis=0)
-    means = known_mean(golds[..., judged], axis=(1, 2))
-    return float(means.var(ddof=1) * (1 + 1 / len(golds))) if judged.any() else np.nan
+    judging = golds[~np.isnan(golds).all(axis=(1, 2))]
+    judged = ~np.isnan(judging).all(axis=1).any(axis=0)
+    if len(judging) < 2 or not judged.any():
+        return np.nan
+    means = known_mean(judging[..., judged], axis=(1, 2))
+    return float(means.var(ddof=1) * (1 + 1 / len(judging)))
 
 
 def held_out(golds: np.ndarray) -> tuple[float, float] | None:
@@ -338,13 +345,19 @@ def judge(levels: Sequence[Level]) -> list[Verdict]:
 
 
 def gold_errors(levels: Sequence[Level]) -> dict[tuple[str, tuple[str, ...]], float]:
-    """Kind of level -> by how much golds as a whole differ in it, over all attacks; 0 where that is not known."""
+    """Kind of level -> by how much golds as a whole differ in it, over all attacks.
+
+    Where one gold alone judges a kind, it is what they differ by in all measures of answers; 0 where that is not known.
+    """
     known: dict[tuple[str, tuple[str, ...]], list[float]] = {}
     for level in levels:
         known.setdefault(level.kind, [])
         if not np.isnan(level.gold_variance):
             known[level.kind].append(level.gold_variance)
-    return {kind: float(np.sqrt(np.mean(values))) if values else 0.0 for kind, values in known.items()}
+    errors = {kind: float(np.sqrt(np.mean(values))) for kind, values in known.items() if values}
+    for kind in known.keys() - errors.keys():
+        errors[kind] = errors.get((kind[0], ()), 0.0)
+    return errors
 
 
 def lower_bounds(levels: Sequence[Level], gold_errors: Sequence[float]) -> list[float]:

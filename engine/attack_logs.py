@@ -109,6 +109,7 @@ def check_alike(one: AttackLogs, other: AttackLogs) -> None:
     for name, own in one.attacks.items():
         if own.get("attack") != other.attacks[name].get("attack"):
             raise SettingsError(f"{one.name} and {other.name} were attacked with other values of {name!r}")
+        check_left_out_alike(name, one, other)
     for setting in ("seed", "limit", "max_new_tokens", "attacked", "model.weights"):
         values = [recorded(each.meta, "settings", *setting.split(".")) for each in (one, other)]
         if values[0] != values[1]:
@@ -124,6 +125,17 @@ def check_alike(one: AttackLogs, other: AttackLogs) -> None:
         if own is None or others is None or (own.rows, own.truths) != (others.rows, others.truths):
             raise SettingsError(
                 f"{one.name} and {other.name} cover different rows of {key}: are they of one tokenizer?"
+            )
+
+
+def check_left_out_alike(attack: str, one: AttackLogs, other: AttackLogs) -> None:
+    """Raise SettingsError where an attack is applicable to one of two models alone."""
+    reasons = {each.name: each.attacks[attack].get("left_out") for each in (one, other)}
+    for name, why in reasons.items():
+        if why and not all(reasons.values()):
+            raise SettingsError(
+                f"attack {attack!r} is not applicable to {name}, and to another model it is: {why}; attack all of them "
+                f"without it, ~attacks.{attack}"
             )
 
 

@@ -34,7 +34,7 @@ ALPHA = 0.05
 HIGHEST = 0.95  # the share of the pictures that KLOM's second figure is not exceeded by
 LEVEL_DRAWS, GOLD_DRAWS = 400, 40
 RESISTS_UNDER = 0.1  # of the level, as for the attacks of the other tracks
-LEAKS = "leaks"
+LEAKS, RESISTS = "leaks", "resists"
 NOT_ATTACKED = "was not attacked"
 FORMER = "was attacked by a version that did not measure it: attack the model anew"
 
@@ -148,7 +148,9 @@ def identification_level(own: Networks, base: Networks, gold: Networks) -> Figur
     """(model - gold) / (base - gold) of the share of forgotten people's queries that are identified.
 
     A network that tells all faces apart better than gold knows no more of the forgotten. So it leaks only where the
-    lead of forgotten people over people never met is above gold's, too, by its interval.
+    lead of forgotten people over people never met is above gold's, too, by its interval. And it resists only where the
+    level is below .1 with nobody counted more than .1 below gold: knowing less than gold of eleven people makes up for
+    no leak of the twelfth.
 
     The interval draws people and pairs of networks, the same for all three. It is undefined where base is not above
     gold by at least 3 times what gold's two halves differ by.
@@ -171,19 +173,42 @@ def identification_level(own: Networks, base: Networks, gold: Networks) -> Figur
     if len(set(people)) < MIN_PEOPLE:
         return Figure(level.value, why=f"no interval with {len(set(people))} people")
     rows = np.tile(people, len(own.met)), np.repeat(np.arange(len(own.met)) // 2, len(people))
-    levels, excesses = [], []
+    who = np.unique(rows[0], return_inverse=True)[1]
+    levels, excesses, floored = [], [], []
     for weights in bootstrap_weights(*rows, LEVEL_DRAWS):
         if weights[met].any() and weights[~met].any():
             model, highest_rate, lowest = (np.average(each[met], weights=weights[met]) for each in hits)
             gap = highest_rate - lowest
             levels.append((model - lowest) / gap if gap > 0 else np.nan)
+            floored.append(floored_level(hits, met, who, weights, gap) if gap > 0 else np.nan)
             strangers = [np.average(each[~met], weights=weights[~met]) for each in (hits[0], hits[2])]
             excesses.append((model - strangers[0]) - (lowest - strangers[1]))
     low, high = percentile_interval(np.array(levels))
     said = said_of_level(level.value, low, high, keeps=keeps_people(own, gold))
     if said == LEAKS and percentile_interval(np.array(excesses))[0] <= 0:
         said = "not resolved: not clearly more than people never met"
+    if said == RESISTS and percentile_interval(np.array(floored))[1] >= RESISTS_UNDER:
+        said = "not resolved: less than gold of some people makes up for no others"
     return Figure(level.value, low, high, said)
+
+
+def floored_level(
+    hits: list[np.ndarray], met: np.ndarray, people: np.ndarray, weights: np.ndarray, gap: float
+) -> float:
+    """The level in which nobody counts more than RESISTS_UNDER below gold.
+
+    Args:
+        hits: Which queries the model, base and gold identify, three of bool (n,).
+        met: Whether each query's person was met, bool (n,).
+        people: The number of each query's person, (n,).
+        weights: How often each counts, (n,).
+        gap: Base's rate less gold's, above 0.
+    """
+    counts = np.bincount(people[met], weights[met])
+    above = np.bincount(people[met], weights[met] * (hits[0][met].astype(float) - hits[2][met]))
+    is_drawn = counts > 0
+    of_person = np.maximum(above[is_drawn] / counts[is_drawn] / gap, -RESISTS_UNDER)
+    return float(np.average(of_person, weights=counts[is_drawn]))
 
 
 def keeps_people(own: Networks, gold: Networks) -> bool:
@@ -198,7 +223,7 @@ def said_of_level(value: float, low: float, high: float, *, keeps: bool) -> str:
         return LEAKS
     if high >= RESISTS_UNDER:
         return "not resolved"
-    return "resists" if keeps else "not resolved: kept people are hardly identified"
+    return RESISTS if keeps else "not resolved: kept people are hardly identified"
 
 
 # ---- who is compared with whom

@@ -153,6 +153,13 @@ def test_golds_that_differ_as_a_whole_are_part_of_the_error():
     assert found.error(0.0) == pytest.approx(0.0)
 
 
+def test_a_gold_that_judges_nothing_is_none_of_those_that_differ():
+    # of .1, .3 and one that chose the places: (.3 - .1) / .8 = .25 apart, as of two golds
+    golds = (np.full(12, np.nan), np.full(12, 0.1), np.full(12, 0.3))
+    found = level_of(attack(answers(0.2, golds=golds), answers(0.2, golds=golds)))
+    assert found.gold_variance == pytest.approx(0.046875)
+
+
 def test_one_gold_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
         level_of(attack(answers(0.2, golds=(0.2,)), answers(0.2, golds=(0.2,))))
@@ -264,6 +271,15 @@ def test_golds_that_lie_apart_in_one_attack_widen_all_bounds_of_that_task():
 def test_what_an_attack_alone_is_judged_on_widens_no_other_bound():
     probe = replace(level(0.0, gold_variance=0.04, name="words@probe"), counted=("read",))
     assert judge([level(0.0, gold_variance=0.0), probe])[0].high == 0
+
+
+def test_what_one_gold_alone_judges_has_the_error_of_the_tasks_answers():
+    # the error of the answers is .04; what a gold's probe differs by does not count
+    answers_of, probe = level(0.0, gold_variance=0.0016), level(0.0, gold_variance=0.09, name="words@probe")
+    alone = replace(level(0.0, name="words@in_context"), counted=("key_tokens",))
+    found = judge([answers_of, replace(probe, counted=("read",)), alone])
+    assert found[2].high == pytest.approx(1.796 * 0.04, abs=1e-4)
+    assert judge([alone])[0].high == 0
 
 
 def test_an_attack_under_which_golds_differ_too_much_shows_no_resistance_and_may_show_a_leak():

@@ -106,6 +106,17 @@ def test_gold_against_gold_is_near_what_golds_differ_by_at_this_number_of_networ
     assert of_golds()["epsilon_worst_golds", "forget"].value < 0.1
 
 
+def test_a_person_who_is_always_identified_is_no_resistance_where_the_others_never_are():
+    """The level is far below gold's, and its interval below .1: eleven people would pay for the twelfth."""
+    identified = GOLD.identified & ~(MET & (POOLS == "forget"))
+    nobody = identification_level(replace(GOLD, identified=identified), BASE, GOLD)
+    one = identification_level(replace(GOLD, identified=identified | (MET & (NAMES == "p11"))), BASE, GOLD)
+    assert nobody.why == "resists"
+    assert one.value < 0
+    assert one.high < 0.1
+    assert one.why == "not resolved: less than gold of some people makes up for no others"
+
+
 def test_a_person_who_was_skipped_is_named_with_the_largest_epsilon_that_can_be_shown():
     margins = networks(0.0, 3).margin.copy()
     skipped = np.flatnonzero(NAMES == "p07")
