@@ -1,7 +1,5 @@
 """A benchmark whose models are attacked, to its end: every model attacked once, a verdict each, a table and a page."""
 
-from pathlib import Path
-
 import pandas
 import pytest
 from test_run_benchmark import benchmark
@@ -18,29 +16,35 @@ ATTACK = [
 ]
 
 
-@pytest.fixture(scope="module")
-def attacked(world_overrides, tmp_path_factory):
-    attack = [*ATTACK, *world_overrides]
+@pytest.mark.slow  # one test, because tests that run beside each other would each make the models
+def test_base_golds_and_methods_are_attacked_once_and_each_has_a_verdict_a_line_and_its_place_on_the_page(
+    world_overrides, tmp_path, monkeypatch
+):
     seconds = {"finetune": 1.0, "forget": 1.0, "eval": 1.0, "attack": 1.0}
-    changes = {"golds": 2, "attack": attack, "expected_seconds": seconds}
-    settings = benchmark(world_overrides, tmp_path_factory.mktemp("attacked"), **changes)
+    changes = {"golds": 2, "attack": [*ATTACK, *world_overrides], "expected_seconds": seconds}
+    settings = benchmark(world_overrides, tmp_path, **changes)
     run_benchmark.main.recipe(settings)
-    return settings
+    check_attacks(tmp_path)
+    check_verdicts(pandas.read_parquet(tmp_path / "results.parquet"))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Under attack" in page
+    assert "prefill" in page
+    names = []
+    monkeypatch.setattr(benchmark_stages, "run_stage", lambda stage, *_: names.append(stage.name))
+    run_benchmark.main.recipe(settings)
+    assert names == []  # a second run attacks nobody again
 
 
-@pytest.mark.slow
-def test_base_golds_and_methods_are_attacked_and_the_table_has_a_line_per_attack(attacked):
-    lines = (Path(attacked.results_dir) / "attacks.md").read_text(encoding="utf-8").splitlines()
+def check_attacks(folder):
+    lines = (folder / "attacks.md").read_text(encoding="utf-8").splitlines()
     models = [cell.strip() for cell in lines[0].split("|")[2:-1]]
     assert models == ["gold", "base", "grad_ascent", "gold_seed1000"]
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["all attacks", "prefill", "noise"]
-    folders = [path.parent.name for path in Path(attacked.results_dir).glob("models/*/attack_results")]
-    assert sorted(folders) == ["base_seed0", "gold_seed0", "gold_seed1000", "grad_ascent_seed0"]
+    attacked = [path.parent.name for path in folder.glob("models/*/attack_results")]
+    assert sorted(attacked) == ["base_seed0", "gold_seed0", "gold_seed1000", "grad_ascent_seed0"]
 
 
-@pytest.mark.slow
-def test_every_attacked_model_has_its_levels_and_a_verdict_that_says_why(attacked):
-    table = pandas.read_parquet(Path(attacked.results_dir) / "results.parquet")
+def check_verdicts(table):
     verdicts = table[table.measure == "attack_verdict"].set_index("model")
     assert set(verdicts.index) == {"base", "gold", "grad_ascent"}
     assert verdicts.loc["gold", "why"] == "other golds that were attacked: 1, and two golds judge"
@@ -50,18 +54,3 @@ def test_every_attacked_model_has_its_levels_and_a_verdict_that_says_why(attacke
     for model in ("base", "grad_ascent"):
         assert set(said[said.model == model].task) == expected
     assert said[said.value.isna()].empty
-
-
-@pytest.mark.slow
-def test_the_page_has_a_section_of_attacks(attacked):
-    page = (Path(attacked.results_dir) / "report.html").read_text(encoding="utf-8")
-    assert "Under attack" in page
-    assert "prefill" in page
-
-
-@pytest.mark.slow
-def test_a_second_run_attacks_nobody_again(attacked, monkeypatch):
-    names = []
-    monkeypatch.setattr(benchmark_stages, "run_stage", lambda stage, *_: names.append(stage.name))
-    run_benchmark.main.recipe(attacked)
-    assert names == []
