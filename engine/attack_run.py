@@ -40,6 +40,7 @@ from engine.source import Code, code_of
 from engine.start_checks import check_start
 from settings.attacks import CLEAN, READ, Attack, AttackRun
 from settings.inputs import Inputs
+from settings.language import Model
 from settings.script import processes
 
 COLUMNS = TOKEN_COLUMNS.append(pyarrow.field("task", pyarrow.string()))  # <task>@<attack>.<variant>
@@ -141,8 +142,8 @@ def attack_model(
     rows: dict[str, list[TaskRow]],
     settings: AttackRun,
     *,
-    open_base: Callable[[], nn.Module],
-    open_base_encoder: Callable[[], Any],
+    open_model: Callable[[str, Model], nn.Module],
+    open_encoder: Callable[[str, Model], Any],
     facts: dict[str, Any],
     say: Callable[[str], None] = say_line,
 ) -> None:
@@ -155,8 +156,8 @@ def attack_model(
         encoder: Examples -> batches.
         rows: Of `read_attacked`.
         settings: Of the attacks.
-        open_base: Gives the model before forgetting, when an attack needs its weights.
-        open_base_encoder: Gives that model's encoder.
+        open_model: Opens the model at a path: the one before forgetting, when an attack needs its weights.
+        open_encoder: Opens that model's encoder.
         facts: What the record says of the run besides.
         say: Takes a line of progress.
     """
@@ -177,8 +178,10 @@ def attack_model(
             check_start(model, encoder, [example], forward, say)
         way = way_for(model, encoder, rows, settings.batch_size, say)
     target = Target(
-        model, encoder, rows, settings.tasks, settings.attacked, once(open_base), open_base_encoder, settings.seed,
-        tuple(settings.model.freeze),
+        model, encoder, rows, settings.tasks, settings.attacked,
+        once(lambda: open_model(settings.base_path, settings.model)),
+        lambda: open_encoder(settings.base_path, settings.model),
+        settings.seed, tuple(settings.model.freeze),
     )  # fmt: skip
     places: dict[str, Path] = {}
     for name, attack in attacks.items():

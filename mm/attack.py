@@ -26,15 +26,8 @@ def main(settings: AttackRun) -> None:
     encoder = open_encoder(settings.model_path, settings.model)
     check_answers(encoder, rows)
     model = open_model(settings.model_path, settings.model).to(processes().device)
-    attack_model(
-        model,
-        encoder,
-        rows,
-        settings,
-        open_base=lambda: open_model(settings.base_path, settings.model),
-        open_base_encoder=lambda: open_encoder(settings.base_path, settings.model),
-        facts=run_facts(settings, code),
-    )
+    opens = {"open_model": open_model, "open_encoder": open_encoder}
+    attack_model(model, encoder, rows, settings, **opens, facts=run_facts(settings, code))
     say_line(f"attacked: {settings.save_dir}")
 
 

@@ -37,9 +37,7 @@ EXAMPLES = (
 
 @contextlib.contextmanager
 def no_search_for_cycles() -> Iterator[None]:
-    """Python looks for objects that hold each other in cycles, again and again through all that logs are made of, which
-    hold each other in none.
-    """
+    """Python's garbage collector is off meanwhile: it would look through all logs again and again, and frees none."""
     looked = gc.isenabled()
     gc.disable()
     try:
