@@ -10,8 +10,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
@@ -23,6 +25,7 @@ from helpers import BASE, write_faces
 from mini_clear.dataset_folder import write_world
 from mini_clear.text_base import write_text_base
 from mm.encoder import PictureEncoder
+from nlp.encoder import TextEncoder
 from settings.language import Columns, Data
 
 
@@ -149,3 +152,15 @@ def qwen(qwen_encoder):
     vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 32}
     torch.manual_seed(0)
     return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids)).eval()
+
+
+@pytest.fixture(scope="module")
+def text_encoder(text_base):
+    """Encodes chats for the tiny language model."""
+    return TextEncoder(AutoTokenizer.from_pretrained(text_base))
+
+
+@pytest.fixture
+def text_model(text_base):
+    """The tiny language model, in eval mode; a test may change it."""
+    return AutoModelForCausalLM.from_pretrained(text_base, dtype=torch.float32).eval()

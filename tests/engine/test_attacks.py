@@ -31,16 +31,6 @@ PEOPLE = ("Ann Lee", "Bo Dahl", "Cy Voss", "Di Marsh")
 FACTS = ("was born in Oslo", "writes short novels", "keeps three cats", "won a prize in May")
 
 
-@pytest.fixture(scope="module")
-def text_encoder(text_base):
-    return TextEncoder(AutoTokenizer.from_pretrained(text_base))
-
-
-@pytest.fixture
-def text_model(text_base):
-    return AutoModelForCausalLM.from_pretrained(text_base, dtype=torch.float32).eval()
-
-
 def rows_of(names, split):
     made = []
     for name in names:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from data_module import TaskRow
 from engine.attack_target import NotApplicable, Target, person_of
@@ -24,21 +24,10 @@ from engine.attacks_on_states import (
 from engine.kept_hook import layers_of
 from engine.language_model import forward
 from helpers import attack_of, example, share_said, told_by, world_target
-from nlp.encoder import TextEncoder
 from settings.attacks import Attack
 from settings.script import SettingsError
 
 PEOPLE = {"words": ("Ann Lee", "Bo Dahl", "Cy Voss", "Di Marsh"), "kept": ("Ed Roe", "Flo Quist")}
-
-
-@pytest.fixture(scope="module")
-def text_encoder(text_base):
-    return TextEncoder(AutoTokenizer.from_pretrained(text_base))
-
-
-@pytest.fixture
-def text_model(text_base):
-    return AutoModelForCausalLM.from_pretrained(text_base, dtype=torch.float32).eval()
 
 
 def target_of(model, encoder, rows=None):
