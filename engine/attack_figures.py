@@ -29,6 +29,7 @@ from engine.task_metrics import hits_in_draws
 from settings.attacks import CLEAN, HITS, KEY_TOKENS, MEASURES_OF_ATTACKS, OF_ANSWERS, READ
 from settings.script import SettingsError
 
+TELLING = 0.05  # nats that gold's states must cost base in a layer that tells what gold does not know
 OF_EACH_MODEL = ("hook_off", "affix_search")  # attacks that ask each model with a prompt of its own
 
 
@@ -184,21 +185,51 @@ def attack_figures(model: AttackLogs, base: AttackLogs, golds: list[AttackLogs])
         figures["attack_said", name] = Figure(NOT_APPLICABLE, why=why)
     for each in verdicts:
         figures |= figures_of_level(each)
-    for attack, about in model.attacks.items():
-        figures |= recorded_figures(attack, about, tasks)
-    return figures
+    return figures | recorded_figures(models, tasks)
 
 
-def recorded_figures(attack: str, about: dict[str, Any], tasks: Sequence[str]) -> Figures:
-    """What the record of an attack says by itself: why it was left out, and how many codes are base's."""
+def recorded_figures(models: Models, tasks: Sequence[str]) -> Figures:
+    """What the records of attacks say by themselves: why one was left out, how many codes are base's, and how deep
+    forgetting goes.
+    """
     figures: Figures = {}
-    if about.get("left_out"):
-        for task in tasks:
-            figures["attack_said", f"{task}@{attack}"] = Figure(NOT_APPLICABLE, why=about["left_out"])
-    for key, facts in (about.get("facts") or {}).items():
-        if key.partition("@")[0] in tasks:
-            figures["attack_equal_codes", key] = Figure(facts.get("equal_codes"))
+    for attack, about in models.model.attacks.items():
+        if about.get("left_out"):
+            for task in tasks:
+                figures["attack_said", f"{task}@{attack}"] = Figure(NOT_APPLICABLE, why=about["left_out"])
+        is_patched = recorded(about, "attack", "attack") == "patch_states"
+        for key, facts in (about.get("facts") or {}).items():
+            if key.partition("@")[0] not in tasks:
+                continue
+            if is_patched:
+                of_base, *of_golds = (each.attacks[attack]["facts"][key] for each in (models.base, *models.golds))
+                figures["attack_depth", key] = depth_score(of_base, facts, of_golds)
+            else:
+                figures["attack_equal_codes", key] = Figure(facts.get("equal_codes"))
     return figures
+
+
+def depth_score(base: Mapping[str, float], model: Mapping[str, float], golds: Sequence[Mapping[str, float]]) -> Figure:
+    """How much of what gold does not know is gone from a model's states, from 0 to 1: base, and as in gold.
+
+    Of each layer, d = mean log probability of right answers in base - the same with the layer's states of another
+    model in base. UDS = sum of d_gold clip(d_model / d_gold, 0, 1) over the sum of d_gold, over the layers whose d_gold
+    is above .05 nats. Gold's states are put at all answer tokens and d_gold is the golds' mean; UDS puts them at the
+    tokens of an entity.
+
+    Source: UDS (arXiv 2605.24614).
+
+    Args:
+        base: Number of a layer -> mean log probability with base's own states.
+        model: The same with the judged model's.
+        golds: The same with each gold's.
+    """
+    layers = {layer: base[layer] - float(np.mean([gold[layer] for gold in golds])) for layer in base}
+    counted = {layer: drop for layer, drop in layers.items() if drop > TELLING}
+    if not counted:
+        return Figure(None, why=f"gold's states cost base at most {TELLING} nats in every layer")
+    gone = [min(max(base[layer] - model[layer], 0.0), drop) for layer, drop in counted.items()]
+    return Figure(sum(gone) / sum(counted.values()))
 
 
 def cells_of(model: AttackLogs, attack: str, about: dict[str, Any]) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ from engine.attacks_in_words import (
     reworded,
     wordings_of,
 )
-from engine.attacks_on_states import lens, refusal_direction
+from engine.attacks_on_states import lens, patch_states, refusal_direction
 from engine.attacks_on_weights import SPLITS, hook_off, interpolate, noise, quantise, relearn
 from engine.picture_changes import change_of
 from engine.quantise import FORMATS
@@ -48,7 +48,7 @@ KIND = {
         sign_noise,
     ),
     "weights": (hook_off, refusal_direction, noise, interpolate, quantise, relearn),
-    "reader": (draws, samples, probe_people, lens),
+    "reader": (draws, samples, probe_people, lens, patch_states),
 }
 TINY = 1e-12  # what is above 0
 FUNCTIONS: dict[str, Callable[..., Variants]] = {each.__name__: each for own in KIND.values() for each in own}

@@ -1,8 +1,11 @@
-"""Attacks on the hidden states of decoder layers: answers read before the last layer, and a direction taken out."""
+"""Attacks on the hidden states of decoder layers: answers read before the last layer, states put into base, and a
+direction taken out.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +14,12 @@ from torch import Tensor, nn
 from data_module import TaskRow
 from engine.attack_target import NotApplicable, Target, Variant, Variants
 from engine.attacks_in_words import PROMPTS_AT_ONCE, first_of_each_person
-from engine.attacks_on_weights import people_apart
-from engine.kept_hook import layers_of
-from engine.score_answers import Prompt, score_prompts
+from engine.attacks_on_weights import people_apart, restored, same_weights
+from engine.kept_hook import layers_of, without_hook
+from engine.language_model import forward, pack_rows, packs
+from engine.pairs import Batch
+from engine.score_answers import Prompt, figures_of_answers, score_prompts
+from unlearn_losses import IGNORE
 
 ROWS_AT_ONCE = 32
 
@@ -90,6 +96,110 @@ def most_telling_layer(target: Target, rows: Sequence[TaskRow]) -> int:
             shares.append(np.mean(result.answers[prompt.answers[0]].correct[:-1]))  # without the end
         said.append(float(np.mean(shares)))
     return max(layers, key=lambda layer: (said[layer], layer))
+
+
+# ---- states put into base
+
+
+class AtAnswers(NamedTuple):
+    """Rows of a task with the states that a model has where their answers are predicted.
+
+    Attributes:
+        rows: B rows.
+        batch: As the model takes them.
+        states: Number of a layer -> (N, H) in main memory, for all answer tokens of the B rows, the ends too. A layer
+            that does not run on these rows is left out.
+    """
+
+    rows: list[TaskRow]
+    batch: Batch
+    states: dict[int, Tensor]
+
+
+def patch_states(target: Target) -> Variants:
+    """Put the model's states into base, layer by layer, and read how likely base then finds the right answers.
+
+    Where an answer's tokens are predicted, what one layer of base gives is replaced by what the model's layer gives.
+    Base's layers above read it. A method that only changes the last layers leaves in the layers below what base reads
+    there. Of each row and layer the geometric mean of its tokens' probabilities is taken, without the end. What is read
+    of a row is the mean over all layers. Facts, by the number of a layer: the mean over rows of their mean log
+    probability, for the Unlearning Depth Score.
+
+    Source: UDS (arXiv 2605.24614).
+
+    Args:
+        target: What is attacked.
+    """
+    base = same_weights(target)
+    for task, own in target.rows.items():
+        parts = []
+        for start in range(0, len(own), ROWS_AT_ONCE):
+            parts.append(states_at_answers(target.model, target.encoder, own[start : start + ROWS_AT_ONCE]))
+        with restored(target.model), without_hook(target.model):
+            with torch.no_grad():
+                for name, parameter in target.model.named_parameters():
+                    parameter.copy_(base[name])
+            said = torch.cat([said_of_patched(target.model, part) for part in parts], 1)
+        read = {(task, row.example.index): float(value) for row, value in zip(own, said.exp().mean(0), strict=True)}
+        facts = {str(layer): float(value) for layer, value in enumerate(said.mean(1))}
+        yield Variant("", {task: own}, target.encoder, facts, read=read)
+
+
+@torch.no_grad()
+def states_at_answers(model: nn.Module, encoder: Any, rows: list[TaskRow]) -> AtAnswers:
+    """What every layer gives where the right answers of some rows are predicted.
+
+    Raises NotApplicable for a layer that has several states for a token.
+    """
+    batch = encoder.collate([encoder.encode(row.example) for row in rows]).to(next(model.parameters()).device)
+    places, count = answer_places(model, batch)
+    states: dict[int, Tensor] = {}
+
+    def keep(number: int, taken: Tensor, given: Tensor) -> None:
+        if given.shape[:-1].numel() != count:
+            raise NotApplicable(f"layer {number} gives no one state for each token")
+        states[number] = given.flatten(0, -2)[places].cpu()
+
+    with changed_layers(model, keep):
+        forward(model, batch)
+    return AtAnswers(rows, batch, states)
+
+
+def answer_places(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Where a batch's answer tokens are predicted in the states of a layer, all positions in one line (N,), and how
+    many positions there are.
+    """
+    assert batch.positions is not None  # only faces have none
+    answered, ids = batch.labels != IGNORE, batch.inputs["input_ids"]
+    if packs(model, batch.inputs):
+        packed, positions = pack_rows(batch.inputs, batch.positions)
+        assert packed["input_ids"] is not None
+        return positions.view(answered.shape)[answered], packed["input_ids"].numel()
+    starts = torch.arange(len(ids), device=ids.device) * ids.shape[1]
+    return (batch.positions + starts[:, None])[answered], ids.numel()
+
+
+@torch.no_grad()
+def said_of_patched(model: nn.Module, part: AtAnswers) -> Tensor:
+    """The mean log probability of each right answer, without its end, under a model one of whose layers gives other
+    states where the answer is predicted: for each of its layers, (layers, B), in main memory.
+    """
+    places, _ = answer_places(model, part.batch)
+    made = []
+    for layer in range(len(layers_of(model))):
+
+        def patched(number: int, taken: Tensor, given: Tensor, layer: int = layer) -> Tensor | None:
+            if number != layer or layer not in part.states:
+                return None
+            flat = given.flatten(0, -2).clone()
+            flat[places] = part.states[layer].to(flat)
+            return flat.view_as(given)
+
+        with changed_layers(model, patched):
+            scored = forward(model, part.batch)
+        losses = [figures.losses[:-1] for _, figures in figures_of_answers(scored.logits, scored.labels)]
+        made.append(torch.tensor([-fmean(own) for own in losses]))
+    return torch.stack(made)
 
 
 # ---- a direction taken out

@@ -520,6 +520,15 @@ ATTACKS = [
         "Of the rounded linear weights that are not base's, the share whose code is base's",
         ".2f",
     ),
+    Measure(
+        "attack_depth",
+        "UDS",
+        HIGHER,
+        "Unlearning Depth Score: what gold's states do not tell base's upper layers and the model's do not either; 1: "
+        "as gold. A broken model has 1, too",
+        ".2f",
+        has_why=True,
+    ),
 ]
 UTILITY = [
     Measure(

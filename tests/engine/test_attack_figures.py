@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from engine.attack_figures import attack_figures_beside, judged_tokens
+from engine.attack_figures import attack_figures_beside, depth_score, judged_tokens
 from engine.attack_levels import LEAKS, NOT_APPLICABLE, RESISTS, UNRESOLVED
 from engine.attack_logs import TokenRow, read_attack_logs
 from engine.attack_run import COLUMNS
@@ -206,6 +206,34 @@ def test_what_is_no_try_is_judged_each_by_itself(study):
     assert figures["attack_level", "words@a.0"].value == pytest.approx(0.0, abs=0.05)
     assert figures["attack_level", "words@a.1"].value == pytest.approx(0.6, abs=0.05)
     assert figures["attack_equal_codes", "words@a.1"].value == 0.9
+
+
+# ---- how deep forgetting goes
+
+
+def test_the_depth_score_is_what_is_gone_of_what_gold_does_not_know_layer_by_layer():
+    base, gold = {"0": -1.0, "1": -1.0, "2": -1.0, "3": -1.0}, {"0": -1.04, "1": -1.5, "2": -3.0, "3": -2.0}
+    model = {"0": -9.0, "1": -1.1, "2": -9.0, "3": -0.5}
+    assert depth_score(base, model, [gold]).value == pytest.approx((0.1 + 2.0 + 0) / (0.5 + 2.0 + 1.0))
+    assert depth_score(base, base, [gold]).value == 0
+    assert depth_score(base, gold, [gold]).value == 1
+    golds = [gold, {**gold, "2": -2.0}]  # two golds: their mean
+    assert depth_score(base, model, golds).value == pytest.approx((0.1 + 1.5) / (0.5 + 1.5 + 1.0))
+    assert depth_score(base, model, [{**base, "0": -1.04}]).value is None
+
+
+def test_the_depth_score_of_each_task_stands_in_the_table(study):
+    folder = study()
+    for number, name in enumerate(("base", "gold_0", "gold_1", "model")):
+        change_attack(folder / name, "a", attack="patch_states")
+        file = folder / name / "attack_results" / "attack_meta.json"
+        record = json.loads(file.read_text())
+        record["attacks"]["a"]["facts"] = {"words@a": {"0": -1.0 - number}}
+        file.write_text(json.dumps(record))
+    figures = figures_in(folder)
+    assert figures["attack_depth", "words@a"].value == 1  # the model lost 3, golds 1 and 2
+    assert figures_in(folder, model="base")["attack_depth", "words@a"].value == 0
+    assert not any(key == "attack_equal_codes" and figure.value for (key, _), figure in figures.items())
 
 
 # ---- key tokens

@@ -1,4 +1,6 @@
-"""Attacks on hidden states: which layer is read, which direction is taken out, and what is drawn; whom each catches."""
+"""Attacks on hidden states: which layer is read, what base reads in them, which direction is taken out, and what is
+drawn; whom each catches.
+"""
 
 from dataclasses import replace
 from itertools import combinations
@@ -21,7 +23,7 @@ from engine.attacks_on_states import (
     read_from,
     without_directions,
 )
-from engine.kept_hook import layers_of
+from engine.kept_hook import KeptHook, install, layers_of, without_hook
 from engine.language_model import forward
 from helpers import attack_of, example, share_said, told_by, world_target
 from settings.attacks import Attack
@@ -150,6 +152,145 @@ def test_pictures_are_read_from_an_earlier_layer_too(world, model, encoder):
     target = world_target(world, model, encoder)
     (first, *_) = attack_of("lens", rows_of_each=1)(target)
     assert set(first.rows) <= set(target.rows)
+
+
+# ---- states put into base
+
+
+def answers_said(model, encoder, rows):
+    """Row -> geometric mean of the probabilities of its answer's tokens without the end, by one forward of the row."""
+    said = []
+    for row in rows:
+        batch = batch_of(encoder, [row])
+        with torch.no_grad():
+            scored = forward(model, batch)
+        losses = torch.nn.functional.cross_entropy(scored.logits[0], scored.labels[0], reduction="none")
+        said.append((-losses[:-1].mean()).exp().item())
+    return said
+
+
+def patched(target):
+    """Task -> the variant of its rows."""
+    return {task: variant for variant in attack_of("patch_states")(target) for task in variant.rows}
+
+
+def longer(rows):
+    """Answers of several lengths, so that rows are padded."""
+    answers = ["blue", "red and green", "a b c d e f", "white or black"]
+    return [
+        replace(row, example=replace(row.example, answer=answer)) for row, answer in zip(rows, answers, strict=False)
+    ]
+
+
+@pytest.fixture
+def to_patch(text_model, text_encoder):
+    """A base and a model that begins as it: a target whose model may be changed, and base's weights."""
+    rows = {name: longer(own) for name, own in target_of(text_model, text_encoder).rows.items()}
+    base = {name: weight.detach().clone() for name, weight in text_model.named_parameters()}
+    return replace(target_of(text_model, text_encoder, rows), base_weights=lambda: base)
+
+
+def disturb(*modules):
+    with torch.no_grad():
+        for number, module in enumerate(modules):
+            for weight in module.parameters():
+                weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
+
+
+def test_base_put_into_itself_says_what_it_says_under_every_layer(to_patch):
+    for task, variant in patched(to_patch).items():
+        own = answers_said(to_patch.model, to_patch.encoder, to_patch.rows[task])
+        assert [variant.read[task, row.example.index] for row in to_patch.rows[task]] == pytest.approx(own, rel=1e-4)
+        layers = len(layers_of(to_patch.model))
+        assert variant.facts == pytest.approx({str(layer): np.log(own).mean() for layer in range(layers)}, rel=1e-4)
+
+
+def test_states_of_the_last_layer_are_the_models_own_answers_through_bases_norm_and_head(to_patch):
+    clean = np.log(answers_said(to_patch.model, to_patch.encoder, to_patch.rows["words"])).mean()
+    disturb(*layers_of(to_patch.model))
+    own = np.log(answers_said(to_patch.model, to_patch.encoder, to_patch.rows["words"])).mean()
+    assert abs(own - clean) > 0.5
+    facts = patched(to_patch)["words"].facts
+    assert facts[str(len(facts) - 1)] == pytest.approx(own, rel=1e-4)
+
+
+def test_a_model_that_is_changed_in_its_last_layer_alone_holds_everything_below(to_patch):
+    clean = np.log(answers_said(to_patch.model, to_patch.encoder, to_patch.rows["words"])).mean()
+    disturb(layers_of(to_patch.model)[-1])
+    facts = list(patched(to_patch)["words"].facts.values())
+    assert facts[:-1] == pytest.approx([clean] * (len(facts) - 1), rel=1e-4)
+    assert abs(facts[-1] - clean) > 0.1
+
+
+def test_states_stand_where_the_answer_is_predicted_and_nowhere_else(to_patch):
+    """By hand, of one row alone: base's first layer gives the model's states from the prompt's last token on."""
+    (row, *_), encoder, base = to_patch.rows["words"], to_patch.encoder, to_patch.base_weights()
+    batch = batch_of(encoder, [row])
+    prompt = encoder.encode(row.example).prompt["input_ids"].shape[1]
+    disturb(layers_of(to_patch.model)[0])
+    found = {}
+
+    def note(module, args, given):
+        found["states"] = given if torch.is_tensor(given) else given[0]
+
+    handle = layers_of(to_patch.model)[0].register_forward_hook(note)
+    with torch.no_grad():
+        to_patch.model(**batch.inputs)
+        handle.remove()
+        other = AutoModelForCausalLM.from_config(to_patch.model.config).eval()
+        for name, weight in other.named_parameters():
+            weight.copy_(base[name])
+
+        def put(module, args, given):
+            states = (given if torch.is_tensor(given) else given[0]).clone()
+            states[:, prompt - 1 :] = found["states"][:, prompt - 1 :]
+            return states if torch.is_tensor(given) else (states, *given[1:])
+
+        layers_of(other)[0].register_forward_hook(put)
+        (by_hand,) = answers_said(other, encoder, [row])
+    for rows in ([row], to_patch.rows["words"]):  # alone, and padded beside others
+        variant = patched(replace(to_patch, rows={"words": rows, "kept": to_patch.rows["kept"]}))["words"]
+        if len(rows) == 1:
+            assert variant.facts["0"] == pytest.approx(np.log(by_hand), rel=1e-4)
+            alone = variant.read["words", 0]
+    assert variant.read["words", 0] == pytest.approx(alone, rel=1e-4)
+
+
+def test_the_model_is_as_it_was_while_its_rows_are_asked_and_afterwards(to_patch):
+    disturb(layers_of(to_patch.model)[1])
+    before = {name: weight.detach().clone() for name, weight in to_patch.model.named_parameters()}
+    for _ in attack_of("patch_states")(to_patch):
+        assert all(torch.equal(weight, before[name]) for name, weight in to_patch.model.named_parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in to_patch.model.named_parameters())
+
+
+def test_a_layer_that_steers_its_states_beside_the_weights_is_read_as_steered_and_base_is_not(to_patch):
+    width = to_patch.model.config.hidden_size
+    gate, direction = torch.randn(2, width, generator=torch.Generator().manual_seed(1)).unbind(0)
+    install(to_patch.model, KeptHook(0, 2.0, gate, direction))
+    clean = np.log(answers_said(to_patch.model, to_patch.encoder, to_patch.rows["words"])).mean()
+    facts = list(patched(to_patch)["words"].facts.values())
+    with without_hook(to_patch.model):
+        unsteered = np.log(answers_said(to_patch.model, to_patch.encoder, to_patch.rows["words"])).mean()
+    assert facts[-1] == pytest.approx(clean, rel=1e-4)
+    assert abs(clean - unsteered) > 0.1
+
+
+def test_states_of_a_model_of_other_shapes_are_not_put_into_base(to_patch):
+    weights = to_patch.base_weights()
+    weights.pop(next(iter(weights)))
+    with pytest.raises(SettingsError, match="base has no"):
+        next(attack_of("patch_states")(to_patch))
+
+
+def test_states_of_pictures_are_put_into_base_too(world, model, encoder):
+    target = world_target(world, model, encoder)
+    base = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    found = patched(replace(target, base_weights=lambda: base))
+    assert set(found) == set(target.rows)
+    for task, rows in target.rows.items():
+        read = [found[task].read[task, row.example.index] for row in rows]
+        assert read == pytest.approx(answers_said(model, encoder, rows), rel=1e-3)
 
 
 # ---- a direction
