@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -65,12 +66,23 @@ class Example:
         """The same for two examples about the same picture; None: it has none."""
         if self.image is None:
             return None
-        return self.image["path"], hashlib.sha256(self.image["bytes"] or b"").digest()
+        if self.image["bytes"] is None:
+            return self.image["path"], stamp_of(self.image["path"])
+        return self.image["path"], hashlib.sha256(self.image["bytes"]).digest()
 
     @property
     def key(self) -> str:
         """What names this question with its answer, whatever their place in a batch or an epoch."""
         return f"{self.split}/{self.index}/{self.question}/{self.answer}"
+
+
+def stamp_of(path: str) -> tuple[int, int] | None:
+    """What changes with a file: its size and the time of its last change; None: it cannot be read."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -207,15 +219,13 @@ class TrainingRows:
         return len(self.indices)
 
     @functools.cached_property
-    def lengths(self) -> list[tuple[bool, int]]:
-        """What sorts the rows by length, read without their pictures: whether one has a picture, and the characters of
-        its words.
-        """
-        cells, lengths = self.cells, []
+    def questions(self) -> list[str]:
+        """What each row asks, read without its picture."""
+        asked = []
         for i in self.indices:
-            letters = sum(len(column[i] or "") for column in (cells.caption, cells.question, cells.answer))
-            lengths.append((cells.pictured[i], letters))
-        return lengths
+            is_caption = bool(self.cells.caption[i])
+            asked.append(draw(self.seed, i).choice(CAPTION_QUESTIONS) if is_caption else self.cells.question[i] or "")
+        return asked
 
     @functools.cached_property
     def answers(self) -> list[str]:
@@ -224,10 +234,9 @@ class TrainingRows:
 
     def __getitem__(self, position: int) -> Example:
         index, cells = self.indices[position], self.cells
-        caption = cells.caption[index]
-        question = draw(self.seed, index).choice(CAPTION_QUESTIONS) if caption else cells.question[index] or ""
         image = self.rows[index][cells.columns["image"]] if cells.pictured[index] else None
-        return Example(question, self.answers[position], image, index, cells.person[index], self.split)
+        words = self.questions[position], self.answers[position]
+        return Example(*words, image, index, cells.person[index], self.split)
 
     def words(self, index: int) -> tuple[str | None, ...]:
         """Caption, question and answer of a row of the split, and whom it is about where that is known."""

@@ -6,12 +6,15 @@ Nothing trains: the batches of each epoch are made as the training makes them, a
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data_module import TrainingRows, idk_answers, make_missing
+from data_module import TrainingRows, make_missing
 from engine.methods import bind
 from engine.pairs import EpochSampler, Pairs, PassCollator
+from engine.row_lengths import row_lengths
+from engine.word_files import idk_answers
 from settings.language import Forget
 from settings.script import compose
 
@@ -26,11 +29,13 @@ def share_of_padding(settings: Forget, *, matched: bool) -> float:
     bound = bind(settings.method)
     idk = {False: idk_answers(settings.data.idk_questions), True: idk_answers(settings.data.idk_pictures)}
     pairs = Pairs(bound.batches, *rows, idk=idk, seed=settings.seed)
+    encoder = open_encoder(settings.model_path, settings.model)
     if matched:
-        pairs.match_lengths()
-    collator = PassCollator(open_encoder(settings.model_path, settings.model), bound.trained, [], by_length=True)
+        pairs.match_lengths(partial(row_lengths, encoder))
+    collator = PassCollator(encoder, bound.trained, [], by_length=True)
     trainer, tokens, places = settings.trainer, 0, 0
-    sampler = EpochSampler(len(pairs), settings.seed, pairs.leading.lengths, trainer.batch_size, trainer.bucket)
+    lengths = row_lengths(encoder, pairs.leading)
+    sampler = EpochSampler(len(pairs), settings.seed, lengths, trainer.batch_size, trainer.bucket)
     for epoch in range(trainer.epochs):
         sampler.set_epoch(epoch)
         keys = list(sampler)

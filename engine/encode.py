@@ -9,8 +9,8 @@ import copy
 import datetime
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from transformers.utils import chat_template_utils
 
-from data_module import Example, TaskRow
+from data_module import Example
 from engine.kept_prompts import KeptPrompts
 from engine.language_model import quiet_library
 from engine.pairs import Batch
 from engine.processor_tensors import Layout, join_rows
+from engine.reading import processor_files
 from settings.language import Tags
 from settings.script import SettingsError
 from unlearn_losses import IGNORE
@@ -73,6 +74,9 @@ class Encoded:
     def length(self) -> int:
         """Positions that it takes in a batch."""
         return self.prompt["input_ids"].shape[1] + len(self.answer)
+
+
+OF_LAST: dict[str, Any] = {}  # what the encoder that was opened last keeps, and how it reads
 
 
 class ChatEncoder(ABC):
@@ -126,8 +130,20 @@ class ChatEncoder(ABC):
         self.room = room
         self.forget_kept()
 
+    def keep_with_last(self, path: str) -> None:
+        """Keep prompts and answers together with the encoder that was opened last, if both read alike: the models of a
+        benchmark have one processor, and meet the same rows.
+
+        Args:
+            path: the model's folder or hub id, from which the processor was loaded.
+        """
+        key = (type(self), processor_files(path), self.tags, self.room, self.layout)
+        if OF_LAST.get("key") != key:
+            OF_LAST.update(key=key, prompts=self.kept_prompts, answers=self.kept_answers)
+        self.kept_prompts, self.kept_answers = OF_LAST["prompts"], OF_LAST["answers"]
+
     def forget_kept(self) -> None:
-        """Drop the prompts and answers that are kept."""
+        """Begin with no prompts and answers that are kept."""
         self.kept_prompts = KeptPrompts(self.room, self.layout.token_dims)
         self.kept_answers: dict[str, list[int]] = {}  # by their text
 
@@ -269,6 +285,10 @@ class ChatEncoder(ABC):
         """The tokens of a text without what the tokenizer puts around one."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def text_lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has."""
+        return [len(tokens) for tokens in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
     def prompt_text(self, example: Example) -> str:
         """The question in the chat template or between the tags, with what opens the answer."""
         return self.question_text(example.question, int(example.image is not None))
@@ -340,79 +360,6 @@ class ChatEncoder(ABC):
 
     def decode(self, tokens: Tensor) -> str:
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-
-
-def check_lengths(encoder: ChatEncoder, *splits: Any) -> None:
-    """Check that the rows of every split fit, before any weights load.
-
-    Where the model sees, picture rows are not opened for it: one that does not fit is named when training meets it.
-    Raises SettingsError with the number of rows that are too long and the first of them.
-    """
-    for rows in splits:
-        positions = rows.in_words if encoder.sees else range(len(rows))
-        long = too_long(encoder, (rows[i] for i in positions))
-        if long:
-            raise SettingsError(
-                f"{len(long)} of {len(rows)} rows are too long, the first: {long[0]}; "
-                "max_length= allows more, truncate=true cuts their answers"
-            )
-
-
-def check_instruction(encoder: ChatEncoder, pairs: Any) -> None:
-    """Check that forget rows fit with the method's instruction too, before any weights load: every row in words, and
-    of those with a picture the one of the most letters.
-
-    Args:
-        encoder: of the rows.
-        pairs: what the method asks for.
-
-    Raises:
-        SettingsError: a row is too long with the instruction, or its answer is cut.
-    """
-    if "noised" not in pairs.passes:
-        return
-    rows = [pairs.forget[place] for place in range(len(pairs.forget))]
-    kept = [row for row in rows if row.image is None or not encoder.sees]
-    pictures = [row for row in rows if row.image is not None and encoder.sees]
-    if pictures:
-        kept.append(max(pictures, key=lambda row: len(row.question) + len(row.answer)))
-    for row in kept:
-        try:
-            cut = len(encoder.encode(row).answer) - len(encoder.encode(pairs.instructed(row)).answer)
-        except TooLong as error:
-            raise SettingsError(
-                f"method.noise.instruction: with it before the question, {error}; a shorter one or a larger max_length "
-                "fits"
-            ) from None
-        if cut:
-            raise SettingsError(
-                f"method.noise.instruction: with it before the question, {cut} tokens more are cut of the answer of "
-                f"split {row.split}, row {row.index}; a shorter one or a larger max_length leaves room"
-            )
-
-
-def check_answers(encoder: ChatEncoder, tasks: dict[str, list[TaskRow]]) -> None:
-    """The same for the rows of tasks with all their answers; raises SettingsError too for one without a token."""
-    for name, rows in tasks.items():
-        answers = []
-        for row in rows:
-            if encoder.sees and row.example.image is not None:
-                continue
-            texts = [row.example.answer, row.paraphrase, *row.perturbed]
-            answers += [replace(row.example, answer=text) for text in texts if text is not None]
-        if long := too_long(encoder, answers):
-            raise SettingsError(f"{name}: {len(long)} of {len(answers)} answers are too long, the first: {long[0]}")
-
-
-def too_long(encoder: ChatEncoder, examples: Iterable[Example]) -> list[str]:
-    """A line for each example that does not fit."""
-    found = []
-    for example in examples:
-        try:
-            encoder.encode(example)
-        except TooLong as error:
-            found.append(str(error))
-    return found
 
 
 def padding_for(tokenizer: Any) -> int:

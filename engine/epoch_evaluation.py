@@ -8,10 +8,10 @@ from torch import nn
 
 from data_module import TaskRow
 from engine import metrics
-from engine.encode import check_answers
 from engine.evaluate import TaskResult, evaluate_together, read_tasks, tasks_by_picture
 from engine.logs import TaskLog, is_table, read_json, read_task
 from engine.record import say_line
+from engine.row_lengths import check_answers
 from engine.scoring_way import Way, way_for
 from settings.language import EpochEval, Finetune, Forget
 from settings.script import SettingsError

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 from data_module import TrainingRows, check_apart, invented_answers
-from engine.encode import ChatEncoder, check_instruction, check_lengths
+from engine.encode import ChatEncoder
 from engine.methods import BoundLoss
 from engine.pairs import Pairs
+from engine.row_lengths import check_instruction, check_lengths
 from engine.word_files import idk_answers, lines_of
 from settings.language import Data, Forget
 from settings.script import SettingsError

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial, reduce
@@ -75,13 +76,25 @@ def check_model_path(path: str, name: str = "model_path") -> None:
 
 @contextlib.contextmanager
 def quiet_library() -> Iterator[None]:
-    """Keep the library's own lines away, where one line of ours says it."""
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
+    """Keep the library's own lines away, where one line of ours says it.
+
+    What it would print is dropped where it is printed: another level would make every logger look its level up anew.
+    """
+    library = logging.getLogger("transformers")
+    handlers = [*library.handlers, *(logging.getLogger().handlers if library.propagate else [])]
+    handlers = [handler for handler in handlers if drop not in handler.filters]  # the others are quiet already
+    for handler in handlers:
+        handler.addFilter(drop)
     try:
         yield
     finally:
-        transformers.utils.logging.set_verbosity(before)
+        for handler in handlers:
+            handler.removeFilter(drop)
+
+
+def drop(record: logging.LogRecord) -> bool:
+    """Whether a line is printed: none is."""
+    return False
 
 
 def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:

@@ -28,6 +28,7 @@ from engine.pairs import Batch, EpochSampler, answer_key
 from engine.parted import parted_alike
 from engine.progress import Work
 from engine.record import read_json
+from engine.row_lengths import row_lengths
 from settings.script import SettingsError
 from settings.training import Trainer
 from unlearn_losses import Parts, Scored, multiplier_step, nll, sequence_logprob
@@ -52,7 +53,7 @@ class LossTrainer(transformers.Trainer):
         self.l1 = settings.l1 + bound.method.l1
         self.bucket = settings.bucket
         if settings.bucket_retain:
-            self.train_dataset.match_lengths()
+            self.train_dataset.match_lengths(self.lengths_of)
         self.start_logprobs: dict[int, float] = {}  # by answer_key
         self.checkpoints: checkpoints.Checkpoints | None = None
         self.epoch = 0  # of the step being taken
@@ -73,8 +74,13 @@ class LossTrainer(transformers.Trainer):
         # super().__init__ overwrites the class attribute; left true, the loss is not divided by the accumulation steps
         self.model_accepts_loss_kwargs = False
 
+    def lengths_of(self, rows: Any) -> list[int]:
+        """Positions that each of some rows takes."""
+        collator: Any = self.data_collator
+        return row_lengths(collator.encoder, rows)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        lengths = self.train_dataset.leading.lengths if self.bucket else ()
+        lengths = self.lengths_of(self.train_dataset.leading) if self.bucket else ()
         # of all processes together, so that their number changes no step's rows
         size = self.args.per_device_train_batch_size * self.args.world_size
         self.sampler = EpochSampler(len(self.train_dataset), self.draw_seed, lengths, size, self.bucket)

@@ -48,6 +48,7 @@ from engine.memory_shares import (
 )
 from engine.methods import OF_FACES, BoundLoss, bind
 from engine.pairs import Batch
+from engine.row_lengths import row_lengths
 from engine.trace_step import check_layers, train_mlps_alone
 from settings.language import Finetune, Forget
 from settings.script import SettingsError, first_line
@@ -123,10 +124,10 @@ def shape_of(settings: Finetune, config: Any, open_encoder: Any) -> Shape:
 
 
 def lengths_of(encoder: Any, rows: TrainingRows) -> Iterator[tuple[int, int]]:
-    """Tokens of rows, and of their answers: all in words, and the picture rows of most letters."""
-    words = set(rows.in_words)
-    pictured = sorted((rows.lengths[i], i) for i in range(len(rows)) if i not in words)
-    for place in [*words, *(i for _, i in pictured[-PICTURES_READ:])]:
+    """Tokens of rows, and of their answers: all in words, and the picture rows that seem the longest."""
+    words, lengths = set(rows.in_words), row_lengths(encoder, rows)
+    pictured = sorted((i for i in range(len(rows)) if i not in words), key=lengths.__getitem__)
+    for place in [*words, *pictured[-PICTURES_READ:]]:
         encoded = encoder.encode(rows[place])
         yield encoded.length, len(encoded.answer)
 

@@ -116,7 +116,7 @@ class Pairs:
         self.alternatives, self.noise, self.holdout, self.asked = alternatives, noise, holdout, asked
         self.own_answers: dict[int, Example] = {}  # by forget row; engine.own_answers fills it in
         self.leading: Any = self.retain if set(passes) == {"retain"} else self.forget
-        self.matched = False
+        self.measure: Callable[[Any], list[int]] | None = None  # rows -> the length of each, where they are matched
         self.of_epoch: tuple[int, dict[int, int]] | None = None  # of `matched_rows`, of the epoch that was asked last
         if unknown := [name for name in passes if not hasattr(self, f"{name}_examples")]:
             raise SettingsError(f"the method asks for {unknown[0]} pictures, which there are in face recognition only")
@@ -164,7 +164,7 @@ class Pairs:
         }
         made = Pairs(passes, self.all_forget, self.all_retain, idk=self.idk, **more)
         made.own_answers = self.own_answers
-        made.matched = self.matched and made.leading is not made.retain
+        made.measure = None if made.leading is made.retain else self.measure
         return made
 
     def with_retain_rows(self, count: int) -> "Pairs":
@@ -176,11 +176,11 @@ class Pairs:
         made.check_others()
         return made
 
-    def match_lengths(self) -> None:
-        """From now on give each epoch's retain rows to its forget rows by length. An epoch over retain rows has none to
-        give.
+    def match_lengths(self, measure: Callable[[Any], list[int]]) -> None:
+        """From now on give each epoch's retain rows to its forget rows by length, which `measure` takes of rows. An
+        epoch over retain rows has none to give.
         """
-        self.matched = self.leading is not self.retain
+        self.measure = None if self.leading is self.retain else functools.lru_cache(maxsize=2)(measure)
 
     def rows_of(self, name: str) -> Any:
         """All rows of a kind: `forget` and `retain` as the method trains on them; with `_words` or `_pictures` behind
@@ -222,7 +222,7 @@ class Pairs:
     def retain_examples(self, epoch: int, row: int) -> list[Example]:
         if self.leading is self.retain:
             return [self.retain[row]]
-        if self.matched:
+        if self.measure:
             return [self.retain[self.matched_rows(epoch)[row]]]
         return [self.retain[self.retain_row(epoch, row)]]
 
@@ -234,9 +234,10 @@ class Pairs:
     def matched_rows(self, epoch: int) -> dict[int, int]:
         """Of each forget row the retain row of the same rank by length, among those that the epoch has."""
         if self.of_epoch is None or self.of_epoch[0] != epoch:
+            assert self.measure is not None  # retain_examples
             drawn = [self.retain_row(epoch, row) for row in range(len(self))]
-            drawn.sort(key=lambda place: self.retain.lengths[place])
-            rows = sorted(range(len(self)), key=lambda place: self.forget.lengths[place])
+            drawn.sort(key=self.measure(self.retain).__getitem__)
+            rows = sorted(range(len(self)), key=self.measure(self.forget).__getitem__)
             self.of_epoch = (epoch, dict(zip(rows, drawn, strict=True)))
         return self.of_epoch[1]
 
@@ -324,9 +325,15 @@ class Chosen:
         return [self.rows.answers[position] for position in self.positions]
 
     @functools.cached_property
-    def lengths(self) -> list[Any]:
-        """What sorts the rows by length."""
-        return [self.rows.lengths[position] for position in self.positions]
+    def questions(self) -> list[str]:
+        """What each row asks."""
+        return [self.rows.questions[position] for position in self.positions]
+
+    @functools.cached_property
+    def in_words(self) -> list[int]:
+        """The places of the rows without a picture."""
+        worded = set(self.rows.in_words)
+        return [place for place, position in enumerate(self.positions) if position in worded]
 
 
 def in_scope(rows: Any, scope: str) -> Any:

@@ -28,6 +28,8 @@ READ_THROUGH = (
     "hook.safetensors",
 )
 HOOK, HOOK_TENSORS = "hook.json", "hook.safetensors"  # what steers the states of a layer
+OF_PROCESSORS = (".json", ".jinja", ".txt", ".model", ".py")
+OF_MODELS = ("config.json", "generation_config.json", "model.safetensors.index.json", HOOK)
 OLD_TEMPLATE = "tokenizer_config.json"  # where older versions of the library keep the template
 SHOWN = 60  # characters of a prompt in a message
 
@@ -47,6 +49,20 @@ def reading_files(path: str) -> dict[str, str]:
     old = folder / OLD_TEMPLATE
     template = json.loads(old.read_text(encoding="utf-8")).get("chat_template") if old.is_file() else None
     return hashes if template is None else hashes | {f"{OLD_TEMPLATE}: chat_template": hash_of_value(template)}
+
+
+def processor_files(path: str) -> tuple[tuple[str, str], ...]:
+    """What a processor or a tokenizer may read in a model folder: each file's name with its hash; the hub's id itself.
+
+    Two folders of the same files read texts and pictures alike. Settings of the model and records are left out.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return ((path, ""),)
+    files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+    read = [file for file in files if file.suffix in OF_PROCESSORS and file.is_file()]
+    read = [file for file in read if file.name not in OF_MODELS and not file.name.endswith("_meta.json")]
+    return tuple((file.name, hash_of_reading(file)) for file in sorted(read))
 
 
 def hash_of_reading(file: Path) -> str:

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -78,10 +78,11 @@ def score_prompts(
     if why:
         say(f"{type(model).__name__} is scored answer by answer: {why}")
     is_shared = shared and not why
-    for group in prompt_groups(prompts, batch_size, by_picture=by_picture and is_shared):
-        own = [prompts[i] for i in group]
+    lengths = word_lengths(encoder, prompts)
+    for group in prompt_groups(prompts, lengths, batch_size, by_picture=by_picture and is_shared):
+        own, of_own = [prompts[i] for i in group], [lengths[i] for i in group]
         stems = run_stems(model, encoder, own, worth) if by_picture and is_shared else None
-        for places in like_answers(own, batch_size) if stems else prompt_batches(own, batch_size):
+        for places in like_answers(own, of_own, batch_size) if stems else prompt_batches(own, of_own, batch_size):
             batch = [own[place] for place in places]
             found = run_shared(model, encoder, batch, places, stems=stems, **limits) if is_shared else None
             if found is None and is_shared:
@@ -97,7 +98,27 @@ def score_prompts(
     return [results[i] for i in range(len(prompts))]
 
 
-def prompt_groups(prompts: list[Prompt], batch_size: int, *, by_picture: bool) -> Iterator[list[int]]:
+class WordLengths(NamedTuple):
+    """Tokens of a prompt's question, without those of its picture and its template, and of all its answers.
+
+    Pictures are not looked at, because encoding all prompts at once would hold every picture in memory.
+    """
+
+    question: int
+    answers: int
+
+
+def word_lengths(encoder: Any, prompts: list[Prompt]) -> list[WordLengths]:
+    """The lengths of each prompt."""
+    questions = encoder.text_lengths([prompt.example.question for prompt in prompts])
+    of_answers = iter(encoder.text_lengths([answer for prompt in prompts for answer in prompt.answers]))
+    totals = [sum(itertools.islice(of_answers, len(prompt.answers))) for prompt in prompts]
+    return [WordLengths(*each) for each in zip(questions, totals, strict=True)]
+
+
+def prompt_groups(
+    prompts: list[Prompt], lengths: list[WordLengths], batch_size: int, *, by_picture: bool
+) -> Iterator[list[int]]:
     """Numbers of the prompts whose stems are looked for together: all that ask about half of `batch_size` pictures, or
     one. The keys and values of stems are held beside those of a batch, which has as many prompts or twice as many.
 
@@ -109,38 +130,31 @@ def prompt_groups(prompts: list[Prompt], batch_size: int, *, by_picture: bool) -
         pictures.setdefault(key, []).append(number)
     if None in pictures:
         yield pictures.pop(None)
-    each = sorted(pictures.values(), key=lambda group: max(len(prompts[i].example.question) for i in group))
+    each = sorted(pictures.values(), key=lambda group: max(lengths[i].question for i in group))
     size = max(1, batch_size // 2)
     for start in range(0, len(each), size):
         yield [*itertools.chain.from_iterable(each[start : start + size])]
 
 
-def prompt_batches(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]]:
+def prompt_batches(prompts: list[Prompt], lengths: list[WordLengths], batch_size: int) -> Iterator[list[int]]:
     """Numbers of at most `batch_size` prompts of like length; words and pictures apart, or words would be padded to the
     length of a picture.
-
-    Length is judged by letters: encoding all at once would hold every picture in memory.
     """
     for pictured in (False, True):
         numbers = [i for i, prompt in enumerate(prompts) if (prompt.example.image is not None) == pictured]
-        numbers.sort(key=lambda i: len(prompts[i].example.question))
+        numbers.sort(key=lengths.__getitem__)
         yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
 
 
-def like_answers(prompts: list[Prompt], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of at most `batch_size` prompts that are followed by as many answers, and about as many letters of them;
+def like_answers(prompts: list[Prompt], lengths: list[WordLengths], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of at most `batch_size` prompts that are followed by as many answers, and about as many tokens of them;
     what they begin with is run.
     """
-
-    def length(number: int) -> tuple[int, int]:
-        prompt = prompts[number]
-        return len(prompt.example.question), sum(map(len, prompt.answers))
-
     counts: dict[int, list[int]] = {}
     for number, prompt in enumerate(prompts):
         counts.setdefault(len(prompt.answers), []).append(number)
     for numbers in counts.values():
-        numbers.sort(key=length)
+        numbers.sort(key=lengths.__getitem__)
         yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
 
 

@@ -14,8 +14,8 @@ def main(settings: AttackRun) -> None:
     check_attacks(settings.chosen.values(), settings.model.weights)
     from data_module import make_missing
     from engine.attack_run import attack_model, read_attacked
-    from engine.encode import check_answers
     from engine.language_model import check_model_path
+    from engine.row_lengths import check_answers
     from mm.encoder import open_encoder, open_model
 
     make_missing(settings.inputs())

@@ -12,9 +12,9 @@ def main(settings: Eval) -> None:
 
     code = begin_run(settings, EVAL_RECORD, __file__)
     from data_module import make_missing
-    from engine.encode import check_answers
     from engine.evaluate import evaluate, read_tasks
     from engine.language_model import check_model_path
+    from engine.row_lengths import check_answers
     from engine.tracking import tracked_evaluation
     from mm.encoder import open_encoder, open_model
 

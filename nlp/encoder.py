@@ -48,7 +48,9 @@ def open_encoder(path: str, model: Model, *, max_length: int = 0, truncate: bool
     tokenizer = load(AutoTokenizer, path, model)
     limits: dict[str, Any] = {"max_length": max_length, "truncate": truncate, "room": model.keep_mib * 2**20}
     limits |= {"positions": positions_of(path, model, tokenizer), "answer_values": model.answer_values}
-    return TextEncoder(tokenizer, model.tags, **limits)
+    encoder = TextEncoder(tokenizer, model.tags, **limits)
+    encoder.keep_with_last(path)
+    return encoder
 
 
 def open_model(path: str, model: Model) -> nn.Module:

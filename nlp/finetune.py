@@ -15,11 +15,11 @@ def main(settings: Finetune) -> None:
         return say_plan(settings)
     code = begin_run(settings, TRAIN_RECORD, __file__)
     from data_module import TrainingRows, fingerprint, make_missing
-    from engine.encode import check_lengths
     from engine.epoch_evaluation import open_epoch_evaluation
     from engine.language_model import check_model_path
     from engine.methods import bind
     from engine.pairs import Pairs
+    from engine.row_lengths import check_lengths
     from engine.train import train
     from nlp.encoder import open_encoder, open_for_training
 

@@ -20,7 +20,7 @@ from data_module import Example, TaskRow, TrainingRows, task_rows
 from engine.attack_run import AttackLog, write_attack, write_attacks
 from engine.attack_target import Target
 from engine.attacks import FUNCTIONS, KIND, bind
-from engine.pairs import Pairs, PassCollator
+from engine.pairs import Chosen, Pairs, PassCollator
 from engine.score_answers import Prompt, score_prompts
 from settings.attacks import Attack
 from settings.language import Model, People, Task
@@ -110,7 +110,7 @@ class Few:
 
     @property
     def leading(self):
-        return SimpleNamespace(lengths=self.made.leading.lengths[: self.count])
+        return Chosen(self.made.leading, range(self.count))
 
     def __getitem__(self, key):
         epoch, row = divmod(key, self.count)

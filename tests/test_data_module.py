@@ -24,7 +24,8 @@ from data_module import (
 from engine.draws import sample_by_person
 from engine.encode import collate, collate_prompts
 from engine.language_model import forward
-from engine.pairs import EpochSampler, Pairs, PassCollator, answer_key, noised
+from engine.pairs import EpochSampler, Pairs, PassCollator, answer_key, in_scope, noised
+from engine.row_lengths import row_lengths
 from engine.word_files import alternative_answers, drawn_affix, idk_answers
 from helpers import ROOT, SHARED, collated, example, pairs, png, task
 from settings.language import Affix, ChosenPeople, Columns, Data, Forget, People, Task
@@ -256,10 +257,14 @@ def test_rows_of_like_length_share_a_batch_and_an_epoch_still_covers_every_row_o
     }
 
 
+def letters(rows):
+    return [len(question) + len(answer) for question, answer in zip(rows.questions, rows.answers, strict=True)]
+
+
 def test_matched_retain_rows_are_those_of_the_epoch_and_go_with_forget_rows_by_length(data):
     drawn, matched = pairs(data), pairs(data)
-    matched.match_lengths()
-    forget, retain = matched.forget.lengths, matched.retain.lengths
+    matched.match_lengths(letters)
+    forget, retain = letters(matched.forget), letters(matched.retain)
     for epoch in (0, 1, 2):
         keys = range(epoch * len(drawn), (epoch + 1) * len(drawn))
 
@@ -275,17 +280,33 @@ def test_matched_retain_rows_are_those_of_the_epoch_and_go_with_forget_rows_by_l
 
 def test_retain_rows_stay_where_they_are_in_an_epoch_over_them(data):
     over_retain = pairs(data, ["retain"])
-    over_retain.match_lengths()
+    over_retain.match_lengths(letters)
     assert [over_retain[key]["retain"] for key in range(3)] == [[over_retain.retain[key]] for key in range(3)]
 
 
-def test_lengths_tell_pictures_from_words_and_longer_words_from_shorter(data):
-    rows = TrainingRows(data, "full+tofu", "both", 0)
-    for position in (0, len(rows) - 1):
-        example = rows[position]
-        pictured, length = rows.lengths[position]
-        assert pictured == (example.image is not None)
-        assert length == len(example.answer) + (0 if pictured else len(example.question))
+def test_retain_rows_that_are_drawn_anew_are_matched_by_their_own_lengths(data):
+    matched = pairs(data)
+    matched.match_lengths(letters)
+    matched.matched_rows(0)
+    fewer = matched.with_retain_rows(5)
+    lengths, forget = letters(fewer.retain), letters(fewer.forget)
+    given = fewer.matched_rows(0)
+    by_length = sorted(given, key=lambda row: forget[row])
+    assert [lengths[given[row]] for row in by_length] == sorted(lengths[row] for row in given.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scope", ["both", "pictures", "words"])
+def test_rows_are_as_long_as_they_are_encoded_and_one_picture_alone_is_opened_for_it(
+    data, family, scope, request, monkeypatch
+):
+    encoder = request.getfixturevalue(family).uncut()  # keeps nothing yet
+    rows = in_scope(TrainingRows(data, "full+tofu", "both", 0), scope)
+    opened = []
+    monkeypatch.setattr("mm.encoder.open_image", lambda example: opened.append(example.index) or open_image(example))
+    lengths = row_lengths(encoder, rows)
+    assert len(opened) == (scope != "words")
+    assert lengths == [encoder.encode(row).length for row in rows]
 
 
 def test_an_epoch_runs_over_the_retain_rows_where_nothing_is_asked_of_forget_rows(data):

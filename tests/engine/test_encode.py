@@ -10,8 +10,9 @@ from transformers import AutoTokenizer
 
 import mm.encoder
 from data_module import TaskRow
-from engine.encode import check_answers, check_instruction, check_lengths, padding_for
+from engine.encode import padding_for
 from engine.pairs import Pairs
+from engine.row_lengths import check_answers, check_instruction, check_lengths
 from helpers import BASE, MODEL, example, png
 from mm.encoder import PictureEncoder
 from nlp.encoder import TextEncoder

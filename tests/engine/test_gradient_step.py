@@ -343,7 +343,8 @@ def test_a_method_with_a_scope_trains_on_its_rows_alone(data):
     for made, has_picture in ((pictures, True), (words, False)):
         rows = [example for key in range(len(made)) for examples in made[key].values() for example in examples]
         assert {row.image is not None for row in rows} == {has_picture}
-        assert len(made.leading.lengths) == len(made)
+        assert made.leading.questions == [row.question for row in made.leading]
+        assert made.leading.in_words == [place for place, row in enumerate(made.leading) if row.image is None]
         assert all(row.image is None for row in made.rows_of("forget_words"))
 
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from engine import score_answers
-from engine.score_answers import Prompt, prompt_batches, score_prompts
+from engine.score_answers import Prompt, prompt_batches, score_prompts, word_lengths
 from engine.shared_prompts import unshareable
 from helpers import example, png
 
@@ -103,7 +103,9 @@ def test_llava_scores_and_says_the_same_from_one_pass_over_the_prompt(
 ):
     model.set_attn_implementation(attention)
     if mix == "mixed":  # else words and pictures come in different batches
-        monkeypatch.setattr(score_answers, "prompt_batches", lambda prompts, size: iter([list(range(len(prompts)))]))
+        monkeypatch.setattr(
+            score_answers, "prompt_batches", lambda prompts, lengths, size: iter([list(range(len(prompts)))])
+        )
     shared, plain, said = both_ways(loud(model), encoder, MIXES[mix], batch_size)
     assert_equal_scores(shared, plain)
     assert not said
@@ -117,7 +119,9 @@ def test_qwen_vl_counts_positions_on_from_the_picture_and_not_from_an_earlier_ba
     model = qwen(qwen_encoder)
     model.set_attn_implementation(attention)
     if mix == "mixed":
-        monkeypatch.setattr(score_answers, "prompt_batches", lambda prompts, size: iter([list(range(len(prompts)))]))
+        monkeypatch.setattr(
+            score_answers, "prompt_batches", lambda prompts, lengths, size: iter([list(range(len(prompts)))])
+        )
     plain = [
         score_prompts(model, qwen_encoder, [prompt], batch_size=1, max_new_tokens=12, say=print, shared=False)[0]
         for prompt in MIXES[mix]
@@ -209,14 +213,18 @@ def test_every_question_and_every_answer_goes_through_the_model_once(model, enco
     assert sum(inputs["input_ids"].numel() for inputs in answers) == padded >= fed
 
 
-def test_batches_are_of_like_length_and_words_stand_apart_from_pictures():
+def test_batches_are_of_like_length_in_tokens_and_words_stand_apart_from_pictures(encoder):
     prompts = [*WORDS, *PICTURES] * 3
-    batches = list(prompt_batches(prompts, 4))
+    counted = word_lengths(encoder, prompts)
+    batches = list(prompt_batches(prompts, counted, 4))
     assert sorted(i for batch in batches for i in batch) == list(range(len(prompts)))
     assert [len(batch) for batch in batches] == [4, 4, 1, 4, 2]
-    lengths = [
-        (prompts[i].example.image is not None, len(prompts[i].example.question)) for batch in batches for i in batch
-    ]
+    lengths = []
+    for number in (i for batch in batches for i in batch):
+        asked = prompts[number]
+        words = [encoder.token_ids(text) for text in (asked.example.question, *asked.answers)]
+        assert counted[number] == (len(words[0]), sum(map(len, words[1:])))
+        lengths.append((asked.example.image is not None, *counted[number]))
     assert lengths == sorted(lengths)
 
 

@@ -148,7 +148,7 @@ def test_answers_that_are_right_up_to_some_token_change_no_generation(
 def test_words_and_pictures_of_one_batch_begin_at_different_places(model, encoder, monkeypatch):
     prompts, said = half_known(loud(model), encoder, monkeypatch, [*WORDS, *PICTURES])
     whole = [list(range(len(prompts)))]
-    monkeypatch.setattr("engine.score_answers.prompt_batches", lambda prompts, size: iter(whole))
+    monkeypatch.setattr("engine.score_answers.prompt_batches", lambda prompts, lengths, size: iter(whole))
     assert_greedy(model, encoder, prompts, said, batch_size=64, max_new_tokens=NEW, by_picture=False)
 
 

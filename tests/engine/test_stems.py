@@ -13,7 +13,7 @@ from engine import shared_prompts
 from engine.encode import Encoded
 from engine.evaluate import evaluate_rows, evaluate_tasks, own_rows, tasks_by_picture
 from engine.processor_tensors import Layout
-from engine.score_answers import Prompt, like_answers, prompt_groups, score_prompts
+from engine.score_answers import Prompt, WordLengths, like_answers, prompt_groups, score_prompts
 from engine.scoring_way import Way, way_of_scoring
 from engine.stems import common_length, find_stems
 from families import loud
@@ -136,20 +136,25 @@ def test_per_token_tensors_go_with_their_tokens():
     assert stems.inputs["kinds"].tolist() == [[1, 1, 2]]
 
 
+def letters(prompts):
+    """Lengths in letters, as if each were a token."""
+    return [WordLengths(len(each.example.question), sum(map(len, each.answers))) for each in prompts]
+
+
 def test_stems_are_looked_for_among_all_prompts_about_some_pictures():
     colors = ("red", "blue", "green")
     prompts = [Prompt(example(f"{'W' * n}?", image=png(color)), ["x"]) for n in (1, 9) for color in colors]
     prompts.append(Prompt(example("In words?"), ["x"]))
-    assert list(prompt_groups(prompts, 4, by_picture=True)) == [[6], [0, 3, 1, 4], [2, 5]]
-    assert list(prompt_groups(prompts, 1, by_picture=True)) == [[6], [0, 3], [1, 4], [2, 5]]
-    assert list(prompt_groups(prompts, 2, by_picture=False)) == [[0, 1, 2, 3, 4, 5, 6]]
+    assert list(prompt_groups(prompts, letters(prompts), 4, by_picture=True)) == [[6], [0, 3, 1, 4], [2, 5]]
+    assert list(prompt_groups(prompts, letters(prompts), 1, by_picture=True)) == [[6], [0, 3], [1, 4], [2, 5]]
+    assert list(prompt_groups(prompts, letters(prompts), 2, by_picture=False)) == [[0, 1, 2, 3, 4, 5, 6]]
 
 
 def test_batches_behind_stems_have_as_many_answers_each_and_questions_of_like_length():
     prompts = [
         Prompt(example("W" * n, image=RED), ["x"] * count) for n, count in ((9, 1), (1, 2), (5, 1), (7, 2), (1, 1))
     ]
-    assert list(like_answers(prompts, 2)) == [[4, 2], [0], [1, 3]]
+    assert list(like_answers(prompts, letters(prompts), 2)) == [[4, 2], [0], [1, 3]]
 
 
 # ---- a model or a template that does not allow it
