@@ -16,7 +16,7 @@ from engine.quantise import FORMATS, quantised_weights
 from engine.relearn import taught
 from settings.script import SettingsError
 
-SPLITS = ("half", "people", "words", "pictures", "kept")  # of what is taught again
+SPLITS = ("same", "half", "people", "words", "pictures", "kept")  # of what is taught again
 
 
 @contextlib.contextmanager
@@ -120,7 +120,8 @@ def relearn(target: Target, *, split: str, steps: list[int], lr: float, batch_si
 
     Args:
         target: What is attacked.
-        split: `half`: half of each person's rows; `people`: half of the people, and then the other half, so that
+        split: `same`: all rows of the forgotten, which are then judged themselves; gold learns them, too, so that what
+            is left is how fast; `half`: half of each person's rows; `people`: half of the people, and then the other half, so that
             everybody is judged by a model that was not taught them; `words`: the rows without a picture, and those with
             one are judged; `pictures`: the other way round; `kept`: rows of half of the kept people alone, and
             everybody else is judged.
@@ -141,7 +142,7 @@ def division(target: Target, split: str) -> Iterator[tuple[list[Example], Rows]]
 
     Raises NotApplicable where there is nothing to part.
     """
-    ways = {"half": half_of_rows, "people": half_of_people, "kept": half_of_people}
+    ways = {"same": every_row, "half": half_of_rows, "people": half_of_people, "kept": half_of_people}
     halves = ways[split](target) if split in ways else by_picture(target, split == "pictures")
     for part in (True, False) if split == "people" else (True,):
         learned, judged = [], {}
@@ -151,11 +152,16 @@ def division(target: Target, split: str) -> Iterator[tuple[list[Example], Rows]]
             in_part = [halves[target.key_of(task, row)] == part for row in own]
             learned += [row.example for row, inside in zip(own, in_part, strict=True) if inside and is_taught]
             others = [row for row, inside in zip(own, in_part, strict=True) if not inside]
-            stays_whole = split in ("half", "kept") and not is_taught
+            stays_whole = split == "same" or (split in ("half", "kept") and not is_taught)
             judged[task] = own if stays_whole else others
         if not learned or not any(judged[task] for task in target.controls):
             raise NotApplicable(f"too few rows or people to part them for split={split}")
         yield learned, {task: own for task, own in judged.items() if own}
+
+
+def every_row(target: Target) -> dict[tuple[str, str, int], bool]:
+    """Row -> True."""
+    return {target.key_of(task, row): True for task, own in target.rows.items() for row in own}
 
 
 def by_picture(target: Target, pictured: bool) -> dict[tuple[str, str, int], bool]:

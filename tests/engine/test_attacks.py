@@ -400,6 +400,13 @@ def test_half_of_each_persons_rows_are_taught_and_the_others_judged(text_model, 
     assert judged["kept"] == target.rows["kept"]
 
 
+def test_all_rows_of_the_forgotten_are_taught_and_judged_themselves(text_model, text_encoder, monkeypatch):
+    target = target_of(text_model, text_encoder)
+    ((learned, judged),) = learned_and_judged(target, "same", monkeypatch)
+    assert learned == [row.example for row in target.rows["words"]]
+    assert judged == target.rows
+
+
 def test_everybody_is_judged_once_by_a_model_that_was_not_taught_them(text_model, text_encoder, monkeypatch):
     target = target_of(text_model, text_encoder)
     runs = learned_and_judged(target, "people", monkeypatch)
