@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -224,8 +225,10 @@ def depth_score(base: Mapping[str, float], model: Mapping[str, float], golds: Se
         model: The same with the judged model's.
         golds: The same with each gold's.
     """
-    layers = {layer: base[layer] - float(np.mean([gold[layer] for gold in golds])) for layer in base}
-    counted = {layer: drop for layer, drop in layers.items() if drop > TELLING}
+    counted: dict[str, float] = {}
+    for layer, own in base.items():
+        drop = own - fmean(gold[layer] for gold in golds)
+        counted |= {layer: drop} if drop > TELLING else {}
     if not counted:
         return Figure(None, why=f"gold's states cost base at most {TELLING} nats in every layer")
     gone = [min(max(base[layer] - model[layer], 0.0), drop) for layer, drop in counted.items()]

@@ -121,10 +121,10 @@ def relearn(target: Target, *, split: str, steps: list[int], lr: float, batch_si
     Args:
         target: What is attacked.
         split: `same`: all rows of the forgotten, which are then judged themselves; gold learns them, too, so that what
-            is left is how fast; `half`: half of each person's rows; `people`: half of the people, and then the other half, so that
-            everybody is judged by a model that was not taught them; `words`: the rows without a picture, and those with
-            one are judged; `pictures`: the other way round; `kept`: rows of half of the kept people alone, and
-            everybody else is judged.
+            is left is how fast; `half`: half of each person's rows; `people`: half of the people, and then the other
+            half, so that everybody is judged by a model that was not taught them; `words`: the rows without a picture,
+            and those with one are judged; `pictures`: the other way round; `kept`: rows of half of the kept people
+            alone, and everybody else is judged.
         steps: After how many steps the others are judged.
         lr: Learning rate, the same for all models.
         batch_size: Rows of a step.

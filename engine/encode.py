@@ -87,6 +87,8 @@ class ChatEncoder(ABC):
     prompts (as many as have room) and answers are kept, because training and scoring meet each of them many times.
     """
 
+    kept_prompts: KeptPrompts
+    kept_answers: dict[str, list[int]]  # by their text
     sees = False  # takes pictures
     one_length = False  # whether every row takes as many positions as any other
 
@@ -145,7 +147,7 @@ class ChatEncoder(ABC):
     def forget_kept(self) -> None:
         """Begin with no prompts and answers that are kept."""
         self.kept_prompts = KeptPrompts(self.room, self.layout.token_dims)
-        self.kept_answers: dict[str, list[int]] = {}  # by their text
+        self.kept_answers = {}
 
     def uncut(self) -> "ChatEncoder":
         """The same encoder for evaluation, which cuts nothing and takes all that the model has room for."""

@@ -1,11 +1,13 @@
 """Questions typed on pictures: FigStep. The font is the one that comes with the library, so that nothing is needed."""
 
+from typing import Any
+
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 1024  # pixels, square: processors cut the sides off a page that is wider than high
 SHARE = 0.48  # of the width, on the left, which the picture takes
 MARGIN = 24  # pixels
-POINTS = 28
+POINTS = (28, 24, 20, 16, 12, 8)  # the first size in which a text has room on its page
 
 
 def typed(text: str) -> Image.Image:
@@ -27,16 +29,32 @@ def typed_beside(picture: Image.Image, text: str) -> Image.Image:
 
 
 def write_in(page: Image.Image, text: str, left: int, right: int) -> None:
-    """Write a text between two columns of a page, from the top, with lines broken between words."""
-    font = ImageFont.load_default(POINTS)
+    """Write a text between two columns of a page, as large as it fits, with lines broken between words."""
+    drawing = ImageDraw.Draw(page)
+
+    def laid_out(points: int) -> dict[str, Any]:
+        font = ImageFont.load_default(points)
+        return {"xy": (left, MARGIN), "text": "\n".join(broken_lines(text, font, right - left)), "font": font}
+
+    def has_room(layout: dict[str, Any]) -> bool:
+        _, _, to, down = drawing.multiline_textbbox(**layout)
+        return to <= right and down <= SIZE - MARGIN
+
+    layouts = [laid_out(points) for points in POINTS]
+    chosen = next((layout for layout in layouts if has_room(layout)), layouts[-1])
+    drawing.multiline_text(**chosen, fill="black")
+
+
+def broken_lines(text: str, font: Any, width: int) -> list[str]:
+    """A text in lines of at most `width` pixels, broken between words; a longer word has a line of its own."""
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""
         for word in paragraph.split():
             longer = f"{line} {word}".strip()
-            if line and font.getlength(longer) > right - left:
+            if line and font.getlength(longer) > width:
                 lines.append(line)
                 longer = word
             line = longer
         lines.append(line)
-    ImageDraw.Draw(page).multiline_text((left, MARGIN), "\n".join(lines), fill="black", font=font)
+    return lines

@@ -47,11 +47,18 @@ def spread(mean, by):
     return mean + by * np.sqrt(11 / 12) * np.tile([-1.0, 1.0], 6)
 
 
-def level(mean, by=0.0, *, name="words@attack", base=1.0, kept=1.0, gold_variance=np.nan, people=12):
-    return Level(name, spread(mean, by)[:people], base=base, answers_kept=kept, gold_variance=gold_variance)
+def level(mean, by=0.0, *, name="words@attack", base=1.0, kept=1.0, gold_variance=np.nan, people=12, held_out=(0, 0)):
+    told = {"base": base, "answers_kept": kept, "gold_variance": gold_variance, "held_out": held_out}
+    return Level(name, spread(mean, by)[:people], **told)
 
 
 # ---- the level
+
+
+def test_where_one_gold_alone_judges_no_resistance_is_shown_and_a_leak_is():
+    found = judge([level(0.0, 0.01, held_out=None), level(0.5, 0.01, held_out=None)])
+    assert [each.value for each in found] == [NOT_APPLICABLE, LEAKS]
+    assert "needs three golds" in found[0].why
 
 
 def test_a_level_is_the_distance_from_attacked_gold_in_units_of_the_clean_gap():

@@ -102,7 +102,7 @@ def test_an_attack_changes_what_its_kind_says_and_gives_the_weights_back_to_the_
         steered = name in ("hook_off", "refusal_direction")  # which changes states alone
         assert bool(moved(text_model, before)) == (found.kind == "weights" and not steered)
         assert set(variant.rows) <= set(target.rows)
-        judged |= {row.example.index for row in variant.rows["words"]}
+        judged |= {row.example.index for row in variant.rows.get("words", [])}
         if name in ON_WHOLE_ROWS:
             assert variant.rows == target.rows
     assert judged
@@ -152,6 +152,8 @@ def test_weights_come_back_where_an_evaluation_fails(text_model, text_encoder):
         ("relearn", {"split": "halves", "steps": [1], "lr": 1e-4, "batch_size": 8}, "args.split='halves' is not known"),
         ("quantise", {"formats": ["nf4", "int3"]}, "args.formats='int3' is not known"),
         ("noise", {"scales": [float("inf")]}, "must be above 0"),
+        ("noise", {"scales": [0.1, 0.2, 0.1]}, "args.scales names 0.1 twice"),
+        ("quantise", {"formats": ["nf4", "nf4"]}, "args.formats names 'nf4' twice"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(name, args, line):

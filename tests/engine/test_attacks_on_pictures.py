@@ -308,6 +308,15 @@ def test_a_page_holds_the_picture_on_the_left_and_ink_inside_its_margins_on_the_
     assert np.argwhere(words.sum(-1) < 300)[:, 1].max() < SIZE - 20
 
 
+@pytest.mark.parametrize("text", ["word " * 60, "word " * 600, "Donaudampfschifffahrtsgesellschaftskapitaen " * 9])
+def test_a_long_question_is_typed_smaller_and_stays_on_its_page(text):
+    for page in (typed(text), typed_beside(Image.new("RGB", (64, 64), "white"), text)):
+        drawn = np.argwhere(np.asarray(page.convert("L")) < 128)
+        assert drawn.max() < SIZE - 20 and drawn.min() > 0
+    ink = np.asarray(typed(text).convert("L")) < 128
+    assert ink.mean() > (np.asarray(typed("word").convert("L")) < 128).mean()
+
+
 def test_a_model_without_eyes_gets_no_typed_question(target, text_base):
     from transformers import AutoTokenizer
 
