@@ -57,7 +57,7 @@ from unlearn_losses import Scored
 
 WORDS, ANSWER = 256, 128  # tokens of question and answer, and of the answer alone, where no row can be read
 PICTURE = 576  # tokens of a picture of a model that does not say it: LLaVA's
-PICTURES_READ = 16  # picture rows, of the most letters, whose tokens are counted
+PICTURES_READ = 16  # picture rows, those that seem the longest, whose tokens are counted
 COUNTS = (2, 4, 8)  # GPUs
 QUANTIZED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # bytes a weight, with the scales of its blocks
 

@@ -189,3 +189,46 @@ def test_data_is_read_without_torch():
         text=True,
     )
     assert done.stdout.split() == ["False"], done.stderr
+
+
+def missing_names(file: Path) -> list[str]:
+    """What a file imports of our modules and these do not hold at their top."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom) or node.level or (node.module or "").split(".")[0] not in FLOOR:
+            continue
+        place = ROOT.joinpath(*str(node.module).split("."))
+        source = place.with_suffix(".py") if place.with_suffix(".py").is_file() else place / "__init__.py"
+        held = defined_in(source) if source.is_file() else set()
+        names = (alias.name for alias in node.names)
+        found += [f"{node.module}.{name}" for name in names if name not in held and not submodule(place, name)]
+    return found
+
+
+def submodule(place: Path, name: str) -> bool:
+    return (place / f"{name}.py").is_file() or (place / name / "__init__.py").is_file()
+
+
+def defined_in(file: Path) -> set[str]:
+    """The names that a module's statements define or import at its top, also below an `if` or a `try`."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "bench").glob("*.py")), ids=lambda file: file.name)
+def test_a_bench_imports_only_what_is_there(file):
+    """No test runs every bench, and a name that has moved is noticed by whoever runs it next."""
+    assert missing_names(file) == []
+
+
+def test_a_name_that_has_moved_would_be_noticed(tmp_path):
+    bench = tmp_path / "bench.py"
+    bench.write_text("from data_module import TrainingRows, idk_answers\nfrom engine import seeds\nimport numpy\n")
+    assert missing_names(bench) == ["data_module.idk_answers"]
