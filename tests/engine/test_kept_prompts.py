@@ -1,11 +1,17 @@
+import os
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+import mm.encoder
+import nlp.encoder
 from engine.eight_bits import Packed, Packer
 from engine.kept_prompts import KeptPrompts
-from helpers import example, png
-from settings.language import Model
+from helpers import BASE, MODEL, example, png
+from settings.language import Model, Tags
 from settings.script import SettingsError
 
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
@@ -152,3 +158,63 @@ def test_room_below_nothing_is_refused():
 def test_where_there_is_no_room_no_picture_is_packed_or_kept():
     kept = kept_of(2, 0)
     assert kept.get(asked(0)) is None and not kept.packers
+
+
+# ---- from one encoder to the next
+
+
+@pytest.fixture
+def alike(tmp_path):
+    """Two folders of one processor."""
+    for name in ("one", "other"):
+        shutil.copytree(BASE, tmp_path / name)
+        (tmp_path / name / "train_meta.json").write_text(name)  # a record is no file of the processor
+    return tmp_path / "one", tmp_path / "other"
+
+
+def opened(folder, **changes):
+    return mm.encoder.open_encoder(str(folder), MODEL, **changes)
+
+
+def test_the_next_model_of_one_processor_finds_the_prompts_and_answers_that_were_encoded(alike, monkeypatch):
+    first = opened(alike[0])
+    encoded = first.encode(example(image=png("red")))
+    monkeypatch.setattr(mm.encoder.PictureEncoder, "prompt_inputs", lambda *_: pytest.fail("it is encoded anew"))
+    again = opened(alike[1]).encode(example(image=png("red")))
+    assert again.answer == encoded.answer and again.prompt.keys() == encoded.prompt.keys()
+    assert all(torch.equal(again.prompt[name], value) for name, value in encoded.prompt.items())
+
+
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json", "processor_config.json"])
+def test_a_model_with_another_file_of_its_processor_finds_nothing(alike, file):
+    first = opened(alike[0])
+    content = (alike[1] / file).read_text()
+    (alike[1] / file).write_text(content + ("\n" if file.endswith("json") else " "))
+    assert opened(alike[1]).kept_prompts is not first.kept_prompts
+
+
+def test_nor_does_one_with_other_tags_another_room_or_of_another_kind(alike, text_base):
+    changed = (MODEL, replace(MODEL, tags=Tags(question="Q: ", answer="A: ")), replace(MODEL, keep_mib=7))
+    made = [mm.encoder.open_encoder(str(alike[0]), each) for each in changed]
+    made.append(nlp.encoder.open_encoder(text_base, replace(MODEL, answer_values={})))
+    assert len({id(each.kept_prompts) for each in made}) == len({id(each.kept_answers) for each in made}) == 4
+
+
+def test_a_limit_of_length_is_the_encoders_own(alike):
+    long = example(answer="blue and green " * 20)
+    assert opened(alike[0]).encode(long).length > 40
+    with pytest.raises(SettingsError, match="the model takes 40"):
+        opened(alike[1], max_length=40).encode(long)
+
+
+def test_a_picture_that_was_changed_in_its_place_is_read_anew(alike, tmp_path):
+    place = tmp_path / "picture.png"
+
+    def shown(colour):
+        place.write_bytes(png(colour)["bytes"])
+        os.utime(place, ns=(1, len(colour)))  # a clock that is coarser than two writes
+        return opened(alike[0]).encode(example(image={"path": str(place), "bytes": None})).prompt["pixel_values"]
+
+    red, blue = shown("red"), shown("blue")
+    assert not torch.equal(red, blue)
+    assert torch.equal(shown("red"), red)

@@ -3,7 +3,9 @@ trained.
 """
 
 import copy
+import io
 import json
+import logging
 import shutil
 from dataclasses import replace
 
@@ -38,6 +40,7 @@ from engine.language_model import (
     load_for_training,
     load_model,
     packs,
+    quiet_library,
     save,
 )
 from engine.layer_output import end_at_layer, restore_layers
@@ -511,3 +514,27 @@ def test_a_tokenizer_with_code_of_its_own_is_refused_and_not_passed_over(auto_cl
     folder = with_code("tokenizer_config.json", own)
     with pytest.raises(SettingsError, match="its tokenizer comes with code of its own, which is not run"):
         load(auto_class, str(folder), TINY)
+
+
+# ---- the library's own lines
+
+
+@pytest.mark.parametrize("propagates", [False, True])
+def test_the_librarys_lines_are_kept_away_for_a_while_also_one_in_another(propagates, monkeypatch):
+    """Where `CI` is set the library hands its lines on to the root's handlers, too."""
+    written = io.StringIO()
+    library, handler = logging.getLogger("transformers"), logging.StreamHandler(written)
+    monkeypatch.setattr(library, "propagate", propagates)
+    whose = logging.getLogger() if propagates else library
+    whose.addHandler(handler)
+    line = logging.getLogger("transformers.models.llama").error
+    try:
+        with quiet_library():
+            with quiet_library():
+                line("inner")
+            line("outer")
+        line("after")
+    finally:
+        whose.removeHandler(handler)
+    assert written.getvalue() == "after\n"
+    assert handler.filters == []
