@@ -225,6 +225,15 @@ def test_a_tokenizer_whose_kind_the_models_configuration_names_has_its_own_promp
     assert found[0].answer != found[1].answer  # so that one that was kept would be wrong
 
 
+def test_where_some_had_no_room_the_next_model_begins_with_none(alike):
+    """Else rows of an earlier evaluation would keep those of all later ones from being kept."""
+    small = replace(MODEL, keep_mib=0)
+    first = mm.encoder.open_encoder(str(alike[0]), small)
+    assert mm.encoder.open_encoder(str(alike[1]), small).kept_prompts is first.kept_prompts
+    first.encode(example())
+    assert mm.encoder.open_encoder(str(alike[1]), small).kept_prompts is not first.kept_prompts
+
+
 def test_how_weights_are_held_makes_no_other_processor(alike):
     config = json.loads((alike[1] / "config.json").read_text())
     config["text_config"]["dtype"] = "float16"
