@@ -200,7 +200,7 @@ def test_a_model_with_another_file_of_its_processor_finds_nothing(alike, file):
     assert opened(alike[1]).kept_prompts is not first.kept_prompts
 
 
-@pytest.mark.parametrize("file", ["qwen.tiktoken", "bpe.codes", "tokenizer.model.v3", "additional_chat_templates/a.jinja"])
+@pytest.mark.parametrize("file", ["qwen.tiktoken", "tokenizer.model.v3", "additional_chat_templates/a.jinja"])
 def test_nor_does_one_with_another_file_that_some_tokenizer_may_read(alike, file):
     for folder in alike:
         (folder / file).parent.mkdir(exist_ok=True)
