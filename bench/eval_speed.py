@@ -55,6 +55,10 @@ class RandomRows:
         length = ANSWER - 1 - int(example.answer) % 5  # of different lengths
         return [*torch.randint(5, VOCABULARY - 5, (length,), generator=source).tolist(), END]
 
+    def text_lengths(self, texts: list[str]) -> list[int]:
+        """What prompts are sorted by: letters, as a seed says nothing of its tokens."""
+        return [*map(len, texts)]
+
     def decode(self, tokens: torch.Tensor) -> str:
         return str(tokens.tolist())
 

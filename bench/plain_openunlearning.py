@@ -83,6 +83,10 @@ class RandomWords:
     def encode_answer(self, example: Example, asked: int) -> list[int]:
         return [*tokens_of(example.answer, ANSWER - 1).tolist(), END]
 
+    def text_lengths(self, texts: list[str]) -> list[int]:
+        """What prompts are sorted by: all are of one length."""
+        return [0] * len(texts)
+
     def collate(self, encoded: list[Encoded]) -> Batch:
         return collate(encoded, PAD)
 

@@ -92,7 +92,8 @@ def check_values(where: str, function: Callable[..., Variants], args: dict[str, 
     for name, value in args.items():
         takes_all = name == "count" and function is affixes  # 0: every line of the file
         check_value(f"{where}.args.{name}", value, get_type_hints(function)[name], least=0 if takes_all else TINY)
-        if isinstance(value, list) and (again := next((item for item in value if value.count(item) > 1), None)):
+        if isinstance(value, list) and len(set(value)) < len(value):
+            again = next(item for item in value if value.count(item) > 1)
             raise SettingsError(f"{where}.args.{name} names {again!r} twice")
         for item in (value if isinstance(value, list) else [value]) if function in CHOOSING else []:
             if name in CHOICES:

@@ -102,16 +102,15 @@ def most_telling_layer(target: Target, rows: Sequence[TaskRow]) -> int:
 
 
 class AtAnswers(NamedTuple):
-    """Rows of a task with the states that a model has where their answers are predicted.
+    """Rows of a task with the states that a model has where their answers are predicted, in main memory: those of all
+    rows are held at once.
 
     Attributes:
-        rows: B rows.
-        batch: As the model takes them.
-        states: Number of a layer -> (N, H) in main memory, for all answer tokens of the B rows, the ends too. A layer
-            that does not run on these rows is left out.
+        batch: B rows as the model takes them.
+        states: Number of a layer -> (N, H), for all answer tokens of the B rows, the ends too. A layer that does not
+            run on these rows is left out.
     """
 
-    rows: list[TaskRow]
     batch: Batch
     states: dict[int, Tensor]
 
@@ -151,7 +150,8 @@ def states_at_answers(model: nn.Module, encoder: Any, rows: list[TaskRow]) -> At
 
     Raises NotApplicable for a layer that has several states for a token.
     """
-    batch = encoder.collate([encoder.encode(row.example) for row in rows]).to(next(model.parameters()).device)
+    collated = encoder.collate([encoder.encode(row.example) for row in rows])
+    batch = collated.to(next(model.parameters()).device)
     places, count = answer_places(model, batch)
     states: dict[int, Tensor] = {}
 
@@ -162,7 +162,7 @@ def states_at_answers(model: nn.Module, encoder: Any, rows: list[TaskRow]) -> At
 
     with changed_layers(model, keep):
         forward(model, batch)
-    return AtAnswers(rows, batch, states)
+    return AtAnswers(collated, states)
 
 
 def answer_places(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -184,7 +184,8 @@ def said_of_patched(model: nn.Module, part: AtAnswers) -> Tensor:
     """The mean log probability of each right answer, without its end, under a model one of whose layers gives other
     states where the answer is predicted: for each of its layers, (layers, B), in main memory.
     """
-    places, _ = answer_places(model, part.batch)
+    batch = part.batch.to(next(model.parameters()).device)
+    places, _ = answer_places(model, batch)
     made = []
     for layer in range(len(layers_of(model))):
 
@@ -196,7 +197,7 @@ def said_of_patched(model: nn.Module, part: AtAnswers) -> Tensor:
             return flat.view_as(given)
 
         with changed_layers(model, patched):
-            scored = forward(model, part.batch)
+            scored = forward(model, batch)
         losses = [figures.losses[:-1] for _, figures in figures_of_answers(scored.logits, scored.labels)]
         made.append(torch.tensor([-fmean(own) for own in losses]))
     return torch.stack(made)

@@ -136,11 +136,17 @@ class ChatEncoder(ABC):
         """Keep prompts and answers together with the encoder that was opened last, if both read alike: the models of a
         benchmark have one processor, and meet the same rows.
 
+        Where some prompts had no room, it begins with none: those that are kept may be of other rows, and nothing
+        makes room for them.
+
         Args:
             path: the model's folder or hub id, from which the processor was loaded.
+
+        Raises:
+            SettingsError: a file of the processor cannot be read.
         """
         key = (type(self), processor_files(path), self.tags, self.room, self.layout)
-        if OF_LAST.get("key") != key:
+        if OF_LAST.get("key") != key or OF_LAST["prompts"].is_full:
             OF_LAST.update(key=key, prompts=self.kept_prompts, answers=self.kept_answers)
         self.kept_prompts, self.kept_answers = OF_LAST["prompts"], OF_LAST["answers"]
 

@@ -24,6 +24,7 @@ class KeptPrompts:
     def __init__(self, room: int, by_token: Iterable[str]):
         """`room`: bytes of all that is kept; `by_token`: names of what belongs to a question, not to its picture."""
         self.room = room
+        self.is_full = False  # whether a prompt had no room
         self.by_token = {"input_ids", *by_token}
         self.packs = False
         self.packers: dict[str, Packer] = defaultdict(Packer)
@@ -56,10 +57,12 @@ class KeptPrompts:
         if not self.packs and needed + size(whole) > self.room:
             self.pack_all()
         if self.packs and needed + sum(value.numel() for value in whole.values()) > self.room:
-            return prompt  # no room in 8 bits either
+            self.is_full = True  # no room in 8 bits either
+            return prompt
         new: dict[str, Kept] = self.packed(whole) if self.packs else dict(whole)
         needed += size(new)
         if needed > self.room:
+            self.is_full = True
             return prompt
         self.room -= needed
         self.prompts[example.prompt_key] = own

@@ -93,8 +93,8 @@ def quiet_library() -> Iterator[None]:
 
 
 def drop(record: logging.LogRecord) -> bool:
-    """Whether a line is printed: none is."""
-    return False
+    """Whether a line is printed: none of the library is. A handler of the root prints others' lines, too."""
+    return record.name.partition(".")[0] != "transformers"
 
 
 def load(auto_class: Any, path: str, settings: Model, **options: Any) -> Any:

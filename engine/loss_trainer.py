@@ -40,6 +40,7 @@ class LossTrainer(transformers.Trainer):
     # always given; the library's own annotations allow None
     model: nn.Module
     train_dataset: Any
+    data_collator: Any
 
     def __init__(self, start: Start, bound: BoundLoss, settings: Trainer, *, seed: int, **options: Any):
         """`options`: those of the library's trainer."""
@@ -53,7 +54,7 @@ class LossTrainer(transformers.Trainer):
         self.l1 = settings.l1 + bound.method.l1
         self.bucket = settings.bucket
         if settings.bucket_retain:
-            self.train_dataset.match_lengths(self.lengths_of)
+            self.train_dataset.match_lengths(partial(row_lengths, self.data_collator.encoder))
         self.start_logprobs: dict[int, float] = {}  # by answer_key
         self.checkpoints: checkpoints.Checkpoints | None = None
         self.epoch = 0  # of the step being taken
@@ -74,13 +75,8 @@ class LossTrainer(transformers.Trainer):
         # super().__init__ overwrites the class attribute; left true, the loss is not divided by the accumulation steps
         self.model_accepts_loss_kwargs = False
 
-    def lengths_of(self, rows: Any) -> list[int]:
-        """Positions that each of some rows takes."""
-        collator: Any = self.data_collator
-        return row_lengths(collator.encoder, rows)
-
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        lengths = self.lengths_of(self.train_dataset.leading) if self.bucket else ()
+        lengths = row_lengths(self.data_collator.encoder, self.train_dataset.leading) if self.bucket else ()
         # of all processes together, so that their number changes no step's rows
         size = self.args.per_device_train_batch_size * self.args.world_size
         self.sampler = EpochSampler(len(self.train_dataset), self.draw_seed, lengths, size, self.bucket)

@@ -117,6 +117,7 @@ class Pairs:
         self.own_answers: dict[int, Example] = {}  # by forget row; engine.own_answers fills it in
         self.leading: Any = self.retain if set(passes) == {"retain"} else self.forget
         self.measure: Callable[[Any], list[int]] | None = None  # rows -> the length of each, where they are matched
+        self.lengths: tuple[list[int], list[int]] | None = None  # of forget and retain rows, once they are measured
         self.of_epoch: tuple[int, dict[int, int]] | None = None  # of `matched_rows`, of the epoch that was asked last
         if unknown := [name for name in passes if not hasattr(self, f"{name}_examples")]:
             raise SettingsError(f"the method asks for {unknown[0]} pictures, which there are in face recognition only")
@@ -172,15 +173,26 @@ class Pairs:
         made = copy.copy(self)
         made.retain = drawn_of(self.retain, count, self.seed, "retain rows")
         made.leading = made.retain if self.leading is self.retain else self.leading
-        made.of_epoch = None  # it is of the other rows
+        made.of_epoch, made.lengths = None, None  # both are of the other rows
         made.check_others()
         return made
 
     def match_lengths(self, measure: Callable[[Any], list[int]]) -> None:
         """From now on give each epoch's retain rows to its forget rows by length, which `measure` takes of rows. An
         epoch over retain rows has none to give.
+
+        All are measured here, and not anew in each process that makes batches.
         """
-        self.measure = None if self.leading is self.retain else functools.lru_cache(maxsize=2)(measure)
+        self.measure = None if self.leading is self.retain else measure
+        if self.measure:
+            self.measured()
+
+    def measured(self) -> tuple[list[int], list[int]]:
+        """The lengths of all forget and all retain rows."""
+        assert self.measure is not None  # retain_examples
+        if self.lengths is None:
+            self.lengths = self.measure(self.forget), self.measure(self.retain)
+        return self.lengths
 
     def rows_of(self, name: str) -> Any:
         """All rows of a kind: `forget` and `retain` as the method trains on them; with `_words` or `_pictures` behind
@@ -234,10 +246,10 @@ class Pairs:
     def matched_rows(self, epoch: int) -> dict[int, int]:
         """Of each forget row the retain row of the same rank by length, among those that the epoch has."""
         if self.of_epoch is None or self.of_epoch[0] != epoch:
-            assert self.measure is not None  # retain_examples
+            of_forget, of_retain = self.measured()
             drawn = [self.retain_row(epoch, row) for row in range(len(self))]
-            drawn.sort(key=self.measure(self.retain).__getitem__)
-            rows = sorted(range(len(self)), key=self.measure(self.forget).__getitem__)
+            drawn.sort(key=of_retain.__getitem__)
+            rows = sorted(range(len(self)), key=of_forget.__getitem__)
             self.of_epoch = (epoch, dict(zip(rows, drawn, strict=True)))
         return self.of_epoch[1]
 

@@ -13,6 +13,7 @@ from typing import Any
 from engine.files import content_digest
 from engine.logs import EvalLog, TaskLog
 from engine.result_table import Figure
+from settings.script import SettingsError
 
 TOKENIZER = "tokenizer.json"
 OF_THE_LAST_USE = ("padding", "truncation", "version")  # what saving it anew may change
@@ -28,8 +29,11 @@ READ_THROUGH = (
     "hook.safetensors",
 )
 HOOK, HOOK_TENSORS = "hook.json", "hook.safetensors"  # what steers the states of a layer
-OF_PROCESSORS = (".json", ".jinja", ".txt", ".model", ".py")
-OF_MODELS = ("config.json", "generation_config.json", "model.safetensors.index.json", HOOK)
+CONFIG = "config.json"
+OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".index.json")
+OF_MODELS = ("generation_config.json", HOOK)
+OF_RUNS = ("_meta.json", ".jsonl", ".md")  # ends of names of records
+OF_WEIGHTS_ALONE = ("dtype", "torch_dtype", "use_cache")  # in config.json
 OLD_TEMPLATE = "tokenizer_config.json"  # where older versions of the library keep the template
 SHOWN = 60  # characters of a prompt in a message
 
@@ -54,23 +58,33 @@ def reading_files(path: str) -> dict[str, str]:
 def processor_files(path: str) -> tuple[tuple[str, str], ...]:
     """What a processor or a tokenizer may read in a model folder: each file's name with its hash; the hub's id itself.
 
-    Two folders of the same files read texts and pictures alike. Settings of the model and records are left out.
+    Two folders of the same files read texts and pictures alike. Nobody can list what all tokenizers read, so that only
+    weights and records are left out. `config.json` is there: it may name the kind of tokenizer.
+
+    Args:
+        path: A model folder, or a hub id.
+
+    Raises:
+        SettingsError: A file cannot be read.
     """
     folder = Path(path)
     if not folder.is_dir():
         return ((path, ""),)
-    files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
-    read = [file for file in files if file.suffix in OF_PROCESSORS and file.is_file()]
-    read = [file for file in read if file.name not in OF_MODELS and not file.name.endswith("_meta.json")]
-    return tuple((file.name, hash_of_reading(file)) for file in sorted(read))
+    files = [file for file in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")) if file.is_file()]
+    read = [file for file in files if file.name not in OF_MODELS and not file.name.endswith((*OF_WEIGHTS, *OF_RUNS))]
+    try:
+        return tuple((file.relative_to(folder).as_posix(), hash_of_reading(file)) for file in sorted(read))
+    except OSError as error:
+        raise SettingsError(f"{str(error.filename)!r} cannot be read: {error.strerror}") from None
 
 
 def hash_of_reading(file: Path) -> str:
     """Hash of a file between question and weights, 16 hexadecimal digits.
 
-    Of a tokenizer's own file, how it was last told to pad and to cut does not count, nor do spaces in the JSON.
+    Of a tokenizer's own file, how it was last told to pad and to cut does not count, nor do spaces in the JSON. Of the
+    model's configuration, how its weights are held does not.
     """
-    if file.name != TOKENIZER:
+    if file.name not in (TOKENIZER, CONFIG):
         return content_digest(file).hex()[:16]
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
@@ -78,7 +92,15 @@ def hash_of_reading(file: Path) -> str:
         told = None
     if not isinstance(told, dict):
         return content_digest(file).hex()[:16]
+    if file.name == CONFIG:
+        return hash_of_value(without_weights(told))
     return hash_of_value({name: told[name] for name in told if name not in OF_THE_LAST_USE})
+
+
+def without_weights(told: dict[str, Any]) -> dict[str, Any]:
+    """A model's configuration, those of its parts too, without how the weights are held."""
+    kept = {name: value for name, value in told.items() if name not in OF_WEIGHTS_ALONE}
+    return {name: without_weights(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def hash_of_value(value: object) -> str:

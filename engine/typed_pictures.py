@@ -29,7 +29,9 @@ def typed_beside(picture: Image.Image, text: str) -> Image.Image:
 
 
 def write_in(page: Image.Image, text: str, left: int, right: int) -> None:
-    """Write a text between two columns of a page, as large as it fits, with lines broken between words."""
+    """Write a text between two columns of a page, as large as it fits, with lines broken between words. What has no
+    room in the smallest size goes over the edge.
+    """
     drawing = ImageDraw.Draw(page)
 
     def laid_out(points: int) -> dict[str, Any]:
@@ -40,9 +42,11 @@ def write_in(page: Image.Image, text: str, left: int, right: int) -> None:
         _, _, to, down = drawing.multiline_textbbox(**layout)
         return to <= right and down <= SIZE - MARGIN
 
-    layouts = [laid_out(points) for points in POINTS]
-    chosen = next((layout for layout in layouts if has_room(layout)), layouts[-1])
-    drawing.multiline_text(**chosen, fill="black")
+    for points in POINTS:
+        layout = laid_out(points)
+        if has_room(layout):
+            break
+    drawing.multiline_text(**layout, fill="black")
 
 
 def broken_lines(text: str, font: Any, width: int) -> list[str]:

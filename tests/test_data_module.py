@@ -1,6 +1,7 @@
 """Rows to batches: labels on the answer only, draws that depend on nothing but their key, errors that name the row."""
 
 import json
+import pickle
 import re
 from dataclasses import replace
 
@@ -276,6 +277,15 @@ def test_matched_retain_rows_are_those_of_the_epoch_and_go_with_forget_rows_by_l
         given = matched.matched_rows(epoch)
         by_length = sorted(given, key=lambda row: forget[row])
         assert [retain[given[row]] for row in by_length] == sorted(retain[row] for row in given.values())
+
+
+def test_a_process_that_is_started_anew_gets_matched_rows_with_their_lengths(data):
+    """As workers are where processes are not forked: on macOS, and everywhere from Python 3.14 on."""
+    matched = pairs(data)
+    matched.match_lengths(letters)
+    handed = pickle.loads(pickle.dumps(matched))
+    assert handed.lengths == (letters(matched.forget), letters(matched.retain))
+    assert [handed[key] for key in range(3)] == [matched[key] for key in range(3)]
 
 
 def test_retain_rows_stay_where_they_are_in_an_epoch_over_them(data):

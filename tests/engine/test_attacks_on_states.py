@@ -16,6 +16,7 @@ from engine.attack_target import NotApplicable, Target, person_of
 from engine.attacks import bind
 from engine.attacks_by_reading import best_of_draws, drawn_answers
 from engine.attacks_on_states import (
+    answer_places,
     changed_layers,
     directions_between,
     layer_states,
@@ -254,6 +255,17 @@ def test_states_stand_where_the_answer_is_predicted_and_nowhere_else(to_patch):
             assert variant.facts["0"] == pytest.approx(np.log(by_hand), rel=1e-4)
             alone = variant.read["words", 0]
     assert variant.read["words", 0] == pytest.approx(alone, rel=1e-4)
+
+
+def test_the_places_of_packed_rows_are_those_of_the_same_tokens(to_patch, monkeypatch):
+    batch = batch_of(to_patch.encoder, to_patch.rows["words"])
+    places, count = answer_places(to_patch.model, batch)
+    monkeypatch.setattr("engine.attacks_on_states.packs", lambda model, inputs: True)
+    packed, packed_count = answer_places(to_patch.model, batch)
+    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
+    assert count == ids.numel() > packed_count == mask.sum()
+    assert torch.equal(ids.flatten()[places], ids[mask][packed])
+    assert len(packed.unique()) == len(packed)
 
 
 def test_the_model_is_as_it_was_while_its_rows_are_asked_and_afterwards(to_patch):

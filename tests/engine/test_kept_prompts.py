@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ import mm.encoder
 import nlp.encoder
 from engine.eight_bits import Packed, Packer
 from engine.kept_prompts import KeptPrompts
+from engine.reading import processor_files
 from helpers import BASE, MODEL, example, png
 from settings.language import Model, Tags
 from settings.script import SettingsError
@@ -172,6 +174,11 @@ def alike(tmp_path):
     return tmp_path / "one", tmp_path / "other"
 
 
+def change_json(file, **changes):
+    told = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({name: value for name, value in told.items() if value is not None}))
+
+
 def opened(folder, **changes):
     return mm.encoder.open_encoder(str(folder), MODEL, **changes)
 
@@ -191,6 +198,48 @@ def test_a_model_with_another_file_of_its_processor_finds_nothing(alike, file):
     content = (alike[1] / file).read_text()
     (alike[1] / file).write_text(content + ("\n" if file.endswith("json") else " "))
     assert opened(alike[1]).kept_prompts is not first.kept_prompts
+
+
+@pytest.mark.parametrize("file", ["qwen.tiktoken", "tokenizer.model.v3", "additional_chat_templates/a.jinja"])
+def test_nor_does_one_with_another_file_that_some_tokenizer_may_read(alike, file):
+    for folder in alike:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text("one")
+    assert processor_files(str(alike[0])) == processor_files(str(alike[1]))
+    (alike[1] / file).write_text("other")
+    assert processor_files(str(alike[0])) != processor_files(str(alike[1]))
+
+
+def test_a_tokenizer_whose_kind_the_models_configuration_names_has_its_own_prompts(text_base, tmp_path):
+    """Without a kind in tokenizer_config.json the library takes that of config.json."""
+    asked, found = example(answer="cafe\u0301"), []  # Qwen2's joins the letter and its accent
+    for kind in ("PreTrainedTokenizerFast", "Qwen2Tokenizer"):
+        folder = tmp_path / kind
+        shutil.copytree(text_base, folder)
+        change_json(folder / "tokenizer_config.json", tokenizer_class=None)
+        change_json(folder / "config.json", tokenizer_class=kind, vocab_size=4000)
+        encoder = nlp.encoder.open_encoder(str(folder), replace(MODEL, answer_values={}))
+        kept, fresh = encoder.encode(asked), encoder.uncut().encode(asked)
+        assert torch.equal(kept.prompt["input_ids"], fresh.prompt["input_ids"]) and kept.answer == fresh.answer
+        found.append(fresh)
+    assert found[0].answer != found[1].answer  # so that one that was kept would be wrong
+
+
+def test_where_some_had_no_room_the_next_model_begins_with_none(alike):
+    """Else rows of an earlier evaluation would keep those of all later ones from being kept."""
+    small = replace(MODEL, keep_mib=0)
+    first = mm.encoder.open_encoder(str(alike[0]), small)
+    assert mm.encoder.open_encoder(str(alike[1]), small).kept_prompts is first.kept_prompts
+    first.encode(example())
+    assert mm.encoder.open_encoder(str(alike[1]), small).kept_prompts is not first.kept_prompts
+
+
+def test_how_weights_are_held_makes_no_other_processor(alike):
+    config = json.loads((alike[1] / "config.json").read_text())
+    config["text_config"]["dtype"] = "float16"
+    change_json(alike[1] / "config.json", dtype="float32", text_config=config["text_config"])
+    (alike[1] / "metrics.jsonl").write_text("{}")
+    assert processor_files(str(alike[0])) == processor_files(str(alike[1]))
 
 
 def test_nor_does_one_with_other_tags_another_room_or_of_another_kind(alike, text_base):

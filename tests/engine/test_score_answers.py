@@ -13,6 +13,9 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
+from bench.eval_speed import RandomRows
+from bench.plain_clear import PictureRows
+from bench.plain_openunlearning import RandomWords
 from engine import score_answers
 from engine.score_answers import Prompt, prompt_batches, score_prompts, word_lengths
 from engine.shared_prompts import unshareable
@@ -211,6 +214,12 @@ def test_every_question_and_every_answer_goes_through_the_model_once(model, enco
         lengths = [tokens_behind(prompt, encoder) for prompt in group]
         padded += len(group) * max(lengths)
     assert sum(inputs["input_ids"].numel() for inputs in answers) == padded >= fed
+
+
+@pytest.mark.parametrize("rows", [RandomRows, PictureRows, RandomWords])
+def test_what_a_bench_scores_has_lengths(rows):
+    prompts = [Prompt(example("1", "2"), ["2", "13"])]
+    assert len(word_lengths(rows(), prompts)) == 1
 
 
 def test_batches_are_of_like_length_in_tokens_and_words_stand_apart_from_pictures(encoder):
