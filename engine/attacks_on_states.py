@@ -22,6 +22,7 @@ from engine.score_answers import Prompt, figures_of_answers, score_prompts
 from unlearn_losses import IGNORE
 
 ROWS_AT_ONCE = 32
+MOST_HELD = 2**30  # bytes of states that are held before base takes the model's place
 
 
 @contextlib.contextmanager
@@ -102,8 +103,7 @@ def most_telling_layer(target: Target, rows: Sequence[TaskRow]) -> int:
 
 
 class AtAnswers(NamedTuple):
-    """Rows of a task with the states that a model has where their answers are predicted, in main memory: those of all
-    rows are held at once.
+    """Rows of a task with the states that a model has where their answers are predicted, in main memory.
 
     Attributes:
         batch: B rows as the model takes them.
@@ -113,6 +113,11 @@ class AtAnswers(NamedTuple):
 
     batch: Batch
     states: dict[int, Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the states."""
+        return sum(states.nbytes for states in self.states.values())
 
 
 def patch_states(target: Target) -> Variants:
@@ -131,21 +136,33 @@ def patch_states(target: Target) -> Variants:
     """
     base = same_weights(target)
     for task, own in target.rows.items():
-        parts = []
-        for start in range(0, len(own), ROWS_AT_ONCE):
-            parts.append(states_at_answers(target.model, target.encoder, own[start : start + ROWS_AT_ONCE]))
-        with restored(target.model), without_hook(target.model):
-            with torch.no_grad():
-                for name, parameter in target.model.named_parameters():
-                    parameter.copy_(base[name])
-            said = torch.cat([said_of_patched(target.model, part) for part in parts], 1)
+        found = []
+        for parts in parts_of(target, own):
+            with restored(target.model), without_hook(target.model):
+                with torch.no_grad():
+                    for name, parameter in target.model.named_parameters():
+                        parameter.copy_(base[name])
+                found += [said_of_patched(target.model, part) for part in parts]
+        said = torch.cat(found, 1)
         read = {(task, row.example.index): float(value) for row, value in zip(own, said.exp().mean(0), strict=True)}
         facts = {str(layer): float(value) for layer, value in enumerate(said.mean(1))}
         yield Variant("", {task: own}, target.encoder, facts, read=read)
 
 
+def parts_of(target: Target, rows: Sequence[TaskRow]) -> Iterator[list[AtAnswers]]:
+    """Rows with the model's states, so many at a time as are held in main memory."""
+    parts: list[AtAnswers] = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        parts.append(states_at_answers(target.model, target.encoder, rows[start : start + ROWS_AT_ONCE]))
+        if sum(part.size for part in parts) > MOST_HELD:
+            yield parts
+            parts = []
+    if parts:
+        yield parts
+
+
 @torch.no_grad()
-def states_at_answers(model: nn.Module, encoder: Any, rows: list[TaskRow]) -> AtAnswers:
+def states_at_answers(model: nn.Module, encoder: Any, rows: Sequence[TaskRow]) -> AtAnswers:
     """What every layer gives where the right answers of some rows are predicted.
 
     Raises NotApplicable for a layer that has several states for a token.

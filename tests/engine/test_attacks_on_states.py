@@ -21,6 +21,7 @@ from engine.attacks_on_states import (
     directions_between,
     layer_states,
     most_telling_layer,
+    parts_of,
     read_from,
     without_directions,
 )
@@ -274,6 +275,15 @@ def test_the_model_is_as_it_was_while_its_rows_are_asked_and_afterwards(to_patch
     for _ in attack_of("patch_states")(to_patch):
         assert all(torch.equal(weight, before[name]) for name, weight in to_patch.model.named_parameters())
     assert all(torch.equal(weight, before[name]) for name, weight in to_patch.model.named_parameters())
+
+
+def test_rows_whose_states_have_no_room_together_are_read_in_turn(to_patch, monkeypatch):
+    disturb(layers_of(to_patch.model)[1])
+    whole = patched(to_patch)["words"].read
+    monkeypatch.setattr("engine.attacks_on_states.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("engine.attacks_on_states.MOST_HELD", 1)
+    assert [len(parts) for parts in parts_of(to_patch, to_patch.rows["words"])] == [1, 1, 1, 1]
+    assert patched(to_patch)["words"].read == pytest.approx(whole, rel=1e-4)
 
 
 def test_a_layer_that_steers_its_states_beside_the_weights_is_read_as_steered_and_base_is_not(to_patch):
