@@ -323,8 +323,8 @@ def judge(levels: Sequence[Level]) -> list[Verdict]:
     below gold, or a model that says less than gold of eleven people could tell all about the twelfth.
     not applicable: base keeps too little under the attack; or a gold that the other golds judge has a bound of .1 or
     more, so that the attack cannot show resistance in anybody; or one gold alone judges, as where two golds are read by
-    key tokens that the first has chosen; or fewer than 10 people are left, and there are no
-    bounds. None of this depends on the judged model.
+    key tokens that the first has chosen; or fewer than 10 people are left, and there are no bounds. None of this
+    depends on the judged model.
     Else it is not resolved.
 
     Args:
