@@ -287,16 +287,15 @@ def task_rows(task: Task, seed: int, limit: int, fold: str = "all", validation_s
     if task.chosen and task.rows_per_person:
         about = rows_about(task.chosen, task.dataset, task.split, task.question, task.rows_per_person)
         kept = [i for i in kept if about[i]]
-    if task.asked_of_each:  # before folds and limits part the rows, so that all of them ask the same ones
-        kept = some_of_each(kept, people, task.asked_of_each, seed)
     in_fold = rows_of_fold([people[i] for i in kept], fold, validation_share, seed)
     chosen = [kept[place] for place in in_fold]
     if not chosen:
         raise SettingsError(
             f"fold={fold} leaves no row of {task.dataset}, split {task.split}: validation_share={validation_share}"
         )
-    sampled = sample_by_person([people[i] for i in chosen], limit, seed)
-    numbers = [chosen[place] for place in sampled]
+    who = [people[i] for i in chosen]
+    among = some_of_each(who, task.asked_of_each, seed) if task.asked_of_each else None
+    numbers = [chosen[place] for place in sample_by_person(who, limit, seed, among)]
     affixes = affixes_around(task.affix)
     made = []
     for i in numbers:

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Collection
 from typing import Any
 
 
@@ -24,24 +25,36 @@ def rows_of_fold(people: list[str | None], fold: str, validation_share: float, s
     return [i for i, name in enumerate(who) if fold == "all" or (name in validation) == (fold == "validation")]
 
 
-def some_of_each(rows: list[int], people: list[str | None], count: int, seed: int) -> list[int]:
-    """Of the row numbers at most `count` of each person, drawn for each by name; ascending."""
+def some_of_each(people: list[str | None], count: int, seed: int) -> list[int]:
+    """Row numbers, ascending: at most `count` of each person, drawn for each by name."""
     of_each: dict[str, list[int]] = {}
-    for i in rows:  # a row about nobody stands for itself
-        of_each.setdefault(people[i] or f"row {i}", []).append(i)
+    for i, person in enumerate(people):  # a row about nobody stands for itself
+        of_each.setdefault(person or f"row {i}", []).append(i)
     drawn = [draw(seed, "asked", person).sample(own, min(count, len(own))) for person, own in of_each.items()]
     return sorted(itertools.chain.from_iterable(drawn))
 
 
-def sample_by_person(people: list[str | None], limit: int, seed: int) -> list[int]:
+def sample_by_person(
+    people: list[str | None], limit: int, seed: int, among: Collection[int] | None = None
+) -> list[int]:
     """Row numbers, ascending: all, or `limit` of them taken person by person so that every person keeps an equal
     share.
+
+    Args:
+        people: the person of each row.
+        limit: how many rows are kept; 0: all.
+        seed: of the draws.
+        among: the row numbers that may be kept, of each person at least one; None: all. The order of the people is
+            drawn from all rows, so that a task that asks some rows of each person keeps the people that others keep.
     """
-    if not limit or limit >= len(people):
-        return list(range(len(people)))
-    by_person: dict[str | None, list[int]] = {}
-    for i in draw(seed, "limit").sample(range(len(people)), len(people)):
-        by_person.setdefault(people[i], []).append(i)
+    allowed = frozenset(range(len(people)) if among is None else among)
+    if not limit or limit >= len(allowed):
+        return sorted(allowed)
+    shuffled = draw(seed, "limit").sample(range(len(people)), len(people))
+    by_person: dict[str | None, list[int]] = {people[i]: [] for i in shuffled}
+    for i in shuffled:
+        if i in allowed:
+            by_person[people[i]].append(i)
     turns = [
         rows[turn]
         for turn in range(max(map(len, by_person.values())))

@@ -752,6 +752,19 @@ def test_a_fold_asks_the_same_rows_of_each_person_as_the_whole(world, tmp_path):
     assert parts == whole
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_limit_keeps_the_same_people_where_only_some_rows_of_each_are_asked(world, tmp_path, seed):
+    file = write_affixes(tmp_path, "Hello! {question}", "{question} Thank you.")
+    plain = in_words(world)
+    of_all = [row.example.person for row in task_rows(plain, seed, 0)]
+    limit = len(set(of_all)) - 1
+    kept = {row.example.person for row in task_rows(plain, seed, limit)}
+    for each in (1, 2, 9):
+        some = task_rows(replace(plain, affix=Affix(file, 0, "any"), asked_of_each=each), seed, limit)
+        assert len({row.example.index for row in some}) == limit == len(kept)
+        assert {row.example.person for row in some} == kept
+
+
 # ---- passes of invented answers and of noise
 
 
