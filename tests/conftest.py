@@ -29,8 +29,14 @@ from nlp.encoder import TextEncoder
 from settings.language import Columns, Data
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """What takes longest begins first, so that no worker has it left when all others are done."""
+    """What is long is slow too, and what takes longest begins first, so that no worker has it left when all others are
+    done.
+    """
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("begins_first") is None)
 
 

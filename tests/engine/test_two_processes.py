@@ -27,7 +27,7 @@ def cases():
     """Every backend with every track."""
     for backend in BACKENDS:
         for track in TRACKS:
-            marks = [pytest.mark.slow] if (backend, track) in QUICK else [pytest.mark.slow, pytest.mark.long]
+            marks = [pytest.mark.slow] if (backend, track) in QUICK else [pytest.mark.long]
             yield pytest.param(backend, track, marks=marks, id=f"{backend}-{track}")
 
 

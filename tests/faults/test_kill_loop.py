@@ -8,7 +8,6 @@ from faults import kill_loop
 from faults.kill_loop import Command, compare, leftovers
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     made = kill_loop.run(10, 0, tmp_path)

@@ -11,7 +11,7 @@ from helpers import start
 from report.verify import verify
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_shadow_models_are_attacked_and_found_again_by_a_second_method(world, text_base, tmp_path, monkeypatch, capsys):
     quick = ["split=full", "models=12", "finetune.epochs=4", "trainer.epochs=1", "trainer.lr=1e-4"]
     data = [f"data.text_path={world}/tofu", "data.made_by=''", f"model.path={text_base}", "model.made_by=''"]
