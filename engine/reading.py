@@ -16,7 +16,11 @@ from engine.result_table import Figure
 from settings.script import SettingsError
 
 TOKENIZER = "tokenizer.json"
-OF_THE_LAST_USE = ("padding", "truncation", "version")  # what saving it anew may change
+TOKENIZER_CONFIG = "tokenizer_config.json"
+OF_THE_LAST_USE = {  # what saving them anew may change: how texts were padded, and from where the tokenizer was loaded
+    TOKENIZER: ("padding", "truncation", "version"),
+    TOKENIZER_CONFIG: ("is_local", "local_files_only"),
+}
 READ_THROUGH = (
     TOKENIZER,
     "tokenizer.model",
@@ -32,9 +36,8 @@ HOOK, HOOK_TENSORS = "hook.json", "hook.safetensors"  # what steers the states o
 CONFIG = "config.json"
 OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".index.json")
 OF_MODELS = ("generation_config.json", HOOK)
-OF_RUNS = ("_meta.json", ".jsonl", ".md")  # ends of names of records
+OF_RUNS = ("_meta.json", ".jsonl", ".md", ".lock")  # ends of names of records and of what a run holds
 OF_WEIGHTS_ALONE = ("dtype", "torch_dtype", "use_cache")  # in config.json
-OLD_TEMPLATE = "tokenizer_config.json"  # where older versions of the library keep the template
 SHOWN = 60  # characters of a prompt in a message
 
 
@@ -50,9 +53,9 @@ def reading_files(path: str) -> dict[str, str]:
     folder = Path(path)
     found = {file for pattern in READ_THROUGH for file in folder.glob(pattern) if file.is_file()}
     hashes = {file.relative_to(folder).as_posix(): hash_of_reading(file) for file in sorted(found)}
-    old = folder / OLD_TEMPLATE
+    old = folder / TOKENIZER_CONFIG  # where older versions of the library keep the template
     template = json.loads(old.read_text(encoding="utf-8")).get("chat_template") if old.is_file() else None
-    return hashes if template is None else hashes | {f"{OLD_TEMPLATE}: chat_template": hash_of_value(template)}
+    return hashes if template is None else hashes | {f"{TOKENIZER_CONFIG}: chat_template": hash_of_value(template)}
 
 
 def processor_files(path: str) -> tuple[tuple[str, str], ...]:
@@ -81,10 +84,10 @@ def processor_files(path: str) -> tuple[tuple[str, str], ...]:
 def hash_of_reading(file: Path) -> str:
     """Hash of a file between question and weights, 16 hexadecimal digits.
 
-    Of a tokenizer's own file, how it was last told to pad and to cut does not count, nor do spaces in the JSON. Of the
-    model's configuration, how its weights are held does not.
+    Of a tokenizer's own files, how it was last told to pad and to cut does not count, nor from where it was loaded, nor
+    do spaces in the JSON. Of the model's configuration, how its weights are held does not.
     """
-    if file.name not in (TOKENIZER, CONFIG):
+    if file.name not in (*OF_THE_LAST_USE, CONFIG):
         return content_digest(file).hex()[:16]
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
@@ -94,7 +97,7 @@ def hash_of_reading(file: Path) -> str:
         return content_digest(file).hex()[:16]
     if file.name == CONFIG:
         return hash_of_value(without_weights(told))
-    return hash_of_value({name: told[name] for name in told if name not in OF_THE_LAST_USE})
+    return hash_of_value({name: told[name] for name in told if name not in OF_THE_LAST_USE[file.name]})
 
 
 def without_weights(told: dict[str, Any]) -> dict[str, Any]:

@@ -195,8 +195,10 @@ def test_the_next_model_of_one_processor_finds_the_prompts_and_answers_that_were
 @pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json", "processor_config.json"])
 def test_a_model_with_another_file_of_its_processor_finds_nothing(alike, file):
     first = opened(alike[0])
-    content = (alike[1] / file).read_text()
-    (alike[1] / file).write_text(content + ("\n" if file.endswith("json") else " "))
+    if file.endswith("json"):
+        change_json(alike[1] / file, told="otherwise")
+    else:
+        (alike[1] / file).write_text((alike[1] / file).read_text() + " ")
     assert opened(alike[1]).kept_prompts is not first.kept_prompts
 
 
@@ -234,11 +236,13 @@ def test_where_some_had_no_room_the_next_model_begins_with_none(alike):
     assert mm.encoder.open_encoder(str(alike[1]), small).kept_prompts is not first.kept_prompts
 
 
-def test_how_weights_are_held_makes_no_other_processor(alike):
+def test_how_weights_are_held_what_a_run_writes_and_from_where_it_was_loaded_make_no_other_processor(alike):
     config = json.loads((alike[1] / "config.json").read_text())
     config["text_config"]["dtype"] = "float16"
     change_json(alike[1] / "config.json", dtype="float32", text_config=config["text_config"])
     (alike[1] / "metrics.jsonl").write_text("{}")
+    (alike[1] / "eval_results.lock").write_text("")
+    change_json(alike[1] / "tokenizer_config.json", is_local=True, local_files_only=True)
     assert processor_files(str(alike[0])) == processor_files(str(alike[1]))
 
 

@@ -5,6 +5,7 @@ mistake.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import mm.attack
 import mm.eval
 import mm.finetune
 import mm.forget
+from engine import encode
 from engine.attack_logs import read_attack_logs
 from helpers import ACCELERATE, BASE, ENVIRONMENT, QUICK, ROOT, fresh_copy, same_tensors, start
 
@@ -70,6 +72,25 @@ def test_two_processes_evaluate_to_the_same_log_as_one(world_overrides, tmp_path
         assert {m: list(rows) for m, rows in metrics.items()} == {m: list(rows) for m, rows in two[task].items()}
         assert metrics["generated_text"] == two[task]["generated_text"]
         assert list(metrics["avg_gt_loss"].values()) == pytest.approx(list(two[task]["avg_gt_loss"].values()), abs=1e-4)
+
+
+def test_the_stages_of_a_benchmark_share_the_prompts_that_were_encoded(
+    finetuned, world_overrides, tmp_path, monkeypatch
+):
+    """Whatever saving a processor anew changes in its files, and whatever a run holds beside them."""
+    model = tmp_path / "model"
+    shutil.copytree(finetuned, model)
+    quick = [*world_overrides, "limit=2", "max_new_tokens=2"]
+    assert start(mm.eval, [f"model_path={BASE}", f"save_dir={tmp_path}/base", *quick], monkeypatch) == 0
+    kept = encode.OF_LAST["prompts"]
+    count = len(kept.prompts)
+    assert count
+    assert start(mm.eval, [f"model_path={model}", *quick], monkeypatch) == 0  # into the model's own folder
+    assert encode.OF_LAST["prompts"] is kept and len(kept.prompts) == count
+    for script, told in ((mm.finetune, []), (mm.forget, [f"model_path={model}"])):
+        told += [f"save_dir={tmp_path}/{script.__name__}", *QUICK, *world_overrides]
+        assert start(script, told, monkeypatch) == 0
+        assert encode.OF_LAST["prompts"] is kept
 
 
 # parts of a ResNet, convolutions, pictures with a part hidden, networks that never learned anything
