@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from torch import Tensor
+
 from bench.clocks import Spent, print_both, processor, timed
 from bench.generation import open_both
+from data_module import Example
 from engine.evaluate import TaskResult, evaluate_rows, evaluate_tasks, most_revealing, read_tasks, tasks_by_picture
 
 
@@ -36,15 +39,30 @@ def same_words(one: dict[str, TaskResult], other: dict[str, TaskResult]) -> bool
     )
 
 
+def in_double(model: Any, encoder: Any) -> None:
+    """Have the model compute in 64 bits, and its encoder make pictures of 64."""
+    model.double()
+    encoder.forget_kept()
+    made = encoder.prompt_inputs
+
+    def prompt_inputs(example: Example) -> dict[str, Tensor]:
+        return {name: value.double() if value.is_floating_point() else value for name, value in made(example).items()}
+
+    encoder.prompt_inputs = prompt_inputs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="folder of a trained vision-language model")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=0, help="of each task, the first ones; 0: all")
+    parser.add_argument("--double", action="store_true", help="in 64 bits: what is left is no rounding of 32")
     parser.add_argument("overrides", nargs="*", help="of the evaluation's settings")
     asked = parser.parse_args()
     asked.modality = "mm"
     model, encoder, settings = open_both(asked)
+    if asked.double:
+        in_double(model, encoder)
     print(processor())
     limits: dict[str, Any] = {"batch_size": settings.batch_size, "say": print}
     tasks = {}
