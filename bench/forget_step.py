@@ -29,7 +29,7 @@ from bench.peak_memory import Peak, free_memory, resident_gb
 from engine.adapters import add_lora
 from engine.encode import Encoded, collate
 from engine.frozen_start import FrozenStart, forward_passes
-from engine.language_model import forward
+from engine.language_model import compute_activations_again, forward
 from engine.pairs import Batch
 from settings.training import Lora
 from unlearn_losses import IGNORE, Parts, Scored, kl, npo, sequence_logprob
@@ -109,10 +109,16 @@ class PlainStep:
 
 
 class OurStep:
-    """One training step of the suite's way."""
+    """One training step of the suite's way; with `checkpointing` its activations are computed again in the backward
+    pass.
+    """
+
+    checkpointing = False
 
     def __init__(self, method: str, model: torch.nn.Module, made: dict[str, Batch]):
         self.method, self.model, self.made = method, model, made
+        if self.checkpointing:
+            compute_activations_again(model)
         self.start_seconds = Spent(0.0, 0.0)  # of log-probabilities that are made once, for one step's rows
         if method == "npo":
             with torch.no_grad():
@@ -196,7 +202,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--checkpointing", action="store_true", help="as trainer.gradient_checkpointing=true, for ours")
     arguments = parser.parse_args()
+    OurStep.checkpointing = arguments.checkpointing
     print(processor(), f"{torch.get_num_threads()} threads")
     for size in arguments.sizes:
         for name, method, lora in (("npo", "npo", False), ("kl", "kl", False), ("kl_lora", "kl", True)):
