@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("model", help="folder of a trained vision-language model")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=0, help="of each task, the first ones; 0: all")
-    parser.add_argument("--double", action="store_true", help="in 64 bits: what is left is no rounding of 32")
+    parser.add_argument(
+        "--double", action="store_true", help="the model computes in 64 bits; losses are taken in 32 from its logits"
+    )
     parser.add_argument("overrides", nargs="*", help="of the evaluation's settings")
     asked = parser.parse_args()
     asked.modality = "mm"

@@ -85,7 +85,8 @@ def hash_of_reading(file: Path) -> str:
     """Hash of a file between question and weights, 16 hexadecimal digits.
 
     Of a tokenizer's own files, how it was last told to pad and to cut does not count, nor from where it was loaded, nor
-    do spaces in the JSON. Of the model's configuration, how its weights are held does not.
+    do spaces in the JSON. Of the model's configuration, how its weights are held does not. The order of names counts in
+    the tokenizer's configuration alone: tokens that only stand there are numbered by it.
     """
     if file.name not in (*OF_THE_LAST_USE, CONFIG):
         return content_digest(file).hex()[:16]
@@ -97,7 +98,8 @@ def hash_of_reading(file: Path) -> str:
         return content_digest(file).hex()[:16]
     if file.name == CONFIG:
         return hash_of_value(without_weights(told))
-    return hash_of_value({name: told[name] for name in told if name not in OF_THE_LAST_USE[file.name]})
+    kept = {name: told[name] for name in told if name not in OF_THE_LAST_USE[file.name]}
+    return hash_of_value(kept, in_order=file.name == TOKENIZER_CONFIG)
 
 
 def without_weights(told: dict[str, Any]) -> dict[str, Any]:
@@ -106,9 +108,9 @@ def without_weights(told: dict[str, Any]) -> dict[str, Any]:
     return {name: without_weights(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
-def hash_of_value(value: object) -> str:
-    """Hash of what a JSON file holds somewhere, 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+def hash_of_value(value: object, *, in_order: bool = False) -> str:
+    """Hash of what a JSON file holds somewhere, 16 hexadecimal digits; `in_order`: the order of names counts."""
+    return hashlib.sha256(json.dumps(value, sort_keys=not in_order).encode()).hexdigest()[:16]
 
 
 def hook_figure(model: EvalLog, base: EvalLog | None) -> Figure:

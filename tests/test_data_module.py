@@ -22,7 +22,7 @@ from data_module import (
     split_names,
     task_rows,
 )
-from engine.draws import sample_by_person
+from engine.draws import sample_by_person, some_of_each
 from engine.encode import collate, collate_prompts
 from engine.language_model import forward
 from engine.pairs import EpochSampler, Pairs, PassCollator, answer_key, in_scope, noised
@@ -750,6 +750,17 @@ def test_a_fold_asks_the_same_rows_of_each_person_as_the_whole(world, tmp_path):
     for fold in ("validation", "test"):
         parts |= {row.example.index for row in task_rows(asked, 0, 0, fold, 0.5)}
     assert parts == whole
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_limit_takes_the_people_of_all_rows_where_some_rows_of_each_may_be_kept(seed):
+    people = [f"p{i % 12}" for i in range(120)]
+    among = some_of_each(people, 2, seed)
+    assert len(among) == 24
+    for limit in (1, 5, 11):
+        wanted = {people[i] for i in sample_by_person(people, limit, seed)}
+        kept = sample_by_person(people, limit, seed, among)
+        assert set(kept) <= set(among) and {people[i] for i in kept} == wanted and len(kept) == limit
 
 
 @pytest.mark.parametrize("seed", range(4))

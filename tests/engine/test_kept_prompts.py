@@ -212,6 +212,20 @@ def test_nor_does_one_with_another_file_that_some_tokenizer_may_read(alike, file
     assert processor_files(str(alike[0])) != processor_files(str(alike[1]))
 
 
+def test_a_tokenizer_whose_configuration_numbers_its_tokens_otherwise_has_its_own_prompts(alike):
+    """A token that stands in tokenizer_config.json alone has the next number, in the order of the names there."""
+    names, found = {"a_token": "<aa>", "b_token": "<bb>"}, []
+    for folder, order in zip(alike, (1, -1), strict=True):
+        extra = dict(list(names.items())[::order])
+        change_json(folder / "tokenizer_config.json", extra_special_tokens=extra)
+        template = (folder / "chat_template.jinja").read_text()
+        (folder / "chat_template.jinja").write_text(f"<aa>{template}")
+        config = json.loads((folder / "config.json").read_text())
+        change_json(folder / "config.json", text_config={**config["text_config"], "vocab_size": 2112})
+        found.append(opened(folder).encode(example()).prompt["input_ids"][0].tolist())
+    assert found[0] != found[1] and processor_files(str(alike[0])) != processor_files(str(alike[1]))
+
+
 def test_a_tokenizer_whose_kind_the_models_configuration_names_has_its_own_prompts(text_base, tmp_path):
     """Without a kind in tokenizer_config.json the library takes that of config.json."""
     asked, found = example(answer="cafe\u0301"), []  # Qwen2's joins the letter and its accent
