@@ -45,8 +45,7 @@ def sample_by_person(
         limit: how many rows are kept; 0: all.
         seed: of the draws.
         among: the row numbers that may be kept, of each person at least one; None: all. The order of the people is
-            drawn from all rows, so that a task that asks some rows of each person keeps the people of one
-            that asks them all.
+            drawn from all rows, so that a task asking some rows of each keeps the people of one asking all.
     """
     allowed = frozenset(range(len(people)) if among is None else among)
     if not limit or limit >= len(allowed):

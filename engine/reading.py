@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.files import content_digest
 from engine.logs import EvalLog, TaskLog
+from engine.record import is_part_of_a_model
 from engine.result_table import Figure
 from settings.script import SettingsError
 
@@ -36,7 +37,6 @@ HOOK, HOOK_TENSORS = "hook.json", "hook.safetensors"  # what steers the states o
 CONFIG = "config.json"
 OF_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".index.json")
 OF_MODELS = ("generation_config.json", HOOK)
-OF_RUNS = ("_meta.json", ".jsonl", ".md", ".lock")  # ends of names of records and of what a run holds
 OF_WEIGHTS_ALONE = ("dtype", "torch_dtype", "use_cache")  # in config.json
 SHOWN = 60  # characters of a prompt in a message
 
@@ -74,7 +74,8 @@ def processor_files(path: str) -> tuple[tuple[str, str], ...]:
     if not folder.is_dir():
         return ((path, ""),)
     files = [file for file in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")) if file.is_file()]
-    read = [file for file in files if file.name not in OF_MODELS and not file.name.endswith((*OF_WEIGHTS, *OF_RUNS))]
+    others = [file for file in files if file.name not in OF_MODELS and not file.name.endswith(OF_WEIGHTS)]
+    read = [file for file in others if is_part_of_a_model(file)]
     try:
         return tuple((file.relative_to(folder).as_posix(), hash_of_reading(file)) for file in sorted(read))
     except OSError as error:
